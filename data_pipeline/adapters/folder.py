@@ -1,0 +1,67 @@
+"""Any folder of radiographs: one class a subfolder, or unlabelled."""
+
+from __future__ import annotations
+
+import os
+
+from data_pipeline.adapters.place import parse_place, visible, walk
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import Records
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
+_SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def read_folder(place: str) -> Records:
+    """Reads `PATH[:labels=none]`.
+
+    A first level whose folders are all called train, val or test is the split. The next level is
+    the class; images lie at any depth below it. Images beside those folders have no class.
+    `labels=none` takes the folder as unlabelled whatever its subfolders are called.
+
+    Raises:
+      DataError: the folder does not exist or holds no image.
+    """
+    root, options = parse_place("folder", place, labels="folders")
+    if options["labels"] not in ("folders", "none"):
+        raise DataError(
+            f"folder:{place}: labels is {options['labels']!r}; expected folders or none"
+        )
+    if not root.is_dir():
+        raise DataError(f"folder:{place}: {root} is a file; name a folder, or use manifest:{root}")
+    paths, labels, splits = [], [], []
+
+    def take(folder: str, files: list[str], label: str, split: str) -> None:
+        for name in files:
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                paths.append(os.path.join(folder, name))
+                labels.append(label)
+                splits.append(split)
+
+    def take_classes(folder: str, split: str) -> None:
+        classes, files = visible(folder)
+        take(folder, files, "", split)
+        for name in classes:
+            label = name if options["labels"] == "folders" else ""
+            for below, names in walk(os.path.join(folder, name)):
+                take(below, names, label, split)
+
+    folders, _ = visible(root)
+    if folders and all(name.lower() in _SPLIT_FOLDERS for name in folders):
+        for name in folders:
+            take_classes(os.path.join(root, name), _SPLIT_FOLDERS[name.lower()])
+    else:
+        take_classes(str(root), "")
+    if not paths:
+        raise DataError(
+            f"folder:{place}: no image found below {root} (looked for {' '.join(IMAGE_SUFFIXES)})"
+        )
+    return Records.create(paths, source=f"folder:{place}", label=labels, split=splits)

@@ -1,0 +1,138 @@
+"""One file on disk -> one correct grey image, or one clear refusal."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+
+import numpy as np
+
+from data_pipeline.decode.preprocessing import RESIZE_MODES, Preprocessing, to_square
+from data_pipeline.decode.radiograph import (
+    DECODER_VERSION,
+    MAX_FILE_BYTES,
+    Header,
+    Radiograph,
+    Refused,
+)
+from data_pipeline.decode.raster import read_raster
+from data_pipeline.errors import UnreadableImage
+
+__all__ = [
+    "DECODER_VERSION",
+    "RESIZE_MODES",
+    "Header",
+    "Preprocessing",
+    "Radiograph",
+    "load_image",
+    "read_radiograph",
+    "to_square",
+]
+
+PHANTOM_PREFIX = "phantom:"
+
+
+def load_image(path: str, preprocessing: Preprocessing) -> np.ndarray:
+    """A film as the network takes it: uint8 `[S, S]`, bright = dense.
+
+    Args:
+      path: a DICOM, PNG, JPEG or TIFF file, or the address of a phantom film.
+      preprocessing: the size, and how the film is fitted into it.
+
+    Raises:
+      UnreadableImage: the file is missing, damaged or no radiograph. Nothing else.
+    """
+    if path.startswith(PHANTOM_PREFIX):
+        from data_pipeline.phantom import render
+
+        return render(path, preprocessing.image_size)
+    radiograph = _read(path, preprocessing.shortest_side)
+    try:
+        return to_square(radiograph.pixels, preprocessing)
+    except MemoryError:
+        raise UnreadableImage(path, "not enough memory to resize it") from None
+
+
+def read_radiograph(path: str | os.PathLike, *, min_side: int | None = None) -> Radiograph:
+    """A film and what its header says.
+
+    Args:
+      path: a DICOM, PNG, JPEG or TIFF file; the content decides, not the name.
+      min_side: decode at a reduced scale where that is faster, as long as the shorter side keeps
+        this many pixels. None decodes in full.
+
+    Raises:
+      UnreadableImage: the file is missing, damaged or no radiograph.
+    """
+    return _read(str(path), None if min_side is None else lambda height, width: min_side)
+
+
+def _read(path: str, shortest_side: Callable[[int, int], int] | None) -> Radiograph:
+    try:
+        kind = sniff(path)
+        if kind == "dicom":
+            from data_pipeline.decode.dicom import read_dicom
+
+            return read_dicom(path, shortest_side)
+        return read_raster(path, shortest_side)
+    except Refused as refusal:
+        raise UnreadableImage(path, str(refusal)) from None
+    except MemoryError:
+        raise UnreadableImage(path, "not enough memory to decode it") from None
+    except Exception as error:
+        # The type alone: a library's message can quote the header, and with it a name.
+        reason = f"damaged or not what its format says ({type(error).__name__})"
+        raise UnreadableImage(path, reason) from None
+
+
+_SIGNATURES = (
+    (b"\x89PNG\r\n\x1a\n", "raster"),
+    (b"\xff\xd8\xff", "raster"),
+    (b"II*\0", "raster"),
+    (b"MM\0*", "raster"),
+)
+_FOREIGN = (
+    (b"PK\x03\x04", "a ZIP archive; unpack it first"),
+    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself"),
+    (b"<", "a web page or XML text, often a failed download"),
+    (b"GIF8", "a GIF image"),
+    (b"BM", "a BMP image"),
+    (b"%PDF", "a PDF document"),
+    (b"\0\0\0\x0cjP  ", "a bare JPEG 2000 image"),
+)
+
+
+def sniff(path: str) -> str:
+    """`"raster"` or `"dicom"`, by content.
+
+    Raises:
+      Refused: the file cannot be opened, is empty or too large, or is of another kind.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise Refused("not a regular file")
+        if status.st_size == 0:
+            raise Refused("the file is empty")
+        if status.st_size > MAX_FILE_BYTES:
+            raise Refused(f"the file is larger than {MAX_FILE_BYTES // 2**20} MiB")
+        with open(path, "rb") as file:
+            head = file.read(132)
+    except FileNotFoundError:
+        raise Refused("the file does not exist") from None
+    except (OSError, ValueError) as error:
+        raise Refused(f"cannot be opened ({getattr(error, 'strerror', None) or error})") from None
+    for signature, kind in _SIGNATURES:
+        if head.startswith(signature):
+            return kind
+    if head[128:] == b"DICM":
+        return "dicom"
+    for signature, name in _FOREIGN:
+        if head.startswith(signature):
+            raise Refused(f"not a radiograph but {name}")
+    # Old archives keep DICOM without preamble: it starts with a low group, little or big endian.
+    if len(head) >= 8 and head[:2] in (b"\x02\0", b"\x08\0", b"\0\x02", b"\0\x08"):
+        return "dicom"
+    raise Refused("neither DICOM, PNG, JPEG nor TIFF")

@@ -1,0 +1,141 @@
+"""From a film of any size to the network's square: the part of decoding that a user chooses."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.decode.radiograph import DECODER_VERSION
+from data_pipeline.errors import UserError
+
+RESIZE_MODES = ("pad", "squash", "crop")
+_MAX_IMAGE_SIZE = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How a film becomes a square image. Travels with every checkpoint.
+
+    Attributes:
+      image_size: S, the side of the image in pixels.
+      resize: `"pad"` keeps the whole film and its proportions and fills up with black; `"squash"`
+        keeps the whole film and stretches it; `"crop"` keeps the proportions and cuts the longer
+        side at both ends.
+      trim_borders: cut uniform margins (collimator shadow, scanner frame) before resizing.
+    """
+
+    image_size: int
+    resize: str = "pad"
+    trim_borders: bool = False
+
+    def __post_init__(self):
+        size = self.image_size
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _MAX_IMAGE_SIZE:
+            raise UserError(f"image_size is {size!r}; expected 1 to {_MAX_IMAGE_SIZE} pixels")
+        if self.resize not in RESIZE_MODES:
+            raise UserError(f"resize is {self.resize!r}; expected one of {', '.join(RESIZE_MODES)}")
+        if not isinstance(self.trim_borders, bool):
+            raise UserError(f"trim_borders is {self.trim_borders!r}; expected True or False")
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON, with the version of the decoding code that they were used with."""
+        return {**dataclasses.asdict(self), "decoder_version": DECODER_VERSION}
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> Preprocessing:
+        """The reverse of `to_dict`.
+
+        Raises:
+          UserError: a key is unknown or missing, a value impossible, or the decoder another.
+        """
+        values = dict(values)
+        version = values.pop("decoder_version", DECODER_VERSION)
+        if version != DECODER_VERSION:
+            raise UserError(
+                f"preprocessing was written by decoder version {version}, this is version "
+                f"{DECODER_VERSION}: pixels differ; use the matching release of this code"
+            )
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown or "image_size" not in values:
+            problem = f"has the unknown key {unknown[0]!r}" if unknown else "lacks image_size"
+            raise UserError(f"preprocessing {problem}; expected {', '.join(sorted(known))}")
+        return cls(**values)
+
+    def fingerprint(self) -> str:
+        """A short hash that is equal exactly if the pixels are."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def shortest_side(self, height: int, width: int) -> int:
+        """How small the shorter side of an `height x width` film may be decoded.
+
+        Twice the resolution of the result, so that the final resize still anti-aliases.
+        """
+        if self.resize == "pad":
+            return max(1, -(-2 * self.image_size * min(height, width) // max(height, width)))
+        return 2 * self.image_size
+
+
+def to_square(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Resizes a film `[H, W]`, uint8 or uint16 at full range, to uint8 `[S, S]`, anti-aliased."""
+    if preprocessing.trim_borders:
+        pixels = trim_borders(pixels)
+    height, width = pixels.shape
+    size = preprocessing.image_size
+    box = (0.0, 0.0, float(width), float(height))
+    inner = (size, size)
+    if preprocessing.resize == "pad":
+        scale = size / max(height, width)
+        inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    elif preprocessing.resize == "crop":
+        side = min(height, width)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    if pixels.dtype == np.uint16:
+        # Pillow resizes 16 bits in float without loss; 257 = 65535 / 255.
+        image = Image.fromarray(pixels.astype(np.float32))
+        resized = np.asarray(image.resize(inner, Image.Resampling.BILINEAR, box=box))
+        resized = np.clip(np.rint(resized / 257.0), 0, 255).astype(np.uint8)
+    else:
+        image = Image.fromarray(pixels)
+        resized = np.asarray(image.resize(inner, Image.Resampling.BILINEAR, box=box))
+    if inner == (size, size):
+        return np.array(resized)
+    square = np.zeros((size, size), np.uint8)
+    top, left = (size - inner[1]) // 2, (size - inner[0]) // 2
+    square[top : top + inner[1], left : left + inner[0]] = resized
+    return square
+
+
+def trim_borders(pixels: np.ndarray) -> np.ndarray:
+    """Cuts uniform margins of a film `[H, W]`, at most two fifths of it from each side.
+
+    A line is margin while 98 % of it lies within 4 % of the full range of the outermost line's
+    median: film marks, dust and compression noise do not stop the cut, anatomy does.
+    """
+    top, bottom = _margins(pixels)
+    left, right = _margins(pixels.T)
+    return pixels[top : pixels.shape[0] - bottom, left : pixels.shape[1] - right]
+
+
+def _margins(pixels: np.ndarray) -> tuple[int, int]:
+    """How many lines are margin at the beginning and at the end of `[lines, N]`."""
+    tolerance = 0.04 * np.iinfo(pixels.dtype).max
+    counts = []
+    for lines in (pixels, pixels[::-1]):
+        level = float(np.median(lines[0]))
+        limit = 2 * len(lines) // 5
+        count = 0
+        while count < limit:
+            near = np.abs(lines[count].astype(np.float32) - level) <= tolerance
+            if near.mean() < 0.98:
+                break
+            count += 1
+        counts.append(count)
+    return counts[0], counts[1]
