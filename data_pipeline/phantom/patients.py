@@ -1,0 +1,197 @@
+"""Patients and their films: who is on film `i`, how old, in which position, with what condition.
+
+Patients come in blocks of eleven with 22 films (one to four each), so that film `i` is found
+without counting through its predecessors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+
+import numpy as np
+
+from data_pipeline.manifest import SPLITS, Records
+from data_pipeline.phantom.address import DOMAINS, Address, Place, address_prefix, parse_place
+
+CLASSES = (
+    "normal",
+    "aeroperitoneum",
+    "mass",
+    "intussusception",
+    "air-liquid shadow",
+    "foreign bodies",
+    "constipation",
+    "calcification",
+    "splenomegaly",
+    "hepatomegaly",
+    "situs inversus totalis",
+)
+_FILMS_OF_PATIENT = (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 4)
+_BLOCK = sum(_FILMS_OF_PATIENT)
+# Per mille of the patients; an invented long tail, not a prevalence from any hospital.
+_RARE = (480, 20, 40, 60, 90, 60, 160, 20, 25, 35, 10)
+_SPLIT_SHARE = {"train": 1.0, "validation": 0.2, "test": 0.3}
+_YEAR = 12.0
+_ADULT_AGES = (18 * _YEAR, 90 * _YEAR)
+_SEVERITY_RANGE = {"mixed": (0.0, 1.0), "subtle": (0.0, 0.3), "obvious": (0.7, 1.0)}
+
+# Purposes of random streams: one number each, so that no two draws share a stream.
+_STREAM_BLOCK, _STREAM_RECORD, STREAM_PATIENT, STREAM_FILM, STREAM_NOISE = range(5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """Everything that is decided before anatomy is drawn.
+
+    Attributes:
+      address: of the film.
+      patient: number of the patient within the split.
+      visit: which film of this patient, from 0.
+      age_months, sex: at the film; `"F"` or `"M"`.
+      view: `"supine"`, `"upright"` or `"decubitus"` (lying on the left side).
+      label: one of `CLASSES`, always the truth.
+      severity: 0 (barely visible) to 1 (obvious); without meaning for normal films.
+      site: `"a"` or `"b"`.
+      dose: relative to the site's usual dose, with the film's own chance in it.
+    """
+
+    address: Address
+    patient: int
+    visit: int
+    age_months: float
+    sex: str
+    view: str
+    label: str
+    severity: float
+    site: str
+    dose: float
+
+
+def stream(address: Address, purpose: int, *numbers: int) -> np.random.Generator:
+    """Random numbers that depend on the arguments alone.
+
+    The place's frequencies, severity, dose and site are left out on purpose: the same patients
+    are seen with another dose or at another site.
+    """
+    place = address.place
+    words = (
+        place.seed,
+        DOMAINS.index(place.domain),
+        place.max_age_months,
+        SPLITS.index(address.split),
+        purpose,
+        *numbers,
+    )
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
+
+
+def _between(rng: np.random.Generator, low: float, high: float) -> float:
+    return low + (high - low) * rng.random()
+
+
+@lru_cache(maxsize=64)
+def _block(address: Address) -> tuple[Film, ...]:
+    """The 22 films of one block; `address` is that of its first film."""
+    place, number = address.place, address.film // _BLOCK
+    rng = stream(address, _STREAM_BLOCK, number)
+    counts = rng.permutation(_FILMS_OF_PATIENT)
+    if place.frequencies == "balanced":
+        conditions = rng.permutation(len(CLASSES))
+    else:
+        conditions = np.searchsorted(np.cumsum(_RARE), rng.integers(sum(_RARE), size=11), "right")
+    films = []
+    for i, (count, condition) in enumerate(zip(counts, conditions, strict=True)):
+        patient = number * len(counts) + i
+        label = CLASSES[condition]
+        # Drawn one stream a patient: a switch that changes the class changes nothing else.
+        rng = stream(address, _STREAM_BLOCK, number, i)
+        sex = "FM"[rng.integers(2)]
+        site = "ab"[rng.integers(2)]
+        ages = _ages(rng, place, int(count))
+        for visit in range(count):
+            horizontal_beam = rng.random() < 0.5
+            decubitus = rng.random() < 0.3
+            severity = _between(rng, *_SEVERITY_RANGE[place.severity])
+            dose = place.dose * 4.0 ** _between(rng, -0.5, 0.5)
+            if label == "air-liquid shadow" or horizontal_beam:
+                view = "decubitus" if decubitus else "upright"
+            else:
+                view = "supine"
+            films.append(
+                Film(
+                    address=dataclasses.replace(address, film=number * _BLOCK + len(films)),
+                    patient=patient,
+                    visit=visit,
+                    age_months=ages[visit],
+                    sex=sex,
+                    view=view,
+                    label=label,
+                    severity=severity,
+                    site=site if place.site == "both" else place.site,
+                    dose=dose,
+                )
+            )
+    return tuple(films)
+
+
+def _ages(rng: np.random.Generator, place: Place, count: int) -> list[float]:
+    """Ages at the films of one patient, months, rising, in steps of a hundredth."""
+    youngest, oldest = (0.0, float(place.max_age_months))
+    if place.domain == "adult":
+        youngest, oldest = _ADULT_AGES
+    span = (oldest - youngest) / 4
+    first = _between(rng, youngest, oldest - span * (count - 1) / 3)
+    gaps = [_between(rng, 0.01, 1.0) * span / 3 for _ in range(count - 1)]
+    ages = [first]
+    for gap in gaps:
+        ages.append(ages[-1] + gap)
+    return [round(age * 100) / 100 for age in ages]
+
+
+def film_at(address: Address) -> Film:
+    """Who and what is on the film of this address."""
+    first = dataclasses.replace(address, film=address.film // _BLOCK * _BLOCK)
+    return _block(first)[address.film - first.film]
+
+
+def open_phantom(place: str) -> Records:
+    """Lists the films of a phantom data set; none is rendered.
+
+    Args:
+      place: what follows `phantom:`, such as `infant` or `infant:films=500:seed=1`.
+
+    Raises:
+      DataError: an unknown name or value; the message lists what is allowed.
+    """
+    parsed = parse_place(place)
+    parts = []
+    for split, share in _SPLIT_SHARE.items():
+        n = max(1, round(parsed.films * share))
+        parts.append(_records(parsed, split, n, source=f"phantom:{place}"))
+    return Records.concatenate(parts)
+
+
+def _records(place: Place, split: str, n: int, *, source: str) -> Records:
+    films = [f for first in range(0, n, _BLOCK) for f in _block(Address(place, split, first))][:n]
+    rng = stream(Address(place, split, 0), _STREAM_RECORD)
+    # One draw a film whatever the shares, so that raising a share only adds to what it hits.
+    age_draw, label_draw, other = rng.random(n), rng.random(n), rng.integers(1, len(CLASSES), n)
+    prefix = address_prefix(place, split)
+    label = np.asarray([CLASSES.index(f.label) for f in films])
+    if split == "train":
+        wrong = label_draw < place.label_noise
+        label = np.where(wrong, (label + other) % len(CLASSES), label)
+    ages = np.asarray([f.age_months for f in films])
+    patients = f"{place.domain}{place.max_age_months}-{place.seed}-{split}-"
+    return Records.create(
+        [f"{prefix}{i}" for i in range(n)],
+        source=source,
+        patient_id=[f"{patients}{f.patient}" for f in films],
+        age_months=np.where(age_draw < place.age_missing, np.nan, ages),
+        sex=[f.sex for f in films],
+        view=[f.view for f in films],
+        label=[CLASSES[i] for i in label],
+        split=[split] * n,
+        site=[f.site for f in films],
+    )
