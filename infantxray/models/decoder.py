@@ -1,0 +1,83 @@
+"""The decoder of the autoencoder: an image from the encoder's last map alone.
+
+There are no skip connections: with them an unmasked autoencoder copies its input
+past the latent map and the encoder learns nothing.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from infantxray.models.encoders import layers
+
+LEVELS = 5  # doublings from stride 32 to full resolution
+MIN_WIDTH = 16  # a narrower level cannot draw edges
+
+
+class Decoder(nn.Module):
+    """Five doublings, each a transposed convolution of 2x2 and a convolution of 3x3.
+
+    The first level is an eighth as wide as the latent map and each next level half
+    as wide as the one before, so the decoder's cost follows the encoder's.
+
+    Attributes:
+      out_channels: channels of the image.
+      dtype: of the computation.
+    """
+
+    out_channels: int = 1
+    dtype: layers.Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, latent: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [B, h, w, C] to [B, 32 h, 32 w, out_channels], unbounded, near zero at first."""
+        x = latent
+        for level in range(1, LEVELS + 1):
+            width = max(latent.shape[-1] // 2 ** (level + 2), MIN_WIDTH)
+            x = Upsample(width, dtype=self.dtype, name=f"upsample{level}")(x)
+            x = layers.BatchNorm(
+                use_running_average=not train, dtype=self.dtype, name=f"upsample_norm{level}"
+            )(x)
+            x = nn.relu(x)
+            if level < LEVELS:
+                x = layers.Conv(width, 3, dtype=self.dtype, name=f"conv{level}")(x)
+                x = layers.BatchNorm(
+                    use_running_average=not train, dtype=self.dtype, name=f"norm{level}"
+                )(x)
+                x = nn.relu(x)
+        return layers.Conv(
+            self.out_channels,
+            3,
+            use_bias=True,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.variance_scaling(1e-3, "fan_in", "normal"),
+            name="output",
+        )(x)
+
+
+class Upsample(nn.Module):
+    """A transposed convolution of kernel 2 and stride 2, as a product and a rearrangement.
+
+    The windows do not overlap, so each pixel becomes its own 2x2 pixels: one matrix
+    product, fast on every backend.
+    """
+
+    features: int
+    dtype: layers.Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, H, W, C] to [B, 2 H, 2 W, features]."""
+        batch, height, width, _ = x.shape
+        x = nn.Dense(
+            4 * self.features,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.he_normal(),
+            name="kernel",
+        )(x)
+        x = x.reshape(batch, height, width, 2, 2, self.features)
+        x = x.transpose(0, 1, 3, 2, 4, 5)  # [B, H, 2, W, 2, features]
+        return x.reshape(batch, 2 * height, 2 * width, self.features)

@@ -1,0 +1,81 @@
+"""What every encoder is built from: convolution, normalisation, pooling, and the input's check."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from infantxray.models.convolution import convolve
+
+Dtype = jnp.dtype | type
+
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Conv(nn.Module):
+    """A square convolution with PyTorch's padding: symmetric, half the kernel unless told.
+
+    Attributes:
+      features: number of output channels.
+      kernel_size: side of the kernel.
+      strides: step in both directions.
+      padding: zeros on each side; None for `kernel_size // 2`.
+      groups: number of channel groups that are convolved apart.
+      use_bias: whether a bias is added; none is needed before BatchNorm.
+      dtype: of the computation; the parameters are float32.
+    """
+
+    features: int
+    kernel_size: int = 1
+    strides: int = 1
+    padding: int | None = None
+    groups: int = 1
+    use_bias: bool = False
+    dtype: Dtype = jnp.float32
+    kernel_init: nn.initializers.Initializer = he_fan_out
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, H, W, C] to [B, H', W', features]."""
+        size = self.kernel_size
+        kernel = self.param(
+            "kernel", self.kernel_init, (size, size, x.shape[-1] // self.groups, self.features)
+        )
+        x = convolve(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            strides=self.strides,
+            padding=size // 2 if self.padding is None else self.padding,
+            groups=self.groups,
+        )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+            x += bias.astype(self.dtype)
+        return x
+
+
+class BatchNorm(nn.BatchNorm):
+    """Batch normalisation with PyTorch's settings; statistics are float32 and of the whole batch."""
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+
+def max_pool(x: jax.Array, size: int, strides: int, padding: int = 0) -> jax.Array:
+    """The maximum over windows of [B, H, W, C]; padding never wins."""
+    return nn.max_pool(x, (size, size), (strides, strides), [(padding, padding)] * 2)
+
+
+def check_image(image: jax.Array, in_channels: int) -> None:
+    """Raises ValueError unless image is [B, H, W, in_channels], H and W multiples of 32."""
+    if image.ndim != 4 or image.shape[-1] != in_channels:
+        raise ValueError(
+            f"image of shape {image.shape}, but the encoder takes [B, H, W, {in_channels}]: "
+            f"set in_channels to the number of channels of the images"
+        )
+    if any(side == 0 or side % 32 for side in image.shape[1:3]):
+        raise ValueError(
+            f"image of {image.shape[1]} x {image.shape[2]} pixels, "
+            f"but the encoder takes heights and widths that are multiples of 32"
+        )
