@@ -12,15 +12,29 @@ Parameters and BatchNorm statistics are float32 whatever the dtype of the comput
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax.numpy as jnp
 from flax import linen as nn
 
+from infantxray.models.encoders.densenet import DenseNet
+from infantxray.models.encoders.hrnet import HRNet
 from infantxray.models.encoders.layers import Dtype
-from infantxray.models.encoders.resnet import resnet50, resnext50
+from infantxray.models.encoders.mobilenet import MobileNetV2
+from infantxray.models.encoders.resnet import ResNet
+from infantxray.models.encoders.shufflenet import ShuffleNet
+from infantxray.models.encoders.vgg import VGG
+from infantxray.models.encoders.xception import Xception
 
 ENCODERS = {
-    "resnet50": resnet50,
-    "resnext50": resnext50,
+    "vgg19": VGG,
+    "mobilenet_v2": MobileNetV2,
+    "shufflenet": ShuffleNet,
+    "xception": Xception,
+    "hrnet_w32": HRNet,
+    "resnext50": partial(ResNet, groups=32, group_width=4),
+    "densenet121": DenseNet,
+    "resnet50": ResNet,
 }
 
 

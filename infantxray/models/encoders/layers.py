@@ -56,7 +56,7 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm):
-    """Batch normalisation with PyTorch's settings; statistics are float32 and of the whole batch."""
+    """Batch normalisation with PyTorch's settings; float32 statistics of the whole batch."""
 
     momentum: float = 0.9
     epsilon: float = 1e-5
@@ -65,6 +65,16 @@ class BatchNorm(nn.BatchNorm):
 def max_pool(x: jax.Array, size: int, strides: int, padding: int = 0) -> jax.Array:
     """The maximum over windows of [B, H, W, C]; padding never wins."""
     return nn.max_pool(x, (size, size), (strides, strides), [(padding, padding)] * 2)
+
+
+def average_pool(x: jax.Array, size: int, strides: int, padding: int = 0) -> jax.Array:
+    """The mean over windows of [B, H, W, C]; padding counts as zeros."""
+    return nn.avg_pool(x, (size, size), (strides, strides), [(padding, padding)] * 2)
+
+
+def repeat_pixels(x: jax.Array, times: int) -> jax.Array:
+    """[B, H, W, C] to [B, times H, times W, C]: upsampling to the nearest neighbour."""
+    return x.repeat(times, axis=1).repeat(times, axis=2)
 
 
 def check_image(image: jax.Array, in_channels: int) -> None:

@@ -66,18 +66,18 @@ class ResNet(nn.Module):
     """A ResNet, or with groups a ResNeXt.
 
     Attributes:
+      in_channels: channels of the image.
+      dtype: of the computation.
       stages: the four stages, fine to coarse.
       groups: cardinality of the 3x3 convolutions.
       group_width: channels of a group where the stage's width is 64.
-      in_channels: channels of the image.
-      dtype: of the computation.
     """
 
+    in_channels: int = 1
+    dtype: layers.Dtype = jnp.float32
     stages: tuple[Stage, ...] = RESNET50
     groups: int = 1
     group_width: int = 64
-    in_channels: int = 1
-    dtype: layers.Dtype = jnp.float32
 
     @property
     def pyramid_features(self) -> tuple[int, ...]:
@@ -112,7 +112,3 @@ class ResNet(nn.Module):
                 )(x)
             maps.append(x)
         return tuple(maps)
-
-
-resnet50 = ResNet
-resnext50 = partial(ResNet, groups=32, group_width=4)
