@@ -12,7 +12,7 @@ DECODER_VERSION = 1
 
 # Well above any radiograph (a stitched full-leg film has some 30 million pixels), and low enough
 # that one film stays far below a gigabyte of memory at every step of decoding.
-MAX_PIXELS = 60_000_000
+MAX_PIXELS = 50_000_000
 MAX_FILE_BYTES = 256 * 2**20
 
 
