@@ -1,0 +1,364 @@
+"""Encoder weights from PyTorch, and back, under the reference implementations' own names.
+
+The references are torchvision (`vgg19`, `mobilenet_v2`, `resnext50_32x4d`, `densenet121`,
+`resnet50`), timm (`legacy_xception`, `hrnet_w32`) and pytorchcv (`shufflenet_g3_w1`).
+A file is a `.safetensors`, for which PyTorch is not needed, or a state dict saved by
+`torch.save` (`.pth`, `.pt`), for which it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from data_pipeline.errors import UserError
+from infantxray.models import create_encoder
+from infantxray.models.encoders.vgg import VGG19
+
+Rules = list[tuple[str, str]]
+
+_RESIDUAL: Rules = [
+    (r"projection_norm$", "downsample.1"),
+    (r"projection$", "downsample.0"),
+    (r"(^|\.)norm(\d)$", "{1}bn{2}"),
+]
+
+_RESNET: Rules = [(r"^conv(\d)_(\d+)/", "layer{1-1}.{2-1}."), *_RESIDUAL]
+
+
+def _vgg_rules() -> Rules:
+    """torchvision counts VGG's convolutions, ReLUs and poolings through in one sequence."""
+    rules, position = [], 0
+    for number, stage in enumerate(VGG19, start=1):
+        for index in range(1, stage.convolutions + 1):
+            rules.append((f"^conv{number}_{index}$", f"features.{position}"))
+            position += 2  # the convolution and its ReLU
+        position += 1  # the pooling
+    return rules
+
+
+# From our module path to the reference's: substitutions, one after the other. `{1}` stands
+# for the pattern's first group, `{1-1}` for that number less one.
+RULES: dict[str, Rules] = {
+    "vgg19": _vgg_rules(),
+    "mobilenet_v2": [
+        (r"^conv1$", "features.0.0"),
+        (r"^norm1$", "features.0.1"),
+        (r"^conv2$", "features.18.0"),
+        (r"^norm2$", "features.18.1"),
+        # the first bottleneck does not expand, so its numbers start one lower
+        (r"^bottleneck1/depthwise$", "features.1.conv.0.0"),
+        (r"^bottleneck1/depthwise_norm$", "features.1.conv.0.1"),
+        (r"^bottleneck1/projection$", "features.1.conv.1"),
+        (r"^bottleneck1/projection_norm$", "features.1.conv.2"),
+        (r"^bottleneck(\d+)/", "features.{1}.conv."),
+        (r"expansion$", "0.0"),
+        (r"expansion_norm$", "0.1"),
+        (r"depthwise$", "1.0"),
+        (r"depthwise_norm$", "1.1"),
+        (r"projection$", "2"),
+        (r"projection_norm$", "3"),
+    ],
+    "shufflenet": [
+        (r"^conv1$", "features.init_block.conv"),
+        (r"^norm1$", "features.init_block.bn"),
+        (r"^stage(\d)_(\d)/", "features.stage{1-1}.unit{2}."),
+        (r"gconv1$", "compress_conv1"),
+        (r"norm1$", "compress_bn1"),
+        (r"dwconv$", "dw_conv2"),
+        (r"norm2$", "dw_bn2"),
+        (r"gconv2$", "expand_conv3"),
+        (r"norm3$", "expand_bn3"),
+    ],
+    "xception": [
+        (r"/depthwise$", ".conv1"),
+        (r"/pointwise$", ".pointwise"),
+        (r"^norm(\d)$", "bn{1}"),
+        (r"/projection$", ".skip"),
+        (r"/projection_norm$", ".skipbn"),
+        # the first block has no ReLU before its first convolution
+        (r"^block1/sepconv1", "block1.rep.0"),
+        (r"^block1/norm1", "block1.rep.1"),
+        (r"^block1/sepconv2", "block1.rep.3"),
+        (r"^block1/norm2", "block1.rep.4"),
+        (r"/sepconv1", ".rep.1"),
+        (r"/norm1", ".rep.2"),
+        (r"/sepconv2", ".rep.4"),
+        (r"/norm2", ".rep.5"),
+        (r"/sepconv3", ".rep.7"),
+        (r"/norm3", ".rep.8"),
+    ],
+    "hrnet_w32": [
+        (r"^stem(\d)_conv$", "conv{1}"),
+        (r"^stem(\d)_norm$", "bn{1}"),
+        (r"_conv$", ".0"),
+        (r"(?<!projection)_norm$", ".1"),
+        # a new branch is wrapped once more than a branch that changes its width
+        (r"^transition1_2", "transition1.1.0"),
+        (r"^transition2_3", "transition2.2.0"),
+        (r"^transition3_4", "transition3.3.0"),
+        (r"^transition1_1", "transition1.0"),
+        (r"^stage1_(\d)/", "layer1.{1-1}."),
+        (r"^stage(\d)_(\d)_branch(\d)_(\d)/", "stage{1}.{2-1}.branches.{3-1}.{4-1}."),
+        (r"^stage(\d)_(\d)_fuse_(\d)to(\d)", "stage{1}.{2-1}.fuse_layers.{4-1}.{3-1}"),
+        (r"_(\d)\.", ".{1-1}."),
+        (r"^head_increase(\d)/", "incre_modules.{1-1}.0."),
+        (r"^head_downsample(\d)", "downsamp_modules.{1-1}"),
+        (r"^head_final", "final_layer"),
+        *_RESIDUAL,
+    ],
+    "resnext50": _RESNET,
+    "densenet121": [
+        (r"^dense(\d)_(\d+)/", "denseblock{1}.denselayer{2}."),
+        (r"^transition(\d)_", "transition{1}."),
+        (r"^", "features."),
+    ],
+    "resnet50": _RESNET,
+}
+
+LEAVES = {
+    ("params", "kernel"): "weight",
+    ("params", "scale"): "weight",
+    ("params", "bias"): "bias",
+    ("batch_stats", "mean"): "running_mean",
+    ("batch_stats", "var"): "running_var",
+}
+
+LISTED = 8  # names that a message spells out
+
+
+class WeightsError(UserError):
+    """A weight file cannot be read, or does not hold the encoder's weights."""
+
+
+def import_encoder(
+    name: str, path: str | os.PathLike, in_channels: int = 1
+) -> dict[str, dict[str, Any]]:
+    """Reads the weights of an encoder from a PyTorch state dict.
+
+    Keys that are not the encoder's, such as a classifier's, are skipped; how many keys
+    matched and which were skipped is logged.
+
+    Args:
+      name: a key of `infantxray.models.ENCODERS`.
+      path: a `.safetensors` file, or one that `torch.save` wrote.
+      in_channels: channels of the images. With 1, the first convolution of an RGB network
+        is summed over its colours: the response to a grey image stays what it was.
+
+    Returns:
+      `{"params": ..., "batch_stats": ...}`, float32, as `create_encoder(name).init` makes them.
+
+    Raises:
+      WeightsError: the file cannot be read, or an encoder weight is missing or has another
+        shape; the message names them.
+    """
+    weights = {_modern_name(key): value for key, value in _read(str(path)).items()}
+    found, missing, mismatched = {}, [], []
+    keys = _reference_keys(name, in_channels)
+    for (collection, our_name), (key, shape) in keys.items():
+        if key not in weights:
+            missing.append(key)
+            continue
+        value = _from_torch(weights[key])
+        if value.ndim == 4 and value.shape[2] == 3 and shape[2] == in_channels == 1:
+            value = value.sum(axis=2, keepdims=True)
+        if value.shape != shape:
+            mismatched.append(f"{key} {value.shape} instead of {shape}")
+            continue
+        found[collection, our_name] = value
+
+    wanted = {key for key, _ in keys.values()}
+    skipped = [
+        key for key in weights if key not in wanted and not key.endswith("num_batches_tracked")
+    ]
+    logging.info(
+        "%s: %d weights of %s matched, %d skipped (%s), %d missing, %d of another shape",
+        path, len(found), name, len(skipped), _list(skipped), len(missing), len(mismatched),
+    )  # fmt: skip
+    if missing or mismatched:
+        problems = []
+        if missing:
+            problems.append(f"{len(missing)} of {len(keys)} weights missing ({_list(missing)})")
+        if mismatched:
+            problems.append(f"{len(mismatched)} of another shape ({_list(mismatched)})")
+        raise WeightsError(f"{path} does not fit the encoder {name}: {'; '.join(problems)}")
+    return _nest(found)
+
+
+def export_encoder(
+    name: str,
+    variables: Mapping[str, Mapping[str, Any]],
+    path: str | os.PathLike,
+    in_channels: int | None = None,
+) -> None:
+    """Writes an encoder's weights as a PyTorch state dict with the reference's names.
+
+    The classifier is not in the file: load it with `strict=False`. BatchNorm's
+    `num_batches_tracked`, which PyTorch expects and does not use, is zero.
+
+    Args:
+      name: a key of `infantxray.models.ENCODERS`.
+      variables: `{"params": ..., "batch_stats": ...}` of the encoder alone.
+      path: where to: `.safetensors`, or `.pth` or `.pt` where PyTorch is installed.
+      in_channels: 3 spreads the first convolution of a grey encoder evenly over three
+        colours, for networks that take RGB; None leaves it as it is.
+
+    Raises:
+      WeightsError: the variables are not this encoder's, or the path's ending is not known.
+    """
+    flat = {
+        (collection, our_name): np.asarray(value)
+        for collection in ("params", "batch_stats")
+        for our_name, value in traverse_util.flatten_dict(
+            dict(variables.get(collection, {})), sep="/"
+        ).items()
+    }
+    stem = _stem(name)
+    stem_channels = flat[stem].shape[2] if stem in flat else 1
+    keys = _reference_keys(name, stem_channels)
+    wrong = [
+        "/".join(entry)
+        for entry in sorted(keys.keys() | flat.keys())
+        if entry not in keys or entry not in flat or keys[entry][1] != flat[entry].shape
+    ]
+    if wrong:
+        raise WeightsError(f"the variables are not those of the encoder {name}: {_list(wrong)}")
+    if in_channels is not None and in_channels != stem_channels:
+        if stem_channels != 1:
+            raise WeightsError(
+                f"an encoder of {stem_channels} channels cannot be spread over {in_channels}"
+            )
+        flat[stem] = flat[stem].repeat(in_channels, axis=2) / in_channels
+
+    weights = {}
+    for entry, (key, _) in keys.items():
+        weights[key] = _to_torch(flat[entry])
+        if key.endswith("running_mean"):
+            counter = key.removesuffix("running_mean") + "num_batches_tracked"
+            weights[counter] = np.zeros((), np.int64)
+    _write(weights, str(path))
+
+
+def _reference_keys(
+    name: str, in_channels: int
+) -> dict[tuple[str, str], tuple[str, tuple[int, ...]]]:
+    """(collection, our name) -> (the reference's key, our shape), for every weight."""
+    encoder = create_encoder(name, in_channels)
+    image = jax.ShapeDtypeStruct((1, 32, 32, in_channels), jnp.float32)
+    abstract = jax.eval_shape(
+        lambda image: encoder.init(jax.random.key(0), image, train=False), image
+    )
+    keys = {}
+    for collection, tree in abstract.items():
+        for our_name, leaf in traverse_util.flatten_dict(tree, sep="/").items():
+            module, _, leaf_name = our_name.rpartition("/")
+            for pattern, template in RULES[name]:
+                module = re.sub(pattern, lambda match, t=template: _fill(t, match), module)
+            key = f"{module.replace('/', '.')}.{LEAVES[collection, leaf_name]}"
+            keys[collection, our_name] = key, leaf.shape
+    return keys
+
+
+def _fill(template: str, match: re.Match) -> str:
+    """`{1}` becomes the match's first group, `{1-1}` that number less one."""
+    return re.sub(
+        r"\{(\d)(-1)?\}",
+        lambda slot: str(int(match[int(slot[1])]) - 1) if slot[2] else match[int(slot[1])],
+        template,
+    )
+
+
+def _stem(name: str) -> tuple[str, str]:
+    """The one weight whose shape depends on the image's channels."""
+    grey, rgb = _reference_keys(name, 1), _reference_keys(name, 3)
+    return next(entry for entry in grey if grey[entry] != rgb[entry])
+
+
+def _modern_name(key: str) -> str:
+    """Undoes two old habits: DataParallel's prefix, and DenseNet's dots before numbers."""
+    key = key.removeprefix("module.")
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key)
+
+
+def _from_torch(value: np.ndarray) -> np.ndarray:
+    """float32, and a kernel [out, in, k, k] as [k, k, in, out]."""
+    value = np.asarray(value, np.float32)
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+
+
+def _to_torch(value: np.ndarray) -> np.ndarray:
+    """The inverse of `_from_torch`."""
+    value = value.astype(np.float32)
+    return np.ascontiguousarray(value.transpose(3, 2, 0, 1) if value.ndim == 4 else value)
+
+
+def _read(path: str) -> dict[str, np.ndarray]:
+    if not os.path.isfile(path):
+        raise WeightsError(f"{path}: there is no such file")
+    if path.endswith(".safetensors"):
+        try:
+            with safe_open(path, framework="flax") as file:  # flax knows bfloat16, numpy does not
+                return {key: np.asarray(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise WeightsError(f"{path} is not a safetensors file: {error}") from error
+    torch = _import_torch(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch each raise their own
+        reason = str(error).partition("\n")[0]
+        raise WeightsError(f"{path} is not a PyTorch file of weights alone: {reason}") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path} does not hold a state dict but a {type(state).__name__}")
+    return {
+        key: value.float().numpy()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _write(weights: dict[str, np.ndarray], path: str) -> None:
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    if path.endswith(".safetensors"):
+        save_file(weights, path)
+    elif path.endswith((".pth", ".pt")):
+        torch = _import_torch(path)
+        torch.save({key: torch.from_numpy(value) for key, value in weights.items()}, path)
+    else:
+        raise WeightsError(f"{path} must end in .safetensors, .pth or .pt")
+
+
+def _import_torch(path: str):
+    try:
+        import torch
+    except ImportError as error:
+        raise WeightsError(
+            f"{path} needs PyTorch: pip install torch, or use a .safetensors file"
+        ) from error
+    return torch
+
+
+def _nest(flat: dict[tuple[str, str], np.ndarray]) -> dict[str, dict[str, Any]]:
+    tree = {"params": {}, "batch_stats": {}}  # VGG has no statistics
+    for (collection, our_name), value in flat.items():
+        tree[collection][our_name] = value
+    return {
+        collection: traverse_util.unflatten_dict(part, sep="/") for collection, part in tree.items()
+    }
+
+
+def _list(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return (", ".join(names[:LISTED]) or "none") + more
