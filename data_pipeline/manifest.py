@@ -144,7 +144,7 @@ def read_manifest(path: str | os.PathLike, *, source: str | None = None) -> Reco
         value that cannot be meant (an age that is no number, an unknown split).
     """
     path = Path(path).expanduser()
-    source = source or f"manifest:{path}"
+    source = source or f"manifest:{path.absolute()}"
     if path.is_dir():
         raise DataError(
             f"{path} is a folder, not a manifest; name the CSV file, or use folder:{path}"
@@ -262,7 +262,7 @@ def write_manifest(
             for name in names:
                 value = getattr(records, name)[i]
                 if name == "age_months":
-                    value = "" if math.isnan(value) else f"{value:g}"
+                    value = "" if math.isnan(value) else f"{value:.9g}"
                 elif name == "image_path" and relative and os.path.isabs(value):
                     value = os.path.relpath(value, folder)
                 row.append(value)

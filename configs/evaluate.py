@@ -1,0 +1,24 @@
+"""Scores a finished stage two on its test patients, or on another data set.
+
+    python main.py --config=configs/evaluate.py --config.checkpoint=runs/finetune
+
+takes half a minute on two CPU cores. An external test set:
+
+    python main.py --config=configs/evaluate.py --config.checkpoint=runs/finetune \
+        --config.data.test=manifest:/data/other_hospital.csv --workdir=runs/external
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config():
+    config = ConfigDict()
+    config.task = "evaluate"
+    config.checkpoint = "runs/finetune"  # The workdir of stage two.
+    config.seed = 0
+    config.batch_size = 32
+    config.bootstrap_samples = 1000
+    config.data = common.test_data()  # Empty data.test: the patients that stage two kept apart.
+    return config

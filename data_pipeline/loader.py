@@ -1,0 +1,186 @@
+"""Records -> batches of uint8 images, through Grain.
+
+A batch is a dictionary:
+  image: uint8 `[B, S, S, 1]`.
+  label: int32 `[B]`, index of the class, -1 = unknown.
+  age_months: float32 `[B]`, NaN = unknown.
+  mask: float32 `[B]`, 0 = padding or a file that could not be read.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import threading
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+
+from data_pipeline.decode import Preprocessing, load_image
+from data_pipeline.errors import DataError, UnreadableImage
+from data_pipeline.manifest import Records
+
+Batch = dict[str, np.ndarray]
+_MAX_SUBSTITUTES = 100
+
+
+class BadFiles:
+    """Files that could not be read, with the reason; shared by all threads."""
+
+    def __init__(self):
+        self._reasons: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def add(self, path: str, reason: str) -> None:
+        with self._lock:
+            if path not in self._reasons:
+                logging.getLogger(__name__).warning("skipped %s: %s", path, reason)
+            self._reasons[path] = reason
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def write(self, path: str | os.PathLike) -> None:
+        """Writes `bad_files.csv`, if there are any."""
+        with self._lock:
+            rows = sorted(self._reasons.items())
+        if rows:
+            with open(path, "w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("image_path", "reason"), *rows])
+
+
+class FilmSource:
+    """Random access to decoded films, for Grain.
+
+    Args:
+      records: which films, in order.
+      classes: names of the classes; a label that is not among them counts as unknown.
+      preprocessing: how a file becomes an image.
+      on_error: `"raise"`, or `"skip"`: list the file in `bad_files` and go on.
+      substitute: with `"skip"`, put the next readable film in the place of a bad one (training);
+        otherwise a black image with mask 0 (evaluation).
+      cache: folder of decoded images; used where it fits `preprocessing`.
+      memory_mb: decoded films are kept in memory if all of them fit into so many MiB.
+      bad_files: where unreadable files are listed.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        classes: Sequence[str],
+        preprocessing: Preprocessing,
+        *,
+        on_error: str = "raise",
+        substitute: bool = False,
+        cache: str = "",
+        memory_mb: int = 0,
+        bad_files: BadFiles | None = None,
+    ):
+        self.records = records
+        self._preprocessing = preprocessing
+        self._on_error = on_error
+        self._substitute = substitute
+        self.bad_files = bad_files if bad_files is not None else BadFiles()
+        index = {name: i for i, name in enumerate(classes)}
+        self.labels = np.array([index.get(name, -1) for name in records.label], dtype=np.int32)
+        self._cache = None
+        if cache:
+            from data_pipeline.cache import find_cache
+
+            self._cache = find_cache(cache, preprocessing)
+        side = preprocessing.image_size
+        self._memory = None
+        if len(records) * side * side <= memory_mb * 2**20:
+            # Pages are taken as they are written to. Two threads may decode the same film at the
+            # same time and write the same bytes: no lock is needed.
+            self._memory = np.empty((len(records), side, side), np.uint8)
+            self._in_memory = np.zeros(len(records), bool)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __repr__(self) -> str:
+        return f"FilmSource({len(self)} films, {self._preprocessing})"
+
+    def _read(self, row: int) -> np.ndarray:
+        if self._memory is None:
+            return self._decode(row)
+        if not self._in_memory[row]:
+            self._memory[row] = self._decode(row)
+            self._in_memory[row] = True
+        return self._memory[row]
+
+    def _decode(self, row: int) -> np.ndarray:
+        path = self.records.image_path[row]
+        if self._cache is not None:
+            at = self._cache.lookup(path)
+            if at is not None:
+                return self._cache.read(at)
+        return load_image(path, self._preprocessing)
+
+    def __getitem__(self, row: int) -> Batch:
+        row = int(row)
+        attempts = _MAX_SUBSTITUTES if self._substitute else 1
+        for attempt in range(attempts):
+            at = (row + attempt) % len(self)
+            try:
+                return self._example(at, self._read(at), 1.0)
+            except UnreadableImage as error:
+                if self._on_error == "raise":
+                    raise
+                self.bad_files.add(error.path, error.reason)
+        if self._substitute:
+            raise DataError(
+                f"{_MAX_SUBSTITUTES} files in a row could not be read, the last "
+                f"{self.records.image_path[at]}; run configs/check_data.py on this data"
+            )
+        side = self._preprocessing.image_size
+        return self._example(row, np.zeros((side, side), np.uint8), 0.0)
+
+    def _example(self, row: int, image: np.ndarray, mask: float) -> Batch:
+        return {
+            "image": image[..., None],
+            "label": self.labels[row],
+            "age_months": self.records.age_months[row],
+            "mask": np.float32(mask),
+        }
+
+
+def training_batches(
+    source: FilmSource, batch_size: int, *, seed: int, num_threads: int
+) -> grain.DatasetIterator:
+    """Shuffled batches without end; a new order every epoch.
+
+    The iterator's state is the number of batches drawn, whatever the threads, so a run that is
+    stopped and started again sees the same batches.
+    """
+    dataset = (
+        grain.MapDataset.source(source)
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .batch(batch_size, drop_remainder=True)
+        .to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=8))
+    )
+    return iter(dataset)
+
+
+def evaluation_batches(source: FilmSource, batch_size: int, *, num_threads: int) -> Iterator[Batch]:
+    """All films once, in order; the last batch is padded with films of mask 0."""
+    dataset = (
+        grain.MapDataset.source(source)
+        .batch(batch_size, drop_remainder=False)
+        .to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=8))
+    )
+    for batch in dataset:
+        missing = batch_size - len(batch["mask"])
+        if missing:
+            batch = {
+                name: np.concatenate([value, np.zeros((missing, *value.shape[1:]), value.dtype)])
+                for name, value in batch.items()
+            }
+            batch["label"][-missing:] = -1
+            batch["age_months"][-missing:] = np.nan
+        yield batch

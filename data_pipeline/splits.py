@@ -1,0 +1,294 @@
+"""Who is trained on, who is validated on, who is tested: by patient, stratified by condition.
+
+A patient's place depends on its own source, its own id and the seed, and not on what else is
+loaded. So stage one, on adults and infants, and stage two, on infants alone, agree on who is
+tested without talking to each other.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import os
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import SPLITS, Records
+
+# From the most to the least protected: a patient whose films disagree goes to the first of them.
+_PRECEDENCE = ("test", "validation", "train")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Records divided by role. Any of the three may be empty."""
+
+    train: Records
+    validation: Records
+    test: Records
+
+    def __getitem__(self, role: str) -> Records:
+        return getattr(self, role)
+
+
+def patient_keys(records: Records, patient_ids: str = "shared") -> np.ndarray:
+    """One key a person, `[n]`. Films without a patient id count as a patient each.
+
+    Args:
+      records: the films.
+      patient_ids: `"shared"`, an id means the same person in every source; or `"source"`, ids of
+        one source mean nothing in another.
+    """
+    keys = np.empty(len(records), dtype=object)
+    rows = zip(records.patient_id, records.image_path, records.source, strict=True)
+    for i, (patient, path, source) in enumerate(rows):
+        if not patient:
+            keys[i] = f"image:{path}"
+        elif patient_ids == "shared":
+            keys[i] = f"patient:{patient}"
+        else:
+            keys[i] = f"patient:{source}:{patient}"
+    return keys
+
+
+def _digest(seed: int, key: str) -> bytes:
+    return hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
+
+
+def split_by_patient(
+    records: Records,
+    *,
+    validation_fraction: float,
+    test_fraction: float,
+    seed: int,
+    patient_ids: str = "shared",
+) -> Records:
+    """Fills the `split` column, patient by patient.
+
+    Where a source says who is in which split, that is kept, and only the roles that it lacks are
+    cut from its training patients. Within a source, patients are stratified by their rarest
+    condition and ordered by a hash of their id.
+
+    Raises:
+      DataError: a source's own split has a patient on two sides, or a class has one patient only,
+        which therefore cannot be both trained on and tested.
+    """
+    keys = patient_keys(records, patient_ids)
+    role: dict[str, str] = {}
+    for source in dict.fromkeys(records.source):
+        rows = np.flatnonzero(records.source == source)
+        for key, where in _split_source(
+            records.take(rows), keys[rows], validation_fraction, test_fraction, seed
+        ).items():
+            before = role.get(key, where)
+            role[key] = min(before, where, key=_PRECEDENCE.index)
+    return records.replace(split=np.array([role[key] for key in keys], dtype=object))
+
+
+def _split_source(records, keys, validation_fraction, test_fraction, seed) -> dict[str, str]:
+    given: dict[str, str] = {}
+    label_of: dict[str, str] = {}
+    names, counts = np.unique(records.label.astype(str), return_counts=True)
+    frequency = dict(zip(names.tolist(), counts.tolist(), strict=True))
+    frequency[""] = len(records) + 1  # A known condition always stands before an unknown one.
+    for key, split, label in zip(keys, records.split, records.label, strict=True):
+        if given.setdefault(key, split) != split:
+            raise DataError(
+                f"{records.source[0]}: {_describe(key)} is in {given[key] or 'no split'!r} and in "
+                f"{split or 'no split'!r}; all films of a patient must be in one split"
+            )
+        rarest = label_of.setdefault(key, label)
+        if (frequency[label], label) < (frequency[rarest], rarest):
+            label_of[key] = label
+    roles_given = set(given.values()) - {""}
+    labelled = bool(records.has_label.any() or records.has_age.any())
+    fractions = {
+        # Films without label and age can test nothing: they stay for training.
+        "test": test_fraction if "test" not in roles_given and labelled else 0.0,
+        "validation": validation_fraction if "validation" not in roles_given else 0.0,
+    }
+    strata: dict[str, list[str]] = {}
+    role = {}
+    for key, split in given.items():
+        role[key] = split or "train"
+        if role[key] == "train":
+            strata.setdefault(label_of[key], []).append(key)
+    for label, members in strata.items():
+        if label and len(members) < 2 and sum(fractions.values()) > 0:
+            raise DataError(
+                f"{records.source[0]}: the class {label!r} has one patient "
+                f"({_describe(members[0])}), who cannot be both trained on and tested; add "
+                "patients, leave the class out with config.data.classes, or empty its label"
+            )
+        members.sort(key=lambda key: _digest(seed, key))
+    for name, fraction in fractions.items():
+        _take(strata, role, name, fraction, seed)
+    return role
+
+
+def _take(strata, role, name: str, fraction: float, seed: int) -> None:
+    """Moves `fraction` of the patients of every stratum from training to `name`.
+
+    `fraction` is of all patients at hand. What rounding leaves over goes to the strata with the
+    largest remainders, so that the total is right too; a class of two or more patients gives at
+    least one to testing and keeps at least one for training.
+    """
+    if fraction <= 0:
+        return
+    totals = {label: len(members) for label, members in strata.items()}
+    free = {label: [k for k in strata[label] if role[k] == "train"] for label in strata}
+    exact = {label: fraction * totals[label] for label in strata}
+    count = {label: int(exact[label]) for label in strata}
+    spare = round(sum(exact.values())) - sum(count.values())
+    by_remainder = sorted(
+        strata, key=lambda label: (count[label] - exact[label], _digest(seed, label))
+    )
+    for label in by_remainder[:spare]:
+        count[label] += 1
+    for label, members in free.items():
+        n = max(count[label], 1 if label else 0)
+        for key in members[: min(n, len(members) - 1)]:
+            role[key] = name
+
+
+def _describe(key: str) -> str:
+    kind, _, name = key.partition(":")
+    return f"patient {name!r}" if kind == "patient" else f"image {name!r}"
+
+
+def divide(
+    train: Records,
+    validation: Records | None = None,
+    test: Records | None = None,
+    *,
+    validation_fraction: float,
+    test_fraction: float,
+    seed: int,
+    patient_ids: str = "shared",
+) -> Split:
+    """Divides records by role and checks that no patient is on two sides.
+
+    `validation` and `test`, where given, are used whole, or, where such a source carries a split
+    of its own, the part that it assigns to that role. Otherwise the role is cut from `train`.
+
+    Raises:
+      DataError: a patient is on two sides, or nothing is left to train on.
+    """
+    assigned = split_by_patient(
+        train,
+        validation_fraction=0.0 if validation is not None else validation_fraction,
+        test_fraction=0.0 if test is not None else test_fraction,
+        seed=seed,
+        patient_ids=patient_ids,
+    )
+    parts = {name: assigned.take(assigned.split == name) for name in SPLITS}
+    for name, given in (("validation", validation), ("test", test)):
+        if given is not None:
+            own = given.split == name
+            part = given.take(own) if own.any() else given
+            parts[name] = part.replace(split=np.full(len(part), name, dtype=object))
+    if not len(parts["train"]):
+        raise DataError("no film is left to train on: every row belongs to validation or test")
+    split = Split(**parts)
+    check_disjoint(split, patient_ids)
+    return split
+
+
+def check_disjoint(split: Split, patient_ids: str = "shared") -> None:
+    """Raises `DataError` if a patient, or an image file, is in two of the roles."""
+    seen: dict[str, str] = {}
+    for name in SPLITS:
+        for key in _identities(split[name], patient_ids):
+            if key in seen:
+                raise DataError(
+                    f"{_describe(key)} is in {seen[key]} and in {name}; all films of a patient "
+                    "must be in one split (if ids of different sources are different people, set "
+                    "config.data.patient_ids=source)"
+                )
+            seen[key] = name
+
+
+def keep_labels(records: Records, fraction: float, seed: int, patient_ids: str) -> Records:
+    """Keeps the labels and ages of a fraction of the patients; the rest keep their images.
+
+    Stratified by condition, at least one patient a class; patients of whom the age alone is known
+    form a stratum of their own. Smaller fractions are subsets of larger ones.
+    """
+    if fraction >= 1:
+        return records
+    keys = patient_keys(records, patient_ids)
+    strata: dict[str, set[str]] = {}
+    for key, label, aged in zip(keys, records.label, records.has_age, strict=True):
+        if label or aged:
+            strata.setdefault(label, set()).add(key)
+    kept: set[str] = set()
+    for members in strata.values():
+        ordered = sorted(members, key=lambda key: _digest(seed, f"label:{key}"))
+        kept.update(ordered[: max(1, round(fraction * len(ordered)))])
+    keep = np.array([key in kept for key in keys])
+    return records.replace(
+        label=np.where(keep, records.label, ""),
+        age_months=np.where(keep, records.age_months, np.float32(np.nan)),
+    )
+
+
+_SPLIT_COLUMNS = tuple(f.name for f in dataclasses.fields(Records))
+
+
+def write_split(path: str | os.PathLike, split: Split) -> None:
+    """Writes `split.csv`: who went where, with everything known of each film."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(_SPLIT_COLUMNS)
+        for name in SPLITS:
+            records = split[name]
+            columns = {c: getattr(records, c) for c in _SPLIT_COLUMNS}
+            columns["split"] = [name] * len(records)
+            columns["age_months"] = ["" if a != a else f"{a:.9g}" for a in records.age_months]
+            writer.writerows(zip(*columns.values(), strict=True))
+
+
+def read_split(path: str | os.PathLike) -> Split:
+    """Reads what `write_split` wrote.
+
+    Raises:
+      DataError: the file does not exist.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: that folder is not the workdir of a run") from None
+    columns = {name: [row[name] for row in rows] for name in _SPLIT_COLUMNS}
+    columns["age_months"] = [float(age or "nan") for age in columns["age_months"]]
+    source = np.array(columns.pop("source"), dtype=object)
+    records = Records.create(**columns, source="").replace(source=source)
+    return Split(**{name: records.take(records.split == name) for name in SPLITS})
+
+
+def check_unseen(split_csv: str | os.PathLike, records: Records, patient_ids: str, what: str):
+    """Raises `DataError` if an earlier run trained on patients or images that are to be scored.
+
+    Args:
+      split_csv: of the earlier run.
+      records: films to be scored.
+      patient_ids: see `patient_keys`.
+      what: names the two in the message, such as "stage one trained on".
+    """
+    if not len(records):
+        return
+    trained = _identities(read_split(split_csv).train, patient_ids)
+    leaked = sorted(_identities(records, patient_ids) & trained)
+    if leaked:
+        raise DataError(
+            f"{what} {len(leaked)} of these patients or images, such as {_describe(leaked[0])}; "
+            "use the same manifests, data.split_seed and fractions throughout (if ids of "
+            "different sources are different people, set config.data.patient_ids=source)"
+        )
+
+
+def _identities(records: Records, patient_ids: str) -> set[str]:
+    """Keys of the patients and of the image files."""
+    return set(patient_keys(records, patient_ids)) | {f"image:{p}" for p in records.image_path}

@@ -1,0 +1,28 @@
+"""Messages on the terminal: this project's own, above the progress bar, and warnings of others."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from absl import logging as absl_logging
+from tqdm import tqdm
+
+
+class _AboveTheBar(logging.Handler):
+    """Writes to stderr without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def setup() -> None:
+    """Call once, before the first message."""
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every step of every save.
+    handler = _AboveTheBar()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("infantxray", "data_pipeline"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        logger.propagate = False

@@ -1,0 +1,150 @@
+"""From `config.data` to records, splits and readers of films."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import numpy as np
+
+from data_pipeline.decode import Preprocessing
+from data_pipeline.errors import DataError
+from data_pipeline.loader import BadFiles, FilmSource
+from data_pipeline.manifest import SPLITS, Records
+from data_pipeline.phantom import CLASSES as PHANTOM_CLASSES
+from data_pipeline.sources import open_sources
+from data_pipeline.splits import Split, divide, keep_labels, patient_keys, write_split
+
+_log = logging.getLogger(__name__)
+
+
+def preprocessing(settings) -> Preprocessing:
+    """That of `config.data`."""
+    return Preprocessing(
+        image_size=settings.image_size,
+        resize=settings.resize,
+        trim_borders=settings.trim_borders,
+    )
+
+
+def divide_sources(settings) -> Split:
+    """Opens and divides the data of `config.data`."""
+    return divide(
+        open_sources(settings.train),
+        open_sources(settings.validation) if settings.validation else None,
+        open_sources(settings.test) if settings.test else None,
+        validation_fraction=settings.validation_fraction,
+        test_fraction=settings.test_fraction,
+        seed=settings.split_seed,
+        patient_ids=settings.patient_ids,
+    )
+
+
+def open_split(settings, folder: str) -> Split:
+    """`divide_sources`; logs what there is and writes `split.csv` into the run's folder."""
+    split = divide_sources(settings)
+    for name in SPLITS:
+        _log.info("%-10s %s", name, describe(split[name], settings.patient_ids))
+    write_split(os.path.join(folder, "split.csv"), split)
+    return split
+
+
+def describe(records: Records, patient_ids: str) -> str:
+    """One line: films, patients, and what is unknown."""
+    patients = len(set(patient_keys(records, patient_ids)))
+    text = f"{len(records):,} films of {patients:,} patients"
+    for what, known in (("label", records.has_label), ("age", records.has_age)):
+        missing = int((~known).sum())
+        if missing:
+            text += f", {missing:,} without {what}"
+    anonymous = int((records.patient_id == "").sum())
+    if anonymous:
+        text += (
+            f" ({anonymous:,} films without a patient id count as a patient each: whether the "
+            "split is by patient cannot be known)"
+        )
+    return text
+
+
+def find_classes(settings, train: Records) -> tuple[str, ...]:
+    """`data.classes`, or the labels found in the training data.
+
+    The phantom's conditions come in the paper's order, others in alphabetical order.
+
+    Raises:
+      DataError: a class has no training film, or there is only one class.
+    """
+    found = set(train.label[train.has_label].tolist())
+    if settings.classes:
+        classes = tuple(settings.classes)
+        for name in classes:
+            if name not in found:
+                raise DataError(
+                    f"config.data.classes names {name!r}, which no training film carries; labels "
+                    f"found: {', '.join(sorted(found)) or 'none'}"
+                )
+        ignored = sorted(found - set(classes))
+        if ignored:
+            _log.info("labels not in config.data.classes, taken as unknown: %s", ", ".join(ignored))
+    elif found and found <= set(PHANTOM_CLASSES):
+        classes = tuple(name for name in PHANTOM_CLASSES if name in found)
+    else:
+        classes = tuple(sorted(found))
+    if len(classes) == 1:
+        raise DataError(
+            f"all labelled training films are {classes[0]!r}: there is nothing to tell apart"
+        )
+    return classes
+
+
+def reduce_labels(settings, split: Split) -> Split:
+    """Applies `data.label_fraction` to the training patients."""
+    if settings.label_fraction >= 1:
+        return split
+    train = keep_labels(
+        split.train, settings.label_fraction, settings.split_seed, settings.patient_ids
+    )
+    _log.info(
+        "label_fraction %g: %d of %d labelled training films keep their label",
+        settings.label_fraction,
+        train.has_label.sum(),
+        split.train.has_label.sum(),
+    )
+    return Split(train=train, validation=split.validation, test=split.test)
+
+
+def film_source(
+    settings,
+    records: Records,
+    classes: tuple[str, ...],
+    how: Preprocessing,
+    *,
+    training: bool,
+    bad_files: BadFiles,
+) -> FilmSource:
+    """A reader of `records` with the policies of `config.data`."""
+    return FilmSource(
+        records,
+        classes,
+        how,
+        on_error=settings.on_error,
+        substitute=training,
+        cache=settings.cache,
+        memory_mb=settings.get("memory_mb", 0),
+        bad_files=bad_files,
+    )
+
+
+def age_statistics(records: Records) -> tuple[float, float]:
+    """Mean and standard deviation of the known ages, months.
+
+    Raises:
+      DataError: fewer than two ages are known, or all are equal.
+    """
+    ages = records.age_months[records.has_age].astype(np.float64)
+    if len(ages) < 2 or ages.std() == 0:
+        raise DataError(
+            f"{len(ages)} training films have a known age{' (all equal)' if len(ages) else ''}, "
+            "too few to learn it from; set config.age_head=False"
+        )
+    return float(ages.mean()), float(ages.std())

@@ -1,0 +1,209 @@
+"""`report.html`: one file that needs nothing else, light and dark, printable."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import html
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+from infantxray.evaluation.metrics import HEADLINES
+
+_NAMES = {
+    "accuracy": "Accuracy",
+    "recall": "Recall (macro)",
+    "precision": "Precision (macro)",
+    "f1": "F1 (macro)",
+    "roc_auc": "ROC AUC (macro)",
+    "age_mae_months": "Age error (MAE, months)",
+}
+_CAPTIONS = {
+    "learning_curves": (
+        "Learning curves",
+        "Training loss, and the figures on validation patients by which the checkpoint was chosen.",
+    ),
+    "confusion_matrix": (
+        "Confusion matrix",
+        "Films by true and predicted condition; the colour is the share of the true condition.",
+    ),
+    "roc": ("ROC curves", "Each condition against the rest."),
+    "calibration": (
+        "Calibration",
+        "How often the model is right at each confidence, with the number of films beside it. "
+        "Below the line it is too sure of itself.",
+    ),
+    "age": ("Age", "Predicted against true age of each film."),
+    "saliency": (
+        "Where the answer comes from",
+        "Grad-CAM of the predicted condition, for the film of each condition that the model is "
+        "surest about. The last map has one cell for 32 pixels, so this is coarse.",
+    ),
+}
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_STYLE = """
+:root { color-scheme: light dark; --fg: #1a1a1a; --soft: #666; --bg: #fff; --line: #ddd; }
+@media (prefers-color-scheme: dark) {
+  :root { --fg: #e6e6e6; --soft: #9a9a9a; --bg: #16181b; --line: #34373c; }
+}
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg);
+  max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
+p.soft, figcaption, small { color: var(--soft); }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem; }
+.card { border: 1px solid var(--line); border-radius: .5rem; padding: .7rem .9rem; }
+.card b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .25rem .8rem; border-bottom: 1px solid var(--line);
+  white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+figure { margin: 0; }
+figure img { max-width: 100%; background: #fff; border-radius: .4rem; }
+details pre { overflow-x: auto; font-size: .8rem; }
+@media print { body { max-width: none; margin: 0; } figure, .card, tr { break-inside: avoid; }
+  details { display: none; } }
+"""
+
+
+def write(path: str, config: dict, summary: dict, pictures: dict[str, str]) -> None:
+    """Writes the report of one stage-two model.
+
+    Args:
+      path: of the page.
+      config: that the model was trained with.
+      summary: what `metrics.json` holds.
+      pictures: `{name: path of a PNG}`.
+    """
+    parts = [_header(config, summary), _cards(summary)]
+    if "per_class" in summary:
+        parts.append(_class_table(summary))
+    parts.append(_age_table(summary))
+    for name, picture in pictures.items():
+        title, caption = _CAPTIONS[name]
+        parts.append(
+            f"<h2>{title}</h2><figure><img alt='{title}' src='{_inline(picture)}'>"
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+    parts.append(_provenance(config))
+    page = (
+        "<!doctype html><html lang='en'><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>infantxray: {html.escape(config['encoder'])}</title><style>{_STYLE}</style>"
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+    Path(path).write_text(page, encoding="utf-8")
+
+
+def _header(config: dict, summary: dict) -> str:
+    start = config["pretrained"] or "random weights"
+    data = config["data"]["test"] or config["data"]["train"]
+    unreadable = summary["n_unreadable"]
+    return (
+        f"<h1>{html.escape(config['encoder'])} on {summary['n']:,} test films</h1>"
+        f"<p class='soft'>{summary['n_patients']:,} patients whom neither stage was trained on · "
+        f"data {html.escape(data)} · encoder from {html.escape(start)}"
+        + (f" · {unreadable} unreadable files left out (bad_files.csv)" if unreadable else "")
+        + "</p>"
+    )
+
+
+def _cards(summary: dict) -> str:
+    cards = []
+    for name in HEADLINES:
+        value = summary[name]
+        if value is None:
+            why = html.escape(summary["not_computed"].get(name, "cannot be computed"))
+            cards.append(f"<div class='card'>{_NAMES[name]}<b>–</b><small>{why}</small></div>")
+            continue
+        low, high = summary.get("ci95", {}).get(name, (None, None))
+        interval = f"95 %: {_number(name, low)} to {_number(name, high)}" if low is not None else ""
+        cards.append(
+            f"<div class='card'>{_NAMES[name]}<b>{_number(name, value)}</b>"
+            f"<small>{interval}</small></div>"
+        )
+    return (
+        f"<div class='cards'>{''.join(cards)}</div><p class='soft'>Macro figures give every "
+        "condition the same weight, however rare. Intervals are percentiles of a bootstrap over "
+        "patients. They do not cover the chance of another training run.</p>"
+    )
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:.1f}" if name == "age_mae_months" else f"{value:.3f}"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<div class='wide'>{table}</div>"
+
+
+def _cell(value, name: str = "") -> str:
+    return "–" if value is None else _number(name, value)
+
+
+def _class_table(summary: dict) -> str:
+    names = ("recall", "precision", "f1", "roc_auc")
+    rows = [
+        [name, str(row["n"]), *(_cell(row[figure]) for figure in names)]
+        for name, row in summary["per_class"].items()
+    ]
+    return "<h2>By condition</h2>" + _table(
+        ["condition", "films", "recall", "precision", "F1", "ROC AUC"], rows
+    )
+
+
+def _age_table(summary: dict) -> str:
+    names = ("accuracy", "f1", "roc_auc", "age_mae_months")
+    rows = [
+        [row["band"], str(row["n"]), *(_cell(row[figure], figure) for figure in names)]
+        for row in summary["age_bands"]
+    ]
+    return "<h2>By age</h2>" + _table(
+        ["age", "films", "accuracy", "F1 (macro)", "ROC AUC (macro)", "age MAE (months)"], rows
+    )
+
+
+def _inline(path: str) -> str:
+    return "data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode()
+
+
+def _provenance(config: dict) -> str:
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    settings = html.escape("\n".join(_lines(config)))
+    return (
+        f"<h2>How this was made</h2><p class='soft'>{now} · Python {platform.python_version()} · "
+        f"{versions} · code {_commit()}</p><details><summary>All settings</summary>"
+        f"<pre>{settings}</pre></details>"
+    )
+
+
+def _lines(config: dict, prefix: str = "config.") -> list[str]:
+    lines = []
+    for key, value in config.items():
+        if isinstance(value, dict):
+            lines += _lines(value, f"{prefix}{key}.")
+        else:
+            lines.append(f"--{prefix}{key}={value}")
+    return lines
+
+
+def _commit() -> str:
+    """The commit of this code, with a mark where files were changed since."""
+    folder = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=folder, capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "without a git checkout"
+    return described.stdout.strip()

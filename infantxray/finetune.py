@@ -1,0 +1,245 @@
+"""Stage two: the encoder learns conditions and ages of infants, and is scored on held-out ones."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipeline.errors import DataError, UserError
+from data_pipeline.loader import BadFiles, FilmSource, training_batches
+from data_pipeline.splits import Split, check_unseen
+from infantxray import data, diagnosis, evaluate, runtime, workdir
+from infantxray.evaluation.calibration import calibration
+from infantxray.evaluation.metrics import headline
+from infantxray.torch_weights import import_encoder
+from infantxray.training import augment, checkpoints, loop, losses
+
+_log = logging.getLogger(__name__)
+
+
+def run(config, folder: str) -> None:
+    """Trains into the workdir `folder` and evaluates; resumes where it holds a part of it."""
+    runtime.setup()
+    _check_stage_one(config)
+    workdir.prepare(folder, config)
+    report = os.path.join(folder, "report.html")
+    if checkpoints.is_finished(folder) and os.path.exists(report):
+        _log.info("%s is finished: see %s", folder, report)
+        return
+    split, card = _open_data(config, folder)
+    bad_files = BadFiles()
+    reader = functools.partial(
+        data.film_source,
+        config.data,
+        classes=card.classes,
+        how=card.preprocessing,
+        bad_files=bad_files,
+    )
+    train = reader(split.train, training=True)
+    _log_labels(card, train)
+    predictor = diagnosis.Predictor(
+        card,
+        batch_size=config.batch_size,
+        num_threads=config.data.num_threads,
+        patient_ids=config.data.patient_ids,
+    )
+    task = make_task(
+        config,
+        card,
+        train.labels,
+        functools.partial(_validate, predictor, reader(split.validation, training=False)),
+    )
+    batches = training_batches(
+        train, config.batch_size, seed=config.seed, num_threads=config.data.num_threads
+    )
+    try:
+        loop.fit(
+            config,
+            folder,
+            task,
+            batches,
+            total_steps=runtime.total_steps(config, len(train)),
+            best_metric=config.best_metric,
+            lower_is_better=config.best_metric in ("loss", "age_mae_months"),
+            initialise=functools.partial(_start_from, config),
+            encoder_factor=config.encoder_learning_rate_factor,
+            freeze_encoder=config.freeze_encoder,
+            ema_decay=config.ema_decay,
+            early_stopping_evals=config.early_stopping_evals,
+        )
+        evaluate.evaluate(
+            folder,
+            checkpoint=folder,
+            source=reader(split.test, training=False),
+            predictor=predictor,
+            bootstrap_samples=config.bootstrap_samples,
+            seed=config.seed,
+        )
+    finally:
+        diagnosis.write_bad_files(folder, bad_files)
+
+
+def _check_stage_one(config) -> None:
+    """Refuses, before anything is loaded, a stage one that cannot fit."""
+    if not config.pretrained or config.pretrained.startswith("torch:"):
+        return
+    card = workdir.ModelCard.read(config.pretrained)
+    if card.encoder != config.encoder:
+        raise UserError(
+            f"{config.pretrained} was trained with encoder {card.encoder}, and config.encoder is "
+            f"{config.encoder}; they must be the same"
+        )
+    if not checkpoints.checkpoint_steps(config.pretrained):
+        raise UserError(
+            f"{config.pretrained} has no checkpoint yet; run configs/pretrain.py with "
+            f"--workdir={config.pretrained} first"
+        )
+    if (card.preprocessing.resize, card.preprocessing.trim_borders) != (
+        config.data.resize,
+        config.data.trim_borders,
+    ):
+        _log.warning("stage one read its films another way: %s", card.preprocessing)
+
+
+def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
+    """The divided records, and the card of the model that they call for."""
+    split = data.open_split(config.data, folder)
+    classes = data.find_classes(config.data, split.train)
+    if not classes and not config.age_head:
+        raise DataError("no training film has a label, and config.age_head is off")
+    if not classes and config.best_metric not in ("loss", "age_mae_months"):
+        raise DataError(
+            f"no training film has a label, so config.best_metric={config.best_metric} cannot be "
+            "computed; set config.best_metric=age_mae_months to train on ages alone"
+        )
+    for name in ("validation", "test"):
+        if not len(split[name]):
+            raise DataError(f"no film is left for {name}; raise config.data.{name}_fraction")
+    if config.pretrained and not config.pretrained.startswith("torch:"):
+        stage_one = os.path.join(os.path.expanduser(config.pretrained), "split.csv")
+        for name in ("validation", "test"):
+            check_unseen(
+                stage_one,
+                split[name],
+                config.data.patient_ids,
+                f"stage one must not see who stage two scores ({name}), but it trained on",
+            )
+    split = data.reduce_labels(config.data, split)
+    ages = data.age_statistics(split.train) if config.age_head else (None, None)
+    how = data.preprocessing(config.data)
+    card = workdir.ModelCard(config.encoder, config.dtype, how, classes, *ages)
+    card.write(folder)
+    return split, card
+
+
+def _log_labels(card: workdir.ModelCard, source: FilmSource) -> None:
+    counts = np.bincount(source.labels[source.labels >= 0], minlength=len(card.classes))
+    for name, count in zip(card.classes, counts, strict=True):
+        _log.info("  %-24s %6d training films", name, count)
+    if card.age_mean_months is not None:
+        _log.info(
+            "  age %.1f ± %.1f months, known of %d training films",
+            card.age_mean_months,
+            card.age_std_months,
+            source.records.has_age.sum(),
+        )
+
+
+def _start_from(config, variables):
+    """Puts the weights of `config.pretrained` into fresh variables."""
+    if not config.pretrained:
+        _log.info("the encoder starts from random weights")
+        return variables
+    if config.pretrained.startswith("torch:"):
+        path = os.path.expanduser(config.pretrained.removeprefix("torch:"))
+        encoder = import_encoder(config.encoder, path)
+        for name, tree in encoder.items():
+            if tree:
+                variables[name] = {**variables[name], "encoder": tree}
+        return variables
+    step = checkpoints.checkpoint_steps(config.pretrained)[-1]
+    variables, report = checkpoints.restore_variables(
+        config.pretrained, step, variables, only="encoder"
+    )
+    _log.info("encoder of %s, step %d: %s", config.pretrained, step, report)
+    return variables
+
+
+def make_task(config, card: workdir.ModelCard, labels: np.ndarray, validate) -> loop.Task:
+    """L = CE + α·MSE (Equation 4), each over the films whose label or age is known.
+
+    Args:
+      config: of stage two.
+      card: of the model.
+      labels: of the training films, int `[N]`, for the class weights.
+      validate: variables -> metrics.
+    """
+    model = diagnosis.build_model(card, freeze_encoder=config.freeze_encoder)
+    class_weights = jnp.asarray(_class_weights(config.class_weights, labels, len(card.classes)))
+
+    def weights(batch):
+        result = {}
+        if card.classes:
+            known = (batch["label"] >= 0) * batch["mask"]
+            result["cross_entropy"] = known * class_weights[jnp.maximum(batch["label"], 0)]
+        if card.age_mean_months is not None:
+            result["age_mse"] = jnp.isfinite(batch["age_months"]) * batch["mask"]
+        return result
+
+    def compute(params, batch_stats, batch, key):
+        image = augment.augment(augment.to_intensity(batch["image"]), key, config.augment)
+        outputs, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            augment.normalise(image),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return loss_terms(card, outputs, batch), updated.get("batch_stats", batch_stats)
+
+    def init(key):
+        return diagnosis.init_variables(model, card.preprocessing.image_size, key)
+
+    coefficients = {"cross_entropy": 1.0} if card.classes else {}
+    if card.age_mean_months is not None:
+        coefficients["age_mse"] = config.age_weight if card.classes else 1.0
+    return loop.Task(
+        init=init,
+        weights=weights,
+        losses=compute,
+        coefficients=coefficients,
+        evaluate=validate,
+    )
+
+
+def loss_terms(card: workdir.ModelCard, outputs, batch) -> dict[str, jax.Array]:
+    """Each film's cross-entropy and squared age error, `{name: [B]}`, unmasked."""
+    terms = {}
+    if "logits" in outputs:
+        terms["cross_entropy"] = losses.cross_entropy(outputs["logits"], batch["label"])
+    if "age" in outputs:
+        age = (batch["age_months"] - card.age_mean_months) / card.age_std_months
+        terms["age_mse"] = losses.squared_error(outputs["age"], age)
+    return terms
+
+
+def _class_weights(how: str, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Weight of each class in the loss, `[K]`: ones, or inverse to how often it occurs."""
+    counts = np.bincount(labels[labels >= 0], minlength=num_classes).astype(np.float32)
+    if how == "none":
+        return np.ones_like(counts)
+    return counts.sum() / (num_classes * np.maximum(counts, 1.0))
+
+
+def _validate(predictor: diagnosis.Predictor, source: FilmSource, variables) -> dict[str, float]:
+    """The headline figures on validation films, and the cross-entropy as `loss`."""
+    predictions, _ = predictor(variables, source)
+    result = {k: v for k, v in headline(predictions).items() if np.isfinite(v)}
+    if predictions.classes:
+        scores = calibration(predictions.probabilities, predictions.label)
+        result["loss"] = scores["log_loss"]
+    return result

@@ -1,0 +1,99 @@
+"""Normalisation and augmentation, on the device, inside the jitted step."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+# Grey level of natural photographs (the mean over ImageNet's three colours), so that encoders
+# with imported ImageNet weights see intensities in the range they were trained on.
+MEAN, STD = 0.449, 0.226
+
+
+def normalise(image: jax.Array) -> jax.Array:
+    """Intensity `[..]` in [0, 1] -> zero mean, unit variance (nominally)."""
+    return (image - MEAN) / STD
+
+
+def denormalise(image: jax.Array) -> jax.Array:
+    """The inverse of `normalise`."""
+    return image * STD + MEAN
+
+
+def to_intensity(image: jax.Array) -> jax.Array:
+    """uint8 -> float32 in [0, 1]."""
+    return image.astype(jnp.float32) / 255.0
+
+
+def augment(image: jax.Array, key: jax.Array, settings) -> jax.Array:
+    """A random variation of each image.
+
+    Geometry (rotation, scale, shift, and flips where asked for) is one bilinear resampling; then
+    contrast, brightness, gamma and noise. Every example has a key of its own, so the result does
+    not depend on how the batch is spread over devices.
+
+    Args:
+      image: intensities in [0, 1], `[B, H, W, 1]`.
+      key: one key for the batch.
+      settings: `config.augment`.
+
+    Returns:
+      `[B, H, W, 1]`, in [0, 1].
+    """
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(image.shape[0]))
+    return jax.vmap(lambda x, k: _augment_one(x, k, settings))(image, keys)
+
+
+def _augment_one(image: jax.Array, key: jax.Array, settings) -> jax.Array:
+    geometry_key, tone_key, noise_key = jax.random.split(key, 3)
+    image = _resample(image, geometry_key, settings)
+    image = _tone(image, tone_key, settings)
+    if settings.noise:
+        image = image + settings.noise * jax.random.normal(noise_key, image.shape)
+    return jnp.clip(image, 0.0, 1.0)
+
+
+def _resample(image: jax.Array, key: jax.Array, settings) -> jax.Array:
+    """Rotation, scale, shift and flips about the centre; the outside is black."""
+    height, width = image.shape[:2]
+    u = jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
+    angle = u[0] * jnp.deg2rad(settings.rotation_degrees)
+    scale = jnp.exp(u[1] * jnp.log1p(settings.scale))
+    shift = u[2:] * settings.shift * jnp.array([height, width])
+    flip = jnp.ones(2)
+    for axis, asked in enumerate((settings.flip_up_down, settings.flip_left_right)):
+        if asked:
+            sign = jax.random.rademacher(jax.random.fold_in(key, axis), (), jnp.float32)
+            flip = flip.at[axis].set(sign)
+    cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
+    y = jnp.arange(height, dtype=jnp.float32)[:, None] - (height - 1) / 2
+    x = jnp.arange(width, dtype=jnp.float32)[None, :] - (width - 1) / 2
+    rows = flip[0] * (cos * y - sin * x) + (height - 1) / 2 + shift[0]
+    columns = flip[1] * (sin * y + cos * x) + (width - 1) / 2 + shift[1]
+    return _bilinear(image, rows, columns)
+
+
+def _bilinear(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """`image` `[H, W, 1]` read at fractional `rows` and `columns`, both `[H, W]`."""
+    height, width = image.shape[:2]
+    top, left = jnp.floor(rows), jnp.floor(columns)
+    down, right = rows - top, columns - left
+    top, left = top.astype(jnp.int32), left.astype(jnp.int32)
+    flat = image.reshape(-1)
+
+    def read(y, x):
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        at = jnp.clip(y, 0, height - 1) * width + jnp.clip(x, 0, width - 1)
+        return jnp.where(inside, flat[at], 0.0)
+
+    above = read(top, left) * (1 - right) + read(top, left + 1) * right
+    below = read(top + 1, left) * (1 - right) + read(top + 1, left + 1) * right
+    return (above * (1 - down) + below * down)[..., None]
+
+
+def _tone(image: jax.Array, key: jax.Array, settings) -> jax.Array:
+    u = jax.random.uniform(key, (3,), minval=-1.0, maxval=1.0)
+    mean = image.mean()
+    image = (image - mean) * (1.0 + settings.contrast * u[0]) + mean
+    image = image + settings.brightness * u[1]
+    return jnp.clip(image, 0.0, 1.0) ** jnp.exp(settings.gamma * u[2])

@@ -1,0 +1,110 @@
+"""The folder of a run: its configuration, and what a checkpoint needs to be used again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+
+from data_pipeline.decode import Preprocessing
+from data_pipeline.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+# Settings that change how a run goes, not what comes out of it.
+_HARMLESS = ("log_every_steps", "data.num_threads", "data.memory_mb", "data.cache", "data.on_error")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """`preprocessing.json`: what has to travel with a checkpoint for it to be used correctly.
+
+    Attributes:
+      encoder: name of the network.
+      dtype: it computed in.
+      preprocessing: from a file to an image.
+      classes: names of the conditions, in the order of the logits; empty in stage one.
+      age_mean_months: of the training ages, which the network predicts standardised; None where
+        there is no age head.
+      age_std_months: likewise.
+    """
+
+    encoder: str
+    dtype: str
+    preprocessing: Preprocessing
+    classes: tuple[str, ...] = ()
+    age_mean_months: float | None = None
+    age_std_months: float | None = None
+
+    def write(self, workdir: str) -> None:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["preprocessing"] = self.preprocessing.to_dict()
+        _write_json(os.path.join(workdir, "preprocessing.json"), values)
+
+    @classmethod
+    def read(cls, workdir: str) -> ModelCard:
+        """Raises `UserError` where the folder is not a workdir of stage one or two."""
+        values = _read_json(workdir, "preprocessing.json")
+        values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
+        values["classes"] = tuple(values["classes"])
+        return cls(**values)
+
+
+def prepare(workdir: str, config) -> None:
+    """Makes the folder of a run and records the configuration in it.
+
+    Raises:
+      UserError: the folder holds a run with other settings; they are named.
+    """
+    os.makedirs(workdir, exist_ok=True)
+    path = os.path.join(workdir, "config.json")
+    now = json.loads(config.to_json_best_effort())
+    if os.path.exists(path):
+        before, after = _flat(read_config(workdir)), _flat(now)
+        changed = [
+            f"{key} ({before.get(key)!r} -> {after.get(key)!r})"
+            for key in sorted(before.keys() | after.keys())
+            if before.get(key) != after.get(key) and key not in _HARMLESS
+        ]
+        if changed:
+            raise UserError(
+                f"{workdir} holds a run with other settings: {', '.join(changed[:3])}"
+                + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+                + "; choose another --workdir, or delete that folder to start again"
+            )
+    _write_json(path, now)
+
+
+def read_config(workdir: str) -> dict:
+    """The resolved configuration of a run."""
+    return _read_json(workdir, "config.json")
+
+
+def _read_json(workdir: str, name: str) -> dict:
+    path = os.path.join(os.path.expanduser(workdir), name)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{workdir} is not the workdir of a run: it has no {name}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from None
+
+
+def _write_json(path: str, values: dict) -> None:
+    # Whoever is interrupted here leaves the old file, not half a new one.
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        json.dump(values, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+    os.replace(path + ".tmp", path)
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    result = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            result |= _flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value
+    return result
