@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 
-from data_pipeline.adapters.place import parse_place, visible, walk
+import numpy as np
+
+from data_pipeline.adapters.headers import header_columns
+from data_pipeline.adapters.place import IMAGE_SUFFIXES, parse_place, visible, walk
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 _SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -21,16 +23,17 @@ _SPLIT_FOLDERS = {
 
 
 def read_folder(place: str) -> Records:
-    """Reads `PATH[:labels=none]`.
+    """Reads `PATH[:labels=none][:headers=no]`.
 
     A first level whose folders are all called train, val or test is the split. The next level is
     the class; images lie at any depth below it. Images beside those folders have no class.
-    `labels=none` takes the folder as unlabelled whatever its subfolders are called.
+    `labels=none` takes the folder as unlabelled whatever its subfolders are called. Age, sex, view
+    and patient of DICOM films come from their headers, which `headers=no` leaves unread.
 
     Raises:
       DataError: the folder does not exist or holds no image.
     """
-    root, options = parse_place("folder", place, labels="folders")
+    root, options = parse_place("folder", place, labels="folders", headers="yes")
     if options["labels"] not in ("folders", "none"):
         raise DataError(
             f"folder:{place}: labels is {options['labels']!r}; expected folders or none"
@@ -64,4 +67,12 @@ def read_folder(place: str) -> Records:
         raise DataError(
             f"folder:{place}: no image found below {root} (looked for {' '.join(IMAGE_SUFFIXES)})"
         )
-    return Records.create(paths, source=f"folder:{place}", label=labels, split=splits)
+    records = Records.create(paths, source=f"folder:{place}", label=labels, split=splits)
+    dicom = np.array([path.lower().endswith((".dcm", ".dicom")) for path in paths])
+    if options["headers"] == "no" or not dicom.any():
+        return records
+    columns = [records.age_months, records.sex, records.view, records.patient_id]
+    found = header_columns("folder", root, records.image_path[dicom])
+    for column, values in zip(columns, found, strict=True):
+        column[dicom] = values
+    return records

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import logging
+import math
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.errors import DataError
+import numpy as np
 
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import Records
+
+_log = logging.getLogger(__name__)
+
+ADULT_MONTHS = 18 * 12.0
+SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
 _OPTION = re.compile(r"[a-z_]+=[^:]*")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -65,3 +77,104 @@ def walk(folder: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
     yield str(folder), files
     for name in folders:
         yield from walk(os.path.join(folder, name))
+
+
+def image_index(folder: str | os.PathLike, suffixes: tuple[str, ...]) -> dict[str, str]:
+    """File name -> path of every image at any depth; of equal names the first."""
+    index: dict[str, str] = {}
+    for parent, names in walk(folder):
+        for name in names:
+            if name.lower().endswith(suffixes):
+                index.setdefault(name, f"{parent}{os.sep}{name}")
+    return index
+
+
+def read_table(name: str, path: Path, columns: tuple[str, ...]) -> dict[str, list[str]]:
+    """The columns of a CSV, by name, stripped; gzip is unpacked on the way.
+
+    Columns that are not there come back empty, except those that must be.
+
+    Args:
+      name: the adapter, for messages.
+      path: the file.
+      columns: what to read; a leading `?` marks a column that may be missing.
+
+    Raises:
+      DataError: the file cannot be read or lacks a column that it must have.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
+            rows = csv.reader(file)
+            header = [cell.strip() for cell in next(rows, [])]
+            wanted = [column.removeprefix("?") for column in columns]
+            missing = [c for c in columns if not c.startswith("?") and c not in header]
+            if missing:
+                raise DataError(
+                    f"{name}: {path} has no column {missing[0]!r} (columns found: "
+                    f"{', '.join(header[:20]) or 'none'})"
+                )
+            table: dict[str, list[str]] = {column: [] for column in wanted}
+            places = [(table[c].append, header.index(c) if c in header else -1) for c in wanted]
+            for row in rows:
+                if not row:
+                    continue
+                for append, at in places:
+                    append(row[at].strip() if 0 <= at < len(row) else "")
+    except (OSError, UnicodeDecodeError, csv.Error, EOFError) as error:
+        raise DataError(f"{name}: {path} cannot be read as CSV ({error})") from None
+    return table
+
+
+def find_file(name: str, folder: Path, *patterns: str) -> Path:
+    """The first file below `folder` (two levels) that matches one of the patterns.
+
+    Raises:
+      DataError: there is none.
+    """
+    for pattern in patterns:
+        for prefix in ("", "*/"):
+            found = sorted(folder.glob(prefix + pattern))
+            if found:
+                return found[0]
+    raise DataError(f"{name}: no {' or '.join(patterns)} in {folder}")
+
+
+def keep_present(name: str, paths: list[str | None]) -> np.ndarray:
+    """Boolean `[n]`: listed images that are there (not None); logs how many are not.
+
+    Raises:
+      DataError: none is there.
+    """
+    present = np.array([path is not None for path in paths], bool)
+    if not present.any():
+        raise DataError(f"{name}: none of the {len(paths):,} images listed was found")
+    if not present.all():
+        _log.warning(
+            "%s: %d of %d images listed are not on disk; left out",
+            name,
+            (~present).sum(),
+            len(paths),
+        )
+    return present
+
+
+def leave_out_children(name: str, records: Records, min_age_months: float) -> Records:
+    """An adult set without the films known to be of younger patients; logs how many those are."""
+    young = records.age_months < min_age_months  # Unknown (NaN) compares as not younger.
+    if young.any():
+        _log.info(
+            "%s: %d films of patients under %g months left out (min_age_months)",
+            name,
+            young.sum(),
+            min_age_months,
+        )
+    return records.take(~young)
+
+
+def number(text: str) -> float:
+    """A number, or NaN for anything else."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

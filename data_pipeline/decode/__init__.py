@@ -33,12 +33,13 @@ __all__ = [
 PHANTOM_PREFIX = "phantom:"
 
 
-def load_image(path: str, preprocessing: Preprocessing) -> np.ndarray:
-    """A film as the network takes it: uint8 `[S, S]`, bright = dense.
+def load_image(path: str, preprocessing: Preprocessing, dtype: type = np.uint8) -> np.ndarray:
+    """A film as the network takes it: `[S, S]`, bright = dense.
 
     Args:
       path: a DICOM, PNG, JPEG or TIFF file, or the address of a phantom film.
       preprocessing: the size, and how the film is fitted into it.
+      dtype: uint8, or uint16 at full range.
 
     Raises:
       UnreadableImage: the file is missing, damaged or no radiograph. Nothing else.
@@ -46,10 +47,11 @@ def load_image(path: str, preprocessing: Preprocessing) -> np.ndarray:
     if path.startswith(PHANTOM_PREFIX):
         from data_pipeline.phantom import render
 
-        return render(path, preprocessing.image_size)
+        film = render(path, preprocessing.image_size)
+        return film if dtype == np.uint8 else film.astype(np.uint16) * np.uint16(257)
     radiograph = _read(path, preprocessing.shortest_side)
     try:
-        return to_square(radiograph.pixels, preprocessing)
+        return to_square(radiograph.pixels, preprocessing, dtype)
     except MemoryError:
         raise UnreadableImage(path, "not enough memory to resize it") from None
 

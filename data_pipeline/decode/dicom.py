@@ -1,8 +1,9 @@
 """DICOM to greys, in the standard's order: modality values, then window, then polarity, once.
 
-PS3.3 C.11.1 (modality), C.11.2 (VOI), C.7.6.3.1.2 (photometric interpretation), C.11.6 (presentation
-shape). Every step acts on single stored values, so all of them together are one table over the
-at most 65,536 values that a pixel can have: exact, fast, and without a float image in memory.
+PS3.3 C.11.1 (modality), C.11.2 (VOI), C.7.6.3.1.2 (photometric interpretation), C.11.6
+(presentation shape). Every step acts on single stored values, so all of them together are one
+table over the at most 65,536 values that a pixel can have: exact, fast, and without a float image
+in memory.
 """
 
 from __future__ import annotations

@@ -82,8 +82,16 @@ class Preprocessing:
         return 2 * self.image_size
 
 
-def to_square(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Resizes a film `[H, W]`, uint8 or uint16 at full range, to uint8 `[S, S]`, anti-aliased."""
+def to_square(
+    pixels: np.ndarray, preprocessing: Preprocessing, dtype: type = np.uint8
+) -> np.ndarray:
+    """Resizes a film `[H, W]`, uint8 or uint16 at full range, to `[S, S]`, anti-aliased.
+
+    Args:
+      pixels: the film.
+      preprocessing: the size, and how the film is fitted into it.
+      dtype: of the result, uint8 or uint16, again at full range.
+    """
     if preprocessing.trim_borders:
         pixels = trim_borders(pixels)
     height, width = pixels.shape
@@ -97,17 +105,19 @@ def to_square(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
         side = min(height, width)
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
-    if pixels.dtype == np.uint16:
-        # Pillow resizes 16 bits in float without loss; 257 = 65535 / 255.
-        image = Image.fromarray(pixels.astype(np.float32))
-        resized = np.asarray(image.resize(inner, Image.Resampling.BILINEAR, box=box))
-        resized = np.clip(np.rint(resized / 257.0), 0, 255).astype(np.uint8)
-    else:
+    if pixels.dtype == np.uint8 and dtype == np.uint8:
         image = Image.fromarray(pixels)
         resized = np.asarray(image.resize(inner, Image.Resampling.BILINEAR, box=box))
+    else:
+        # Pillow resizes 16 bits without loss in float alone.
+        image = Image.fromarray(pixels.astype(np.float32))
+        resized = np.asarray(image.resize(inner, Image.Resampling.BILINEAR, box=box))
+        maximum = np.iinfo(dtype).max
+        scale = np.float32(maximum / np.iinfo(pixels.dtype).max)
+        resized = np.clip(np.rint(resized * scale), 0, maximum).astype(dtype)
     if inner == (size, size):
         return np.array(resized)
-    square = np.zeros((size, size), np.uint8)
+    square = np.zeros((size, size), dtype)
     top, left = (size - inner[1]) // 2, (size - inner[0]) // 2
     square[top : top + inner[1], left : left + inner[0]] = resized
     return square

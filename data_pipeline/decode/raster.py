@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import io
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from data_pipeline.decode.isolation import run_isolated, time_limit
 from data_pipeline.decode.radiograph import Header, Radiograph, Refused, check_size
 
 FORMATS = ("PNG", "JPEG", "TIFF")
 _EXIF_ORIENTATION = 0x0112
 _TIFF_PHOTOMETRIC = 262
+_START_OF_SCAN = b"\xff\xda"
+_MAX_SCANS = 40
+# Mean spread of red, green and blue, in grey levels, above which a picture shows colour.
+_MAX_COLOR = 10.0
 # Detectors deliver 10, 12, 14 or 16 bits, and exports often leave them in 16 without scaling.
 _DETECTOR_BITS = (8, 10, 12, 14, 16)
 
 
-def read_raster(
-    path: str | os.PathLike, shortest_side: Callable[[int, int], int] | None = None
-) -> Radiograph:
+def read_raster(path: str, shortest_side: Callable[[int, int], int] | None = None) -> Radiograph:
     """Reads a PNG, JPEG or TIFF file.
 
     Args:
@@ -32,26 +35,45 @@ def read_raster(
       Refused: the film is too large, has several pages, or no grey can be made of it.
       Exception: whatever Pillow raises for a damaged file.
     """
-    with Image.open(path, formats=FORMATS) as image:
+    with open(path, "rb") as file:
+        data = file.read()
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         check_size(height, width)
-        if getattr(image, "n_frames", 1) > 1:
-            raise Refused(f"it holds {image.n_frames} pictures; a radiograph is one")
-        inverted = _sixteen_bit_white_is_zero(image)
+        if image.format == "TIFF" and image.info.get("compression") != "raw":
+            limit = time_limit(width * height)
+            return run_isolated(f"{__name__}:decode_tiff", data, timeout_s=limit)
         if image.format == "JPEG":
+            # Every scan of a progressive JPEG passes over the whole film, however little it holds.
+            if data.count(_START_OF_SCAN) > _MAX_SCANS:
+                raise Refused(f"it has more than {_MAX_SCANS} progressive scans")
             if shortest_side is not None:
                 scale = shortest_side(height, width) / min(height, width)
                 # Only 1/2, 1/4 and 1/8 exist; draft takes the smallest that is large enough.
                 image.draft(None, (-int(-width * scale // 1), -int(-height * scale // 1)))
-            # TIFF turns itself in Pillow. A damaged tag is no reason to lose the film.
-            with contextlib.suppress(Exception):
-                if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-                    image = ImageOps.exif_transpose(image)
-                    height, width = (image.height, image.width)
-        pixels, bits = _greys(image)
+        return _radiograph(image, (height, width))
+
+
+def decode_tiff(data: bytes) -> Radiograph:
+    """A compressed TIFF. To be run isolated."""
+    with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+        return _radiograph(image, image.size[::-1])
+
+
+def _radiograph(image: Image.Image, size: tuple[int, int]) -> Radiograph:
+    if getattr(image, "n_frames", 1) > 1:
+        raise Refused(f"it holds {image.n_frames} pictures; a radiograph is one")
+    inverted = _sixteen_bit_white_is_zero(image)
+    # TIFF turns itself in Pillow. A damaged tag is no reason to lose the film.
+    with contextlib.suppress(Exception):
+        if image.format == "JPEG" and image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+            turned = ImageOps.exif_transpose(image)
+            size = size if (turned.width > turned.height) == (size[1] > size[0]) else size[::-1]
+            image = turned
+    pixels, bits, notes = _greys(image)
     if inverted:
         pixels = np.iinfo(pixels.dtype).max - pixels
-    return Radiograph(pixels, Header(bits=bits, size=(height, width)))
+    return Radiograph(pixels, Header(bits=bits, size=size, notes=notes))
 
 
 def _sixteen_bit_white_is_zero(image: Image.Image) -> bool:
@@ -63,18 +85,27 @@ def _sixteen_bit_white_is_zero(image: Image.Image) -> bool:
     )
 
 
-def _greys(image: Image.Image) -> tuple[np.ndarray, int]:
-    """Full-range pixels and the bits stored. Never through Pillow's clipping 16-to-8 conversion."""
+def _greys(image: Image.Image) -> tuple[np.ndarray, int, tuple[str, ...]]:
+    """Full-range pixels, bits stored, notes. Never through Pillow's clipping 16-to-8 conversion."""
     mode = image.mode
     if mode.startswith("I;16"):
-        return full_range(np.asarray(image).astype(np.uint16, copy=False))
+        return *full_range(np.asarray(image).astype(np.uint16, copy=False)), ()
     if mode in ("I", "F"):
         raise Refused("its pixels are 32-bit or floating point; export it with 8 or 16 bits")
+    if mode == "L" and "transparency" not in image.info:
+        return np.array(image), 8, ()
     if "A" in mode or "transparency" in image.info:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image)
-    return np.array(image.convert("L")), 8
+    notes = ("in colour",) if mode != "1" and is_colored(image) else ()
+    return np.array(image.convert("L")), 8, notes
+
+
+def is_colored(image: Image.Image) -> bool:
+    """Whether a picture shows colour rather than greys stored as colour."""
+    small = np.asarray(image.convert("RGB").resize((64, 64)), np.int16)
+    return float(np.ptp(small, axis=-1).mean()) > _MAX_COLOR
 
 
 def full_range(pixels: np.ndarray) -> tuple[np.ndarray, int]:

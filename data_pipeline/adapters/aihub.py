@@ -1,0 +1,271 @@
+"""AI-Hub 71432, "Pediatric abdominal X-ray image data": the paper's own films.
+
+The schema of its label files is not public. A small profile says where they keep what; this prints
+the keys of some of them and a profile to fill in:
+
+    python -m data_pipeline.adapters.aihub /data/aihub > profile.json
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipeline.adapters.place import IMAGE_SUFFIXES, SEXES, number, parse_place, walk
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import Records
+
+_log = logging.getLogger(__name__)
+
+# Names as AI-Hub's description gives them, and usual variants of the others.
+_CLASSES = {
+    "정상": "normal",
+    "기복증": "aeroperitoneum",
+    "종괴": "mass",
+    "장중첩증": "intussusception",
+    "장겹침증": "intussusception",
+    "공기액체음영": "air-liquid shadow",
+    "이물": "foreign bodies",
+    "변비": "constipation",
+    "석회화": "calcification",
+    "비장비대": "splenomegaly",
+    "간비대": "hepatomegaly",
+    "내장역위": "situs inversus totalis",
+}
+_ENGLISH = {re.sub(r"[^a-z]", "", name): name for name in _CLASSES.values()}
+_SEXES = SEXES | {"남": "M", "남자": "M", "남성": "M", "여": "F", "여자": "F", "여성": "F"}
+_ROLE = re.compile(r"\[?([TV])([SL])(?:[\]_.\- ]|$)")  # TS_..., TL_..., VS_..., VL_...
+_IMAGES, _LABELS = "원천데이터", "라벨링데이터"
+_ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|7z|egg|alz)(\.part\d*|\.\d+)?$|\.z\d\d$", re.I)
+_LOOKALIKE = re.compile(r"\d+\.(Pyloric_Stenosis|Air_Fluid_Level|Abdominal_Distension)", re.I)
+_MONTHS = {"days": 12 / 365.25, "weeks": 84 / 365.25, "months": 1.0, "years": 12.0}
+_PROFILE_KEYS = {"class", "classes", "age", "age_unit", "sex", "patient_id", "view", "image"}
+
+
+def read_aihub(place: str) -> Records:
+    """Reads `PATH:profile=PROFILE.json`, unpacked, at any depth.
+
+    Images lie in folders TS (training) and VS (validation), label files in TL and VL; an image and
+    its label share their name. AI-Hub's validation is the test split; validation is cut from its
+    training films. The profile is a JSON object whose values are dotted paths into a label file
+    (`"annotations.0.disease"`): `class` (or `"folder"`: the name of the TS/VS folder), and if
+    there `age` with `age_unit` (days, weeks, months, years), `sex`, `patient_id`, `view`; `classes`
+    maps the source's class names to others than the paper's.
+
+    Raises:
+      DataError: no profile, archives still packed, another data set, or an unknown class.
+    """
+    root, options = parse_place("aihub", place, profile="")
+    images, labels = _discover(root)
+    if not options["profile"]:
+        raise DataError(
+            f"aihub:{place}: name a profile, aihub:{root}:profile=profile.json; to write one: "
+            f"python -m data_pipeline.adapters.aihub {root} > profile.json"
+        )
+    profile = _read_profile(Path(options["profile"]).expanduser())
+    columns: dict[str, list] = {
+        name: [] for name in ("patient_id", "age_months", "sex", "view", "label", "split")
+    }
+    paths, unlabelled, unknown = [], 0, {}
+    for (part, stem), image in images.items():
+        label_file = labels.get((part, stem))
+        if label_file is None:
+            unlabelled += 1
+        content = _read_label(label_file) if label_file else {}
+        name = _class(profile, content, image)
+        if name is None:
+            unknown[str(_class_value(profile, content, image))] = image
+        paths.append(image)
+        columns["label"].append(name or "")
+        columns["patient_id"].append(_text(content, profile.get("patient_id")))
+        unit = _MONTHS[profile.get("age_unit", "months")]
+        columns["age_months"].append(number(_text(content, profile.get("age"))) * unit)
+        columns["sex"].append(_SEXES.get(_text(content, profile.get("sex")).lower(), ""))
+        columns["view"].append(_text(content, profile.get("view")))
+        columns["split"].append("train" if part == "T" else "test")
+    if unknown:
+        raise DataError(
+            f"aihub:{place}: unknown class names {', '.join(sorted(unknown)[:12])}; map them in "
+            'the profile, "classes": {"name in the file": "intussusception", ...}'
+        )
+    if unlabelled:
+        _log.warning("aihub: %d of %d images have no label file", unlabelled, len(paths))
+    if not any(columns["patient_id"]):
+        _log.warning(
+            "aihub: the profile names no patient_id, so whether films of one patient stand on both "
+            "sides of the split cannot be known"
+        )
+    return Records.create(paths, source=f"aihub:{place}", **columns)
+
+
+def _discover(root: Path) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]]:
+    """Images and label files by `(T or V, name)`.
+
+    Raises:
+      DataError: there are no images, archives are still packed, or it is another data set.
+    """
+    images: dict[tuple[str, str], str] = {}
+    labels: dict[tuple[str, str], str] = {}
+    archives = []
+    for folder, names in walk(root):
+        relative = unicodedata.normalize("NFC", os.path.relpath(folder, root))
+        if _LOOKALIKE.search(relative):
+            raise DataError(
+                f"aihub: {root} holds AI-Hub's synthetic set of five classes, not 71432 "
+                "(Pediatric abdominal X-ray image data)"
+            )
+        role = _role(relative)
+        for name in names:
+            stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
+            if _ARCHIVE.search(name):
+                archives.append(os.path.join(folder, name))
+            elif role and role[1] == "S" and suffix.lower() in IMAGE_SUFFIXES:
+                images[role[0], stem] = f"{folder}{os.sep}{name}"
+            elif role and role[1] == "L" and suffix.lower() == ".json":
+                labels[role[0], stem] = f"{folder}{os.sep}{name}"
+    if archives and not (images and labels):
+        raise DataError(
+            f"aihub: {len(archives)} archives below {root} are still packed, such as "
+            f"{os.path.basename(archives[0])}; join split ones first (cat X.zip.part* > X.zip), "
+            "then unpack each into a folder of its own name (unzip -O cp949 TS_X.zip -d TS_X)"
+        )
+    if not images:
+        raise DataError(
+            f"aihub: no images below {root} in folders named TS, VS (or {_IMAGES} in Training, "
+            "Validation)"
+        )
+    return images, labels
+
+
+def _role(relative: str) -> str:
+    """`TS`, `TL`, `VS` or `VL` of a folder by its path; empty if it has none."""
+    part = kind = ""
+    for name in relative.split(os.sep):
+        match = _ROLE.match(name)
+        if match:
+            return match[1] + match[2]
+        part = "T" if "training" in name.lower() else "V" if "validation" in name.lower() else part
+        kind = "S" if _IMAGES in name else "L" if _LABELS in name else kind
+    return part + kind if part and kind else ""
+
+
+def _read_profile(path: Path) -> dict:
+    try:
+        profile = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"aihub: profile {path} cannot be read as JSON ({error})") from None
+    if not isinstance(profile, dict) or "class" not in profile:
+        raise DataError(f'aihub: profile {path} must be a JSON object with the key "class"')
+    extra = sorted(set(profile) - _PROFILE_KEYS)
+    if extra:
+        raise DataError(
+            f"aihub: profile {path} has the unknown key {extra[0]!r}; known: "
+            f"{', '.join(sorted(_PROFILE_KEYS))}"
+        )
+    if profile.get("age_unit", "months") not in _MONTHS:
+        raise DataError(f"aihub: profile {path}: age_unit must be one of {', '.join(_MONTHS)}")
+    return profile
+
+
+def _read_label(path: str) -> dict:
+    with open(path, "rb") as file:
+        data = file.read()
+    for encoding in ("utf-8-sig", "cp949"):
+        try:
+            return json.loads(data.decode(encoding))
+        except UnicodeDecodeError:
+            continue
+        except ValueError:
+            break
+    raise DataError(f"aihub: label file {path} is not JSON in UTF-8 or CP949")
+
+
+def _value(content, path: str | None):
+    """The value at a dotted path such as `annotations.0.disease`; None if there is none."""
+    for key in path.split(".") if path else ():
+        if isinstance(content, list) and key.isdigit() and int(key) < len(content):
+            content = content[int(key)]
+        elif isinstance(content, dict) and key in content:
+            content = content[key]
+        else:
+            return None
+    return content if path else None
+
+
+def _text(content, path: str | None) -> str:
+    value = _value(content, path)
+    return "" if value is None or isinstance(value, dict | list) else str(value).strip()
+
+
+def _class_value(profile: dict, content: dict, image: str) -> str:
+    if profile["class"] != "folder":
+        return _text(content, profile["class"])
+    for name in reversed(Path(unicodedata.normalize("NFC", image)).parts):
+        match = _ROLE.match(name)
+        if match:
+            # TS_2.변비_1 -> 변비: without the number before it and the shard behind it.
+            return re.sub(r"^\d+\.|_\d+$", "", name[match.end() :])
+    return ""
+
+
+def _class(profile: dict, content: dict, image: str) -> str | None:
+    """The condition, empty if the file gives none, None if its name is unknown."""
+    value = unicodedata.normalize("NFC", _class_value(profile, content, image))
+    if not value:
+        return ""
+    named = profile.get("classes", {}).get(value)
+    korean = _CLASSES.get(re.sub(r"[\s/·-]", "", value))
+    return named or korean or _ENGLISH.get(re.sub(r"[^a-z]", "", value.lower()))
+
+
+def _keys(content, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every dotted path of a label file with the type of its value, never the value."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _keys(value, f"{prefix}{key}.")
+    elif isinstance(content, list):
+        if content:
+            yield from _keys(content[0], f"{prefix}0.")
+    else:
+        yield prefix.removesuffix("."), type(content).__name__
+
+
+def describe_labels(root: Path, files: int = 200) -> str:
+    """A profile to fill in, after a list of the paths found in the first label files."""
+    images, labels = _discover(root)
+    counts: dict[str, int] = {}
+    kinds: dict[str, str] = {}
+    read = list(labels.values())[:files]
+    for path in read:
+        for key, kind in _keys(_read_label(path)):
+            counts[key] = counts.get(key, 0) + 1
+            kinds[key] = kind
+    lines = [f"{len(images):,} images, {len(labels):,} label files; keys of {len(read)}:"]
+    lines += [f"  {key}  ({kinds[key]}, in {counts[key]})" for key in counts]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 2:
+        print(
+            "usage: python -m data_pipeline.adapters.aihub FOLDER > profile.json", file=sys.stderr
+        )
+        return 2
+    try:
+        print(describe_labels(Path(argv[1]).expanduser()), file=sys.stderr)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    draft = {"class": "folder", "age": "", "age_unit": "months", "sex": "", "patient_id": ""}
+    print(json.dumps(draft, indent=2, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,78 @@
+"""RSNA bone age: hands of children with their skeletal age, 1 to 228 months."""
+
+from __future__ import annotations
+
+import math
+import os
+
+from data_pipeline.adapters.place import (
+    IMAGE_SUFFIXES,
+    find_file,
+    keep_present,
+    number,
+    parse_place,
+    read_table,
+    walk,
+)
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import Records
+
+_SEX = {"true": "M", "false": "F", "m": "M", "f": "F", "male": "M", "female": "F"}
+# The three tables name the same things differently: split, id, bone age, sex.
+_TABLES = (
+    ("train", "id", "boneage", "male"),
+    ("validation", "Image ID", "Bone Age (months)", "male"),
+    ("test", "Case ID", "?Bone Age (months)", "Sex"),
+)
+
+
+def read_rsna_bone_age(place: str) -> Records:
+    """Reads `PATH`: tables of training, validation and test, known by their columns, and images.
+
+    `age_months` is the skeletal age that the readers gave, not the age in years since birth.
+
+    Raises:
+      DataError: no table or no image is there.
+    """
+    root, _ = parse_place("rsna_bone_age", place)
+    find_file("rsna_bone_age", root, "*.csv")
+    by_role: dict[tuple[str, str], str] = {}
+    anywhere: dict[str, str] = {}
+    for folder, names in walk(root):
+        role = _role(os.path.relpath(folder, root))
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in IMAGE_SUFFIXES:
+                by_role[role, stem] = anywhere[stem] = f"{folder}{os.sep}{name}"
+    parts = []
+    for path in sorted({*root.glob("*.csv"), *root.glob("*/*.csv")}):
+        for split, identifier, age, sex in _TABLES:
+            with path.open(encoding="utf-8-sig") as file:
+                header = {name.strip() for name in file.readline().split(",")}
+            if identifier not in header:
+                continue
+            table = read_table("rsna_bone_age", path, (identifier, age, sex))
+            ids = table[identifier]
+            # Numbers may be used again in another split: its own folder first.
+            found = [by_role.get((split, film)) or anywhere.get(film) for film in ids]
+            ages = [number(months) for months in table[age.removeprefix("?")]]
+            records = Records.create(
+                [at or "" for at in found],
+                source=f"rsna_bone_age:{place}",
+                patient_id=[f"rsna-{split}-{film}" for film in ids],
+                age_months=[months if months > 0 else math.nan for months in ages],
+                sex=[_SEX.get(text.lower(), "") for text in table[sex]],
+                split=[split] * len(ids),
+            )
+            parts.append(records.take(keep_present("rsna_bone_age", found)))
+    if not parts:
+        raise DataError(f"rsna_bone_age: no table with the columns id, boneage, male in {root}")
+    return Records.concatenate(parts)
+
+
+def _role(folder: str) -> str:
+    folder = folder.lower()
+    for role in ("train", "valid", "test"):
+        if role in folder:
+            return "validation" if role == "valid" else role
+    return ""
