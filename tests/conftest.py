@@ -1,0 +1,26 @@
+"""The strictest setting that passes: warnings are errors (pyproject.toml), arrays never change
+rank without a word, and there are four devices, so that sharding is always exercised."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiled programs are shared between tests, test processes and runs.
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+os.environ.setdefault("MPLBACKEND", "agg")
+
+
+@pytest.fixture(scope="session")
+def real_films() -> Path:
+    """A folder of real X-rays with manifests, for those who have one; not part of the project."""
+    folder = ROOT.parent / "shared" / "xray"
+    if not folder.is_dir():
+        pytest.skip("no real X-rays beside the checkout (../shared/xray)")
+    return folder
