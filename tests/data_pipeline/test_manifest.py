@@ -1,0 +1,202 @@
+import csv
+import math
+import os
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import Records, read_manifest, write_manifest
+
+COLUMNS = ("image_path", "patient_id", "sex", "view", "label", "split", "site")
+
+
+def _write(folder, text, name="films.csv", encoding="utf-8"):
+    path = folder / name
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def _assert_equal(a: Records, b: Records):
+    for name in COLUMNS:
+        assert getattr(a, name).tolist() == getattr(b, name).tolist(), name
+    np.testing.assert_array_equal(a.age_months, b.age_months)
+
+
+def test_every_column_is_read(tmp_path):
+    path = _write(
+        tmp_path,
+        "image_path,patient_id,age_months,sex,view,label,split,site\n"
+        "a.png,p1,3.5,F,AP,mass,train,north\n",
+    )
+    records = read_manifest(path)
+    assert records.image_path.tolist() == [str(tmp_path / "a.png")]
+    assert [getattr(records, n)[0] for n in COLUMNS[1:]] == [
+        "p1", "F", "AP", "mass", "train", "north",
+    ]  # fmt: skip
+    assert records.age_months.dtype == np.float32
+    assert records.age_months[0] == 3.5
+    assert records.source.tolist() == [f"manifest:{path}"]
+
+
+def test_paths_are_relative_to_the_manifest_and_not_to_the_process(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    _write(tmp_path / "sub", "image_path\nx/a.png\n/absolute/b.png\n../c.png\n")
+    monkeypatch.chdir(tmp_path)
+    records = read_manifest("sub/films.csv")
+    assert [os.path.normpath(p) for p in records.image_path] == [
+        str(tmp_path / "sub" / "x" / "a.png"),
+        "/absolute/b.png",
+        str(tmp_path / "c.png"),
+    ]
+
+
+def test_one_file_has_one_name_whatever_the_detour(tmp_path):
+    """Leaks are found by comparing names."""
+    (tmp_path / "lists").mkdir()
+    direct = read_manifest(_write(tmp_path, "image_path\nimages/a.png\n"))
+    detour = read_manifest(_write(tmp_path / "lists", "image_path\n../images/./a.png\n"))
+    assert direct.image_path.tolist() == detour.image_path.tolist()
+
+
+def test_byte_order_mark_and_windows_lines(tmp_path):
+    path = _write(tmp_path, "image_path,label\r\na.png,mass\r\n", encoding="utf-8-sig")
+    records = read_manifest(path)
+    assert records.label.tolist() == ["mass"]
+    assert records.image_path.tolist() == [str(tmp_path / "a.png")]
+
+
+def test_quoting(tmp_path):
+    path = _write(tmp_path, 'image_path,label\n"a, b.png","air ""liquid"" shadow, left"\n')
+    records = read_manifest(path)
+    assert records.image_path.tolist() == [str(tmp_path / "a, b.png")]
+    assert records.label.tolist() == ['air "liquid" shadow, left']
+
+
+def test_empty_values_are_unknown_and_never_zero(tmp_path):
+    path = _write(tmp_path, "image_path,patient_id,age_months,sex,label,split\na.png,,,,,\n\n")
+    records = read_manifest(path)
+    assert len(records) == 1
+    assert math.isnan(records.age_months[0])
+    assert not records.has_age[0]
+    assert not records.has_label[0]
+    assert (records.patient_id[0], records.sex[0], records.split[0]) == ("", "", "")
+
+
+def test_newborns_have_an_age(tmp_path):
+    records = read_manifest(_write(tmp_path, "image_path,age_months\na.png,0\nb.png,nan\n"))
+    assert records.has_age.tolist() == [True, False]
+
+
+def test_unknown_columns_are_ignored_and_order_does_not_matter(tmp_path):
+    path = _write(tmp_path, "comment,label,image_path, patient_id \nhello,mass,a.png,p1\n")
+    records = read_manifest(path)
+    assert records.label.tolist() == ["mass"]
+    assert records.patient_id.tolist() == ["p1"]
+
+
+@pytest.mark.parametrize(
+    ("word", "split"), [("VAL", "validation"), ("Training", "train"), ("test", "test")]
+)
+def test_usual_names_of_splits(tmp_path, word, split):
+    records = read_manifest(_write(tmp_path, f"image_path,split\na.png,{word}\n"))
+    assert records.split.tolist() == [split]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\na.png,mass\n", r"no column 'image_path' \(columns found: path, label\)"),
+        ("", "no column 'image_path'"),
+        ("image_path,age_months\na.png,3 months\n", "line 2: age_months is '3 months'"),
+        ("image_path,age_months\na.png,1\nb.png,-1\n", "line 3: age_months is -1"),
+        ("image_path,age_months\na.png,inf\n", "age_months is inf"),
+        ("image_path,age_months\na.png,20000\n", "age_months is 20000"),
+        ("image_path,split\na.png,holdout\n", "line 2: split is 'holdout'"),
+        ("image_path,sex\na.png,W\n", "line 2: sex is 'W'"),
+        ("image_path,label,label\na.png,mass,normal\n", "column 'label' more than once"),
+        ("image_path,label\na.png,mass, left\n", "line 2: 3 values for 2 columns"),
+        ("image_path,label\na.png\n", "line 2: 1 values for 2 columns"),
+        ("image_path,label\n,mass\n", "line 2: image_path is empty"),
+        ("image_path,label\n", "lists no image"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_with_its_place(tmp_path, text, message):
+    path = _write(tmp_path, text)
+    with pytest.raises(DataError, match=message) as caught:
+        read_manifest(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_manifest(tmp_path):
+    with pytest.raises(DataError, match=r"does not exist"):
+        read_manifest(tmp_path / "none.csv")
+    with pytest.raises(DataError, match=r"is a folder.*folder:"):
+        read_manifest(tmp_path)
+    with pytest.raises(DataError, match=r"not UTF-8"):
+        read_manifest(_write(tmp_path, "image_path,label\na.png,Säugling\n", encoding="latin-1"))
+
+
+def test_columns_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match="differ in length"):
+        Records.create(["a", "b"], source="s", label=["mass"])
+
+
+def test_extra_columns_are_written_beside(tmp_path):
+    records = Records.create(["/x/a.png"], source="s", label=["mass"])
+    write_manifest(tmp_path / "m.csv", records, {"reason": ["dark"]}, relative=False)
+    with open(tmp_path / "m.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["image_path"], row["reason"]) == ("/x/a.png", "dark")
+    assert read_manifest(tmp_path / "m.csv").image_path.tolist() == ["/x/a.png"]
+
+
+_text = st.text(
+    st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="\u2028\u2029\x85"),
+    max_size=12,
+).map(str.strip)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.from_regex(r"[a-z]{1,8}( ,|\"|é)?\.png", fullmatch=True),
+            _text,
+            st.one_of(st.just(math.nan), st.floats(0, 1500, width=32)),
+            st.sampled_from(["", "F", "M"]),
+            _text,
+            st.sampled_from(["", "train", "validation", "test"]),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_round_trip(tmp_path, rows):
+    paths, patients, ages, sexes, labels, splits = zip(*rows, strict=True)
+    written = Records.create(
+        [str(tmp_path / "images" / p) for p in paths],
+        source="s",
+        patient_id=patients,
+        age_months=ages,
+        sex=sexes,
+        label=labels,
+        split=splits,
+    )
+    for relative in (True, False):
+        write_manifest(tmp_path / "out.csv", written, relative=relative)
+        _assert_equal(read_manifest(tmp_path / "out.csv"), written)
+
+
+def test_a_relative_manifest_moves_with_its_images(tmp_path):
+    (tmp_path / "here").mkdir()
+    records = Records.create([str(tmp_path / "here" / "i" / "a.png")], source="s")
+    write_manifest(tmp_path / "here" / "m.csv", records)
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = read_manifest(tmp_path / "there" / "m.csv")
+    assert moved.image_path.tolist() == [str(tmp_path / "there" / "i" / "a.png")]

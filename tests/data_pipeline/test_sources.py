@@ -1,0 +1,52 @@
+import pytest
+
+from data_pipeline.adapters import ADAPTERS
+from data_pipeline.errors import DataError
+from data_pipeline.sources import open_sources, parse_sources
+
+
+def test_parse():
+    assert parse_sources(" manifest:/a.csv, phantom:infant:films=5:seed=1,") == [
+        ("manifest", "/a.csv"),
+        ("phantom", "infant:films=5:seed=1"),
+    ]
+    assert parse_sources("") == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("/data/a.csv", "'/data/a.csv' is not of the form source:place"),
+        ("manifest:", "'manifest:' is not of the form"),
+        ("manifset:/a.csv", "unknown source 'manifset'; there are .*manifest"),
+    ],
+)
+def test_mistakes_are_named(spec, message):
+    with pytest.raises(DataError, match=message):
+        parse_sources(spec)
+
+
+def test_sources_are_joined_in_order_and_remember_where_they_came_from(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text(f"image_path\n{name}.png\n")
+    records = open_sources(f"manifest:{tmp_path}/b.csv,manifest:{tmp_path}/a.csv")
+    assert records.image_path.tolist() == [f"{tmp_path}/b.png", f"{tmp_path}/a.png"]
+    assert records.source.tolist() == [f"manifest:{tmp_path}/b.csv", f"manifest:{tmp_path}/a.csv"]
+
+
+def test_nothing_named_says_what_to_set():
+    with pytest.raises(DataError, match=r"set config\.data\.train"):
+        open_sources(" , ")
+
+
+def test_a_source_without_images_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "a.csv").write_text("image_path\na.png\n")
+    monkeypatch.setitem(ADAPTERS, "empty", lambda place: ADAPTERS["manifest"](place).take([]))
+    with pytest.raises(DataError, match="holds no images"):
+        open_sources(f"empty:{tmp_path}/a.csv")
+
+
+def test_the_phantom_brings_all_splits():
+    records = open_sources("phantom:infant:films=22")
+    assert set(records.split) == {"train", "validation", "test"}
+    assert records.has_label.all()
