@@ -120,7 +120,7 @@ def _split_source(records, keys, validation_fraction, test_fraction, seed) -> di
             raise DataError(
                 f"{records.source[0]}: the class {label!r} has one patient "
                 f"({_describe(members[0])}), who cannot be both trained on and tested; add "
-                "patients, leave the class out with config.data.classes, or empty its label"
+                "patients, or empty its label"
             )
         members.sort(key=lambda key: _digest(seed, key))
     for name, fraction in fractions.items():
