@@ -1,0 +1,346 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import SPLITS, Records
+from data_pipeline.splits import (
+    Split,
+    check_disjoint,
+    check_unseen,
+    divide,
+    keep_labels,
+    patient_keys,
+    read_split,
+    split_by_patient,
+    write_split,
+)
+
+FRACTIONS = {"validation_fraction": 0.2, "test_fraction": 0.2}
+
+
+def films(patients, labels, source="s", split=None, ages=None, start=0):
+    """One film a row; `patients` and `labels` of equal length."""
+    return Records.create(
+        [f"/{source}/{start + i}.png" for i in range(len(patients))],
+        source=source,
+        patient_id=[str(p) for p in patients],
+        label=labels,
+        split=split,
+        age_months=ages,
+    )
+
+
+def cohort(n_patients=60, source="s", classes=("mass", "normal"), films_each=2, prefix="p"):
+    patients = np.repeat([f"{prefix}{i}" for i in range(n_patients)], films_each)
+    labels = np.repeat([classes[i % len(classes)] for i in range(n_patients)], films_each)
+    return films(patients, labels.tolist(), source)
+
+
+def roles(records, patient_ids="shared", seed=0, fractions=FRACTIONS):
+    """Patient key -> split."""
+    done = split_by_patient(records, **fractions, seed=seed, patient_ids=patient_ids)
+    assert done.image_path.tolist() == records.image_path.tolist()
+    result = {}
+    for key, role in zip(patient_keys(done, patient_ids), done.split, strict=True):
+        assert result.setdefault(key, role) == role, f"{key} is on two sides"
+    return result
+
+
+def count(result, role):
+    return sum(r == role for r in result.values())
+
+
+def test_fractions_are_of_the_patients_and_every_class_is_everywhere():
+    records = cohort(100, classes=("mass", "normal", "normal", "normal"))
+    done = split_by_patient(records, **FRACTIONS, seed=0)
+    result = roles(records)
+    assert [count(result, role) for role in SPLITS] == [60, 20, 20]
+    for role in SPLITS:
+        share = (done.label[done.split == role] == "mass").mean()
+        assert share == pytest.approx(0.25, abs=0.02)
+
+
+def test_rounding_leaves_the_total_right():
+    # Ten classes of seven patients: 1.4 each would be truncated to 10 of 70, not 14.
+    result = roles(cohort(70, classes=tuple("abcdefghij")))
+    assert count(result, "test") == 14
+    assert count(result, "validation") == 14
+
+
+def test_deterministic_whatever_the_order_of_rows_and_dependent_on_the_seed():
+    records = cohort()
+    shuffled = records.take(np.random.default_rng(0).permutation(len(records)))
+    assert roles(records) == roles(shuffled)
+    assert roles(records) != roles(records, seed=1)
+
+
+def test_the_split_of_a_known_cohort_never_changes():
+    """Published results hang on who was tested: a change of the hash must be noticed."""
+    result = roles(cohort(10, classes=("mass",)))
+    tested = sorted(k for k, r in result.items() if r == "test")
+    validated = sorted(k for k, r in result.items() if r == "validation")
+    assert tested == ["patient:p5", "patient:p6"]
+    assert validated == ["patient:p1", "patient:p9"]
+
+
+def test_what_else_is_loaded_changes_nothing():
+    infants = cohort(40, "infants", prefix="i")
+    adults = cohort(80, "adults", classes=("pneumonia", "normal", "fracture"), prefix="a")
+    alone = roles(infants)
+    together = roles(Records.concatenate([adults, infants]))
+    assert {key: together[key] for key in alone} == alone
+
+
+def test_a_shared_patient_of_two_sources_is_as_protected_as_in_the_stricter_one():
+    a = films(["x", "y", "z"], ["m"] * 3, "a", split=["train", "test", "train"])
+    b = films(["x", "y", "w"], ["m"] * 3, "b", split=["test", "train", "train"], start=9)
+    none = {"validation_fraction": 0.0, "test_fraction": 0.0}
+    result = roles(Records.concatenate([a, b]), fractions=none)
+    assert result["patient:x"] == result["patient:y"] == "test"
+    assert result["patient:z"] == result["patient:w"] == "train"
+
+
+def test_given_splits_are_kept_and_missing_roles_are_cut_from_training():
+    records = cohort(50)
+    given = np.where(np.arange(100) < 20, "test", "train").astype(object)
+    result = roles(records.replace(split=given))
+    assert {k for k, r in result.items() if r == "test"} == {f"patient:p{i}" for i in range(10)}
+    assert count(result, "validation") == 8  # A fifth of the 40 who are left.
+    assert count(result, "train") == 32
+
+    complete = np.tile(["train", "train", "validation", "validation", "test", "test"], 10)
+    records = cohort(30).replace(split=complete.astype(object))
+    assert split_by_patient(records, **FRACTIONS, seed=0).split.tolist() == complete.tolist()
+
+
+def test_unassigned_rows_of_a_source_with_a_test_set_are_for_training():
+    records = cohort(20)
+    given = np.where(np.arange(40) < 10, "test", "").astype(object)
+    result = roles(
+        records.replace(split=given), fractions={"validation_fraction": 0.0, "test_fraction": 0.3}
+    )
+    assert count(result, "test") == 5
+    assert count(result, "train") == 15
+
+
+def test_a_patient_on_two_sides_of_a_given_split_is_an_error():
+    records = films(["p1", "p2", "p1"], ["m", "m", "m"], split=["train", "train", "test"])
+    with pytest.raises(DataError, match=r"patient 'p1' is in 'train' and in 'test'"):
+        split_by_patient(records, **FRACTIONS, seed=0)
+
+
+def test_a_class_of_one_patient_is_an_error_with_advice_that_helps():
+    records = films(["a", "a", "b", "c"], ["rare", "rare", "normal", "normal"])
+    with pytest.raises(DataError, match=r"class 'rare' has one patient \(patient 'a'\)") as caught:
+        split_by_patient(records, **FRACTIONS, seed=0)
+    # The split is made before classes are chosen, for both stages to agree on it.
+    assert "config.data.classes" not in str(caught.value)
+    emptied = records.replace(label=np.where(records.label == "rare", "", records.label))
+    split_by_patient(emptied, **FRACTIONS, seed=0)
+    nothing = {"validation_fraction": 0.0, "test_fraction": 0.0}
+    assert set(roles(records, fractions=nothing).values()) == {"train"}
+
+
+def test_two_patients_are_one_for_training_and_one_for_testing():
+    result = roles(films(["a", "b"], ["rare", "rare"]))
+    assert sorted(result.values()) == ["test", "train"]
+
+
+def test_a_patient_counts_for_the_rarest_of_their_conditions():
+    """One with a common and a rare finding must not leave the rare class without a stratum."""
+    patients = [f"n{i}" for i in range(20)] + ["r1", "r1", "r2", "r2"]
+    labels = ["normal"] * 20 + ["normal", "rare", "normal", "rare"]
+    result = roles(films(patients, labels))
+    assert sorted([result["patient:r1"], result["patient:r2"]]) == ["test", "train"]
+
+
+def test_films_without_patient_are_a_patient_each():
+    records = films([""] * 20, ["mass", "normal"] * 10)
+    result = roles(records)
+    assert len(result) == 20
+    assert count(result, "test") == 4
+    assert all(key.startswith("image:") for key in result)
+
+
+def test_films_without_label_and_age_are_not_wasted_on_testing():
+    unlabelled = films([f"p{i}" for i in range(20)], [""] * 20)
+    result = roles(unlabelled)
+    assert (count(result, "test"), count(result, "validation")) == (0, 4)
+    aged = unlabelled.replace(age_months=np.full(20, 3.0, np.float32))
+    assert count(roles(aged), "test") == 4
+
+
+def test_ids_of_sources_that_both_count_from_one():
+    a, b = cohort(30, "a", prefix=""), cohort(30, "b", prefix="")
+    both = Records.concatenate([a, b])
+    assert len(roles(both, "shared")) == 30
+    assert len(roles(both, "source")) == 60
+
+
+_film = st.tuples(
+    st.integers(0, 12),
+    st.sampled_from(["", "normal", "mass", "rare"]),
+    st.sampled_from(["north", "south"]),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.lists(_film, min_size=1, max_size=60),
+    anonymous=st.booleans(),
+    validation_fraction=st.floats(0, 0.45),
+    test_fraction=st.floats(0, 0.45),
+    seed=st.integers(0, 5),
+    patient_ids=st.sampled_from(["shared", "source"]),
+)
+def test_no_patient_is_ever_on_two_sides(
+    rows, anonymous, validation_fraction, test_fraction, seed, patient_ids
+):
+    records = Records.create(
+        [f"/{source}/{i}.png" for i, (_, _, source) in enumerate(rows)],
+        source="",
+        patient_id=["" if anonymous and p == 0 else str(p) for p, _, _ in rows],
+        label=[label for _, label, _ in rows],
+    ).replace(source=np.array([source for _, _, source in rows], dtype=object))
+    fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+    try:
+        split = divide(records, **fractions, seed=seed, patient_ids=patient_ids)
+    except DataError as error:
+        assert "has one patient" in str(error) or "left to train on" in str(error)  # noqa: PT017
+        return
+    paths = [p for role in SPLITS for p in split[role].image_path]
+    assert sorted(paths) == sorted(records.image_path)
+    keys = [set(patient_keys(split[role], patient_ids)) for role in SPLITS]
+    assert not keys[0] & keys[1]
+    assert not keys[0] & keys[2]
+    assert not keys[1] & keys[2]
+    of_patient: dict[str, set[str]] = {}
+    for key, label in zip(patient_keys(records, patient_ids), records.label, strict=True):
+        of_patient.setdefault(key, set()).add(label)
+    # Neither people of two sources nor of two conditions, who count for the rarest alone.
+    if patient_ids == "source" and max(map(len, of_patient.values())) == 1:
+        for source in ("north", "south"):
+            labels = set(records.label[records.source == source]) - {""}
+            assert labels <= set(split.train.label[split.train.source == source])
+
+
+def test_given_validation_and_test_are_used_whole_or_their_own_part():
+    train = cohort(30, "a")
+    whole = cohort(5, "b", prefix="v")
+    given = np.repeat(["train", "test", "test", "train", "train"], 2).astype(object)
+    partly = cohort(5, "c", prefix="t").replace(split=given)
+    split = divide(train, whole, partly, **FRACTIONS, seed=0)
+    assert len(split.train) == len(train)
+    assert set(split.validation.patient_id) == {f"v{i}" for i in range(5)}
+    assert set(split.test.patient_id) == {"t1", "t2"}
+    for role in SPLITS:
+        assert set(split[role].split) == {role}
+
+
+def test_a_given_test_set_with_a_training_patient_is_an_error():
+    train = cohort(10, "a")
+    with pytest.raises(DataError, match=r"patient 'p3' is in train and in test.*patient_ids"):
+        divide(train, None, films(["p3"], ["mass"], "b"), validation_fraction=0.0,
+               test_fraction=0.0, seed=0)  # fmt: skip
+    split = divide(
+        train, None, films(["p3"], ["mass"], "b"), validation_fraction=0.0, test_fraction=0.0,
+        seed=0, patient_ids="source",
+    )  # fmt: skip
+    assert len(split.test) == 1
+
+
+def test_the_same_file_under_two_patients_is_an_error():
+    a = Records.create(["/x/1.png"], source="a", patient_id=["p1"])
+    b = Records.create(["/x/1.png"], source="b", patient_id=["q1"])
+    nothing = a.take(np.zeros(0, int))
+    with pytest.raises(DataError, match=r"image '/x/1\.png' is in train and in test"):
+        check_disjoint(Split(train=a, validation=nothing, test=b))
+
+
+def test_nothing_left_to_train_on():
+    records = cohort(4).replace(split=np.full(8, "test", dtype=object))
+    with pytest.raises(DataError, match="no film is left to train on"):
+        divide(records, **FRACTIONS, seed=0)
+
+
+def labelled_patients(records):
+    return set(records.patient_id[records.has_label])
+
+
+def test_smaller_label_fractions_are_subsets_of_larger_ones_by_patient():
+    records = cohort(100, classes=("mass",) + ("normal",) * 9)
+    records = records.replace(age_months=np.full(200, 5.0, np.float32))
+    before = set(records.patient_id)
+    for fraction, expected in ((1.0, 100), (0.5, 50), (0.2, 20), (0.01, 2)):
+        kept = keep_labels(records, fraction, seed=3, patient_ids="shared")
+        patients = labelled_patients(kept)
+        assert len(patients) == expected
+        assert patients <= before
+        assert set(kept.label) - {""} == {"mass", "normal"}
+        # All films of a patient, and the age with the label.
+        assert kept.has_label.sum() == 2 * expected
+        np.testing.assert_array_equal(kept.has_age, kept.has_label)
+        assert kept.image_path.tolist() == records.image_path.tolist()
+        before = patients
+    assert labelled_patients(keep_labels(records, 0.2, 3, "shared")) != labelled_patients(
+        keep_labels(records, 0.2, 4, "shared")
+    )
+
+
+def test_ages_without_label_are_reduced_too():
+    records = films([f"p{i}" for i in range(20)], [""] * 20, ages=[4.0] * 20)
+    assert keep_labels(records, 0.25, 0, "shared").has_age.sum() == 5
+
+
+def test_split_csv_round_trip(tmp_path):
+    records = films(
+        ["p1", "p2", "", "p4"],
+        ["mass", "", 'air, "liquid"', "mass"],
+        ages=[np.nan, 0.1, 7.25, 216.0],
+    ).replace(source=np.array(["a:x", "b:y", "a:x", "b:y"], dtype=object))
+    split = Split(
+        train=records.take(np.array([0, 3])),
+        validation=records.take(np.array([1])),
+        test=records.take(np.array([2])),
+    )
+    write_split(tmp_path / "split.csv", split)
+    again = read_split(tmp_path / "split.csv")
+    for role in SPLITS:
+        for name in ("image_path", "patient_id", "label", "sex", "view", "site", "source"):
+            assert getattr(again[role], name).tolist() == getattr(split[role], name).tolist()
+        np.testing.assert_array_equal(again[role].age_months, split[role].age_months)
+        assert again[role].age_months.dtype == np.float32
+        assert set(again[role].split) == {role}
+
+
+def test_reading_a_split_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match="not the workdir of a run"):
+        read_split(tmp_path / "split.csv")
+
+
+def test_check_unseen(tmp_path):
+    nobody = cohort(1).take(np.zeros(0, int))
+    stage_one = divide(cohort(20), **FRACTIONS, seed=0)
+    path = tmp_path / "split.csv"
+    write_split(path, stage_one)
+    check_unseen(path, stage_one.test, "shared", "trained on")
+    check_unseen(path, stage_one.validation, "shared", "trained on")
+    check_unseen(path, nobody, "shared", "trained on")
+    with pytest.raises(DataError, match=r"^trained on \d+ of these .* such as .*split_seed"):
+        check_unseen(path, stage_one.train, "shared", "trained on")
+    # The same people under other files, and the same file under another name.
+    patient = str(stage_one.train.patient_id[0])
+    with pytest.raises(DataError, match=rf"trained on 1 of these .* patient '{patient}'"):
+        check_unseen(path, films([patient], ["mass"], "other"), "shared", "trained on")
+    check_unseen(path, films([patient], ["mass"], "other"), "source", "trained on")
+    renamed = stage_one.train.take(np.array([0])).replace(
+        patient_id=np.array(["somebody"], dtype=object)
+    )
+    with pytest.raises(DataError, match="trained on 1 of these"):
+        check_unseen(path, renamed, "source", "trained on")
+    # Another seed tests other patients: that is what the check is for.
+    other = divide(cohort(20), **FRACTIONS, seed=1)
+    with pytest.raises(DataError, match="trained on"):
+        check_unseen(path, other.test, "shared", "trained on")
