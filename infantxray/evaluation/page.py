@@ -43,7 +43,7 @@ _CAPTIONS = {
     ),
 }
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --fg: #1a1a1a; --soft: #666; --bg: #fff; --line: #ddd; }
 @media (prefers-color-scheme: dark) {
   :root { --fg: #e6e6e6; --soft: #9a9a9a; --bg: #16181b; --line: #34373c; }
@@ -92,7 +92,7 @@ def write(path: str, config: dict, summary: dict, pictures: dict[str, str]) -> N
     page = (
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>infantxray: {html.escape(config['encoder'])}</title><style>{_STYLE}</style>"
+        f"<title>infantxray: {html.escape(config['encoder'])}</title><style>{STYLE}</style>"
         f"<body>{''.join(parts)}</body></html>\n"
     )
     Path(path).write_text(page, encoding="utf-8")
@@ -136,13 +136,14 @@ def _number(name: str, value: float) -> str:
     return f"{value:.1f}" if name == "age_mae_months" else f"{value:.3f}"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """An HTML table that scrolls by itself where it is too wide; text is escaped."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f"<div class='wide'>{table}</div>"
+    markup = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<div class='wide'>{markup}</div>"
 
 
 def _cell(value, name: str = "") -> str:
@@ -155,7 +156,7 @@ def _class_table(summary: dict) -> str:
         [name, str(row["n"]), *(_cell(row[figure]) for figure in names)]
         for name, row in summary["per_class"].items()
     ]
-    return "<h2>By condition</h2>" + _table(
+    return "<h2>By condition</h2>" + table(
         ["condition", "films", "recall", "precision", "F1", "ROC AUC"], rows
     )
 
@@ -166,7 +167,7 @@ def _age_table(summary: dict) -> str:
         [row["band"], str(row["n"]), *(_cell(row[figure], figure) for figure in names)]
         for row in summary["age_bands"]
     ]
-    return "<h2>By age</h2>" + _table(
+    return "<h2>By age</h2>" + table(
         ["age", "films", "accuracy", "F1 (macro)", "ROC AUC (macro)", "age MAE (months)"], rows
     )
 
