@@ -1,0 +1,216 @@
+import csv
+
+import grain
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.decode import Preprocessing
+from data_pipeline.errors import DataError, UnreadableImage
+from data_pipeline.loader import BadFiles, FilmSource, evaluation_batches, training_batches
+from data_pipeline.manifest import Records
+
+SIDE = 8
+HOW = Preprocessing(image_size=SIDE)
+CLASSES = ("mass", "normal")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Ten films; film `i` has the grey level `10 * i` throughout, film 3 is damaged."""
+    folder = tmp_path_factory.mktemp("films")
+    for i in range(10):
+        Image.fromarray(np.full((SIDE, SIDE), 10 * i, np.uint8)).save(folder / f"{i}.png")
+    (folder / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    return folder
+
+
+def records(folder, rows):
+    labels = ["mass", "normal", "", "other"]
+    return Records.create(
+        [str(folder / f"{i}.png") for i in rows],
+        source="s",
+        label=[labels[i % 4] for i in rows],
+        age_months=[np.nan if i % 2 else float(i) for i in rows],
+    )
+
+
+def source(folder, rows=(0, 1, 2, 4, 5, 6, 7), **options):
+    return FilmSource(records(folder, rows), CLASSES, HOW, **options)
+
+
+def films(batch):
+    """Which films are in a batch, by their grey level."""
+    return (batch["image"][:, 0, 0, 0] // 10).tolist()
+
+
+def take(iterator, n):
+    return [next(iterator) for _ in range(n)]
+
+
+def test_contract_of_a_batch(folder):
+    (batch,) = evaluation_batches(source(folder, (0, 1, 2, 7)), 4, num_threads=2)
+    assert {name: (v.dtype, v.shape) for name, v in batch.items()} == {
+        "image": (np.uint8, (4, SIDE, SIDE, 1)),
+        "label": (np.int32, (4,)),
+        "age_months": (np.float32, (4,)),
+        "mask": (np.float32, (4,)),
+    }
+    assert films(batch) == [0, 1, 2, 7]
+    # Unknown, and of no class that is asked for.
+    assert batch["label"].tolist() == [0, 1, -1, -1]
+    np.testing.assert_array_equal(batch["age_months"], np.float32([0, np.nan, 2, np.nan]))
+    assert batch["mask"].tolist() == [1, 1, 1, 1]
+
+
+def test_training_batches_have_the_same_contract(folder):
+    batch = next(training_batches(source(folder), 4, seed=0, num_threads=2))
+    assert {name: (v.dtype, v.shape) for name, v in batch.items()} == {
+        "image": (np.uint8, (4, SIDE, SIDE, 1)),
+        "label": (np.int32, (4,)),
+        "age_months": (np.float32, (4,)),
+        "mask": (np.float32, (4,)),
+    }
+
+
+def test_evaluation_sees_every_film_once_in_order_and_pads(folder):
+    batches = list(evaluation_batches(source(folder), 4, num_threads=3))
+    assert [b["image"].shape[0] for b in batches] == [4, 4]
+    assert films(batches[0]) + films(batches[1])[:3] == [0, 1, 2, 4, 5, 6, 7]
+    padding = {name: value[3:] for name, value in batches[1].items()}
+    assert padding["mask"].tolist() == [0.0]
+    assert padding["label"].tolist() == [-1]
+    assert np.isnan(padding["age_months"]).all()
+    assert batches[1]["label"].dtype == np.int32
+    assert batches[1]["mask"].dtype == np.float32
+
+
+def test_every_epoch_is_a_permutation_of_its_own(folder):
+    batches = take(training_batches(source(folder), 7, seed=0, num_threads=2), 4)
+    orders = [films(b) for b in batches]
+    assert all(sorted(order) == [0, 1, 2, 4, 5, 6, 7] for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_the_order_hangs_on_the_seed_and_not_on_the_threads(folder):
+    def order(seed, num_threads):
+        iterator = training_batches(source(folder), 3, seed=seed, num_threads=num_threads)
+        return [films(b) for b in take(iterator, 6)]
+
+    assert order(0, 1) == order(0, 4)
+    assert order(0, 1) != order(1, 1)
+
+
+def test_batches_larger_than_the_data_are_filled(folder):
+    batch = next(training_batches(source(folder, (0, 1, 2)), 8, seed=0, num_threads=1))
+    assert sorted(films(batch)[:3]) == [0, 1, 2]
+    assert len(films(batch)) == 8
+
+
+def test_state_resumes_exactly(folder):
+    whole = training_batches(source(folder), 3, seed=5, num_threads=4)
+    take(whole, 5)
+    state = whole.get_state()
+    expected = take(whole, 6)
+    again = training_batches(source(folder), 3, seed=5, num_threads=1)
+    again.set_state(state)
+    for a, b in zip(take(again, 6), expected, strict=True):
+        for name in b:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_a_damaged_file_stops_with_its_path(folder):
+    with pytest.raises(UnreadableImage, match=r"3\.png") as caught:
+        source(folder, (2, 3))[1]
+    assert caught.value.path == str(folder / "3.png")
+    batches = evaluation_batches(source(folder, (2, 3)), 2, num_threads=1)
+    with pytest.raises(UnreadableImage, match=r"3\.png"):
+        list(batches)
+    with pytest.raises(UnreadableImage, match=r"3\.png"):
+        take(training_batches(source(folder, (2, 3)), 2, seed=0, num_threads=2), 2)
+
+
+def test_skipping_in_training_takes_the_next_film_with_its_own_label(folder, caplog):
+    bad = BadFiles()
+    films_source = source(folder, (0, 3, 5), on_error="skip", substitute=True, bad_files=bad)
+    example = films_source[1]
+    assert example["image"][0, 0, 0] == 50
+    assert example["label"] == 1  # That of film 5.
+    assert example["mask"] == 1
+    assert len(bad) == 1
+    # The last film's next is the first.
+    wrapped = source(folder, (0, 3), on_error="skip", substitute=True, bad_files=bad)[1]
+    assert wrapped["image"][0, 0, 0] == 0
+    assert caplog.text.count("skipped") == 1  # Once a file, not once an epoch.
+
+
+def test_skipping_in_evaluation_keeps_the_place_with_mask_zero(folder):
+    bad = BadFiles()
+    (batch,) = evaluation_batches(
+        source(folder, (2, 3, 4, 5), on_error="skip", bad_files=bad), 4, num_threads=2
+    )
+    assert batch["mask"].tolist() == [1, 0, 1, 1]
+    assert films(batch) == [2, 0, 4, 5]
+    assert len(bad) == 1
+
+
+def test_a_set_without_a_readable_file_ends(folder):
+    films_source = source(folder, (3, 3), on_error="skip", substitute=True)
+    with pytest.raises(DataError, match="could not be read"):
+        films_source[0]
+
+
+def test_bad_files_csv(folder, tmp_path):
+    bad = BadFiles()
+    bad.write(tmp_path / "bad_files.csv")
+    assert not (tmp_path / "bad_files.csv").exists()
+    source(folder, (3,), on_error="skip", bad_files=bad)[0]
+    bad.add("/x/a, b.png", "too dark")
+    bad.write(tmp_path / "bad_files.csv")
+    with open(tmp_path / "bad_files.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["image_path", "reason"]
+    assert [row[0] for row in rows[1:]] == sorted([str(folder / "3.png"), "/x/a, b.png"])
+    assert all(len(row) == 2 and row[1] for row in rows)
+
+
+@pytest.mark.parametrize(("memory_mb", "decodes"), [(1, 7), (0, 14)])
+def test_films_stay_in_memory_where_they_fit(folder, monkeypatch, memory_mb, decodes):
+    from data_pipeline import loader
+
+    calls = []
+    decode = loader.load_image
+    monkeypatch.setattr(loader, "load_image", lambda *a: calls.append(a) or decode(*a))
+    how = Preprocessing(image_size=16)
+    films_source = FilmSource(
+        records(folder, (0, 1, 2, 4, 5, 6, 7)), CLASSES, how, memory_mb=memory_mb
+    )
+    first = [films_source[i]["image"].copy() for i in range(len(films_source))]
+    second = [films_source[i]["image"] for i in range(len(films_source))]
+    np.testing.assert_array_equal(first, second)
+    # Threads of earlier tests may still read ahead, at another size.
+    assert sum(call[1] == how for call in calls) == decodes
+
+
+def test_memory_is_not_taken_where_the_films_do_not_fit(folder):
+    paths = [str(folder / "0.png")] * 300
+    how = Preprocessing(image_size=64)  # 300 films of 4 KiB: 1.17 MiB.
+    many = Records.create(paths, source="s")
+    assert FilmSource(many, (), how, memory_mb=1)._memory is None
+    assert FilmSource(many, (), how, memory_mb=2)._memory is not None
+
+
+def test_a_damaged_file_in_memory_is_still_damaged_the_second_time(folder):
+    films_source = source(folder, (0, 3), on_error="skip", memory_mb=1)
+    for _ in range(2):
+        assert films_source[1]["mask"] == 0
+
+
+def test_the_iterator_is_one_that_can_be_checkpointed(folder):
+    iterator = training_batches(source(folder), 2, seed=0, num_threads=1)
+    assert isinstance(iterator, grain.DatasetIterator)
+    take(iterator, 3)
+    assert (
+        iterator.get_state()
+        != training_batches(source(folder), 2, seed=0, num_threads=1).get_state()
+    )
