@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline import audit
+from data_pipeline.decode import PHANTOM_PREFIX
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import SPLITS, Records, write_manifest
 from data_pipeline.sources import open_sources
@@ -58,7 +59,9 @@ def run(config, workdir: str) -> None:
             progress=progress.update,
         )
     problems += _unreadable(films, records, config.data.on_error)
-    groups = audit.same_films(films)
+    # Phantom films are computed, each on its own: alike they may be, copies they are not.
+    on_disk = np.array([not path.startswith(PHANTOM_PREFIX) for path in records.image_path])
+    groups = audit.same_films(films, compare=on_disk)
     problems += _repeats(groups, records, keys, films)
     found = shortcuts(films, np.where(records.split == _OTHER, "", records.label), keys)
     problems += _shortcut_alarms(found)
@@ -169,7 +172,7 @@ def _repeats(
         if len(sides) == 1:
             within += rows[1:]
     if within:
-        message = f"{len(within):,} films repeat another one of the same split"
+        message = f"films that repeat another one of the same split: {len(within):,}"
         problems.append(Problem("warning", "repeats", message, tuple(within)))
     return problems
 
@@ -212,15 +215,12 @@ def _outliers(films: audit.Films, records: Records) -> list[Problem]:
         by_kind[what].append(row)
     for row in np.flatnonzero(films.note != ""):
         by_kind[f"decoder: {films.note[row]}"].append(int(row))
-    return [
-        Problem(
-            "warning",
-            "outlier",
-            f"{what}: {len(rows):,} {'film' if len(rows) == 1 else 'films'}, such as {records.image_path[rows[0]]}",
-            tuple(rows),
-        )
-        for what, rows in sorted(by_kind.items())
-    ]
+    problems = []
+    for what, rows in sorted(by_kind.items()):
+        count = "1 film" if len(rows) == 1 else f"{len(rows):,} films"
+        message = f"{what}: {count}, such as {records.image_path[rows[0]]}"
+        problems.append(Problem("warning", "outlier", message, tuple(rows)))
+    return problems
 
 
 def _write_tables(
