@@ -169,6 +169,8 @@ def same_films(films: Films, compare: np.ndarray | None = None) -> list[list[int
 
 def _alike(thumbnails: np.ndarray, rows: np.ndarray) -> list[tuple[int, int]]:
     """Pairs of rows whose thumbnails `[n, 32, 32]` show the same film."""
+    if len(rows) < 2:
+        return []
     shown = thumbnails[rows].astype(np.float32)
     large = _normalised(shown.reshape(len(rows), 8, 4, 8, 4).mean(axis=(2, 4)))
     padded = np.pad(shown, ((0, 0), (2, 2), (2, 2)), mode="edge")
