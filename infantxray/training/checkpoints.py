@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from data_pipeline.errors import UserError
 
@@ -20,36 +19,34 @@ class CheckpointError(UserError):
     """There is no checkpoint, or it belongs to another network."""
 
 
+class _LatestAndBest:
+    """Which checkpoints Orbax keeps.
+
+    Its own `BestN` keeps the last of equal ones and forgets, when a run is resumed, the metrics
+    of earlier checkpoints; what the loop's progress calls best must be what is kept.
+    """
+
+    best_step = 0
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        del context
+        latest = max(checkpoint.step for checkpoint in checkpoints)
+        return [checkpoint.step in (latest, self.best_step) for checkpoint in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
       workdir: of the run; they lie in `checkpoints/` below it.
-      best_metric: the evaluation metric that says which checkpoint is best.
-      lower_is_better: of that metric.
     """
 
-    def __init__(self, workdir: str, best_metric: str, *, lower_is_better: bool):
-        worst = np.inf if lower_is_better else -np.inf
-
-        def metric(metrics) -> float:
-            value = (metrics or {}).get(best_metric)
-            return worst if value is None or not np.isfinite(value) else value
-
+    def __init__(self, workdir: str):
+        self._policy = _LatestAndBest()
         self._manager = ocp.CheckpointManager(
             os.path.join(workdir, "checkpoints"),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy(
-                    [
-                        LatestN(1),
-                        BestN(
-                            get_metric_fn=metric,
-                            reverse=lower_is_better,
-                            n=1,
-                            keep_checkpoints_without_metrics=False,
-                        ),
-                    ]
-                ),
+                preservation_policy=self._policy,
                 # The state is donated to the next step, and on the CPU a background writer
                 # would read buffers that this step overwrites.
                 enable_async_checkpointing=False,
@@ -60,18 +57,20 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, step: int, state: PyTree, progress: dict, metrics: dict[str, float]) -> None:
+    def save(self, step: int, state: PyTree, progress: dict) -> None:
         """Saves the training state and, beside it as JSON, the progress of everything else.
+
+        Of the earlier checkpoints that of `progress["best_step"]` is kept.
 
         Raises:
           RuntimeError: the checkpoint was not written.
         """
+        self._policy.best_step = progress["best_step"]
         saved = self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(progress)
             ),
-            metrics=metrics,
         )
         if not saved:
             raise RuntimeError(f"Checkpoint {step} was not written: {self.latest_step} is there.")

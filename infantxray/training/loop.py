@@ -220,7 +220,7 @@ def fit(
     )
     base_key = jax.random.key(config.seed)
     init_key, step_key = jax.random.split(base_key)
-    manager = checkpoints.Checkpoints(workdir, best_metric, lower_is_better=lower_is_better)
+    manager = checkpoints.Checkpoints(workdir)
 
     def create(variables) -> TrainState:
         return TrainState.create(variables, tx, ema=ema_decay > 0)
@@ -282,13 +282,13 @@ def fit(
             f"loss {scalars['train/loss']:.4f}, {scalars['train/images_per_second']:.0f} images/s"
         )
 
-    def save(step: int, metrics: dict[str, float]) -> None:
+    def save(step: int) -> None:
         # The iterator advances only after the checkpoint that does not count its next batch.
         progress.data = batches.get_state()
         with clock.paused():
-            manager.save(step, state, dataclasses.asdict(progress), metrics)
+            manager.save(step, state, dataclasses.asdict(progress))
 
-    def evaluate(step: int) -> dict[str, float]:
+    def evaluate(step: int) -> None:
         with clock.paused():
             metrics = task.evaluate(state.eval_variables)
         log(step, {f"validation/{name}": value for name, value in metrics.items()})
@@ -303,7 +303,6 @@ def fit(
             progress.evals_since_best += 1
         text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         _log.info("step %d: validation %s%s", step, text, " (best)" if better else "")
-        return metrics
 
     with contextlib.ExitStack() as stack:
         stack.callback(manager.close)
@@ -328,10 +327,10 @@ def fit(
                 flush(step)
             with clock.paused():
                 log(step, task.on_step(step, state, writer))
-            results: dict[str, float] = {}
-            if step % config.eval_every_steps == 0 or last:
+            evaluated = step % config.eval_every_steps == 0 or last
+            if evaluated:
                 flush(step)
-                results = evaluate(step)
+                evaluate(step)
                 tired = 0 < early_stopping_evals <= progress.evals_since_best
                 if tired and not last:
                     _log.info(
@@ -341,9 +340,9 @@ def fit(
                     )
                 progress.finished = last or tired
             due = step % config.checkpoint_every_steps == 0
-            if results or due or stop.requested:
+            if evaluated or due or stop.requested:
                 flush(step)
-                save(step, results)
+                save(step)
             if stop.requested and not progress.finished:
                 raise Interrupted(
                     f"stopped at step {step} of {total_steps}, saved; the same command goes on"
