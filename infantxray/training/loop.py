@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(UserError):
-    """The loss became NaN or infinite."""
+    """The loss or its gradient became NaN or infinite."""
 
 
 class Interrupted(UserError):
@@ -209,7 +209,7 @@ def fit(
       The final state and progress.
 
     Raises:
-      NonFiniteLossError: the loss became NaN or infinite.
+      NonFiniteLossError: the loss or its gradient became NaN or infinite.
       Interrupted: SIGTERM or SIGINT came; what was done is saved.
     """
     sharding = DataParallel()
@@ -264,11 +264,12 @@ def fit(
         bad = [
             step - len(rows) + 1 + i
             for i, row in enumerate(rows)
-            if not np.isfinite(row["train/loss"])
+            # A finite loss can have an infinite slope: then the parameters are ruined already.
+            if not np.isfinite(row["train/loss"] + row["train/gradient_norm"])
         ]
         if bad:
             raise NonFiniteLossError(
-                f"the loss is not finite at {_name_steps(bad)}; lower "
+                f"the loss or its gradient is not finite at {_name_steps(bad)}; lower "
                 f"config.optimizer.learning_rate ({config.optimizer.learning_rate:g})"
                 + (", or use config.dtype=float32" if config.dtype != "float32" else "")
                 + f"; the last good checkpoint is step {manager.latest_step or 'none'}"
