@@ -96,22 +96,21 @@ def to_square(
         pixels = trim_borders(pixels)
     height, width = pixels.shape
     size = preprocessing.image_size
-    box = (0.0, 0.0, float(width), float(height))
     inner = (size, size)
     if preprocessing.resize == "pad":
         scale = size / max(height, width)
         inner = (max(1, round(width * scale)), max(1, round(height * scale)))
     elif preprocessing.resize == "crop":
         side = min(height, width)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
+        top, left = (height - side) // 2, (width - side) // 2
+        pixels = np.ascontiguousarray(pixels[top : top + side, left : left + side])
     if pixels.dtype == np.uint8 and dtype == np.uint8:
         image = Image.fromarray(pixels)
-        resized = np.asarray(image.resize(inner, Image.Resampling.BILINEAR, box=box))
+        resized = np.asarray(image.resize(inner, Image.Resampling.BILINEAR))
     else:
         # Pillow resizes 16 bits without loss in float alone.
         image = Image.fromarray(pixels.astype(np.float32))
-        resized = np.asarray(image.resize(inner, Image.Resampling.BILINEAR, box=box))
+        resized = np.asarray(image.resize(inner, Image.Resampling.BILINEAR))
         maximum = np.iinfo(dtype).max
         scale = np.float32(maximum / np.iinfo(pixels.dtype).max)
         resized = np.clip(np.rint(resized * scale), 0, maximum).astype(dtype)

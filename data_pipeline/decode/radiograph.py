@@ -14,6 +14,7 @@ DECODER_VERSION = 1
 # that one film stays far below a gigabyte of memory at every step of decoding.
 MAX_PIXELS = 50_000_000
 MAX_FILE_BYTES = 256 * 2**20
+TOO_LARGE = f"it has more pixels than the limit of {MAX_PIXELS // 10**6} million"
 
 
 class Refused(Exception):
@@ -62,6 +63,4 @@ def check_size(height: int, width: int) -> None:
     if height < 1 or width < 1:
         raise Refused(f"its header gives an impossible size ({width}x{height} pixels)")
     if height * width > MAX_PIXELS:
-        raise Refused(
-            f"{width}x{height} pixels is more than the limit of {MAX_PIXELS // 10**6} million"
-        )
+        raise Refused(TOO_LARGE)

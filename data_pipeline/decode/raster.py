@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_pipeline.decode.isolation import run_isolated, time_limit
-from data_pipeline.decode.radiograph import Header, Radiograph, Refused, check_size
+from data_pipeline.decode.radiograph import TOO_LARGE, Header, Radiograph, Refused, check_size
 
 FORMATS = ("PNG", "JPEG", "TIFF")
 _EXIF_ORIENTATION = 0x0112
@@ -37,7 +37,11 @@ def read_raster(path: str, shortest_side: Callable[[int, int], int] | None = Non
     """
     with open(path, "rb") as file:
         data = file.read()
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    try:
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Refused(TOO_LARGE) from None
+    with opened as image:
         width, height = image.size
         check_size(height, width)
         if image.format == "TIFF" and image.info.get("compression") != "raw":

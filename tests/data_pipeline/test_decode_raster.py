@@ -1,0 +1,235 @@
+"""PNG, JPEG and TIFF; resizing; refusals."""
+
+import io
+import pickle
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from film_files import picture_bytes, ramp
+from PIL import Image
+
+from data_pipeline.decode import Preprocessing, load_image, read_radiograph, to_square
+from data_pipeline.decode.preprocessing import trim_borders
+from data_pipeline.decode.radiograph import DECODER_VERSION
+from data_pipeline.errors import UnreadableImage, UserError
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(data, **options):
+        path = tmp_path / "film"
+        path.write_bytes(data)
+        return read_radiograph(path, **options)
+
+    return read
+
+
+SMALL = (ramp() >> 4).astype(np.uint8)
+WIDE = ramp() << 4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_not_clipped(read, kind):
+    radiograph = read(picture_bytes(WIDE, kind))
+    assert radiograph.pixels.dtype == np.uint16
+    np.testing.assert_array_equal(radiograph.pixels, WIDE)
+    assert radiograph.header.bits == 16
+
+
+def test_twelve_bits_in_sixteen_are_spread(read):
+    radiograph = read(picture_bytes(ramp(), "PNG"))
+    assert radiograph.header.bits == 12
+    assert radiograph.pixels.max() == 65535
+    np.testing.assert_allclose(radiograph.pixels, ramp() * (65535 / 4095), atol=0.51)
+
+
+def test_eight_bits(read):
+    np.testing.assert_array_equal(read(picture_bytes(SMALL, "PNG")).pixels, SMALL)
+    jpeg = read(picture_bytes(SMALL, "JPEG", quality=95)).pixels.astype(int)
+    assert np.abs(jpeg - SMALL).max() <= 3
+    for compression in ("tiff_lzw", "tiff_deflate", "packbits"):
+        tiff = read(picture_bytes(SMALL, "TIFF", compression=compression))
+        np.testing.assert_array_equal(tiff.pixels, SMALL)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_white_is_zero_in_tiff_is_inverted(read, bits):
+    film = SMALL if bits == 8 else WIDE
+    negative = np.iinfo(film.dtype).max - film
+    data = picture_bytes(negative, "TIFF", tiffinfo={262: 0})
+    if bits == 8:
+        # Pillow inverts on writing as well, so the stored bytes are the film itself.
+        np.testing.assert_array_equal(read(data).pixels, negative)
+    else:
+        np.testing.assert_array_equal(read(data).pixels, film)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "RGBA", "LA", "1", "CMYK"])
+def test_greys_in_other_modes(read, mode):
+    image = Image.fromarray(SMALL).convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, "TIFF" if mode == "CMYK" else "PNG")
+    expected = np.asarray(image.convert("L"), int)
+    assert np.abs(read(buffer.getvalue()).pixels - expected).max() <= 1
+
+
+def test_colour_is_noted(read):
+    color = np.stack([SMALL, SMALL[::-1], 255 - SMALL], axis=-1)
+    assert read(picture_bytes(color, "PNG")).header.notes == ("in colour",)
+    assert read(picture_bytes(np.stack([SMALL] * 3, -1), "PNG")).header.notes == ()
+
+
+def test_transparent_is_black(read):
+    film = np.dstack([np.full((20, 30), 200, np.uint8), np.full((20, 30), 255, np.uint8)])
+    film[:, :10, 1] = 0
+    pixels = read(picture_bytes(film, "PNG")).pixels
+    assert pixels[:, :10].max() == 0
+    assert pixels[:, 10:].min() == 200
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_exif_orientation_is_applied_once(read, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Turn right to view.
+    buffer = io.BytesIO()
+    Image.fromarray(SMALL).save(buffer, kind, exif=exif)
+    radiograph = read(buffer.getvalue())
+    assert np.abs(radiograph.pixels.astype(int) - np.rot90(SMALL, -1)).max() <= 3
+    if kind == "JPEG":
+        assert radiograph.header.size == (80, 60)
+
+
+def test_jpeg_is_decoded_at_reduced_scale_only_as_far_as_needed(tmp_path):
+    film = (ramp(1000, 800) >> 4).astype(np.uint8)
+    path = tmp_path / "film.jpg"
+    path.write_bytes(picture_bytes(film, "JPEG", quality=95))
+    assert read_radiograph(path, min_side=100).pixels.shape == (125, 100)
+    assert read_radiograph(path, min_side=101).pixels.shape == (250, 200)
+    full = to_square(read_radiograph(path).pixels, Preprocessing(64)).astype(int)
+    assert np.abs(load_image(str(path), Preprocessing(64)) - full).max() <= 2
+
+
+def test_resize_modes_keep_what_they_promise():
+    film = np.full((100, 50), 200, np.uint8)
+    padded = to_square(film, Preprocessing(40))
+    assert padded.shape == (40, 40)
+    assert (padded[:, 10:30] == 200).all()
+    assert (padded[:, :10] == 0).all()
+    assert (padded[:, 30:] == 0).all()
+    assert (to_square(film, Preprocessing(40, "squash")) == 200).all()
+    film[:25] = film[75:] = 0
+    assert (to_square(film, Preprocessing(40, "crop")) == 200).all()
+
+
+def test_resizing_anti_aliases():
+    lines = np.zeros((512, 512), np.uint8)
+    lines[::2] = 255
+    small = to_square(lines, Preprocessing(64)).astype(int)
+    assert np.abs(small[2:-2] - 127.5).max() < 4
+
+
+def test_depths_agree():
+    film = ramp(300, 200)
+    wide = np.rint(film * (65535 / 4095)).astype(np.uint16)
+    narrow = np.rint(film * (255 / 4095)).astype(np.uint8)
+    for mode in ("pad", "squash", "crop"):
+        how = Preprocessing(48, mode)
+        eight = to_square(wide, how).astype(int)
+        assert np.abs(to_square(narrow, how) - eight).max() <= 1
+        sixteen = to_square(wide, how, np.uint16)
+        assert np.abs(sixteen / 257 - eight).max() <= 0.51
+
+
+def test_trimming_cuts_margins_and_nothing_else():
+    film = np.zeros((100, 120), np.uint8)
+    film[20:90, 30:100] = np.random.default_rng(0).integers(40, 255, (70, 70))
+    assert trim_borders(film).shape == (70, 70)
+    anatomy = film[20:90, 30:100]
+    assert trim_borders(anatomy).shape == (70, 70)
+    assert trim_borders(np.zeros((50, 50), np.uint8)).shape == (10, 10)
+
+
+def test_preprocessing_travels():
+    how = Preprocessing(224, "crop", trim_borders=True)
+    assert Preprocessing.from_dict(how.to_dict()) == how
+    assert how.to_dict()["decoder_version"] == DECODER_VERSION
+    variants = [how, Preprocessing(224), Preprocessing(192), Preprocessing(224, "crop")]
+    assert len({variant.fingerprint() for variant in variants}) == 4
+    with pytest.raises(UserError, match="decoder version 0"):
+        Preprocessing.from_dict({**how.to_dict(), "decoder_version": 0})
+    with pytest.raises(UserError, match="unknown key 'side'"):
+        Preprocessing.from_dict({"image_size": 64, "side": 1})
+    with pytest.raises(UserError, match="resize is 'stretch'"):
+        Preprocessing(64, "stretch")
+    with pytest.raises(UserError, match="image_size"):
+        Preprocessing(0)
+
+
+def png_header(width, height):
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100)))
+
+
+REFUSED = {
+    "empty": (b"", "empty"),
+    "text": (b"image_path,label\n" * 20, "neither DICOM, PNG, JPEG nor TIFF"),
+    "web page": (b"<!doctype html><html>", "failed download"),
+    "zip": (b"PK\x03\x04" + bytes(200), "ZIP archive"),
+    "git lfs": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+    "gif": (b"GIF89a" + bytes(100), "a GIF image"),
+    "bomb": (png_header(60000, 60000), "limit"),
+    "truncated png": (picture_bytes(SMALL, "PNG")[:-100], "damaged"),
+    "truncated jpeg": (picture_bytes(SMALL, "JPEG")[:-300], "damaged"),
+    "truncated tiff": (picture_bytes(SMALL, "TIFF", compression="tiff_lzw")[:-900], "damaged"),
+    "float": (picture_bytes(np.ones((9, 9), np.float32), "TIFF"), "floating point"),
+    "scans": (b"\xff\xd8\xff", "damaged"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_say_why(read, name):
+    data, reason = REFUSED[name]
+    with pytest.raises(UnreadableImage, match=reason):
+        read(data)
+
+
+def test_several_pages_are_refused(read):
+    buffer = io.BytesIO()
+    page = Image.fromarray(SMALL)
+    page.save(buffer, "TIFF", save_all=True, append_images=[page])
+    with pytest.raises(UnreadableImage, match="2 pictures"):
+        read(buffer.getvalue())
+
+
+def test_many_progressive_scans_are_refused(read):
+    data = picture_bytes(SMALL, "JPEG", progressive=True)
+    at = data.index(b"\xff\xda")
+    with pytest.raises(UnreadableImage, match="progressive scans"):
+        read(data[:at] + data[at:-2] * 60 + data[-2:])
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(UnreadableImage, match="does not exist") as caught:
+        load_image(str(tmp_path / "none.png"), Preprocessing(32))
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.path, again.reason) == (caught.value.path, caught.value.reason)
+    with pytest.raises(UnreadableImage, match="not a regular file"):
+        load_image(str(tmp_path), Preprocessing(32))
+    with pytest.raises(UnreadableImage, match="cannot be opened"):
+        load_image("a\0b", Preprocessing(32))
+
+
+def test_phantom_films_come_through_the_same_door():
+    from data_pipeline.phantom import open_phantom, render
+
+    address = open_phantom("infant:films=40").image_path[0]
+    film = load_image(address, Preprocessing(64))
+    np.testing.assert_array_equal(film, render(address, 64))
+    wide = load_image(address, Preprocessing(64), np.uint16)
+    np.testing.assert_array_equal(wide // 257, film)
