@@ -243,7 +243,8 @@ def fit(
     train_step = make_train_step(
         task, tx, sharding, accumulate_steps=config.accumulate_steps, ema_decay=ema_decay
     )
-    history = writers.History(os.path.join(workdir, "history.jsonl"), start)
+    # A run that starts afresh logs step 0 again.
+    history = writers.History(os.path.join(workdir, "history.jsonl"), start or -1)
     writer = writers.create_writer(workdir)
     if start == 0:
         _describe(state.params, writer, config)
