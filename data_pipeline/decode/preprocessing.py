@@ -75,11 +75,13 @@ class Preprocessing:
     def shortest_side(self, height: int, width: int) -> int:
         """How small the shorter side of an `height x width` film may be decoded.
 
-        Twice the resolution of the result, so that the final resize still anti-aliases.
+        Twice the resolution of the result, so that the final resize still anti-aliases; more where
+        trimming may leave a fifth of the film.
         """
+        side = (10 if self.trim_borders else 2) * self.image_size
         if self.resize == "pad":
-            return max(1, -(-2 * self.image_size * min(height, width) // max(height, width)))
-        return 2 * self.image_size
+            return max(1, -(-side * min(height, width) // max(height, width)))
+        return side
 
 
 def to_square(

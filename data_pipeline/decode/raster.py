@@ -13,6 +13,7 @@ from data_pipeline.decode.isolation import run_isolated, time_limit
 from data_pipeline.decode.radiograph import TOO_LARGE, Header, Radiograph, Refused, check_size
 
 FORMATS = ("PNG", "JPEG", "TIFF")
+_TIFF = (b"II*\0", b"MM\0*")
 _EXIF_ORIENTATION = 0x0112
 _TIFF_PHOTOMETRIC = 262
 _START_OF_SCAN = b"\xff\xda"
@@ -37,6 +38,17 @@ def read_raster(path: str, shortest_side: Callable[[int, int], int] | None = Non
     """
     with open(path, "rb") as file:
         data = file.read()
+    if not data.startswith(_TIFF):
+        return decode_raster(data, shortest_side)
+    # How many pixels there are is not known yet: as many as compression can make of the file.
+    limit = time_limit(8 * len(data))
+    return run_isolated(f"{__name__}:decode_raster", data, timeout_s=limit)
+
+
+def decode_raster(
+    data: bytes, shortest_side: Callable[[int, int], int] | None = None
+) -> Radiograph:
+    """What `read_raster` does, of a file's content. TIFF is to be run isolated."""
     try:
         opened = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -44,9 +56,6 @@ def read_raster(path: str, shortest_side: Callable[[int, int], int] | None = Non
     with opened as image:
         width, height = image.size
         check_size(height, width)
-        if image.format == "TIFF" and image.info.get("compression") != "raw":
-            limit = time_limit(width * height)
-            return run_isolated(f"{__name__}:decode_tiff", data, timeout_s=limit)
         if image.format == "JPEG":
             # Every scan of a progressive JPEG passes over the whole film, however little it holds.
             if data.count(_START_OF_SCAN) > _MAX_SCANS:
@@ -56,12 +65,6 @@ def read_raster(path: str, shortest_side: Callable[[int, int], int] | None = Non
                 # Only 1/2, 1/4 and 1/8 exist; draft takes the smallest that is large enough.
                 image.draft(None, (-int(-width * scale // 1), -int(-height * scale // 1)))
         return _radiograph(image, (height, width))
-
-
-def decode_tiff(data: bytes) -> Radiograph:
-    """A compressed TIFF. To be run isolated."""
-    with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
-        return _radiograph(image, image.size[::-1])
 
 
 def _radiograph(image: Image.Image, size: tuple[int, int]) -> Radiograph:
