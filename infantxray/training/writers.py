@@ -95,7 +95,7 @@ class EventFileWriter:
         from tensorboard.util import tensor_util
 
         for tag, text in texts.items():
-            self._add(step, tag, tensor_util.make_tensor_proto(np.array([text.encode()])), "text")
+            self._add(step, tag, tensor_util.make_tensor_proto(text.encode()), "text")
 
     def write_hparams(self, hparams: Mapping[str, object]) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
