@@ -265,7 +265,7 @@ def _classes(predictions: Predictions) -> dict:
 
 
 def to_json(value):
-    """NaN -> None (null), arrays -> lists, all the way down."""
+    """NaN -> None (null), tuples -> lists, NumPy scalars -> numbers, all the way down."""
     if isinstance(value, dict):
         return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
