@@ -33,7 +33,7 @@ def fit_linear(
 
     def predict(other: np.ndarray) -> np.ndarray:
         z = jnp.asarray((other - mean) / std, jnp.float32)
-        return np.asarray(jax.nn.softmax(z @ weights["kernel"] + weights["bias"]))
+        return np.asarray(jax.nn.softmax(z @ weights["kernel"] + weights["bias"][None]))
 
     return predict
 
@@ -41,7 +41,7 @@ def fit_linear(
 @functools.partial(jax.jit, static_argnums=2)
 def _lbfgs(x: jax.Array, labels: jax.Array, num_classes: int):
     def loss(weights):
-        logits = x @ weights["kernel"] + weights["bias"]
+        logits = x @ weights["kernel"] + weights["bias"][None]
         fit = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return fit + 0.5 * _L2 * (weights["kernel"] ** 2).sum()
 

@@ -1,0 +1,269 @@
+"""Both stages, evaluation and prediction, as a user runs them, on a few small films."""
+
+import csv
+import json
+import os
+import re
+import signal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from configs import evaluate as evaluate_config
+from configs import finetune as finetune_config
+from configs import predict as predict_config
+from configs import pretrain as pretrain_config
+from data_pipeline.errors import UserError
+from infantxray import evaluate, finetune, predict, pretrain, settings
+from infantxray.training import checkpoints, loop
+from infantxray.training.writers import read_history
+
+PHANTOM = "phantom:infant:films=60"
+ENCODER = "shufflenet"
+
+
+def small(config):
+    config.encoder = ENCODER
+    config.batch_size = 8
+    config.data.image_size = 32
+    config.train_steps = 4
+    config.log_every_steps = 1
+    config.eval_every_steps = 2
+    config.checkpoint_every_steps = 2
+    return config
+
+
+def stage_one():
+    config = small(pretrain_config.get_config())
+    config.data.train = f"phantom:adult:films=60,{PHANTOM}"
+    config.probe_data = PHANTOM
+    config.images_every_steps = 2
+    config.probe_every_steps = 2
+    config.probe_images = 32
+    return config
+
+
+def stage_two(pretrained=""):
+    config = small(finetune_config.get_config())
+    config.data.train = PHANTOM
+    config.pretrained = str(pretrained)
+    config.bootstrap_samples = 20
+    return config
+
+
+def arrays(folder):
+    """Everything in the latest checkpoint, as bytes by name."""
+    step = checkpoints.checkpoint_steps(str(folder))[-1]
+    with ocp.CheckpointManager(
+        folder / "checkpoints", item_handlers={"state": ocp.PyTreeCheckpointHandler()}
+    ) as manager:
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+            manager.item_metadata(step).state.tree,
+        )
+        restore = ocp.args.PyTreeRestore(restore_args=as_numpy)
+        state = manager.restore(step, args=ocp.args.Composite(state=restore)).state
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stage_one")
+    config = stage_one()
+    settings.check(config)
+    pretrain.run(config, str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory, pretrained):
+    folder = tmp_path_factory.mktemp("stage_two")
+    config = stage_two(pretrained)
+    settings.check(config)
+    finetune.run(config, str(folder))
+    return folder
+
+
+def test_stage_one_leaves_what_it_promises(pretrained):
+    assert {"config.json", "split.csv", "preprocessing.json", "checkpoints"} <= set(
+        os.listdir(pretrained)
+    )
+    tags = set().union(*(row.keys() for row in read_history(str(pretrained / "history.jsonl"))))
+    assert {
+        "train/loss",
+        "train/l1",
+        "train/learning_rate",
+        "train/images_per_second",
+        "validation/l1",
+        "probe/accuracy",
+        "probe/roc_auc",
+    } <= tags
+    panels = np.asarray(Image.open(pretrained / "figures" / "panels.png"))
+    assert panels.std() > 0
+
+
+def test_stage_one_leaves_the_test_patients_out(pretrained, finetuned):
+    def patients(folder, split):
+        with open(folder / "split.csv", newline="") as file:
+            return {row["patient_id"] for row in csv.DictReader(file) if row["split"] == split}
+
+    tested = patients(finetuned, "test")
+    assert tested
+    assert tested <= patients(pretrained, "test")
+    assert not tested & patients(pretrained, "train")
+
+
+def test_stage_two_leaves_what_it_promises(finetuned):
+    metrics = json.loads((finetuned / "metrics.json").read_text())
+    for name in ("n", "accuracy", "recall", "precision", "f1", "roc_auc", "age_mae_months"):
+        assert isinstance(metrics[name], (int, float)), name
+    assert {"per_class", "confusion_matrix", "age_bands", "ci95", "calibration"} <= metrics.keys()
+    with open(finetuned / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == metrics["n"]
+    probabilities = [[float(v) for k, v in row.items() if k.startswith("p_")] for row in rows]
+    np.testing.assert_allclose(np.sum(probabilities, axis=1), 1.0, atol=1e-4)
+    hits = sum(row["label"] == row["predicted"] for row in rows)
+    assert metrics["accuracy"] == pytest.approx(hits / len(rows))
+    assert len(np.array(metrics["confusion_matrix"])) == len(metrics["per_class"])
+    page = (finetuned / "report.html").read_text()
+    assert f"{metrics['accuracy']:.3f}" in page
+    assert not re.search(r"(src|href)=['\"]https?:", page)
+    for name in ("confusion_matrix", "roc", "learning_curves", "calibration", "saliency", "age"):
+        assert (finetuned / "figures" / f"{name}.png").stat().st_size > 1000
+
+
+def test_evaluating_again_gives_the_same_answer(finetuned, tmp_path):
+    config = evaluate_config.get_config()
+    config.checkpoint = str(finetuned)
+    config.bootstrap_samples = 20
+    config.batch_size = 8  # As in training: another size rounds sums another way.
+    settings.check(config)
+    evaluate.run(config, str(tmp_path))
+    for name in ("predictions.csv", "metrics.json"):
+        assert (tmp_path / name).read_bytes() == (finetuned / name).read_bytes()
+
+
+def test_evaluating_on_training_patients_is_refused(finetuned, tmp_path):
+    with open(finetuned / "split.csv", newline="") as file:
+        row = next(row for row in csv.DictReader(file) if row["split"] == "train")
+    image = tmp_path / "film.png"
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(image)
+    manifest = tmp_path / "films.csv"
+    manifest.write_text(f"image_path,patient_id,label\nfilm.png,{row['patient_id']},normal\n")
+    config = evaluate_config.get_config()
+    config.checkpoint = str(finetuned)
+    config.data.test = f"manifest:{manifest}"
+    with pytest.raises(UserError, match=re.escape(row["patient_id"])):
+        evaluate.run(config, str(tmp_path / "out"))
+
+
+def test_prediction_takes_a_folder_and_skips_what_is_no_image(finetuned, tmp_path):
+    films = tmp_path / "films"
+    films.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 255, (70, 50), np.uint8)).save(films / f"{i}.png")
+    (films / "broken.png").write_bytes(b"no image")
+    config = predict_config.get_config()
+    config.checkpoint = str(finetuned)
+    config.data.test = f"folder:{films}"
+    config.data.on_error = "skip"
+    settings.check(config)
+    predict.run(config, str(tmp_path / "out"))
+    with open(tmp_path / "out" / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [os.path.basename(row["image_path"]) for row in rows] == ["0.png", "1.png", "2.png"]
+    assert all(row["label"] == "" and row["predicted"] for row in rows)
+    assert "broken.png" in (tmp_path / "out" / "bad_files.csv").read_text()
+
+
+def test_a_stopped_run_goes_on_to_bit_identical_parameters(tmp_path, pretrained, monkeypatch):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    config = stage_two(pretrained)
+    config.ema_decay = 0.9
+    finetune.run(config, str(straight))
+
+    make_train_step = loop.make_train_step
+
+    def stop_at_the_third(*args, **kwargs):
+        step = make_train_step(*args, **kwargs)
+
+        def wrapped(state, batch, key):
+            result = step(state, batch, key)
+            if int(result[0].step) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return result
+
+        return wrapped
+
+    monkeypatch.setattr(loop, "make_train_step", stop_at_the_third)
+    with pytest.raises(loop.Interrupted, match="step 3 of 4"):
+        finetune.run(config, str(stopped))
+    monkeypatch.undo()
+    finetune.run(config, str(stopped))
+    assert arrays(stopped) == arrays(straight)
+    for name in ("predictions.csv", "metrics.json"):
+        assert (stopped / name).read_bytes() == (straight / name).read_bytes()
+
+
+def test_a_finished_run_stops_at_once(finetuned, pretrained, monkeypatch):
+    before = (finetuned / "report.html").stat().st_mtime_ns
+    monkeypatch.setattr(loop, "fit", None)  # Calling it would fail.
+    finetune.run(stage_two(pretrained), str(finetuned))
+    pretrain.run(stage_one(), str(pretrained))
+    assert (finetuned / "report.html").stat().st_mtime_ns == before
+
+
+def test_other_settings_in_the_same_workdir_are_refused(finetuned, pretrained):
+    config = stage_two(pretrained)
+    config.age_weight = 0.5
+    with pytest.raises(UserError, match=r"age_weight \(0\.8 -> 0\.5\)"):
+        finetune.run(config, str(finetuned))
+
+
+def test_a_stage_one_of_another_encoder_is_refused(pretrained, tmp_path):
+    config = stage_two(pretrained)
+    config.encoder = "mobilenet_v2"
+    with pytest.raises(UserError, match=r"shufflenet.*mobilenet_v2"):
+        finetune.run(config, str(tmp_path / "run"))
+
+
+def test_stage_one_on_the_test_patients_is_refused(pretrained, tmp_path):
+    config = stage_two(pretrained)
+    # The patients that stage one trained on, offered as test patients.
+    with open(pretrained / "split.csv", newline="") as file:
+        seen = [row["patient_id"] for row in csv.DictReader(file) if row["split"] == "train"]
+    manifest = tmp_path / "films.csv"
+    manifest.write_text(
+        "image_path,patient_id,label,split,age_months\n"
+        + "".join(f"a{i}.png,{patient},normal,test,3\n" for i, patient in enumerate(seen))
+        + "".join(f"b{i}.png,new{i},{'mass' if i % 2 else 'normal'},,{i}\n" for i in range(20))
+    )
+    config.data.train = f"manifest:{manifest}"
+    with pytest.raises(UserError, match="stage one must not see"):
+        finetune.run(config, str(tmp_path / "run"))
+
+
+def test_ages_alone_can_be_learned(tmp_path):
+    films = tmp_path / "films"
+    films.mkdir()
+    rng = np.random.default_rng(0)
+    lines = ["image_path,patient_id,age_months"]
+    for i in range(40):
+        Image.fromarray(rng.integers(0, 255, (32, 32), np.uint8)).save(films / f"{i}.png")
+        lines.append(f"films/{i}.png,p{i},{i * 3}")
+    manifest = tmp_path / "films.csv"
+    manifest.write_text("\n".join(lines) + "\n")
+    config = stage_two()
+    config.data.train = f"manifest:{manifest}"
+    config.best_metric = "age_mae_months"
+    finetune.run(config, str(tmp_path / "run"))
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["age_mae_months"] > 0
+    assert metrics["accuracy"] is None
+    assert "condition head" in metrics["not_computed"]["accuracy"]

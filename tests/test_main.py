@@ -1,0 +1,97 @@
+"""The command line as a user meets it: every mistake is one line on stderr and exit code 2."""
+
+import concurrent.futures
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+PRETRAIN = "--config=configs/pretrain.py"
+FINETUNE = "--config=configs/finetune.py"
+
+
+def main(*arguments: str, workdir) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "main.py", *arguments, f"--workdir={workdir}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")},
+    )  # fmt: skip
+
+
+# Arguments, and what the one line must contain: the culprit and the way out.
+MISTAKES = {
+    "no config": ((), ("--config=configs/",)),
+    "no such config": (("--config=configs/pretain.py",), ("configs/pretain.py", "pretrain.py?")),
+    "no such variant": ((f"{PRETRAIN}:huge",), ("huge", "paper")),
+    "unknown key": ((PRETRAIN, "--config.batchsize=3"), ("batchsize", "batch_size")),
+    "unknown nested key": ((PRETRAIN, "--config.data.img=3"), ("data.img",)),
+    "wrong type": ((PRETRAIN, "--config.batch_size=many"), ("batch_size", "many", "number")),
+    "image size": ((PRETRAIN, "--config.data.image_size=100"), ("image_size", "100", "32")),
+    "negative alpha": ((FINETUNE, "--config.age_weight=-1"), ("age_weight", "0 or more")),
+    "encoder": ((PRETRAIN, "--config.encoder=resnet51"), ("resnet51", "resnet50")),
+    "both durations": ((PRETRAIN, "--config.train_epochs=2"), ("train_steps", "train_epochs")),
+    "stray word": ((PRETRAIN, "batch_size=3"), ("batch_size=3", "--config")),
+    "missing manifest": (
+        (PRETRAIN, "--config.data.train=manifest:/nowhere/a.csv"),
+        ("/nowhere/a.csv", "does not exist"),
+    ),
+    "unknown source": ((PRETRAIN, "--config.data.train=dicoms:/data"), ("dicoms", "folder")),
+    "no stage one": ((FINETUNE, "--config.pretrained=/nowhere"), ("/nowhere", "pretrain.py")),
+    "no torch file": ((FINETUNE, "--config.pretrained=torch:/no.pth"), ("/no.pth", "exist")),
+    "no checkpoint to score": (
+        ("--config=configs/evaluate.py", "--config.checkpoint=/nowhere"),
+        ("/nowhere", "finetune.py"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mistakes")
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        futures = {
+            name: pool.submit(main, *arguments, workdir=folder / name)
+            for name, (arguments, _) in MISTAKES.items()
+        }
+        return {name: future.result() for name, future in futures.items()}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_clear_line(answers, name):
+    answer = answers[name]
+    errors = [line for line in answer.stderr.splitlines() if line.startswith("error: ")]
+    assert answer.returncode == 2, answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert answer.stdout == ""
+    assert len(errors) == 1, answer.stderr
+    assert answer.stderr.splitlines()[-1] == errors[0]
+    for part in MISTAKES[name][1]:
+        assert part in errors[0]
+
+
+def test_a_mistake_in_the_settings_is_found_without_loading_jax():
+    code = "import sys; from infantxray import settings, console; print('jax' in sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("path,label\na.png,normal\n", "no column 'image_path'"),
+        ("image_path,label\n", "lists no image"),
+        ("image_path,patient_id,label\na.png,p1,normal\nb.png,p2,mass\nc.png,p3,mass\n", "'p1'"),
+        ("image_path,age_months\na.png,two\n", "line 2"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_says_why(tmp_path, content, part):
+    manifest = tmp_path / "films.csv"
+    manifest.write_text(content)
+    answer = main(FINETUNE, f"--config.data.train=manifest:{manifest}", workdir=tmp_path / "run")
+    assert answer.returncode == 2, answer.stderr
+    assert answer.stderr.splitlines()[-1].startswith("error: ")
+    assert part in answer.stderr.splitlines()[-1]
