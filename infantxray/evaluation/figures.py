@@ -36,10 +36,11 @@ def draw_all(
     with mpl.rc_context(_RC):
         if history:
             figures["learning_curves"] = learning_curves(history)
-        if "confusion_matrix" in summary:
+        if (predictions.label >= 0).any():
             matrix = np.array(summary["confusion_matrix"])
             figures["confusion_matrix"] = confusion_figure(matrix, predictions.classes)
-            figures["roc"] = roc_figure(predictions, summary)
+            if summary["roc_auc"] is not None:
+                figures["roc"] = roc_figure(predictions, summary)
             figures["calibration"] = calibration_figure(summary["calibration"])
         if summary["age_mae_months"] is not None:
             figures["age"] = age_figure(predictions)
