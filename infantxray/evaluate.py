@@ -87,7 +87,11 @@ def evaluate(
     summary = metrics.summarise(predictions, bootstrap_samples=bootstrap_samples, seed=seed)
     if card.classes:
         summary["calibration"] = calibration(predictions.probabilities, predictions.label)
-    summary |= {"checkpoint_step": step, "n_unreadable": len(source) - len(records)}
+    summary |= {
+        "sources": list(dict.fromkeys(records.source.tolist())),
+        "checkpoint_step": step,
+        "n_unreadable": len(source) - len(records),
+    }
     summary = metrics.to_json(summary)
     with open(os.path.join(folder, "metrics.json"), "w", encoding="utf-8") as file:
         json.dump(summary, file, indent=2, ensure_ascii=False)

@@ -100,7 +100,7 @@ def write(path: str, config: dict, summary: dict, pictures: dict[str, str]) -> N
 
 def _header(config: dict, summary: dict) -> str:
     start = config["pretrained"] or "random weights"
-    data = config["data"]["test"] or config["data"]["train"]
+    data = ", ".join(summary["sources"])
     unreadable = summary["n_unreadable"]
     return (
         f"<h1>{html.escape(config['encoder'])} on {summary['n']:,} test films</h1>"

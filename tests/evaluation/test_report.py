@@ -41,7 +41,9 @@ def summarise(predictions):
     result = metrics.summarise(predictions, bootstrap_samples=20)
     if predictions.classes:
         result["calibration"] = calibration(predictions.probabilities, predictions.label)
-    return metrics.to_json(result | {"checkpoint_step": 5, "n_unreadable": 2})
+    return metrics.to_json(
+        result | {"sources": ["manifest:/b.csv"], "checkpoint_step": 5, "n_unreadable": 2}
+    )
 
 
 HISTORY = [
@@ -140,6 +142,7 @@ def test_the_page_shows_the_numbers(report):
     assert "60 test films" in shown
     assert "30 patients" in shown
     assert "2 unreadable files" in shown
+    assert "data manifest:/b.csv" in shown  # That was scored, not that it was trained on.
     assert "--config.optimizer.learning_rate=0.001" in shown
 
 
