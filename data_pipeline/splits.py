@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import hashlib
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -72,8 +73,7 @@ def split_by_patient(
     condition and ordered by a hash of their id.
 
     Raises:
-      DataError: a source's own split has a patient on two sides, or a class has one patient only,
-        which therefore cannot be both trained on and tested.
+      DataError: a source's own split has a patient on two sides.
     """
     keys = patient_keys(records, patient_ids)
     role: dict[str, str] = {}
@@ -115,13 +115,7 @@ def _split_source(records, keys, validation_fraction, test_fraction, seed) -> di
         role[key] = split or "train"
         if role[key] == "train":
             strata.setdefault(label_of[key], []).append(key)
-    for label, members in strata.items():
-        if label and len(members) < 2 and sum(fractions.values()) > 0:
-            raise DataError(
-                f"{records.source[0]}: the class {label!r} has one patient "
-                f"({_describe(members[0])}), who cannot be both trained on and tested; add "
-                "patients, or empty its label"
-            )
+    for members in strata.values():
         members.sort(key=lambda key: _digest(seed, key))
     for name, fraction in fractions.items():
         _take(strata, role, name, fraction, seed)
@@ -208,6 +202,20 @@ def check_disjoint(split: Split, patient_ids: str = "shared") -> None:
                     "config.data.patient_ids=source)"
                 )
             seen[key] = name
+
+
+def check_classes(split: Split, classes: Sequence[str], patient_ids: str = "shared") -> None:
+    """Raises `DataError` if a class has one patient, who cannot be both trained on and tested."""
+    records = Records.concatenate([split[name] for name in SPLITS])
+    keys = patient_keys(records, patient_ids)
+    for label in classes:
+        patients = set(keys[records.label == label])
+        if len(patients) == 1:
+            raise DataError(
+                f"the class {label!r} has one patient ({_describe(patients.pop())}), who cannot be "
+                "both trained on and tested; add patients, or list the other classes in "
+                "config.data.classes"
+            )
 
 
 def keep_labels(records: Records, fraction: float, seed: int, patient_ids: str) -> Records:

@@ -8,7 +8,7 @@ Film `i` of a place is the same bytes in every process and on every machine. No 
 """
 
 from data_pipeline.phantom.patients import CLASSES, open_phantom
-from data_pipeline.phantom.render import Box, Truth, render, render_raw, truth
+from data_pipeline.phantom.rendering import Box, Truth, render, render_raw, truth
 
 VERSION = "phantom v1"
 

@@ -1,0 +1,467 @@
+"""Each public layout, in small, as its source gives it, quirks included."""
+
+import gzip
+import json
+import math
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from film_files import dicom_bytes, ramp
+
+from data_pipeline.adapters import ADAPTERS
+from data_pipeline.errors import DataError
+
+
+def touch(path: Path, content: bytes = b"") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def write(path: Path, text: str) -> Path:
+    return touch(path, text.encode())
+
+
+def table(records, *columns):
+    """Rows by file name: `{name: (column, ...)}`."""
+    names = [Path(path).name for path in records.image_path]
+    values = [getattr(records, column) for column in columns]
+    rows = {
+        name: tuple(
+            None if isinstance(v, float | np.floating) and math.isnan(v) else v for v in row
+        )
+        for name, *row in zip(names, *values, strict=True)
+    }
+    assert len(rows) == len(names)
+    return rows
+
+
+def test_every_source_of_the_readme_is_there():
+    assert set(ADAPTERS) == {
+        *("manifest", "folder", "phantom", "aihub", "vindr_pcxr", "nih", "chexpert", "mimic_cxr"),
+        *("padchest", "vindr_cxr", "kermany", "rsna_bone_age", "grazpedwri"),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(set(ADAPTERS) - {"phantom"}))
+def test_a_missing_place_is_one_clear_line(name, tmp_path):
+    with pytest.raises(DataError, match=r"none.* does not exist") as caught:
+        ADAPTERS[name](str(tmp_path / "none"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(set(ADAPTERS) - {"phantom", "manifest"}))
+def test_an_empty_folder_is_one_clear_line(name, tmp_path):
+    with pytest.raises(DataError) as caught:
+        ADAPTERS[name](str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_unknown_options_are_named_with_the_known_ones(tmp_path):
+    with pytest.raises(DataError, match="unknown option 'age'; known options: min_age_months"):
+        ADAPTERS["nih"](f"{tmp_path}:age=3")
+    with pytest.raises(DataError, match="min_age_months is 'x'; expected a number"):
+        ADAPTERS["nih"](f"{tmp_path}:min_age_months=x")
+
+
+class TestFolder:
+    def test_a_class_a_subfolder_in_natural_order(self, tmp_path):
+        for name in ("film10.png", "film2.PNG", ".hidden.png", "notes.txt"):
+            touch(tmp_path / "mass" / name)
+        touch(tmp_path / "normal" / "deep" / "a.jpeg")
+        touch(tmp_path / ".cache" / "b.png")
+        records = ADAPTERS["folder"](str(tmp_path))
+        assert [Path(path).name for path in records.image_path] == [
+            "film2.PNG",
+            "film10.png",
+            "a.jpeg",
+        ]
+        assert records.label.tolist() == ["mass", "mass", "normal"]
+        assert set(records.split) == {""}
+        assert all(os.path.isabs(path) for path in records.image_path)
+
+    def test_a_level_of_splits(self, tmp_path):
+        for split in ("train", "Val", "test"):
+            touch(tmp_path / split / "normal" / f"{split}.png")
+        records = ADAPTERS["folder"](str(tmp_path))
+        assert table(records, "split", "label") == {
+            "train.png": ("train", "normal"),
+            "Val.png": ("validation", "normal"),
+            "test.png": ("test", "normal"),
+        }
+
+    def test_unlabelled(self, tmp_path):
+        touch(tmp_path / "a.dcm", b"junk")
+        touch(tmp_path / "hospital" / "b.tif")
+        records = ADAPTERS["folder"](f"{tmp_path}:labels=none")
+        assert table(records, "label") == {"a.dcm": ("",), "b.tif": ("",)}
+        assert ADAPTERS["folder"](str(tmp_path)).label.tolist() == ["", "hospital"]
+
+    def test_dicom_headers(self, tmp_path):
+        touch(tmp_path / "a.dcm", dicom_bytes(ramp(), PatientAge="003M", PatientSex="M"))
+        touch(tmp_path / "b.dcm", dicom_bytes(ramp(), PatientAge="", ViewPosition="AP"))
+        touch(tmp_path / "c.png")
+        records = ADAPTERS["folder"](str(tmp_path))
+        rows = table(records, "age_months", "sex", "view")
+        assert rows["a.dcm"] == (3.0, "M", "")
+        assert rows["b.dcm"] == (pytest.approx(2.99, abs=0.01), "", "AP")
+        assert rows["c.png"] == (None, "", "")
+        first, second, third = records.patient_id
+        assert first == second != third == ""
+        assert "4711" not in first
+        plain = ADAPTERS["folder"](f"{tmp_path}:headers=no")
+        assert not plain.has_age.any()
+
+    def test_headers_of_many_films_are_remembered(self, tmp_path, monkeypatch):
+        from data_pipeline.adapters import headers
+
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "memory"))
+        monkeypatch.setattr(headers, "_REMEMBER_FROM", 2)
+        for name in "abc":
+            touch(tmp_path / "films" / f"{name}.dcm", dicom_bytes(ramp(), PatientAge="003M"))
+        place = str(tmp_path / "films")
+        first = ADAPTERS["folder"](place)
+        (memory,) = (tmp_path / "memory").rglob("*.npz")
+        assert b"4711" not in memory.read_bytes()
+        monkeypatch.setattr(headers, "_read", None)  # Not read again.
+        second = ADAPTERS["folder"](place)
+        np.testing.assert_array_equal(first.age_months, second.age_months)
+        assert first.patient_id.tolist() == second.patient_id.tolist()
+
+    def test_an_identifier_that_everyone_has_is_none(self, tmp_path, monkeypatch, caplog):
+        from data_pipeline.adapters import headers
+
+        monkeypatch.setattr(headers, "_MAX_FILMS_A_PATIENT", 3)
+        for name in "abcdef":
+            patient = "anonymous" if name < "e" else name
+            touch(tmp_path / f"{name}.dcm", dicom_bytes(ramp(), PatientID=patient))
+        records = ADAPTERS["folder"](str(tmp_path))
+        assert (records.patient_id == "").tolist() == [True] * 4 + [False] * 2
+        assert "placeholder" in caplog.text
+
+
+def test_nih(tmp_path):
+    write(
+        tmp_path / "Data_Entry_2017_v2020.csv",
+        "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,"
+        "View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]\n"
+        "00000001_000.png,Cardiomegaly,0,1,57,M,PA,2682,2749,0.143,0.143\n"
+        "00000001_001.png,Cardiomegaly|Emphysema,1,1,058Y,M,PA,2894,2729,0.143,0.143\n"
+        "00000002_000.png,No Finding,0,2,9,F,AP,2500,2048,0.171,0.171\n"
+        "00000003_000.png,Hernia,0,3,414,F,AP,2500,2048,0.171,0.171\n"
+        "00000004_000.png,Hernia,0,4,40,F,AP,2500,2048,0.171,0.171\n",
+    )
+    for i, name in enumerate(["00000001_000", "00000001_001", "00000002_000", "00000003_000"]):
+        touch(tmp_path / f"images_{i:03}" / "images" / f"{name}.png")
+    write(tmp_path / "test_list.txt", "00000001_000.png\n00000001_001.png\n")
+    records = ADAPTERS["nih"](str(tmp_path))
+    assert table(records, "patient_id", "age_months", "sex", "view", "label", "split") == {
+        "00000001_000.png": ("nih-1", 684.0, "M", "PA", "Cardiomegaly", "test"),
+        "00000001_001.png": ("nih-1", 696.0, "M", "PA", "", "test"),
+        "00000003_000.png": ("nih-3", None, "F", "AP", "Hernia", "train"),
+    }
+    everyone = ADAPTERS["nih"](f"{tmp_path}:min_age_months=0")
+    assert 108.0 in everyone.age_months
+
+
+@pytest.mark.parametrize("layout", ["inside", "parent", "renamed"])
+def test_chexpert(tmp_path, layout):
+    folder = tmp_path / ("CheXpert-v1.0-small" if layout != "renamed" else "films")
+    header = (
+        "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,"
+        "Lung Opacity,Lung Lesion,Edema,Consolidation,Pneumonia,Atelectasis,Pneumothorax,"
+        "Pleural Effusion,Pleural Other,Fracture,Support Devices\n"
+    )
+    root = "CheXpert-v1.0-small"
+    one = f"{root}/train/patient00001/study1/view1_frontal.jpg"
+    two = f"{root}/train/patient00002/study2/view2_lateral.jpg"
+    three = f"{root}/train/patient00003/study1/view3_frontal.jpg"
+    table_folder = tmp_path if layout == "parent" else folder
+    write(
+        table_folder / "train.csv",
+        f"{header}{one},Female,68,Frontal,AP,1.0,,,,,,,,,0.0,,,,1.0\n"
+        f"{two},Male,0,Lateral,,,,1.0,,,-1.0,,,,,,,,\n"
+        f"{three},Unknown,12,Frontal,PA,,,1.0,,,,,,,,,,,\n",
+    )
+    valid = f"{root}/valid/patient64541/study1/view4_frontal.jpg"
+    write(table_folder / "valid.csv", f"{header}{valid},Male,73,Frontal,AP,,,1.0,,,,,,,,,,,\n")
+    for path in (one, two, three, valid):
+        touch(folder / path.partition("/")[2])
+    records = ADAPTERS["chexpert"](str(table_folder))
+    assert all(os.path.exists(path) for path in records.image_path)
+    assert table(records, "patient_id", "age_months", "sex", "view", "label", "split") == {
+        "view1_frontal.jpg": ("chexpert-00001", 816.0, "F", "AP", "No Finding", "train"),
+        "view2_lateral.jpg": ("chexpert-00002", None, "M", "Lateral", "", "train"),
+        "view4_frontal.jpg": ("chexpert-64541", 876.0, "M", "AP", "Cardiomegaly", "validation"),
+    }
+
+
+def test_mimic_cxr(tmp_path):
+    metadata = "dicom_id,subject_id,study_id,ViewPosition,Rows\nabc,10000032,50414267,PA,3056\n"
+    touch(tmp_path / "mimic-cxr-2.0.0-metadata.csv.gz", gzip.compress(metadata.encode()))
+    write(
+        tmp_path / "mimic-cxr-2.0.0-split.csv",
+        "dicom_id,study_id,subject_id,split\nabc,50414267,10000032,validate\n",
+    )
+    film = touch(tmp_path / "files" / "p10" / "p10000032" / "s50414267" / "abc.jpg")
+    records = ADAPTERS["mimic_cxr"](str(tmp_path))
+    assert records.image_path.tolist() == [str(film)]
+    assert table(records, "patient_id", "view", "split", "age_months") == {
+        "abc.jpg": ("mimic-10000032", "PA", "validation", None)
+    }
+
+
+def test_padchest(tmp_path):
+    write(
+        tmp_path / "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv",
+        ",ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,PatientSex_DICOM,"
+        "ViewPosition_DICOM,Projection,Pediatric,Labels\n"
+        "0,a.png,0,20140915,s1,p1,1930.0,F,POSTEROANTERIOR,PA,No,\"['normal', ' ']\"\n"
+        "1,b.png,0,20140915,s2,p2,1950,M,LATERAL,L,No,\"['pneumonia', 'nodule']\"\n"
+        "2,c.png,0,20140915,s3,p3,2010,M,LATERAL,L,PED,['normal']\n"
+        "3,d.png,0,20140915,s4,p4,,O,,AP,No,\n",
+    )
+    for name in "abcd":
+        touch(tmp_path / "0" / f"{name}.png")
+    records = ADAPTERS["padchest"](str(tmp_path))
+    assert all(os.path.exists(path) for path in records.image_path)
+    assert table(records, "patient_id", "age_months", "sex", "view", "label") == {
+        "a.png": ("padchest-p1", 1008.0, "F", "PA", "normal"),
+        "b.png": ("padchest-p2", 768.0, "M", "L", ""),
+        "d.png": ("padchest-p4", None, "", "AP", ""),
+    }
+
+
+def test_vindr_cxr(tmp_path):
+    rows = [
+        # Three readers; 14 = No finding.
+        *(f"agreed,Cardiomegaly,3,R{i},1,1,2,2" for i in (1, 2)),
+        *("agreed,No finding,14,R3,,,,", "agreed,Cardiomegaly,3,R1,3,3,4,4"),
+        *(f"normal,No finding,14,R{i},,,," for i in (1, 2, 3)),
+        *(f"several,{name},0,R{i},1,1,2,2" for i in (1, 2, 3) for name in ("Nodule/Mass", "ILD")),
+        *("alone,ILD,5,R1,1,1,2,2", "alone,ILD,5,R2,,,,", "alone,No finding,14,R3,,,,"),
+        *("torn,ILD,5,R1,1,1,2,2", "torn,Calcification,2,R2,,,,", "torn,No finding,14,R3,,,,"),
+    ]
+    header = "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max\n"
+    write(tmp_path / "train.csv", header + "\n".join(rows) + "\n")
+    for name in ("agreed", "normal", "several", "alone", "torn"):
+        touch(tmp_path / "train" / f"{name}.dicom")
+    touch(tmp_path / "test" / "held.dicom")
+    assert table(ADAPTERS["vindr_cxr"](str(tmp_path)), "label", "split") == {
+        "agreed.dicom": ("Cardiomegaly", "train"),
+        "normal.dicom": ("No finding", "train"),
+        "several.dicom": ("", "train"),
+        "alone.dicom": ("ILD", "train"),
+        "torn.dicom": ("", "train"),
+        "held.dicom": ("", "test"),
+    }
+
+
+def test_vindr_pcxr(tmp_path):
+    header = (
+        "image_id,rad_ID,No finding,Bronchitis,Brocho-pneumonia,Other disease,Bronchiolitis,"
+        "Situs inversus,Pneumonia,Pleuro-pneumonia,Diagphramatic hernia,Tuberculosis,"
+        "Congenital emphysema,CPAM,Hyaline membrane disease,Mediastinal tumor,Lung tumor\n"
+    )
+    row = "{},R1," + ",".join("{}" for _ in range(15)) + "\n"
+
+    def marks(*positive):
+        return [int(i in positive) for i in range(15)]
+
+    write(
+        tmp_path / "image_labels_train.csv",
+        header + row.format("a" * 32, *marks(2)) + row.format("b" * 32, *marks(1, 6)),
+    )
+    write(tmp_path / "image_labels_test.csv", header + row.format("c" * 32, *marks(8)))
+    for split, name, age in (("train", "a", "005M"), ("train", "b", "02Y"), ("test", "c", "011D")):
+        data = dicom_bytes(ramp(), PatientAge=age, PatientSex="F", remove=("StudyDate",))
+        touch(tmp_path / split / f"{name * 32}.dicom", data)
+    records = ADAPTERS["vindr_pcxr"](str(tmp_path))
+    assert table(records, "label", "split", "age_months", "sex", "patient_id") == {
+        f"{'a' * 32}.dicom": ("Brocho-pneumonia", "train", 5.0, "F", ""),
+        f"{'b' * 32}.dicom": ("", "train", None, "F", ""),
+        f"{'c' * 32}.dicom": (
+            "Diagphramatic hernia",
+            "test",
+            pytest.approx(11 / 30.4375),
+            "F",
+            "",
+        ),
+    }
+    assert not ADAPTERS["vindr_pcxr"](f"{tmp_path}:headers=no").has_age.any()
+
+
+def test_kermany(tmp_path):
+    films = {
+        "train/NORMAL/IM-0115-0001.jpeg": b"one",
+        "train/NORMAL/NORMAL2-IM-0503-0001.jpeg": b"two",
+        "train/NORMAL/NORMAL2-IM-0503-0001-0001.jpeg": b"two",
+        "train/PNEUMONIA/person1_bacteria_1.jpeg": b"three",
+        "train/PNEUMONIA/person1_virus_6.jpeg": b"again",
+        "val/NORMAL/NORMAL2-IM-1427-0001.jpeg": b"five5",
+        "test/PNEUMONIA/person1_virus_7.jpeg": b"again",
+    }
+    for name, content in films.items():
+        touch(tmp_path / "chest_xray" / name, content)
+    records = ADAPTERS["kermany"](f"{tmp_path}:classes=3")
+    assert table(records, "patient_id", "label", "split") == {
+        "IM-0115-0001.jpeg": ("kermany-train-im-0115", "NORMAL", "train"),
+        "NORMAL2-IM-0503-0001-0001.jpeg": ("kermany-train-normal2-im-0503", "NORMAL", "train"),
+        "person1_bacteria_1.jpeg": ("kermany-train-person1-bacteria", "BACTERIA", "train"),
+        "NORMAL2-IM-1427-0001.jpeg": ("kermany-val-normal2-im-1427", "NORMAL", "validation"),
+        # The repeat in training is left out, not the film in test.
+        "person1_virus_7.jpeg": ("kermany-test-person1-virus", "VIRUS", "test"),
+    }
+    assert set(ADAPTERS["kermany"](str(tmp_path)).label) == {"NORMAL", "PNEUMONIA"}
+    with pytest.raises(DataError, match="classes is 4"):
+        ADAPTERS["kermany"](f"{tmp_path}:classes=4")
+
+
+def test_rsna_bone_age(tmp_path):
+    write(tmp_path / "boneage-training-dataset.csv", "id,boneage,male\n1377,180,False\n7,12,True\n")
+    write(tmp_path / "Validation Dataset.csv", "Image ID,male,Bone Age (months)\n1386,TRUE,103.5\n")
+    write(tmp_path / "boneage-test-dataset.csv", "Case ID,Sex\n7,F\n")
+    touch(tmp_path / "boneage-training-dataset" / "1377.png")
+    touch(tmp_path / "boneage-training-dataset" / "7.png")
+    touch(tmp_path / "boneage-validation-dataset" / "1386.png")
+    touch(tmp_path / "boneage-test-dataset" / "7.png")
+    records = ADAPTERS["rsna_bone_age"](str(tmp_path))
+    rows = sorted(
+        (split, Path(path).parent.name.split("-")[1], patient, sex, None if age != age else age)
+        for split, path, patient, sex, age in zip(
+            records.split,
+            records.image_path,
+            records.patient_id,
+            records.sex,
+            records.age_months.tolist(),
+            strict=True,
+        )
+    )
+    assert rows == [
+        ("test", "test", "rsna-test-7", "F", None),
+        ("train", "training", "rsna-train-1377", "F", 180.0),
+        ("train", "training", "rsna-train-7", "M", 12.0),
+        ("validation", "validation", "rsna-validation-1386", "M", 103.5),
+    ]
+
+
+def test_grazpedwri(tmp_path, caplog):
+    write(
+        tmp_path / "dataset.csv",
+        "filestem,patient_id,age,laterality,projection,ao_classification,cast,fracture_visible,"
+        "metal\n"
+        "0001_a,0001,13.5,L,1,23r-M/3.1,,1,\n0002_b,0002,4,R,2,,1,,\n0003_c,0003,5,R,2,,,,\n",
+    )
+    touch(tmp_path / "images_part1" / "0001_a.png")
+    touch(tmp_path / "images_part2" / "0002_b.png")
+    records = ADAPTERS["grazpedwri"](str(tmp_path))
+    assert table(records, "patient_id", "age_months", "view", "label") == {
+        "0001_a.png": ("graz-0001", 162.0, "AP", "fracture"),
+        "0002_b.png": ("graz-0002", 48.0, "LATERAL", "no fracture"),
+    }
+    assert "1 of 3 images listed are not on disk" in caplog.text
+
+
+class TestAihub:
+    def label(self, **values):
+        content = {"meta": {"age": 14, "sex": "여", "id": "P1"}, "annotations": [{"name": "변비"}]}
+        content["meta"].update(values)
+        return json.dumps(content, ensure_ascii=False)
+
+    def build(self, root):
+        base = root / "소아 복부.X-ray" / "3.개방데이터" / "1.데이터"
+        # macOS hands out names decomposed; labels come in both encodings.
+        training = base / "Training"
+        decomposed = unicodedata.normalize("NFD", "TS_2.변비_1")
+        touch(training / "01.원천데이터" / decomposed / "film1.png")
+        touch(training / "01.원천데이터" / "TS_정상" / "film2.png")
+        touch(base / "Validation" / "01.원천데이터" / "VS_장중첩증" / "film1.png")
+        labels = training / "02.라벨링데이터"
+        touch(labels / "TL_2.변비_1" / "film1.json", b"\xef\xbb\xbf" + self.label().encode())
+        touch(labels / "TL_정상" / "film2.json", self.label(age=3, id="P2").encode("cp949"))
+        write(
+            base / "Validation" / "02.라벨링데이터" / "VL_장중첩증" / "film1.json",
+            self.label(age=7, sex="남", id="P3"),
+        )
+        return root
+
+    def profile(self, tmp_path, **values):
+        keys = {"class": "folder", "age": "meta.age", "age_unit": "months", "sex": "meta.sex",
+                "patient_id": "meta.id"}  # fmt: skip
+        return write(tmp_path / "profile.json", json.dumps(keys | values))
+
+    def test_by_folder(self, tmp_path):
+        root = self.build(tmp_path / "data")
+        records = ADAPTERS["aihub"](f"{root}:profile={self.profile(tmp_path)}")
+        columns = ("label", "age_months", "sex", "patient_id", "split")
+        found = sorted(zip(*(getattr(records, c).tolist() for c in columns), strict=True))
+        assert found == [
+            ("constipation", 14.0, "F", "P1", "train"),
+            ("intussusception", 7.0, "M", "P3", "test"),
+            ("normal", 3.0, "F", "P2", "train"),
+        ]
+
+    def test_by_key_with_names_of_its_own(self, tmp_path):
+        root = self.build(tmp_path / "data")
+        profile = self.profile(
+            tmp_path, **{"class": "annotations.0.name", "age_unit": "days"}
+        )  # fmt: skip
+        records = ADAPTERS["aihub"](f"{root}:profile={profile}")
+        assert set(records.label) == {"constipation"}
+        assert records.age_months.max() == pytest.approx(14 * 12 / 365.25)
+        profile = self.profile(
+            tmp_path, **{"class": "annotations.0.name", "classes": {"변비": "mass"}}
+        )
+        assert set(ADAPTERS["aihub"](f"{root}:profile={profile}").label) == {"mass"}
+
+    def test_unknown_classes_are_named(self, tmp_path):
+        root = self.build(tmp_path / "data")
+        profile = self.profile(tmp_path, **{"class": "meta.id"})
+        with pytest.raises(DataError, match="unknown class names P1, P2, P3; map them"):
+            ADAPTERS["aihub"](f"{root}:profile={profile}")
+
+    def test_without_patient_the_split_is_said_to_be_unknown(self, tmp_path, caplog):
+        root = self.build(tmp_path / "data")
+        ADAPTERS["aihub"](f"{root}:profile={self.profile(tmp_path, patient_id='')}")
+        assert "cannot be known" in caplog.text
+
+    def test_no_profile_names_the_command_that_writes_one(self, tmp_path):
+        root = self.build(tmp_path / "data")
+        with pytest.raises(DataError, match=r"python -m data_pipeline\.adapters\.aihub"):
+            ADAPTERS["aihub"](str(root))
+        done = subprocess.run(
+            [sys.executable, "-m", "data_pipeline.adapters.aihub", str(root)],
+            cwd=Path(__file__).resolve().parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert json.loads(done.stdout)["class"] == "folder"
+        assert "meta.age  (int, in 3)" in done.stderr
+        assert "annotations.0.name  (str, in 3)" in done.stderr
+        assert "14" not in done.stderr  # Keys and types, never values.
+
+    def test_archives_are_explained(self, tmp_path):
+        touch(tmp_path / "Training" / "TS_변비.zip.part0")
+        touch(tmp_path / "Training" / "TL_변비.zip")
+        with pytest.raises(DataError, match=r"2 archives .* still packed.*cat X\.zip\.part"):
+            ADAPTERS["aihub"](str(tmp_path))
+
+    def test_the_synthetic_look_alike_is_refused_by_name(self, tmp_path):
+        touch(tmp_path / "Source_Data" / "1.Pyloric_Stenosis" / "1_1816.png")
+        with pytest.raises(DataError, match="synthetic set of five classes, not 71432"):
+            ADAPTERS["aihub"](str(tmp_path))
+
+
+def test_real_manifests(real_films):
+    children = ADAPTERS["manifest"](str(real_films / "children" / "manifest.csv"))
+    assert len(children) == 6247
+    adults = ADAPTERS["folder"](f"{real_films / 'adult'}:labels=none")
+    assert len(adults) > 11_000
+    headers = ADAPTERS["folder"](str(real_films / "dicom"))
+    assert headers.has_age.sum() >= 2
