@@ -11,6 +11,7 @@ def data() -> ConfigDict:
     config.train = "phantom:infant"
     config.validation = ""  # Empty: split from train, by patient.
     config.test = ""  # Empty: split from train, by patient.
+    config.given_splits = "keep"  # Or "ignore" the splits that sources bring, and cut new ones.
     config.validation_fraction = 0.15  # Of the patients of a source that brings no split.
     config.test_fraction = 0.15
     config.split_seed = 0  # Keep it equal in both stages, so that they agree on who is tested.

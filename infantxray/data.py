@@ -29,10 +29,17 @@ def preprocessing(settings) -> Preprocessing:
 
 def divide_sources(settings) -> Split:
     """Opens and divides the data of `config.data`."""
+
+    def open_role(spec: str) -> Records:
+        records = open_sources(spec)
+        if settings.given_splits == "ignore":
+            records = records.replace(split=np.full(len(records), "", dtype=object))
+        return records
+
     return divide(
-        open_sources(settings.train),
-        open_sources(settings.validation) if settings.validation else None,
-        open_sources(settings.test) if settings.test else None,
+        open_role(settings.train),
+        open_role(settings.validation) if settings.validation else None,
+        open_role(settings.test) if settings.test else None,
         validation_fraction=settings.validation_fraction,
         test_fraction=settings.test_fraction,
         seed=settings.split_seed,

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.loader import BadFiles, FilmSource, training_batches
-from data_pipeline.splits import Split, check_unseen
+from data_pipeline.splits import Split, check_classes, check_unseen
 from infantxray import data, diagnosis, evaluate, runtime, workdir
 from infantxray.evaluation.calibration import calibration
 from infantxray.evaluation.metrics import headline
@@ -110,6 +110,7 @@ def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
     """The divided records, and the card of the model that they call for."""
     split = data.open_split(config.data, folder)
     classes = data.find_classes(config.data, split.train)
+    check_classes(split, classes, config.data.patient_ids)
     if not classes and not config.age_head:
         raise DataError("no training film has a label, and config.age_head is off")
     if not classes and config.best_metric not in ("loss", "age_mae_months"):

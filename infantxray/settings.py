@@ -71,6 +71,7 @@ _RULES = {
     "data.validation_fraction": (_is_fraction, "at least 0 and below 1"),
     "data.test_fraction": (_is_fraction, "at least 0 and below 1"),
     "data.patient_ids": (lambda v: v in ("shared", "source"), "shared or source"),
+    "data.given_splits": (lambda v: v in ("keep", "ignore"), "keep or ignore"),
     "data.label_fraction": (lambda v: 0 < v <= 1, "above 0, at most 1"),
     "data.on_error": (lambda v: v in ("raise", "skip"), "raise or skip"),
     "data.num_threads": (lambda v: v >= 1, "at least 1"),
