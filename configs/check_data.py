@@ -22,7 +22,7 @@ def get_config():
     config.data = ConfigDict()
     for name in (
         *("train", "validation", "test", "validation_fraction", "test_fraction"),
-        *("split_seed", "patient_ids", "on_error"),
+        *("given_splits", "split_seed", "patient_ids", "on_error"),
     ):
         config.data[name] = everything[name]
     return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import logging
@@ -16,7 +17,7 @@ from data_pipeline.decode import PHANTOM_PREFIX
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import SPLITS, Records, write_manifest
 from data_pipeline.sources import open_sources
-from data_pipeline.splits import divide, patient_keys
+from data_pipeline.splits import patient_keys
 from infantxray import data
 from infantxray.evaluation import data_page
 from infantxray.evaluation.shortcuts import TOGETHER, Shortcut, shortcuts
@@ -99,18 +100,14 @@ def _open(config) -> tuple[Records, list[Problem]]:
         ):
             if spec:
                 part = open_sources(spec)
-                if role != "train":
+                if role != "train" or settings.given_splits == "ignore":
                     part = part.replace(split=np.full(len(part), role, object))
                 parts.append(part.replace(split=np.where(part.split == "", role, part.split)))
     if config.other_stage:
         # What the other stage trains on, if it divides its data with the same settings.
-        other = divide(
-            open_sources(config.other_stage),
-            validation_fraction=settings.validation_fraction,
-            test_fraction=settings.test_fraction,
-            seed=settings.split_seed,
-            patient_ids=settings.patient_ids,
-        ).train
+        theirs = copy.deepcopy(settings)
+        theirs.train, theirs.validation, theirs.test = config.other_stage, "", ""
+        other = data.divide_sources(theirs).train
         parts.append(other.replace(split=np.full(len(other), _OTHER, object)))
     records = Records.concatenate(parts)
     problems = _patients_on_two_sides(records, settings.patient_ids)
