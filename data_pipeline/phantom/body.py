@@ -1,0 +1,428 @@
+"""The trunk: skin, fat, lungs, heart, solid organs and skeleton of one patient on one film."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from data_pipeline.phantom.canvas import Canvas, texture
+from data_pipeline.phantom.growth import ORGAN_SD, STATURE_SD, Growth, growth
+from data_pipeline.phantom.patients import Film
+from data_pipeline.phantom.physics import Attenuation
+
+Oval = tuple[float, float, float, float]  # x, y, semi-axes a, b, mm
+
+
+class Draw:
+    """Random numbers by the shapes that anatomy needs. Scalar arithmetic only, so portable."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.rng = rng
+
+    def between(self, low: float, high: float) -> float:
+        return low + (high - low) * self.rng.random()
+
+    def normal(self) -> float:
+        """Nearly normal: sum of six uniform numbers, so never beyond 4.3."""
+        return (sum(self.rng.random(6).tolist()) - 3) * 1.4142135623730951
+
+    def chance(self, share: float) -> bool:
+        return self.rng.random() < share
+
+    def choice(self, items):
+        return items[int(self.rng.integers(len(items)))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Body:
+    """One patient at one visit; all lengths in mm, in anatomical coordinates.
+
+    Attributes:
+      film: whose body it is.
+      size: tables read for this patient.
+      lumbar, thoracic: distance between vertebrae (short for `size.lumbar`, `size.thoracic`).
+      wall: half width of the abdominal cavity at the umbilicus.
+      dome_right, dome_left: height of the two halves of the diaphragm.
+      crest: height of the iliac crests.
+      pelvis: half the bi-iliac breadth.
+      hip: height of the hip joints.
+      liver, left_lobe, spleen: ovals on the film.
+      lean: sideways shift per mm of height.
+      bend: of the spine, mm.
+      waist, chest, hips: width there relative to the umbilicus.
+    """
+
+    film: Film
+    size: Growth
+    lumbar: float
+    thoracic: float
+    wall: float
+    dome_right: float
+    dome_left: float
+    crest: float
+    pelvis: float
+    hip: float
+    liver: Oval
+    left_lobe: Oval
+    spleen: Oval
+    lean: float
+    bend: float
+    chest: float
+    hips: float
+
+    @property
+    def infancy(self) -> float:
+        """1 at birth, 0 from four years on."""
+        return max(0.0, 1 - self.film.age_months / 48)
+
+    def vertebra(self, thoracic_level: float) -> float:
+        """Height of the centre of a vertebra: 12 is T12, 13 is L1, 17 is L5."""
+        if thoracic_level >= 13:
+            return (thoracic_level - 15) * self.lumbar
+        last = -2 * self.lumbar - 0.5 * (self.lumbar + self.thoracic)
+        return last + (thoracic_level - 12) * self.thoracic
+
+
+def make_body(film: Film, patient: Draw, visit: Draw) -> Body:
+    """Draws a patient: `patient` is the same stream at every visit, `visit` is the film's own."""
+    size = growth(
+        film.age_months,
+        film.sex,
+        stature=1 + STATURE_SD * patient.normal(),
+        girth=max(1 + (0.06 if film.age_months < 216 else 0.1) * patient.normal(), 0.8),
+        tempo=max(1 + 0.1 * patient.normal(), 0.6),
+        organs=max(1 + ORGAN_SD / 2 * patient.normal(), 0.8),
+    )
+    lumbar, thoracic = size.lumbar, size.thoracic
+    infancy = max(0.0, 1 - film.age_months / 48)
+    first = -2 * lumbar - 0.5 * (lumbar + thoracic)  # T12
+    breath = visit.between(-0.5, 0.5) + (0.3 if film.view == "upright" else 0.0)
+    dome_right = first - (2.9 - 0.3 * infancy - breath) * thoracic
+    dome_left = dome_right + patient.between(0.3, 0.9) * thoracic
+    wall = size.half_width - size.fat
+    enlarged_liver = enlarged_spleen = 1.0
+    if film.label == "hepatomegaly":
+        enlarged_liver = 1.22 + 0.5 * film.severity
+    if film.label == "splenomegaly":
+        enlarged_spleen = 1.5 + 1.0 * film.severity
+    a, b = size.liver[0] * (0.4 + 0.6 * enlarged_liver), size.liver[1] * enlarged_liver
+    liver = (-wall * 0.97 + a, dome_right + 0.06 * thoracic + b, a, b)
+    lobe = 0.45 + 0.12 * infancy
+    left_lobe = (
+        -wall * 0.08 * (1 - infancy),
+        dome_right + 0.35 * thoracic + lobe * b * 0.8,
+        wall * (0.34 + 0.16 * infancy) * (0.5 + 0.5 * enlarged_liver),
+        lobe * b * 0.8,
+    )
+    a, b = size.spleen[0] * enlarged_spleen, size.spleen[1] * enlarged_spleen
+    spleen = (wall * 0.95 - a * 1.05, dome_left + 0.5 * thoracic + b * 0.92, a, b)
+    crest = 0.75 * lumbar
+    adult_woman = film.sex == "F" and film.age_months > 156
+    return Body(
+        film=film,
+        size=size,
+        lumbar=lumbar,
+        thoracic=thoracic,
+        wall=wall,
+        dome_right=dome_right,
+        dome_left=dome_left,
+        crest=crest,
+        pelvis=size.half_pelvis,
+        hip=crest + 0.98 * size.half_pelvis,
+        liver=liver,
+        left_lobe=left_lobe,
+        spleen=spleen,
+        lean=0.015 * visit.normal(),
+        bend=0.15 * lumbar * patient.normal() * (1 - 0.6 * infancy),
+        chest=0.96 - 0.03 * infancy + 0.03 * patient.normal(),
+        hips=(1.1 if adult_woman else 0.99 - 0.1 * infancy) + 0.02 * patient.normal(),
+    )
+
+
+def _smoothstep(at: np.ndarray, start: float, end: float) -> np.ndarray:
+    t = np.clip((at - np.float32(start)) * np.float32(1 / (end - start)), 0, 1)
+    return t * t * (np.float32(3) - np.float32(2) * t)
+
+
+def _outline(canvas: Canvas, body: Body, inset: float) -> np.ndarray:
+    """Thickness of the trunk and thighs, `inset` mm below the skin."""
+    size, y = body.size, canvas.y
+    perineum = body.crest + 1.5 * body.pelvis
+    width = size.half_width * (
+        np.float32(body.chest)
+        + np.float32(1 - body.chest) * _smoothstep(y, body.vertebra(10), -0.3 * body.lumbar)
+        + np.float32(body.hips - 1) * _smoothstep(y, 0, body.hip)
+    ) - np.float32(inset)
+    depth = size.half_depth * (
+        np.float32(1) - np.float32(0.14) * _smoothstep(y, body.crest, body.hip)
+    ) - np.float32(0.8 * inset)
+    x = canvas.x[None, :] - (np.float32(body.lean) * y)[:, None]
+    np.abs(x, out=x)
+    u = x / width[:, None]
+    cube = u * u
+    cube *= u
+    thickness = np.sqrt(np.maximum(np.float32(1) - cube, 0))
+    thickness *= (2 * depth)[:, None]
+    rows, _ = canvas.window(0, perineum - 0.35 * body.pelvis, 0, 1e9)
+    if rows.start < rows.stop:  # below the perineum the trunk divides into two thighs
+        gap = np.maximum((y[rows] - np.float32(perineum)) * np.float32(0.3), 0) + np.float32(inset)
+        half = np.maximum((width[rows] - gap) / 2, np.float32(1))
+        v = (x[rows] - (gap + half)[:, None]) / half[:, None]
+        v *= v
+        thigh = np.sqrt(np.maximum(np.float32(1) - v, 0))
+        thigh *= np.minimum(1.6 * depth[rows], 2 * half)[:, None]
+        apart = _smoothstep(y[rows], perineum - 0.35 * body.pelvis, perineum + 0.1 * body.pelvis)
+        thickness[rows] += (thigh - thickness[rows]) * apart[:, None]
+    return thickness
+
+
+def diaphragm(canvas: Canvas, body: Body, cols: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Height of the right and of the left half at the given columns, mm, float32."""
+    x, wall = canvas.x[cols], body.wall
+    fall = body.thoracic * (1.5 + 0.9 * (1 - body.infancy))
+    right = (x + np.float32(0.46 * wall)) * np.float32(1 / (0.5 * wall))
+    left = (x - np.float32(0.5 * wall)) * np.float32(1 / (0.48 * wall))
+    return (
+        np.float32(body.dome_right) + np.float32(fall) * right * right,
+        np.float32(body.dome_left) + np.float32(fall) * left * left,
+    )
+
+
+def draw_trunk(canvas: Canvas, body: Body, mu: Attenuation, draw: Draw) -> np.ndarray:
+    """Skin, fat, muscle, lungs and heart. Returns the thickness inside of the fat, mm."""
+    size, wall = body.size, body.wall
+    everything = (slice(None), slice(None))
+    outer = _outline(canvas, body, 0.0)
+    inner = _outline(canvas, body, size.fat)
+    canvas.add(mu.fat, (everything, outer), "body")
+    # Between the organs lies some fat; the organs themselves are drawn denser than this mixture.
+    tissue = mu.soft - size.visceral_fat * (mu.soft - mu.fat)
+    canvas.add(tissue - mu.fat, (everything, inner))
+
+    depths = body.thoracic * 3.2
+    rows, cols = canvas.window(-wall, -1e9, wall, body.dome_left + depths)
+    if rows.start == rows.stop:
+        return inner
+    x, y = canvas.x[cols], canvas.y[rows]
+    right, left = diaphragm(canvas, body, cols)
+    dome = np.where(x < 0, right, left)
+    soft = np.float32(1 / (0.12 * body.thoracic + canvas.pixel))
+    air = np.clip((dome[None, :] - y[:, None]) * soft + np.float32(0.5), 0, 1)
+    beside = np.abs(x) * np.float32(1 / wall)
+    air *= (
+        np.clip((np.float32(0.93) - beside) * np.float32(14), 0, 1)
+        * np.clip((beside - np.float32(0.10)) * np.float32(10), 0, 1)
+    )[None, :]
+    # The heart lies on the left half of the diaphragm; it is larger beside an infant's lungs.
+    big = 1 + 0.12 * body.infancy
+    u = (x - np.float32(0.16 * wall)) * np.float32(1 / (0.42 * wall * big))
+    v = (y - np.float32(body.dome_left - 0.4 * wall * big)) * np.float32(1 / (0.5 * wall * big))
+    heart = np.float32(1) - (u * u)[None, :] - (v * v)[:, None]
+    heart -= (np.float32(0.5) * v)[:, None] * -u[None, :]
+    np.maximum(heart, 0, out=heart)
+    canvas.mark("heart", ((rows, cols), heart * air), least=0.05)
+    air *= np.float32(1) - np.float32(0.75) * np.minimum(heart * np.float32(3), 1)
+    lung = inner[rows, cols] * air
+    lung *= np.float32(0.72) + np.float32(0.1) * texture(
+        draw.rng, canvas, 0.6 * body.thoracic, (rows, cols)
+    )
+    canvas.add(mu.lung - mu.soft, ((rows, cols), lung), "lungs", least=0.25 * size.half_depth)
+    return inner
+
+
+def draw_organs(canvas: Canvas, body: Body, mu: Attenuation, draw: Draw) -> None:
+    """Liver, spleen, kidneys, psoas muscles and bladder, denser than the fat between them."""
+    size = body.size
+    denser = (mu.soft - mu.fat) * (size.visceral_fat + 0.06)
+    depth = size.half_depth
+    x, y, a, b = body.liver
+    edge = 0.12 if body.film.label != "hepatomegaly" else 0.05
+    canvas.add(
+        denser, canvas.ellipsoid(x, y, a, b, min(size.liver[2], 0.85 * depth), edge), "liver"
+    )
+    x, y, a, b = body.left_lobe
+    canvas.add(denser, canvas.ellipsoid(x, y, a, b, 0.45 * depth, -0.12), "liver")
+    x, y, a, b = body.spleen
+    grown = b / size.spleen[1]
+    thick = min(size.spleen[2] * grown, 0.8 * depth)
+    canvas.add(denser * 1.15, canvas.ellipsoid(x, y, a, b, thick, 0.12), "spleen")
+    ka, kb, kc = size.kidney
+    beside = 0.5 * size.vertebra_width + 0.62 * ka + 0.06 * body.wall
+    for side, height, name in ((-1, -0.75, "right kidney"), (1, -1.25, "left kidney")):
+        at = side * (beside + 0.25 * ka), (height + 0.2 * draw.normal()) * body.lumbar
+        canvas.add(denser, canvas.ellipsoid(*at, ka, kb, kc, -side * 0.22), name)
+        psoas = side * (0.5 * size.vertebra_width + 0.09 * body.wall)
+        muscle = canvas.ellipsoid(
+            psoas, 1.1 * body.lumbar, 0.11 * body.wall, 2.9 * body.lumbar, 0.22 * depth, side * -0.1
+        )
+        canvas.add(denser, muscle)
+    full = draw.between(0.3, 1.0)
+    at = (0.0, body.crest + (1.12 - 0.22 * full) * body.pelvis)
+    radius = (0.2 + 0.18 * full) * body.pelvis
+    bladder = canvas.ellipsoid(*at, radius * 1.1, radius, radius)
+    canvas.add(denser * 1.3, bladder, "bladder")
+
+
+def draw_skeleton(canvas: Canvas, body: Body, mu: Attenuation, draw: Draw) -> None:
+    """Spine, ribs, sacrum, pelvis and femora, with the cartilage of the patient's age left out."""
+    mineral = 1.6 * body.size.mineral * (mu.bone - mu.soft)
+    _spine(canvas, body, mineral)
+    _ribs(canvas, body, mineral, draw)
+    _pelvis(canvas, body, mineral)
+
+
+def _spine(canvas: Canvas, body: Body, mineral: float) -> None:
+    size, lumbar = body.size, body.lumbar
+    half = size.vertebra_width / 2
+    reach = half * 2.6
+    rows, cols = canvas.window(-reach, -1e9, reach, 2.5 * lumbar)
+    y = canvas.y[rows]
+    # Number of the vertebra, by the height: whole numbers at their centres.
+    level = np.where(
+        y > np.float32(-2.5 * lumbar),
+        y * np.float32(1 / lumbar) + np.float32(15),
+        (y - np.float32(body.vertebra(12))) * np.float32(1 / body.thoracic) + np.float32(12),
+    )
+    nearest = np.floor(level + np.float32(0.5))
+    v = (level - nearest) * np.float32(2)  # -1 to 1 from disc to disc
+    narrow = np.float32(1) - np.float32(0.04) * (np.float32(17) - nearest)
+    lean = y * np.float32(1 / (5 * lumbar))
+    centre = np.float32(body.lean) * y + np.float32(body.bend) * (np.float32(1) - lean * lean)
+    x = (canvas.x[cols][None, :] - centre[:, None]) / (half * narrow)[:, None]
+    bone = np.float32(min(size.ossified + 0.06 * size.wear, 0.93))
+    vv = v * v * np.float32(1 / (bone * bone))
+    uu = x * x
+    # From the oval of the newborn to the adult's box; old bodies flare into osteophytes.
+    square = np.float32(size.square)
+    up = vv + (vv * vv - vv) * square
+    flare = np.float32(1) / (np.float32(1) + np.float32(0.35 * size.wear) * vv)
+    uu_body = uu * (flare * flare)[:, None]
+    across = uu_body + (uu_body * uu_body - uu_body) * square
+    rest = np.float32(1) - across
+    rest -= up[:, None]
+    np.maximum(rest, 0, out=rest)
+    np.sqrt(rest, out=rest)
+    thickness = rest * np.float32(1.5 * half)
+    # Endplates and edges are compact bone: brighter rims.
+    rim = (rest > 0) & (rest < np.float32(0.45))
+    canvas.add(0.24 * mineral, ((rows, cols), thickness), "spine")
+    canvas.add(0.16 * mineral, ((rows, cols), rim * np.float32(0.6 * half)))
+    # Pedicles: two small ovals in the upper half of each body.
+    pu = (np.abs(x) - np.float32(0.68)) * np.float32(1 / 0.2)
+    pv = (v + np.float32(0.22)) * np.float32(1 / 0.3)
+    rest = np.float32(1) - pu * pu
+    rest -= (pv * pv)[:, None]
+    np.maximum(rest, 0, out=rest)
+    canvas.add(0.4 * mineral, ((rows, cols), rest * np.float32(0.5 * half)))
+    # Arches: two halves with a gap at birth, one spinous process later.
+    apart = 0.22 * (1 - size.arches)
+    su = (np.abs(x) - np.float32(apart)) * np.float32(1 / (0.13 + 0.1 * (1 - size.arches)))
+    sv = (v - np.float32(0.42)) * np.float32(1 / 0.42)
+    rest = np.float32(1) - su * su
+    rest -= (sv * sv)[:, None]
+    np.maximum(rest, 0, out=rest)
+    canvas.add(0.35 * mineral, ((rows, cols), rest * np.float32(0.55 * half)))
+    # Transverse processes of the lumbar vertebrae.
+    tu = (np.abs(x) - np.float32(1.45)) * np.float32(1 / 0.6)
+    tv = (v + np.float32(0.05)) * np.float32(1 / 0.2)
+    rest = np.float32(1) - tu * tu
+    rest -= np.where(level > np.float32(12.5), tv * tv, np.float32(9))[:, None]
+    np.maximum(rest, 0, out=rest)
+    canvas.add(0.3 * mineral, ((rows, cols), rest * np.float32(0.22 * half)))
+
+
+def _ribs(canvas: Canvas, body: Body, mineral: float, draw: Draw) -> None:
+    size, wall = body.size, body.wall
+    radius = 0.135 * body.thoracic + 0.5
+    for level in (6, 7, 8, 9, 10, 11, 12):
+        span = (0.93, 0.95, 0.95, 0.92, 0.88, 0.78, 0.5)[level - 6] * wall
+        top = body.vertebra(level) - 0.2 * body.thoracic
+        drop = (size.rib_slope * span * (1.25 if level > 10 else 1.0)) * draw.between(0.9, 1.1)
+        bow = (1.1 + 0.5 * body.infancy) * body.thoracic
+        for side in (-1, 1):
+            inner = 0.5 * size.vertebra_width * 0.7
+            half = (span - inner) / 2
+            angle = side * drop / span * 0.9
+            centre = side * (inner + half)
+            x = centre + body.lean * top
+            y = top + 0.5 * drop + 0.55 * bow
+            patch_window, rod, u, v = canvas.ring(x, y, half, bow, radius, angle)
+            # The upper half is the rib behind; in front, only the lateral part is bone, and the
+            # two lowest ribs end at the flank.
+            u = u if side > 0 else -u
+            front = -0.15 if level < 11 else 0.75
+            rod *= (v < np.float32(0.12)) | (u > np.float32(front))
+            canvas.add(0.42 * mineral, (patch_window, rod), "ribs", least=0.5 * radius)
+            if size.wear > 0.25 and level in (8, 9, 10) and draw.chance(size.wear):
+                # Calcified rib cartilage of the old.
+                spot = (side * 0.5 * wall, y + bow + draw.between(-0.3, 0.5) * body.thoracic)
+                calcified = canvas.ellipsoid(*spot, 0.12 * wall, radius, 0.5 * radius, angle)
+                canvas.add(0.5 * mineral, calcified)
+
+
+def _pelvis(canvas: Canvas, body: Body, mineral: float) -> None:
+    size, p, crest = body.size, body.pelvis, body.crest
+    # Sacrum: a wedge of fused segments (separate in infants) with its wings.
+    top = 2.5 * body.lumbar
+    long = body.crest + 1.0 * p - top
+    for k in range(4):
+        y = top + (k + 0.45) * 0.25 * long
+        half = size.vertebra_width * (0.55 - 0.09 * k)
+        height = 0.125 * long * (0.72 + 0.22 * size.square)
+        body_of_it = canvas.block(body.lean * y, y, half, height, 0.3 * size.vertebra_width)
+        canvas.add(0.22 * mineral, body_of_it, "sacrum")
+    for side in (-1, 1):
+        shift = body.lean * crest
+        wing = canvas.ellipsoid(
+            side * 0.3 * p + shift, top + 0.22 * long, 0.2 * p, 0.2 * p, 0.12 * p, side * 0.5
+        )
+        canvas.add(0.2 * mineral, wing, "sacrum")
+        # Ilium: a fan with a dense rim, and the stout part above the hip joint.
+        fan = canvas.block(
+            side * 0.63 * p + shift, crest + 0.42 * p, 0.28 * p, 0.44 * p, 0.05 * p, side * 0.42
+        )
+        canvas.add(0.42 * mineral, fan, "pelvis")
+        window, rim, u, v = canvas.ring(
+            side * 0.65 * p + shift, crest + 0.44 * p, 0.3 * p, 0.43 * p, 0.022 * p, side * 0.42
+        )
+        rim *= v < np.float32(0.55)
+        canvas.add(0.5 * mineral, (window, rim), "pelvis")
+        stout = canvas.ellipsoid(
+            side * 0.5 * p + shift, crest + 0.76 * p, 0.15 * p, 0.16 * p, 0.1 * p, side * -0.5
+        )
+        canvas.add(0.36 * mineral, stout, "pelvis")
+        # Pubis and ischium around the obturator foramen; cartilage where they will join.
+        centre = (side * 0.31 * p + shift, crest + 1.22 * p)
+        window, rod, u, v = canvas.ring(*centre, 0.2 * p, 0.21 * p, 0.062 * p, side * 0.35)
+        u = u if side > 0 else -u
+        open_below = 0.35 * (1 - size.ischiopubic)
+        open_above = 0.3 * (1 - size.acetabulum)
+        inferior = (v > 0) & (np.abs(u + np.float32(0.5)) < np.float32(open_below))
+        lateral = (u > np.float32(0.45)) & (np.abs(v + np.float32(0.55)) < np.float32(open_above))
+        rod *= ~(inferior | lateral)
+        canvas.add(0.42 * mineral, (window, rod), "pelvis", least=0.02 * p)
+        # Femur: shaft, neck, and what has ossified of head and trochanter.
+        hip = (side * 0.6 * p + shift, crest + 1.02 * p)
+        grown = size.trochanter
+        knee = (side * (0.78 + 0.05 * (1 - grown)) * p + shift, crest + 2.6 * p)
+        bend = (side * (0.79 + 0.06 * grown) * p + shift, crest + (1.28 - 0.03 * grown) * p)
+        neck = (
+            hip[0] + 0.35 * (bend[0] - hip[0]),
+            hip[1] + (0.6 - 0.3 * grown) * (bend[1] - hip[1]),
+        )
+        shaft = canvas.rod([neck, bend, knee], 0.085 * p)
+        canvas.add(0.34 * mineral, shaft, "femora")
+        # Growth plate: a broad dense end while the head is cartilage.
+        if size.trochanter < 1:
+            end = canvas.ellipsoid(*neck, 0.12 * p, 0.05 * p, 0.07 * p, side * 0.6)
+            canvas.add(0.4 * mineral, end, "femora")
+        if size.femoral_head:
+            r = size.femoral_head
+            flat = 0.65 + 0.35 * min(r / 20, 1.0)
+            head = canvas.ellipsoid(*hip, r, r * flat, r * 0.9, side * 0.4)
+            canvas.add(0.3 * mineral, head, "femora")
+        if grown:
+            tip = (bend[0] + side * 0.05 * p, bend[1] - 0.1 * p)
+            r = 0.1 * p * grown
+            canvas.add(0.28 * mineral, canvas.ellipsoid(*tip, r, 1.2 * r, r), "femora")
