@@ -23,7 +23,7 @@ from infantxray import data
 _log = logging.getLogger(__name__)
 _FILMS_A_SHARD = 512  # A stop loses less than a shard a process,
 _MAX_SHARDS = 500  # and every shard is an open file for the reader.
-_RAY = "ray==2.56.1"
+_RAY = "ray==2.60.0"
 
 Result = tuple[int, list[tuple[str, str]]]
 
