@@ -198,7 +198,14 @@ def draw_trunk(canvas: Canvas, body: Body, mu: Attenuation, draw: Draw) -> np.nd
     canvas.add(mu.fat, (everything, outer), "body")
     # Between the organs lies some fat; the organs themselves are drawn denser than this mixture.
     tissue = mu.soft - size.visceral_fat * (mu.soft - mu.fat)
+    # Fat planes and muscle, which nobody could draw one by one, as texture of three sizes.
+    planes = texture(draw.rng, canvas, 0.45 * wall)
+    planes += np.float32(0.6) * texture(draw.rng, canvas, 0.16 * wall)
+    planes += np.float32(0.35) * texture(draw.rng, canvas, 0.055 * wall)
+    planes *= np.float32(0.10)
+    planes += np.float32(1 - 0.0975)
     canvas.add(tissue - mu.fat, (everything, inner))
+    canvas.add(mu.fat, (everything, inner * (planes - np.float32(1))))
 
     depths = body.thoracic * 3.2
     rows, cols = canvas.window(-wall, -1e9, wall, body.dome_left + depths)
@@ -339,9 +346,9 @@ def _ribs(canvas: Canvas, body: Body, mineral: float, draw: Draw) -> None:
         span = (0.93, 0.95, 0.95, 0.92, 0.88, 0.78, 0.5)[level - 6] * wall
         top = body.vertebra(level) - 0.2 * body.thoracic
         drop = (size.rib_slope * span * (1.25 if level > 10 else 1.0)) * draw.between(0.9, 1.1)
-        bow = (1.1 + 0.5 * body.infancy) * body.thoracic
+        bow = (0.85 + 0.3 * body.infancy if level < 11 else 0.5) * body.thoracic
         for side in (-1, 1):
-            inner = 0.5 * size.vertebra_width * 0.7
+            inner = -0.1 * span  # the ring closes behind the spine, out of sight
             half = (span - inner) / 2
             angle = side * drop / span * 0.9
             centre = side * (inner + half)
@@ -352,7 +359,7 @@ def _ribs(canvas: Canvas, body: Body, mineral: float, draw: Draw) -> None:
             # two lowest ribs end at the flank.
             u = u if side > 0 else -u
             front = -0.15 if level < 11 else 0.75
-            rod *= (v < np.float32(0.12)) | (u > np.float32(front))
+            rod *= ((v < np.float32(0.12)) & (u > np.float32(-0.82))) | (u > np.float32(front))
             canvas.add(0.42 * mineral, (patch_window, rod), "ribs", least=0.5 * radius)
             if size.wear > 0.25 and level in (8, 9, 10) and draw.chance(size.wear):
                 # Calcified rib cartilage of the old.
@@ -388,14 +395,16 @@ def _pelvis(canvas: Canvas, body: Body, mineral: float) -> None:
         )
         rim *= v < np.float32(0.55)
         canvas.add(0.5 * mineral, (window, rim), "pelvis")
-        stout = canvas.ellipsoid(
-            side * 0.5 * p + shift, crest + 0.76 * p, 0.15 * p, 0.16 * p, 0.1 * p, side * -0.5
+        stout = canvas.block(
+            side * 0.5 * p + shift, crest + 0.76 * p, 0.12 * p, 0.17 * p, 0.07 * p, side * -0.6
         )
-        canvas.add(0.36 * mineral, stout, "pelvis")
+        canvas.add(0.32 * mineral, stout, "pelvis")
         # Pubis and ischium around the obturator foramen; cartilage where they will join.
         centre = (side * 0.31 * p + shift, crest + 1.22 * p)
-        window, rod, u, v = canvas.ring(*centre, 0.2 * p, 0.21 * p, 0.062 * p, side * 0.35)
+        window, rod, u, v = canvas.ring(*centre, 0.19 * p, 0.24 * p, 0.058 * p, side * -0.35)
         u = u if side > 0 else -u
+        # The rami towards the midline are thin, the ischium is stout.
+        rod *= np.float32(0.8) + np.float32(0.3) * np.clip(u, -1, 1)
         open_below = 0.35 * (1 - size.ischiopubic)
         open_above = 0.3 * (1 - size.acetabulum)
         inferior = (v > 0) & (np.abs(u + np.float32(0.5)) < np.float32(open_below))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -88,7 +89,7 @@ def _place_loops(body: Body, plan: BowelPlan, draw: Draw) -> list[Loop]:
     """Gas-filled loops of small bowel among the organs."""
     wall, infancy = body.wall, body.infancy
     calibre = (0.085 + 0.03 * infancy) * wall  # half of it; below the width of a vertebra
-    wanted = 2 + draw.between(0.2, 1.0) * (5 + 15 * infancy) * plan.distal_gas
+    wanted = 2 + draw.between(0.2, 1.0) * (5 + 24 * infancy) * plan.distal_gas
     organs = [body.liver, body.left_lobe, body.spleen, *plan.solid]
     top, bottom = body.vertebra(12.6), body.hip + 0.02 * body.pelvis
     loops: list[Loop] = []
@@ -105,7 +106,7 @@ def _place_loops(body: Body, plan: BowelPlan, draw: Draw) -> list[Loop]:
         if body.film.view == "decubitus":
             radius, length = length, radius
         loops.append(Loop(x, y, radius, length, 0.0, draw.between(-0.45, 0.35)))
-    for _ in range(70):
+    for _ in range(110):
         if len(loops) >= number + wanted:
             break
         radius = calibre * draw.between(0.6, 1.25)
@@ -123,7 +124,7 @@ def _place_loops(body: Body, plan: BowelPlan, draw: Draw) -> list[Loop]:
             continue
         if any(
             (x - o.x) * (x - o.x) + (y - o.y) * (y - o.y)
-            < 0.6 * (radius + o.radius) * (radius + o.radius)
+            < 0.5 * (radius + o.radius) * (radius + o.radius)
             for o in loops
         ):
             continue
@@ -137,7 +138,7 @@ def _path(points: Sequence[tuple[float, float]], step: float) -> list[tuple[floa
     """Points at equal distances along straight pieces."""
     out = []
     rest = 0.0
-    for (x0, y0), (x1, y1) in zip(points[:-1], points[1:], strict=True):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         length = square_root((x1 - x0) * (x1 - x0) + (y1 - y0) * (y1 - y0))
         at = rest
         while at < length:
@@ -194,7 +195,7 @@ def draw_bowel(
         window, thickness = _gas(canvas, body, loop)
         part = layers[i % 2][window]
         np.maximum(part, thickness, out=part)
-        if i < number:
+        if i < number and body.film.label == "air-liquid shadow":
             canvas.mark("finding", (window, thickness))
     gas = layers[0]
     gas += layers[1]
@@ -207,8 +208,8 @@ def draw_bowel(
         coarse = texture(draw.rng, canvas, 0.055 * body.wall, (rows, cols))
         fine = texture(draw.rng, canvas, 0.028 * body.wall, (rows, cols))
         bubbles = coarse + fine - np.float32(0.95)
-        np.clip(bubbles, 0, 0.35, out=bubbles)
-        bubbles *= np.float32(1.7)
+        np.clip(bubbles, 0, 0.5, out=bubbles)
+        bubbles *= np.float32(1.5)
         bubbles -= np.float32(0.06)  # the rest is a little denser than its surroundings
         bubbles *= thickness
         canvas.depth[rows, cols] -= bubbles * np.float32(mu.soft)
@@ -267,6 +268,8 @@ def _colon(canvas, body, plan, mu, patient, draw, gas):
             if plan.rectum > 1.2:
                 state = "stool"
         x += draw.between(-0.1, 0.1) * calibre
+        for oval in plan.pushes:
+            x, y = _push(x, y, oval, 0.8 * radius)
         angle = draw.between(-0.4, 0.4)
         if state == "empty":
             continue

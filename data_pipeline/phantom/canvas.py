@@ -7,6 +7,7 @@ along z, so a solid is known by its thickness along z at every pixel.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -152,7 +153,7 @@ class Canvas:
         window = self.window(min(xs) - radius, min(ys) - radius, max(xs) + radius, max(ys) + radius)
         x, y = self.x[window[1]][None, :], self.y[window[0]][:, None]
         nearest = None
-        for (x0, y0), (x1, y1) in zip(points[:-1], points[1:], strict=True):
+        for (x0, y0), (x1, y1) in itertools.pairwise(points):
             ex, ey = x1 - x0, y1 - y0
             length = max(ex * ex + ey * ey, 1e-6)
             dx, dy = x - np.float32(x0), y - np.float32(y0)

@@ -155,8 +155,8 @@ def _mass(canvas, body, lesion, mu, draw):
     severity = body.film.severity
     thick = min(0.5 * (a + b), 0.8 * body.size.half_depth)
     solid = canvas.ellipsoid(x, y, a, b, thick, draw.between(-0.5, 0.5))
-    denser = (mu.soft - mu.fat) * (body.size.visceral_fat + 0.08) + mu.soft * 0.015
-    canvas.add(denser * (0.8 + 0.5 * severity), solid, "finding")
+    denser = (mu.soft - mu.fat) * (body.size.visceral_fat + 0.08) + mu.soft * 0.04
+    canvas.add(denser * (0.6 + 0.8 * severity), solid, "finding")
 
 
 def _intussusception(canvas, body, lesion, mu, draw):
@@ -165,14 +165,14 @@ def _intussusception(canvas, body, lesion, mu, draw):
     thick = min(0.5 * (a + b), 0.7 * body.size.half_depth)
     angle = draw.between(-0.4, 0.4)
     solid = canvas.ellipsoid(x, y, a, b, thick, angle)
-    canvas.add(mu.soft * (0.05 + 0.05 * severity), solid, "finding")
+    canvas.add(mu.soft * (0.05 + 0.06 * severity), solid, "finding")
     contrast = 0.4 + 0.6 * severity
     if draw.chance(0.55):
         # Target sign: rings of mesenteric fat between the layers of bowel.
         for share in (0.72, 0.38):
             radius = 0.09 * b
             fat = canvas.ring(x, y, share * a, share * b, radius, angle)
-            canvas.add(-contrast * 3.5 * (mu.soft - mu.fat), fat[:2])
+            canvas.add(-contrast * 6 * (mu.soft - mu.fat), fat[:2])
     else:
         # Crescent sign: gas of the colon round the head of the intussusceptum.
         ring = canvas.ring(x, y, 0.95 * a, 0.95 * b, 0.17 * b, angle)

@@ -146,18 +146,22 @@ def growth(
 
     # Subcutaneous fat (approximate): plump infants, lean children, then with girth and sex.
     fat = interpolate(years, (0, 0.5, 2, 6, 12, 18, 50), (4, 8, 7, 6, 8, 11, 17))
+    fat *= breadth * girth * (1.15 if sex == "F" and years > 12 else 1.0)
+    half_pelvis = along(_SHAPE_AGES, _HALF_PELVIS_MM[sex]) * stature
+    half_width = along(_SHAPE_AGES, _HALF_WIDTH_MM[sex]) * breadth
     head = interpolate(bone_age, (4, 12, 36, 72, 180), (0.0, 5.0, 11.0, 15.0, 24.0))
     return Growth(
-        half_width=along(_SHAPE_AGES, _HALF_WIDTH_MM[sex]) * breadth,
+        # The thinnest are at least as wide as their pelvis.
+        half_width=max(half_width, half_pelvis * 1.04 + fat),
         half_depth=half_depth,
-        fat=fat * breadth * girth * (1.15 if sex == "F" and years > 12 else 1.0),
+        fat=fat,
         lumbar=along(_SPINE_AGES, _LUMBAR_MM[sex]) / 5 * stature,
         # Lower thoracic vertebrae are taller than the mean of the twelve (approximate).
         thoracic=along(_SPINE_AGES, _THORACIC_MM[sex]) / 12 * 1.1 * stature,
         vertebra_width=along(_SHAPE_AGES, _VERTEBRA_WIDTH_MM) * stature,
         ossified=interpolate(bone_age, (0, 12, 36, 120, 200), (0.58, 0.64, 0.68, 0.74, 0.80)),
         square=_ramp(bone_age, 0, 96),
-        half_pelvis=along(_SHAPE_AGES, _HALF_PELVIS_MM[sex]) * stature,
+        half_pelvis=half_pelvis,
         # The largest part of the liver, its right lobe, has four fifths of the mass.
         liver=organ(_LIVER_MM, _LIVER_G, 1.15, 0.8),
         spleen=organ(_SPLEEN_MM, _SPLEEN_G, 0.75, 1.0),

@@ -165,7 +165,8 @@ def expose(
     # Scatter: a broad blur of the primary, on a coarse grid.
     points = ((np.arange(_SAMPLES) * 2 + 1) * size) // (2 * _SAMPLES)
     coarse = primary[points][:, points]
-    broad = coarse
+    # Only what the patient attenuates scatters; the open beam beside it does not.
+    broad = np.minimum(coarse, np.float32(0.25))
     for _ in range(8):
         broad = _smooth(broad, 0.25)
     amount = site.scatter * thickness / 200 * (1.0 if gridded else 1.8)
