@@ -72,6 +72,12 @@ def _push(x: float, y: float, oval: Oval, margin: float) -> tuple[float, float]:
     return oval[0] + (x - oval[0]) * factor, oval[1] + (y - oval[1]) * factor
 
 
+def _half_cavity(body: Body, y: float) -> float:
+    """Half width of the peritoneal cavity: the abdomen's above the iliac crests, then narrower."""
+    deep = min(max((y - body.crest) / body.pelvis, 0.0), 1.0)
+    return body.wall * (1 - deep) + 0.5 * body.pelvis * deep
+
+
 def _gas(canvas: Canvas, body: Body, loop: Loop) -> tuple:
     """Thickness of one loop's gas: over a level of fluid where it has one."""
     depth = min(loop.radius, 0.75 * body.size.half_depth)
@@ -117,8 +123,7 @@ def _place_loops(body: Body, plan: BowelPlan, draw: Draw) -> list[Loop]:
         floats = upright and draw.chance(0.12)
         for oval in plan.pushes:
             x, y = _push(x, y, oval, radius)
-        near = (2 * (x / wall) * (x / wall) + ((y - top) / (bottom - top) - 0.5) * 2) > 2.2
-        if near or abs(x) > 0.88 * wall or y > bottom:
+        if abs(x) > _half_cavity(body, y) - radius or y > bottom:
             continue
         if any(_inside(x, y, o, 0.6 * radius) for o in organs):
             continue
@@ -156,8 +161,9 @@ def colon_path(body: Body, patient: Draw, calibre: float) -> list[tuple[float, f
     # The flexures lie below liver and spleen, at least as low as usual.
     liver_tip = body.liver[1] + 0.72 * body.liver[3] + calibre
     spleen_tip = body.spleen[1] + 0.8 * body.spleen[3] + calibre * 0.8
-    hepatic = max(-1.4 * lumbar, liver_tip)
-    splenic = max(body.dome_left + 1.9 * body.thoracic, spleen_tip)
+    lowest = body.crest + 0.05 * p
+    hepatic = min(max(-1.4 * lumbar, liver_tip), lowest)
+    splenic = min(max(body.dome_left + 1.9 * body.thoracic, spleen_tip), lowest)
     caecum = max(body.crest + 0.42 * p, hepatic + 2 * calibre)
     sag = max(hepatic, splenic) + (0.5 + 0.5 * abs(patient.normal())) * lumbar
     loop = 0.2 + 0.35 * body.infancy * patient.rng.random()
@@ -270,6 +276,8 @@ def _colon(canvas, body, plan, mu, patient, draw, gas):
         x += draw.between(-0.1, 0.1) * calibre
         for oval in plan.pushes:
             x, y = _push(x, y, oval, 0.8 * radius)
+        reach = _half_cavity(body, y) - 0.5 * radius
+        x = min(max(x, -reach), reach)
         angle = draw.between(-0.4, 0.4)
         if state == "empty":
             continue

@@ -38,6 +38,7 @@ class Canvas:
         self.y = (at + y).astype(np.float32)
         self._x0, self._y0 = x - field / 2, y - field / 2
         self.depth = np.zeros((size, size), np.float32)
+        self._centre = x
         self.masks: dict[str, np.ndarray] | None = {} if with_masks else None
 
     def layer(self) -> np.ndarray:
@@ -65,8 +66,11 @@ class Canvas:
             mask[window] |= thickness > least
 
     def mirror(self) -> None:
-        """Exchanges left and right of everything drawn so far."""
+        """Turns the film over about x = 0: what was drawn changes sides, what comes does not."""
         self.depth = np.ascontiguousarray(self.depth[:, ::-1])
+        self.x = -self.x[::-1]
+        self._x0 -= 2 * self._centre
+        self._centre = -self._centre
         if self.masks is not None:
             self.masks = {name: mask[:, ::-1].copy() for name, mask in self.masks.items()}
 

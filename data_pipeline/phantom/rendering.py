@@ -116,8 +116,6 @@ def _draw(film: Film, size: int, *, with_masks: bool) -> tuple[_Setup, Canvas]:
     np.maximum(canvas.depth, 0, out=canvas.depth)
     if inverted:
         canvas.mirror()
-        canvas.x = canvas.x + np.float32(setup.x - centre)
-        canvas._x0 += setup.x - centre
     height = setup.side * draw.between(0.028, 0.04)
     draw_marker(canvas, setup.field, mu, draw, height)
     if canvas.masks is not None:
