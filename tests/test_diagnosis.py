@@ -1,0 +1,258 @@
+"""Stage-two models in use, and the loss they are trained with."""
+
+import csv
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from configs import finetune as finetune_config
+from data_pipeline.decode import Preprocessing
+from data_pipeline.errors import UserError
+from data_pipeline.loader import FilmSource
+from data_pipeline.manifest import Records
+from infantxray import diagnosis, finetune
+from infantxray.evaluation.metrics import Predictions
+from infantxray.training import augment
+from infantxray.training.checkpoints import Checkpoints
+from infantxray.training.state import TrainState
+from infantxray.workdir import ModelCard
+
+SIDE = 32
+CLASSES = ("normal", "mass", "constipation")
+HOW = Preprocessing(image_size=SIDE)
+
+
+class Encoder(nn.Module):
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image, *, train):
+        x = nn.Conv(8, (32, 32), (32, 32), dtype=self.dtype, name="conv")(image)
+        x = nn.BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm")(x)
+        return (None, None, None, nn.relu(x))
+
+
+@pytest.fixture(autouse=True)
+def _small_encoder(monkeypatch):
+    monkeypatch.setattr(diagnosis, "create_encoder", lambda name, dtype: Encoder(dtype=dtype))
+
+
+def make_card(classes=CLASSES, ages=(20.0, 8.0), dtype="float32"):
+    return ModelCard("resnet50", dtype, HOW, classes, *ages)
+
+
+def make_variables(card, seed=0, scale=1.0):
+    model = diagnosis.build_model(card)
+    variables = diagnosis.init_variables(model, SIDE, jax.random.key(seed))
+    # Away from the heads' small start, so that films differ.
+    return jax.tree.map(
+        lambda x: x + scale * jnp.cos(jnp.arange(x.size)).reshape(x.shape), variables
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Seven films; the fourth is damaged, some labels and ages are unknown."""
+    folder = tmp_path_factory.mktemp("films")
+    rng = np.random.default_rng(0)
+    for i in range(7):
+        Image.fromarray(rng.integers(0, 256, (SIDE, SIDE), np.uint8)).save(folder / f"{i}.png")
+    (folder / "3.png").write_bytes(b"damaged")
+    records = Records.create(
+        [str(folder / f"{i}.png") for i in range(7)],
+        source="s",
+        patient_id=["a", "a", "b", "b", "", "c", "c"],
+        label=["mass", "", "normal", "mass", "constipation", "other", "normal"],
+        age_months=[1.0, np.nan, 3.0, 4.0, 5.0, 6.0, 7.0],
+    )
+    return FilmSource(records, CLASSES, HOW, on_error="skip")
+
+
+READABLE = [0, 1, 2, 4, 5, 6]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_films_come_back_in_order_without_padding_and_damage(source, batch_size):
+    card = make_card()
+    variables = make_variables(card)
+    predictor = diagnosis.Predictor(card, batch_size=batch_size, num_threads=2)
+    predictions, records = predictor(variables, source)
+    assert records.image_path.tolist() == source.records.image_path[READABLE].tolist()
+    assert predictions.label.tolist() == [1, -1, 0, 2, -1, 0]
+    np.testing.assert_array_equal(predictions.age_months, records.age_months)
+    assert predictions.patient.tolist() == [
+        "patient:a", "patient:a", "patient:b", f"image:{records.image_path[3]}", "patient:c",
+        "patient:c",
+    ]  # fmt: skip
+    assert predictions.classes == CLASSES
+    # Each film by itself, without the pipeline.
+    model = diagnosis.build_model(card)
+    for i, row in enumerate(READABLE):
+        image = np.asarray(Image.open(source.records.image_path[row]))[None, ..., None]
+        x = (image / 255.0 - augment.MEAN) / augment.STD
+        outputs = model.apply(variables, x.astype(np.float32), train=False)
+        np.testing.assert_allclose(
+            predictions.probabilities[i], nn.softmax(outputs["logits"])[0], atol=1e-5
+        )
+        # The network says standard deviations, the user reads months.
+        expected = 20.0 + 8.0 * float(outputs["age"][0])
+        assert predictions.age_predicted_months[i] == pytest.approx(expected, rel=1e-4)
+    assert len(np.unique(predictions.probabilities, axis=0)) == len(READABLE)
+
+
+def test_without_age_head_ages_are_unknown(source):
+    card = make_card(ages=(None, None))
+    predictor = diagnosis.Predictor(card, batch_size=4, num_threads=1)
+    predictions, _ = predictor(make_variables(card), source)
+    assert np.isnan(predictions.age_predicted_months).all()
+    assert predictions.probabilities.shape == (6, 3)
+
+
+def test_without_condition_head_there_are_no_probabilities(source):
+    card = make_card(classes=())
+    predictor = diagnosis.Predictor(card, batch_size=4, num_threads=1)
+    predictions, _ = predictor(make_variables(card), source)
+    assert predictions.probabilities.shape == (6, 0)
+    assert np.isfinite(predictions.age_predicted_months).all()
+
+
+def test_a_source_of_damaged_films_gives_empty_predictions(source):
+    bad = FilmSource(source.records.take(np.array([3])), CLASSES, HOW, on_error="skip")
+    predictions, records = diagnosis.Predictor(make_card(), batch_size=4, num_threads=1)(
+        make_variables(make_card()), bad
+    )
+    assert len(predictions) == len(records) == 0
+    assert predictions.probabilities.shape == (0, 3)
+
+
+def test_predictions_csv(tmp_path):
+    records = Records.create(
+        ["/x/a, b.png", "/x/c.png"], source="s", patient_id=["p", ""], label=["mass", ""],
+        age_months=[100.0, np.nan],
+    )  # fmt: skip
+    predictions = Predictions(
+        classes=("normal", "mass"),
+        probabilities=np.array([[0.25, 0.75], [1.0, 0.0]], np.float32),
+        label=np.array([1, -1]),
+        age_months=records.age_months,
+        age_predicted_months=np.array([101.25, np.nan]),
+        patient=np.array(["p", "c"]),
+    )
+    diagnosis.write_predictions(str(tmp_path / "p.csv"), predictions, records)
+    with open(tmp_path / "p.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows == [
+        ["image_path", "patient_id", "label", "predicted", "p_normal", "p_mass", "age_months",
+         "age_predicted_months"],
+        ["/x/a, b.png", "p", "mass", "mass", "0.250000", "0.750000", "100", "101.25"],
+        ["/x/c.png", "", "", "normal", "1.000000", "0.000000", "", ""],
+    ]  # fmt: skip
+
+
+def save(folder, card, step, variables, best_step):
+    state = TrainState.create(variables, optax.sgd(0.1), ema=False)
+    manager = Checkpoints(str(folder))
+    manager.save(step, state, {"best_step": best_step, "finished": True})
+    manager.close()
+    card.write(str(folder))
+
+
+def test_the_best_checkpoint_is_used_and_not_the_latest(tmp_path):
+    card = make_card()
+    best, latest = make_variables(card, 0), make_variables(card, 1)
+    save(tmp_path, card, 10, best, 10)
+    save(tmp_path, card, 20, latest, 10)
+    assert diagnosis.read_card(str(tmp_path)) == card
+    variables, step = diagnosis.restore(str(tmp_path), card)
+    assert step == 10
+    jax.tree.map(np.testing.assert_array_equal, variables, best)
+
+
+def test_workdirs_that_cannot_predict_say_why(tmp_path):
+    with pytest.raises(UserError, match="not the workdir of a run"):
+        diagnosis.read_card(str(tmp_path))
+    make_card(classes=(), ages=(None, None)).write(str(tmp_path))
+    with pytest.raises(UserError, match="is a stage-one workdir"):
+        diagnosis.read_card(str(tmp_path))
+    make_card().write(str(tmp_path))
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        diagnosis.read_card(str(tmp_path))
+
+
+class TestLoss:
+    """L = CE + α·MSE, each over the films for which it is known."""
+
+    BATCH = {  # noqa: RUF012
+        "image": np.random.default_rng(1).integers(0, 256, (4, SIDE, SIDE, 1), np.uint8),
+        "label": np.array([0, -1, 2, 1], np.int32),
+        "age_months": np.array([12.0, 28.0, np.nan, 20.0], np.float32),
+        "mask": np.array([1, 1, 1, 0], np.float32),
+    }
+    LABELS = np.array([0, 0, 0, 1, 2, -1], np.int32)
+
+    def task(self, card=None, **values):
+        config = finetune_config.get_config()
+        for name in config.augment:
+            config.augment[name] = type(config.augment[name])(0)
+        config.update(values)
+        return finetune.make_task(config, card or make_card(), self.LABELS, None)
+
+    def test_what_counts_is_what_is_known(self):
+        weights = self.task().weights(self.BATCH)
+        assert weights["cross_entropy"].tolist() == [1, 0, 1, 0]
+        assert weights["age_mse"].tolist() == [1, 1, 0, 0]
+
+    def test_coefficients_are_alpha_and_one(self):
+        assert self.task(age_weight=0.3).coefficients == {"cross_entropy": 1.0, "age_mse": 0.3}
+        no_age = self.task(make_card(ages=(None, None)))
+        assert no_age.coefficients == {"cross_entropy": 1.0}
+        assert set(no_age.weights(self.BATCH)) == {"cross_entropy"}
+        ages = self.task(make_card(classes=()))
+        assert ages.coefficients == {"age_mse": 1.0}
+        assert set(ages.weights(self.BATCH)) == {"age_mse"}
+
+    def test_values_and_no_nan_anywhere(self):
+        task = self.task()
+        variables = task.init(jax.random.key(0))
+
+        def total(params):
+            values, _ = task.losses(params, variables["batch_stats"], self.BATCH, jax.random.key(0))
+            weights = task.weights(self.BATCH)
+            return sum((values[k] * weights[k]).sum() for k in values), values
+
+        (_, values), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(variables["params"])
+        # Heads start small: every class about as likely, everybody about of mean age.
+        assert values["cross_entropy"][0] == pytest.approx(np.log(3), abs=0.3)
+        # Ages of 12, 28 and 20 months are -1, +1 and 0 standard deviations.
+        np.testing.assert_allclose(values["age_mse"], [1, 1, 0, 0], atol=0.5)
+        for leaf in jax.tree.leaves((grads, values)):
+            assert np.isfinite(leaf).all()
+        assert np.abs(grads["encoder"]["conv"]["kernel"]).max() > 0
+
+    def test_balanced_weights_make_every_class_count_the_same(self):
+        weights = self.task(class_weights="balanced").weights(
+            self.BATCH | {"label": np.array([0, 1, 2, 0], np.int32)}
+        )["cross_entropy"]
+        # 3, 1 and 1 of 5 films.
+        np.testing.assert_allclose(weights, [5 / 9, 5 / 3, 5 / 3, 0], rtol=1e-6)
+
+    def test_a_frozen_encoder_gets_no_gradient_and_keeps_its_statistics(self):
+        task = self.task(freeze_encoder=True)
+        variables = task.init(jax.random.key(0))
+
+        def total(params):
+            values, stats = task.losses(
+                params, variables["batch_stats"], self.BATCH, jax.random.key(0)
+            )
+            return values["cross_entropy"].sum(), stats
+
+        grads, stats = jax.jit(jax.grad(total, has_aux=True))(variables["params"])
+        for leaf in jax.tree.leaves(grads["encoder"]):
+            np.testing.assert_array_equal(leaf, 0.0)
+        assert np.abs(grads["condition_head"]["logits"]["kernel"]).max() > 0
+        jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
