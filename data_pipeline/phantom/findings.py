@@ -140,14 +140,17 @@ def _free_air(canvas, body, loops, mu, draw):
     roof = np.where(on_right, right, left) + np.float32(0.06 * body.thoracic + 0.8)
     apex = np.where(on_right, np.float32(body.dome_right), np.float32(body.dome_left))
     floor = apex + np.float32(deep) + (roof - apex) * np.float32(0.55)
-    under = y[:, None] - roof[None, :]
-    over = floor[None, :] - y[:, None]
-    inside = np.minimum(under, over)
-    inside *= np.float32(1 / (0.35 * deep + canvas.pixel))
-    np.clip(inside, 0, 1, out=inside)
-    inside *= (np.abs(x) > np.float32(0.08 * wall))[None, :]
+    # How much of each pixel lies in the crescent, which may be thinner than a pixel.
+    sharp, half = np.float32(1 / canvas.pixel), np.float32(0.5)
+    inside = np.clip((y[:, None] - roof[None, :]) * sharp + half, 0, 1)
+    inside += np.clip((floor[None, :] - y[:, None]) * sharp + half, 0, 1)
+    inside -= np.float32(1)
+    np.maximum(inside, 0, out=inside)
+    gap = np.clip((floor - roof) * np.float32(1 / (0.6 * deep)), 0, 1)
+    gap *= np.abs(x) > np.float32(0.08 * wall)
+    inside *= gap[None, :]
     inside *= np.float32((0.35 + 0.25 * severity) * 2 * depth)
-    canvas.add(-mu.soft, ((rows, cols), inside), "finding", least=0.1 * depth)
+    canvas.add(-mu.soft, ((rows, cols), inside), "finding", least=0.05 * depth)
 
 
 def _mass(canvas, body, lesion, mu, draw):

@@ -81,7 +81,12 @@ def _set_up(film: Film) -> tuple[_Setup, Draw, Draw]:
     across = min(width * draw.between(0.98, 1.25), side * 1.02) / 2
     down = side * draw.between(0.46, 0.52)
     shift = 0.01 * side * draw.normal()
-    field = (x + shift - across, y - down, x + shift + across, y + down)
+    field = (
+        max(x + shift - across, x - side / 2),
+        max(y - down, y - side / 2),
+        min(x + shift + across, x + side / 2),
+        min(y + down, y + side / 2),
+    )
     grown = min(body.size.half_depth / 100, 1.2)
     # About 62 kV for a newborn and 80 kV for an adult give these effective energies (approximate).
     energy = 34 + 13 * grown + draw.between(-1.5, 1.5)
