@@ -74,7 +74,15 @@ def draw_marker(
     if rows.start == rows.stop or cols.start == cols.stop:
         return
     bitmap = np.array([[int(c) for c in line] for line in _LETTERS[letter]], np.float32)
-    row = np.clip(((canvas.y[rows] - np.float32(y)) / np.float32(stroke) + 3.5), 0, 6.99)
-    col = np.clip(((canvas.x[cols] - np.float32(x)) / np.float32(stroke) + 2.5), 0, 4.99)
-    lead = bitmap[row.astype(np.int32)][:, col.astype(np.int32)]
+    # Strokes may be thinner than a pixel: each pixel averages 4 x 4 points of the letter.
+    inside = np.arange(4, dtype=np.float32) * np.float32(0.25) - np.float32(0.375)
+    inside *= np.float32(canvas.pixel)
+    row = (canvas.y[rows][:, None] + inside - np.float32(y)).ravel() / np.float32(stroke)
+    col = (canvas.x[cols][:, None] + inside - np.float32(x)).ravel() / np.float32(stroke)
+    row = np.clip(row + np.float32(4.5), 0, 8.99).astype(np.int32)
+    col = np.clip(col + np.float32(3.5), 0, 6.99).astype(np.int32)
+    lead = np.pad(bitmap, 1)[row][:, col]
+    lead = lead.reshape(len(row) // 4, 4, len(col) // 4, 4)
+    total = sum(lead[:, i, :, j] for i in range(4) for j in range(4))
+    lead = total * np.float32(1 / 16)
     canvas.add(2.0 * mu.lead, ((rows, cols), lead), "marker")
