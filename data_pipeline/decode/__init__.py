@@ -16,7 +16,7 @@ from data_pipeline.decode.radiograph import (
     Radiograph,
     Refused,
 )
-from data_pipeline.decode.raster import read_raster
+from data_pipeline.decode.raster import read_raster, read_tiff
 from data_pipeline.errors import UnreadableImage
 
 __all__ = [
@@ -72,12 +72,13 @@ def read_radiograph(path: str | os.PathLike, *, min_side: int | None = None) -> 
 
 def _read(path: str, shortest_side: Callable[[int, int], int] | None) -> Radiograph:
     try:
-        kind = sniff(path)
-        if kind == "dicom":
+        data = _content(path)
+        kind = _kind(data)
+        if kind == "DICOM":
             from data_pipeline.decode.dicom import read_dicom
 
-            return read_dicom(path, shortest_side)
-        return read_raster(path, shortest_side)
+            return read_dicom(data, shortest_side)
+        return read_tiff(path, len(data)) if kind == "TIFF" else read_raster(data, shortest_side)
     except Refused as refusal:
         raise UnreadableImage(path, str(refusal)) from None
     except MemoryError:
@@ -88,11 +89,34 @@ def _read(path: str, shortest_side: Callable[[int, int], int] | None) -> Radiogr
         raise UnreadableImage(path, reason) from None
 
 
+def _content(path: str) -> bytes:
+    """The bytes of a regular file of sensible size.
+
+    Raises:
+      Refused: it is none, or cannot be opened.
+    """
+    try:
+        # Opening a pipe would wait for its other end.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise Refused("not a regular file")
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise Refused(f"the file is larger than {MAX_FILE_BYTES // 2**20} MiB")
+            data = file.read()
+    except FileNotFoundError:
+        raise Refused("the file does not exist") from None
+    except (OSError, ValueError) as error:
+        raise Refused(f"cannot be opened ({getattr(error, 'strerror', None) or error})") from None
+    if not data:
+        raise Refused("the file is empty")
+    return data
+
+
 _SIGNATURES = (
-    (b"\x89PNG\r\n\x1a\n", "raster"),
-    (b"\xff\xd8\xff", "raster"),
-    (b"II*\0", "raster"),
-    (b"MM\0*", "raster"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
 )
 _FOREIGN = (
     (b"PK\x03\x04", "a ZIP archive; unpack it first"),
@@ -104,37 +128,24 @@ _FOREIGN = (
     (b"%PDF", "a PDF document"),
     (b"\0\0\0\x0cjP  ", "a bare JPEG 2000 image"),
 )
+# Old archives keep DICOM without preamble: it starts with a low group, little or big endian.
+_BARE_DICOM = (b"\x02\0", b"\x08\0", b"\0\x02", b"\0\x08")
 
 
-def sniff(path: str) -> str:
-    """`"raster"` or `"dicom"`, by content.
+def _kind(data: bytes) -> str:
+    """The format by content: `"PNG"`, `"JPEG"`, `"TIFF"` or `"DICOM"`.
 
     Raises:
-      Refused: the file cannot be opened, is empty or too large, or is of another kind.
+      Refused: it is another one, named if known.
     """
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise Refused("not a regular file")
-        if status.st_size == 0:
-            raise Refused("the file is empty")
-        if status.st_size > MAX_FILE_BYTES:
-            raise Refused(f"the file is larger than {MAX_FILE_BYTES // 2**20} MiB")
-        with open(path, "rb") as file:
-            head = file.read(132)
-    except FileNotFoundError:
-        raise Refused("the file does not exist") from None
-    except (OSError, ValueError) as error:
-        raise Refused(f"cannot be opened ({getattr(error, 'strerror', None) or error})") from None
     for signature, kind in _SIGNATURES:
-        if head.startswith(signature):
+        if data.startswith(signature):
             return kind
-    if head[128:] == b"DICM":
-        return "dicom"
+    if data[128:132] == b"DICM":
+        return "DICOM"
     for signature, name in _FOREIGN:
-        if head.startswith(signature):
+        if data.startswith(signature):
             raise Refused(f"not a radiograph but {name}")
-    # Old archives keep DICOM without preamble: it starts with a low group, little or big endian.
-    if len(head) >= 8 and head[:2] in (b"\x02\0", b"\x08\0", b"\0\x02", b"\0\x08"):
-        return "dicom"
+    if data.startswith(_BARE_DICOM):
+        return "DICOM"
     raise Refused("neither DICOM, PNG, JPEG nor TIFF")

@@ -157,7 +157,7 @@ def _jpeg(frame: bytes, layout: Layout, least: int | None) -> np.ndarray:
         if least is not None:
             scale = least / min(layout.rows, layout.columns)
             image.draft(None, (-int(-image.width * scale // 1), -int(-image.height * scale // 1)))
-        return np.array(image.convert("L"))
+        return np.asarray(image.convert("L"))
 
 
 def jpeg_2000(frame: bytes, layout: Layout) -> np.ndarray:

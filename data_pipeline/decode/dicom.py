@@ -88,22 +88,21 @@ _MAX_SATURATED = 0.9
 # ... or if the film between its 1st and 99th percentile fills less than this share of the greys.
 _MIN_CONTRAST = 0.1
 _PERCENTILES = (0.5, 99.5)
+_PIECE = 2**18
 _HEADER_READ_BYTES = 2**18
 
 
-def read_dicom(path: str, shortest_side: Callable[[int, int], int] | None = None) -> Radiograph:
-    """Reads a DICOM film.
+def read_dicom(data: bytes, shortest_side: Callable[[int, int], int] | None = None) -> Radiograph:
+    """Decodes the content of a DICOM file.
 
     Args:
-      path: the file.
-      shortest_side: given height and width, how small the shorter side may be decoded; JPEG and
-        JPEG 2000 use it to decode at reduced scale. None decodes in full.
+      data: the file's bytes.
+      shortest_side: given height and width, how small the shorter side may be decoded; JPEG uses
+        it to decode at reduced scale. None decodes in full.
 
     Raises:
       Refused: the file holds no plain radiograph, or its pixel data cannot be decoded.
     """
-    with open(path, "rb") as file:
-        data = file.read()
     dicom = parse_dicom(data, _HEADER_TAGS | {PIXEL_DATA}, _SEQUENCES)
     refuse_foreign(dicom)
     if PIXEL_DATA not in dicom.elements:
@@ -302,7 +301,7 @@ def _render(
     values = np.arange(2**bits, dtype=np.float64)
     if layout.signed:
         values[2 ** (bits - 1) :] -= 2**bits
-    counts = np.bincount(stored.ravel(), minlength=2**bits)
+    counts = _histogram(stored, 2**bits)
     padding = _padding(dicom, layout, bits)
     if padding is not None and counts[padding] < stored.size:
         counts[padding] = 0
@@ -319,6 +318,15 @@ def _render(
     dtype = np.uint8 if stored.dtype == np.uint8 and _MODALITY_LUT not in dicom.items else np.uint16
     table = np.rint(np.clip(greys, 0, 1) * np.iinfo(dtype).max).astype(dtype)
     return table[stored], bits, tuple(notes)
+
+
+def _histogram(stored: np.ndarray, length: int) -> np.ndarray:
+    """How often each value occurs. In pieces, because bincount makes int64 of what it is given."""
+    flat = stored.ravel()
+    counts = np.zeros(length, np.int64)
+    for at in range(0, flat.size, _PIECE):
+        counts += np.bincount(flat[at : at + _PIECE], minlength=length)
+    return counts
 
 
 def _padding(dicom: DicomFile, layout: Layout, bits: int) -> int | None:

@@ -13,7 +13,6 @@ from data_pipeline.decode.isolation import run_isolated, time_limit
 from data_pipeline.decode.radiograph import TOO_LARGE, Header, Radiograph, Refused, check_size
 
 FORMATS = ("PNG", "JPEG", "TIFF")
-_TIFF = (b"II*\0", b"MM\0*")
 _EXIF_ORIENTATION = 0x0112
 _TIFF_PHOTOMETRIC = 262
 _START_OF_SCAN = b"\xff\xda"
@@ -24,11 +23,11 @@ _MAX_COLOR = 10.0
 _DETECTOR_BITS = (8, 10, 12, 14, 16)
 
 
-def read_raster(path: str, shortest_side: Callable[[int, int], int] | None = None) -> Radiograph:
-    """Reads a PNG, JPEG or TIFF file.
+def read_raster(data: bytes, shortest_side: Callable[[int, int], int] | None = None) -> Radiograph:
+    """Decodes the content of a PNG or JPEG file; a TIFF's is for `read_tiff`.
 
     Args:
-      path: the file.
+      data: the file's bytes.
       shortest_side: given height and width, how small the shorter side may be decoded; JPEG uses
         it to decode at 1/2, 1/4 or 1/8 scale. None decodes in full.
 
@@ -36,19 +35,6 @@ def read_raster(path: str, shortest_side: Callable[[int, int], int] | None = Non
       Refused: the film is too large, has several pages, or no grey can be made of it.
       Exception: whatever Pillow raises for a damaged file.
     """
-    with open(path, "rb") as file:
-        data = file.read()
-    if not data.startswith(_TIFF):
-        return decode_raster(data, shortest_side)
-    # How many pixels there are is not known yet: as many as compression can make of the file.
-    limit = time_limit(8 * len(data))
-    return run_isolated(f"{__name__}:decode_raster", data, timeout_s=limit)
-
-
-def decode_raster(
-    data: bytes, shortest_side: Callable[[int, int], int] | None = None
-) -> Radiograph:
-    """What `read_raster` does, of a file's content. TIFF is to be run isolated."""
     try:
         opened = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -67,16 +53,32 @@ def decode_raster(
         return _radiograph(image, (height, width))
 
 
+def read_tiff(path: str, size: int) -> Radiograph:
+    """Decodes a TIFF file of `size` bytes in a process of its own, since libtiff may crash.
+
+    Raises:
+      Refused: see `read_raster`.
+    """
+    # How many pixels there are is not known yet: as many as compression can make of the file.
+    limit = time_limit(8 * size)
+    return run_isolated(f"{__name__}:_read_tiff", path, timeout_s=limit)
+
+
+def _read_tiff(path: str) -> Radiograph:
+    with open(path, "rb") as file:
+        return read_raster(file.read())
+
+
 def _radiograph(image: Image.Image, size: tuple[int, int]) -> Radiograph:
     if getattr(image, "n_frames", 1) > 1:
         raise Refused(f"it holds {image.n_frames} pictures; a radiograph is one")
     inverted = _sixteen_bit_white_is_zero(image)
-    # TIFF turns itself in Pillow. A damaged tag is no reason to lose the film.
-    with contextlib.suppress(Exception):
-        if image.format == "JPEG" and image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-            turned = ImageOps.exif_transpose(image)
-            size = size if (turned.width > turned.height) == (size[1] > size[0]) else size[::-1]
-            image = turned
+    if image.format == "JPEG" and "exif" in image.info:  # TIFF turns itself in Pillow.
+        # A damaged tag is no reason to lose the film.
+        with contextlib.suppress(Exception):
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+            image = ImageOps.exif_transpose(image)
+            size = size[::-1] if orientation >= 5 else size
     pixels, bits, notes = _greys(image)
     if inverted:
         pixels = np.iinfo(pixels.dtype).max - pixels
@@ -100,13 +102,13 @@ def _greys(image: Image.Image) -> tuple[np.ndarray, int, tuple[str, ...]]:
     if mode in ("I", "F"):
         raise Refused("its pixels are 32-bit or floating point; export it with 8 or 16 bits")
     if mode == "L" and "transparency" not in image.info:
-        return np.array(image), 8, ()
+        return np.asarray(image), 8, ()
     if "A" in mode or "transparency" in image.info:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image)
     notes = ("in colour",) if mode != "1" and is_colored(image) else ()
-    return np.array(image.convert("L")), 8, notes
+    return np.asarray(image.convert("L")), 8, notes
 
 
 def is_colored(image: Image.Image) -> bool:
