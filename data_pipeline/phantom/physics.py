@@ -84,6 +84,7 @@ SITES = {
 }
 _MID_GREY = 2100.0
 _COMPRESSION = 0.6
+_CHAMBER = (slice(12, 25), slice(11, 21))  # of the samples below
 _SAMPLES = 32  # the scatter and the exposure are computed on a grid of this many points a side
 
 
@@ -171,11 +172,12 @@ def expose(
         broad = _smooth(broad, 0.25)
     amount = site.scatter * thickness / 200 * (1.0 if gridded else 1.8)
     signal = primary + _enlarge(broad * np.float32(amount), size)
-    # Automatic exposure: the mean over the patient becomes 1. fsum is exact, in any order.
+    # Automatic exposure: the geometric mean over the chamber, which lies behind the middle of the
+    # abdomen, becomes 1. fsum is exact, in any order.
+    chamber = log_of(np.maximum(coarse + broad * np.float32(amount), np.float32(1e-4))[_CHAMBER])
+    mean = exp(math.fsum(chamber.ravel().tolist()) / chamber.size)
     inside = field[points][:, points]
     behind = (coarse < np.float32(0.6)) & (inside > 0)
-    chosen = (coarse + broad * np.float32(amount))[behind if behind.any() else inside >= 0]
-    mean = max(math.fsum(chosen.tolist()) / len(chosen), 1e-4)
     signal *= np.float32(1 / mean)
     quanta = site.quanta * dose / (size * size)
     noise = np.sqrt(signal * np.float32(1 / quanta))

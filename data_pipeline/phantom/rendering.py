@@ -187,3 +187,9 @@ def truth(address: str, size: int) -> Truth:
     cols = np.flatnonzero(masks["finding"].any(0))
     box = (int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1)
     return Truth((Box(film.label, *box),), masks)
+
+
+def pixel_spacing(address: str, size: int) -> float:
+    """Side of a pixel at the detector, mm."""
+    setup, _, _ = _set_up(film_at(parse_address(address)))
+    return setup.side / size

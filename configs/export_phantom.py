@@ -1,0 +1,19 @@
+"""Writes phantom films as files, for other programs or to look at.
+
+    python main.py --config=configs/export_phantom.py --config.data.train=phantom:infant:films=50
+
+About 30 films of 512 px a second on two cores. Writes the films, `manifest.csv` (with the boxes of
+the findings) and reads back to the same pictures by `manifest:runs/export_phantom/manifest.csv`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.task = "export_phantom"
+    config.format = "png"  # 8 bits; "png16": 16 bits; "dicom": 12 bits and a header.
+    config.data = ConfigDict()
+    config.data.train = "phantom:infant:films=50"  # One or more phantom places, comma-separated.
+    config.data.image_size = 512  # Pixels, a multiple of 32.
+    return config

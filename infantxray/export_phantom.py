@@ -1,0 +1,67 @@
+"""Writes phantom films as files with a manifest that reads back to the same pictures."""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data_pipeline.errors import DataError, UserError
+from data_pipeline.manifest import write_manifest
+from data_pipeline.phantom import truth
+from data_pipeline.phantom.export import FORMATS, file_name, write_film
+from data_pipeline.sources import open_sources
+
+_log = logging.getLogger(__name__)
+
+
+def run(config, workdir: str) -> None:
+    """Exports the films of `config.data.train`, all splits, into `workdir`.
+
+    Raises:
+      UserError: the format is unknown.
+      DataError: the data is no phantom.
+    """
+    form, size = config.format, config.data.image_size
+    if form not in FORMATS:
+        raise UserError(f"config.format is {form!r}; it must be one of {', '.join(FORMATS)}")
+    records = open_sources(config.data.train)
+    addresses = list(records.image_path)
+    if not all(address.startswith("phantom:") for address in addresses):
+        raise DataError(
+            f"config.data.train is {config.data.train!r}; only phantom films can be exported, "
+            "such as phantom:infant"
+        )
+    folder = Path(workdir) / "films"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def export(i: int) -> tuple:
+        write_film(
+            folder,
+            addresses[i],
+            size,
+            form,
+            patient_id=records.patient_id[i],
+            age_months=float(records.age_months[i]),
+            sex=records.sex[i],
+        )
+        boxes = truth(addresses[i], size).boxes
+        return (boxes[0].x0, boxes[0].y0, boxes[0].x1, boxes[0].y1) if boxes else ("",) * 4
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        films = range(len(addresses))
+        boxes = list(tqdm(pool.map(export, films), total=len(films), unit="film", desc="export"))
+    names = [str((folder / file_name(address, form)).absolute()) for address in addresses]
+    manifest = Path(workdir) / "manifest.csv"
+    columns = zip(*boxes, strict=True)
+    extra = dict(zip(("box_x0", "box_y0", "box_x1", "box_y1"), columns, strict=True))
+    write_manifest(
+        manifest,
+        records.replace(image_path=np.asarray(names, dtype=object)),
+        extra={**extra, "phantom_address": addresses},
+    )
+    _log.info("%s films: --config.data.train=manifest:%s", f"{len(films):,}", manifest)
