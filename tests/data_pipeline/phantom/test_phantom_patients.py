@@ -1,0 +1,115 @@
+"""Who is on which film: classes, ages, patients, splits and sites."""
+
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from data_pipeline.phantom import CLASSES, open_phantom
+
+
+@pytest.fixture(scope="module")
+def infants():
+    return open_phantom("infant:films=1100")
+
+
+def test_columns_of_the_full_set():
+    records = open_phantom("infant")
+    assert Counter(records.split) == {"train": 2000, "validation": 400, "test": 600}
+    assert set(records.source) == {"phantom:infant"}
+    assert set(records.label) == set(CLASSES)
+    assert len(CLASSES) == 11
+    assert set(records.sex) == {"F", "M"}
+    assert set(records.view) == {"supine", "upright", "decubitus"}
+    assert set(records.site) == {"a"}
+    assert len(set(records.image_path)) == len(records)
+    assert records.has_age.all()
+
+
+def test_a_small_set_has_a_film_in_every_split():
+    assert Counter(open_phantom("adult:films=1").split) == {"train": 1, "validation": 1, "test": 1}
+
+
+def test_no_patient_is_in_two_splits(infants):
+    splits = defaultdict(set)
+    for patient, split in zip(infants.patient_id, infants.split, strict=True):
+        splits[patient].add(split)
+    assert max(map(len, splits.values())) == 1
+    films = Counter(Counter(infants.patient_id[infants.split == "train"]).values())
+    assert set(films) == {1, 2, 3, 4}
+
+
+def test_a_patient_grows_older_and_keeps_sex_and_condition(infants):
+    rows = defaultdict(list)
+    for i, patient in enumerate(infants.patient_id):
+        rows[patient].append(i)
+    for films in rows.values():
+        assert (np.diff(infants.age_months[films]) >= 0).all()
+        assert len(set(infants.sex[films])) == 1
+        assert len(set(infants.label[films])) == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "low", "high"),
+    [("infant", 0, 36), ("infant:max_age_months=216", 0, 216), ("adult", 216, 1080)],
+)
+def test_ages_fill_the_range(place, low, high):
+    ages = open_phantom(f"{place}:films=550").age_months
+    assert low <= ages.min() < low + 0.1 * (high - low)
+    assert high - 0.1 * (high - low) < ages.max() <= high
+
+
+def test_balanced_and_rare_classes(infants):
+    train = infants.label[infants.split == "train"]
+    counts = Counter(train)
+    assert min(counts.values()) > 0.75 * len(train) / 11
+    assert max(counts.values()) < 1.25 * len(train) / 11
+    rare = open_phantom("infant:films=1100:frequencies=rare")
+    counts = Counter(rare.label[rare.split == "train"])
+    assert counts["normal"] > 0.4 * len(train)
+    assert counts["situs inversus totalis"] < 0.03 * len(train)
+
+
+def test_age_and_condition_are_independent(infants):
+    # In life they are not; here that would be a shortcut.
+    train = infants.take(infants.split == "train")
+    for name in CLASSES:
+        assert abs(train.age_months[train.label == name].mean() - 18) < 4.5
+
+
+def test_missing_ages_hit_the_asked_share_and_nothing_else(infants):
+    missing = open_phantom("infant:films=1100:age_missing=0.3")
+    assert abs(1 - missing.has_age.mean() - 0.3) < 0.05
+    assert (missing.image_path == infants.image_path).all()
+    known = missing.has_age
+    assert (missing.age_months[known] == infants.age_months[known]).all()
+
+
+def test_label_noise_touches_training_films_alone(infants):
+    noisy = open_phantom("infant:films=1100:label_noise=0.2")
+    wrong = noisy.label != infants.label
+    assert abs(wrong[infants.split == "train"].mean() - 0.2) < 0.04
+    assert not wrong[infants.split != "train"].any()
+    assert (noisy.image_path == infants.image_path).all()
+
+
+def test_the_same_patients_at_another_site_and_dose(infants):
+    other = open_phantom("infant:films=1100:site=b:dose=0.1")
+    assert set(other.site) == {"b"}
+    for column in ("patient_id", "age_months", "sex", "view", "label"):
+        assert (getattr(other, column) == getattr(infants, column)).all()
+    assert not set(other.image_path) & set(infants.image_path)
+    both = open_phantom("infant:films=1100:site=both")
+    assert 0.35 < (both.site == "b").mean() < 0.65
+
+
+def test_other_seeds_and_ranges_are_other_patients(infants):
+    for place in ("infant:seed=1", "infant:max_age_months=60", "adult"):
+        assert not set(open_phantom(f"{place}:films=50").patient_id) & set(infants.patient_id)
+
+
+def test_more_films_only_add(infants):
+    fewer = open_phantom("infant:films=301")
+    n = 301
+    assert (fewer.image_path[:n] == infants.image_path[:n]).all()
+    assert (fewer.label[:n] == infants.label[:n]).all()
