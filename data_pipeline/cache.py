@@ -147,18 +147,22 @@ class Cache:
 
     def lookup(self, image_path: str) -> int | None:
         """The row of a film, or None if it is not here, which is logged the first time."""
-        key = path_keys([image_path])[0]
-        at = int(np.searchsorted(self._keys, key))
-        if at < len(self._keys) and self._keys[at] == key:
-            return int(self._rows[at])
-        if not self._missed:
+        row = int(self._rows_of([image_path])[0])
+        return None if row < 0 else row
+
+    def _rows_of(self, image_paths: Sequence[str]) -> np.ndarray:
+        """Rows of films, int64 `[n]`, -1 for those that are not here."""
+        keys = path_keys(image_paths)
+        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        rows = np.where(self._keys[at] == keys, self._rows[at].astype(np.int64), -1)
+        if not self._missed and rows.min(initial=0) < 0:
             self._missed = True
             _log.warning(
                 "not in the cache: %s; such films are decoded from their files, prepare again to "
                 "add them",
-                image_path,
+                image_paths[int(np.argmin(rows))],
             )
-        return None
+        return rows
 
     def missing(self, image_paths: Sequence[str]) -> int:
         """How many of the films are not here."""
@@ -168,6 +172,28 @@ class Cache:
         """The film of a row, `[S, S]`, uint8 or uint16 at full range."""
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
         record = self._reader(shard).read([row - int(self._starts[shard])])[0]
+        return self._film(record, dtype)
+
+    def read_into(self, image_paths: Sequence[str], images: np.ndarray) -> np.ndarray:
+        """Reads several films at once, which is faster than one by one.
+
+        Args:
+          image_paths: which, n of them.
+          images: uint8 `[n, S, S]`, which is filled where a film is here.
+
+        Returns:
+          Boolean `[n]`: the film is here.
+        """
+        rows = self._rows_of(image_paths)
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
+        for shard in np.unique(shards[rows >= 0]):
+            here = np.flatnonzero((shards == shard) & (rows >= 0))
+            records = self._reader(shard).read((rows[here] - self._starts[shard]).tolist())
+            for i, record in zip(here, records, strict=True):
+                images[i] = self._film(record, np.uint8)
+        return rows >= 0
+
+    def _film(self, record: bytes, dtype: type) -> np.ndarray:
         image = np.frombuffer(record, self._dtype).reshape(self._side, self._side)
         if self._dtype == dtype:
             return image

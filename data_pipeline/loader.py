@@ -26,6 +26,12 @@ Batch = dict[str, np.ndarray]
 _MAX_SUBSTITUTES = 100
 
 
+def class_indices(label: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Names `[N]` -> int32 `[N]`, -1 where a name is not among the classes."""
+    index = {name: i for i, name in enumerate(classes)}
+    return np.array([index.get(name, -1) for name in label], dtype=np.int32)
+
+
 class BadFiles:
     """Files that could not be read, with the reason; shared by all threads."""
 
@@ -83,8 +89,7 @@ class FilmSource:
         self._on_error = on_error
         self._substitute = substitute
         self.bad_files = bad_files if bad_files is not None else BadFiles()
-        index = {name: i for i, name in enumerate(classes)}
-        self.labels = np.array([index.get(name, -1) for name in records.label], dtype=np.int32)
+        self.labels = class_indices(records.label, classes)
         self._cache = None
         if cache:
             from data_pipeline.cache import find_cache
@@ -139,6 +144,23 @@ class FilmSource:
         side = self._preprocessing.image_size
         return self._example(row, np.zeros((side, side), np.uint8), 0.0)
 
+    def read_batch(self, rows: np.ndarray) -> Batch:
+        """The examples of several rows, stacked. Cached films are read together, shard by shard."""
+        batch = {
+            "image": np.empty((len(rows), *2 * (self._preprocessing.image_size,), 1), np.uint8),
+            "label": self.labels[rows],
+            "age_months": self.records.age_months[rows],
+            "mask": np.ones(len(rows), np.float32),
+        }
+        missing = range(len(rows))
+        if self._cache is not None and self._memory is None:
+            paths = self.records.image_path[rows]
+            missing = np.flatnonzero(~self._cache.read_into(paths, batch["image"][..., 0]))
+        for i in missing:
+            for name, value in self[rows[i]].items():
+                batch[name][i] = value
+        return batch
+
     def _example(self, row: int, image: np.ndarray, mask: float) -> Batch:
         return {
             "image": image[..., None],
@@ -157,11 +179,12 @@ def training_batches(
     stopped and started again sees the same batches.
     """
     dataset = (
-        grain.MapDataset.source(source)
+        grain.MapDataset.range(len(source))
         .seed(seed)
         .shuffle()
         .repeat()
         .batch(batch_size, drop_remainder=True)
+        .map(source.read_batch)
         .to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=8))
     )
     return iter(dataset)
@@ -170,8 +193,9 @@ def training_batches(
 def evaluation_batches(source: FilmSource, batch_size: int, *, num_threads: int) -> Iterator[Batch]:
     """All films once, in order; the last batch is padded with films of mask 0."""
     dataset = (
-        grain.MapDataset.source(source)
+        grain.MapDataset.range(len(source))
         .batch(batch_size, drop_remainder=False)
+        .map(source.read_batch)
         .to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=8))
     )
     for batch in dataset:

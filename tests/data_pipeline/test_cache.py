@@ -54,6 +54,12 @@ def test_films_come_back(tmp_path, films, dtype):
         wide = cache.read(row, np.uint16)
         if dtype == "uint16":
             np.testing.assert_array_equal(wide, load_image(path, HOW, np.uint16))
+    images = np.full((4, 32, 32), 77, np.uint8)
+    chosen = [films[4], films[6], films[0], films[4]]
+    assert cache.read_into(chosen, images).tolist() == [True, False, True, True]
+    assert (images[1] == 77).all()
+    for i in (0, 2, 3):
+        np.testing.assert_array_equal(images[i], cache.read(cache.lookup(chosen[i])))
 
 
 def test_another_preprocessing_is_refused_with_the_difference(tmp_path, films, caplog):
