@@ -127,6 +127,19 @@ def test_rotations_fill_their_range_in_both_directions_about_the_centre():
     np.testing.assert_allclose(other, angle, atol=1.5)
 
 
+def test_rotation_and_scale_together_keep_angles():
+    """A similarity: what lies to the right and what lies above move alike."""
+    polar = []
+    for image in (spot(15, 24), spot(6, 15)):
+        start = centres(image)[0]
+        moved = centres(run(np.repeat(image, 200, axis=0), rotation_degrees=40.0, scale=0.3))
+        angle = np.arctan2(moved[:, 0], moved[:, 1]) - np.arctan2(start[0], start[1])
+        polar.append((angle, np.hypot(*moved.T) / np.hypot(*start)))
+    np.testing.assert_allclose(polar[0][0], polar[1][0], atol=0.03)
+    np.testing.assert_allclose(polar[0][1], polar[1][1], atol=0.03)
+    assert polar[0][1].std() > 0.1
+
+
 def test_scale_goes_both_ways_by_the_stated_share():
     moved = centres(run(np.repeat(spot(15, 24), 400, axis=0), scale=0.25))[:, 1]
     ratio = moved / centres(spot(15, 24))[0, 1]
