@@ -1,0 +1,177 @@
+"""The phantom measured: films a second on one core, memory, and its greys beside real films.
+
+From the repository's root, about two minutes:
+
+    python benchmarks/phantom.py --output benchmarks/results/phantom.md \
+        [--real NAME=MANIFEST[:dataset=VALUE] ...]
+
+`--real` adds a row of statistics for the films of a manifest (a CSV with `image_path`, of which
+only the rows with that value in its column `dataset` count, if given). No film is stored.
+
+Statistics, over the middle 70 % of films of 128 px, of 256 grey levels:
+  mean, sd: of the greys of a film, averaged over films.
+  p5, p50, p95: percentiles of the greys of all films.
+  contrast: root mean square of the greys in blocks of 16 x 16 px, median over blocks.
+  slope: of the logarithm of the power against the logarithm of the frequency, 3 to 40 cycles a
+    film, averaged over directions; natural pictures and radiographs have -2 to -4.
+  noise: 1.4826 x the median of the absolute second difference along rows and columns, over
+    sqrt(6): the standard deviation if there were noise alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
+
+import numpy as np  # noqa: E402
+
+from data_pipeline.decode import Preprocessing, load_image  # noqa: E402
+from data_pipeline.errors import UnreadableImage  # noqa: E402
+from data_pipeline.phantom import VERSION, open_phantom, render  # noqa: E402
+
+SIZES = (64, 128, 224, 512)
+SIZE, FILMS = 128, 300
+TURNS = 5
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def rate(addresses: list[str], size: int) -> float:
+    """Films a second of processor time: other programs on the machine do not count."""
+    rates = []
+    for _ in range(TURNS):
+        start = time.process_time()
+        for address in addresses:
+            render(address, size)
+        rates.append(len(addresses) / (time.process_time() - start))
+    return statistics.median(rates)
+
+
+def speed() -> list[str]:
+    lines = ["| films | " + " | ".join(f"{size} px" for size in SIZES) + " |"]
+    lines.append("|---" * (len(SIZES) + 1) + "|")
+    for place in ("infant", "adult"):
+        addresses = list(open_phantom(f"{place}:films=66").image_path[:66])
+        render(addresses[0], 64)
+        cells = [f"{rate(addresses, size):.0f}" for size in SIZES]
+        lines.append(f"| {place} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def memory(films: int) -> list[str]:
+    """Peak memory after few films and after many."""
+    addresses = open_phantom(f"infant:films={films}").image_path[:films]
+    marks = []
+    for i, address in enumerate(addresses):
+        render(address, SIZE)
+        if i + 1 in (100, films):
+            marks.append(f"{peak_mb():.0f} MB after {i + 1:,} films of {SIZE} px")
+    return ["Peak memory of the process: " + ", ".join(marks) + "."]
+
+
+def middle(film: np.ndarray) -> np.ndarray:
+    cut = round(0.15 * len(film))
+    return film[cut : len(film) - cut, cut : len(film) - cut].astype(np.float64)
+
+
+def slope(films: np.ndarray) -> float:
+    side = films.shape[1]
+    window = np.hanning(side)[:, None] * np.hanning(side)[None, :]
+    power = np.zeros((side, side))
+    for film in films:
+        power += np.abs(np.fft.fft2((film - film.mean()) * window)) ** 2
+    at = np.fft.fftfreq(side) * side
+    radius = np.hypot(at[:, None], at[None, :])
+    rings = np.arange(3, min(40, side // 2 - 1))
+    mean = [power[(radius >= r - 0.5) & (radius < r + 0.5)].mean() for r in rings]
+    return float(np.polyfit(np.log(rings), np.log(mean), 1)[0])
+
+
+def row(name: str, paths: list[str]) -> str:
+    how = Preprocessing(SIZE, resize="crop")
+    films, broken = [], 0
+    for path in paths:
+        try:
+            films.append(middle(load_image(path, how)))
+        except UnreadableImage:
+            broken += 1
+    films = np.stack(films)
+    blocks = films[:, : films.shape[1] // 16 * 16, : films.shape[2] // 16 * 16]
+    n = blocks.shape[1] // 16
+    contrast = np.median(blocks.reshape(len(films), n, 16, n, 16).std(axis=(2, 4)))
+    seconds = [np.abs(np.diff(films, 2, axis=axis)).ravel() for axis in (1, 2)]
+    noise = 1.4826 * np.median(np.concatenate(seconds)) / np.sqrt(6)
+    low, half, high = np.percentile(films, (5, 50, 95))
+    mean, sd = films.mean(), films.std(axis=(1, 2)).mean()
+    return (
+        f"| {name} | {len(films)} | {mean:.0f} | {sd:.0f} | {low:.0f} | {half:.0f} | {high:.0f} | "
+        f"{contrast:.1f} | {slope(films):.2f} | {noise:.1f} |"
+    )
+
+
+def real_paths(manifest: str) -> list[str]:
+    path, _, dataset = manifest.partition(":dataset=")
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [r for r in csv.DictReader(file) if not dataset or r["dataset"] == dataset]
+    every = max(1, len(rows) // FILMS)
+    return [os.path.join(os.path.dirname(path), r["image_path"]) for r in rows[::every]][:FILMS]
+
+
+def greys(real: list[str]) -> list[str]:
+    lines = ["| films | n | mean | sd | p5 | p50 | p95 | contrast | slope | noise |"]
+    lines.append("|---" * 10 + "|")
+    for place in ("infant", "infant:site=b", "infant:dose=0.001", "adult", "adult:site=b"):
+        addresses = open_phantom(f"{place}:films={FILMS}").image_path[:FILMS]
+        lines.append(row(f"phantom:{place}", list(addresses)))
+    for item in real:
+        name, _, manifest = item.partition("=")
+        lines.append(row(name, real_paths(manifest)))
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", help="Markdown file; printed if left out")
+    parser.add_argument("--real", action="append", default=[], metavar="NAME=MANIFEST")
+    arguments = parser.parse_args()
+    lines = [
+        f"# {VERSION}",
+        "",
+        f"`python benchmarks/phantom.py`, {datetime.date.today()}, Python "
+        f"{platform.python_version()}, NumPy {np.__version__}, {platform.machine()}.",
+        "",
+        "## Films a second on one core",
+        "",
+        f"Processor time, median of {TURNS} turns over 66 films.",
+        "",
+        *speed(),
+        "",
+        *memory(2000),
+        "",
+        f"## Greys of {SIZE}-px films",
+        "",
+        *greys(arguments.real),
+        "",
+    ]
+    text = "\n".join(lines)
+    if arguments.output:
+        Path(arguments.output).write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
