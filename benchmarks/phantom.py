@@ -4,7 +4,9 @@ From the repository's root, about two minutes:
 
     python benchmarks/phantom.py --output benchmarks/results/phantom.md \
         [--real NAME=MANIFEST[:dataset=VALUE] ...]
+    python benchmarks/phantom.py --images docs/images
 
+The second command draws the pictures of docs/phantom.md instead. In the first,
 `--real` adds a row of statistics for the films of a manifest (a CSV with `image_path`, of which
 only the rows with that value in its column `dataset` count, if given). No film is stored.
 
@@ -36,10 +38,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 import numpy as np  # noqa: E402
+from PIL import Image, ImageDraw  # noqa: E402
 
 from data_pipeline.decode import Preprocessing, load_image  # noqa: E402
 from data_pipeline.errors import UnreadableImage  # noqa: E402
-from data_pipeline.phantom import VERSION, open_phantom, render  # noqa: E402
+from data_pipeline.phantom import CLASSES, VERSION, open_phantom, render  # noqa: E402
 
 SIZES = (64, 128, 224, 512)
 SIZE, FILMS = 128, 300
@@ -143,11 +146,60 @@ def greys(real: list[str]) -> list[str]:
     return lines
 
 
+def montage() -> Image.Image:
+    """One film of every condition at four ages, findings of the obvious kind."""
+    bands = (("infant", 0, 3), ("infant", 9, 15), ("infant", 28, 36), ("adult", 400, 800))
+    side, head = 118, 16
+    picture = Image.new("L", (side * len(CLASSES), head + side * len(bands)))
+    pen = ImageDraw.Draw(picture)
+    for column, name in enumerate(CLASSES):
+        pen.text((side * column + 4, 2), name.removesuffix(" totalis"), fill=255)
+    for line, (domain, youngest, oldest) in enumerate(bands):
+        records = open_phantom(f"{domain}:films=1500:severity=obvious")
+        inside = (records.age_months >= youngest) & (records.age_months < oldest)
+        for column, name in enumerate(CLASSES):
+            address = records.image_path[inside & (records.label == name)][0]
+            # Twice as large, then reduced: what a better screen would show.
+            film = Image.fromarray(render(address, 2 * side)).resize((side, side), Image.BOX)
+            picture.paste(film, (side * column, head + side * line))
+    return picture
+
+
+def pair() -> Image.Image:
+    """A normal adult and a normal infant, supine."""
+    films = []
+    for place, youngest, oldest in (("adult", 400, 600), ("infant", 4, 8)):
+        records = open_phantom(f"{place}:films=600")
+        chosen = (records.label == "normal") & (records.view == "supine")
+        chosen &= (records.age_months >= youngest) & (records.age_months < oldest)
+        films.append(render(records.image_path[chosen][0], 420))
+    return Image.fromarray(np.concatenate(films, axis=1))
+
+
+def dose_and_severity() -> Image.Image:
+    """Free air on one film, subtle and obvious, and that film at ever less dose."""
+    records = open_phantom("infant:films=300")
+    label, view = records.label[:300], records.view[:300]
+    ill = records.image_path[:300][(label == "aeroperitoneum") & (view == "supine")][0]
+    films = [
+        render(ill.replace(":split", f":severity={severity}:split"), 300)
+        for severity in ("subtle", "obvious")
+    ]
+    films += [render(ill.replace(":split", f":dose={d}:split"), 300) for d in ("0.001", "0.0001")]
+    return Image.fromarray(np.concatenate(films, axis=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", help="Markdown file; printed if left out")
     parser.add_argument("--real", action="append", default=[], metavar="NAME=MANIFEST")
+    parser.add_argument("--images", help="folder to draw the documentation's pictures into")
     arguments = parser.parse_args()
+    if arguments.images:
+        pictures = {"montage": montage, "pair": pair, "dose_and_severity": dose_and_severity}
+        for name, draw in pictures.items():
+            draw().save(Path(arguments.images) / f"phantom_{name}.png", optimize=True)
+        return
     lines = [
         f"# {VERSION}",
         "",
