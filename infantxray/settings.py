@@ -35,6 +35,7 @@ def _is_fraction(value) -> bool:
 # What a setting must satisfy, and that in words. Settings that a task lacks are passed over.
 _RULES = {
     "task": (lambda v: v in TASKS, f"one of {', '.join(TASKS)}"),
+    "seed": (lambda v: v >= 0, "0 or more"),
     "objective": (lambda v: v in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
     "dtype": (lambda v: v in DTYPES, f"one of {', '.join(DTYPES)}"),
     "batch_size": (lambda v: v >= 1, "at least 1"),
