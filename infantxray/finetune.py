@@ -113,7 +113,7 @@ def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
     check_classes(split, classes, config.data.patient_ids)
     if not classes and not config.age_head:
         raise DataError("no training film has a label, and config.age_head is off")
-    if not classes and config.best_metric not in ("loss", "age_mae_months"):
+    if not classes and config.best_metric != "age_mae_months":
         raise DataError(
             f"no training film has a label, so config.best_metric={config.best_metric} cannot be "
             "computed; set config.best_metric=age_mae_months to train on ages alone"
