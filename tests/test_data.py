@@ -63,6 +63,17 @@ def test_settings_of_the_split_are_used(tmp_path):
     assert len(data.divide_sources(settings(**both, patient_ids="source")).test) == 1
 
 
+def test_given_splits_can_be_ignored(tmp_path):
+    path = tmp_path / "m.csv"
+    rows = [f"{i}.png,p{i},a,{'test' if i < 20 else 'train'}" for i in range(40)]
+    path.write_text("image_path,patient_id,label,split\n" + "\n".join(rows) + "\n")
+    base = {"train": f"manifest:{path}", "validation_fraction": 0.1, "test_fraction": 0.1}
+    kept = data.divide_sources(settings(**base))
+    assert set(kept.test.patient_id) == {f"p{i}" for i in range(20)}
+    cut = data.divide_sources(settings(**base, given_splits="ignore"))
+    assert [len(cut[r]) for r in ("train", "validation", "test")] == [32, 4, 4]
+
+
 def test_describe_counts_what_is_unknown():
     known = records(["a", ""], [1.0, np.nan])
     assert data.describe(known, "shared") == (

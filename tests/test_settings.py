@@ -32,6 +32,7 @@ def test_the_configs_as_they_stand_pass():
 # One bad value at each side of every rule, and one value at its edge that is allowed.
 BAD = {
     "task": ["train", ""],
+    "seed": [-1],
     "dtype": ["float16"],
     "batch_size": [0, -4],
     "accumulate_steps": [0],
@@ -64,6 +65,7 @@ BAD = {
     "data__validation_fraction": [-0.1, 1.0],
     "data__test_fraction": [-0.1, 1.0],
     "data__patient_ids": ["both"],
+    "data__given_splits": ["drop"],
     "data__label_fraction": [0.0, 1.5],
     "data__on_error": ["ignore"],
     "data__num_threads": [0],
