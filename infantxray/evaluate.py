@@ -7,7 +7,7 @@ import logging
 import os
 
 from data_pipeline.errors import DataError
-from data_pipeline.loader import BadFiles, FilmSource
+from data_pipeline.loader import BadFiles, FilmSource, class_indices
 from data_pipeline.sources import open_sources
 from data_pipeline.splits import check_unseen, read_split
 from infantxray import data, diagnosis, runtime, workdir
@@ -87,7 +87,10 @@ def evaluate(
     summary = metrics.summarise(predictions, bootstrap_samples=bootstrap_samples, seed=seed)
     if card.classes:
         summary["calibration"] = calibration(predictions.probabilities, predictions.label)
+    trained_on = read_split(os.path.join(os.path.expanduser(checkpoint), "split.csv")).train
+    train_label = class_indices(trained_on.label, card.classes)
     summary |= {
+        "baseline": metrics.baseline(predictions, train_label, card.age_mean_months),
         "sources": list(dict.fromkeys(records.source.tolist())),
         "checkpoint_step": step,
         "n_unreadable": len(source) - len(records),
@@ -104,8 +107,12 @@ def evaluate(
         read_history(os.path.join(os.path.expanduser(checkpoint), "history.jsonl")),
         gradcam.examples(predictor.model, variables, source, predictions, records),
     )
+    config = workdir.read_config(checkpoint)
+    panels = os.path.join(os.path.expanduser(config["pretrained"]), "figures", "panels.png")
+    if config["pretrained"] and os.path.exists(panels):
+        pictures["panels"] = panels
     path = os.path.join(folder, "report.html")
-    page.write(path, workdir.read_config(checkpoint), summary, pictures)
+    page.write(path, config, summary, pictures)
     shown = [name for name in metrics.HEADLINES if summary[name] is not None]
     _log.info(
         "test: %s", ", ".join(f"{name} {summary[name]:.4g}" for name in shown) or "nothing to score"

@@ -80,7 +80,7 @@ def learning_curves(history: list[dict]) -> Figure:
 def confusion_figure(matrix: np.ndarray, classes: tuple[str, ...]) -> Figure:
     """Counts, coloured by the share of the true class."""
     k = len(classes)
-    side = 2.2 + 0.42 * k
+    side = 2.0 + 0.36 * k
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)

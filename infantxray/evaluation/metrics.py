@@ -206,6 +206,30 @@ def by_age_band(predictions: Predictions) -> list[dict]:
     ]
 
 
+def baseline(predictions: Predictions, train_label: np.ndarray, age_mean_months) -> dict:
+    """What a model that never looks at the film would score.
+
+    Args:
+      predictions: of the test set.
+      train_label: int `[M]` of the training films, -1 = unknown.
+      age_mean_months: mean age of the training films; None without an age head.
+
+    Returns:
+      `majority_class`, the most frequent in training, and the `accuracy` of always naming it;
+      `age_mae_months` of always naming the mean age. NaN where one cannot be computed.
+    """
+    result = {"majority_class": None, "accuracy": float("nan"), "age_mae_months": float("nan")}
+    known, trained = predictions.label[predictions.label >= 0], train_label[train_label >= 0]
+    if len(known) and len(trained):
+        majority = int(np.bincount(trained).argmax())
+        result["majority_class"] = predictions.classes[majority]
+        result["accuracy"] = float((known == majority).mean())
+    ages = predictions.age_months[np.isfinite(predictions.age_months)]
+    if age_mean_months is not None and len(ages):
+        result["age_mae_months"] = float(np.abs(ages - age_mean_months).mean())
+    return result
+
+
 def missing_reasons(predictions: Predictions) -> dict[str, str]:
     """Why a headline figure, or a class, has no value: `{name: reason}`."""
     reasons = {}

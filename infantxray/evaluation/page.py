@@ -41,6 +41,10 @@ _CAPTIONS = {
         "Grad-CAM of the predicted condition, for the film of each condition that the model is "
         "surest about. The last map has one cell for 32 pixels, so this is coarse.",
     ),
+    "panels": (
+        "What stage one learned to rebuild",
+        "Validation films, what the decoder makes of the encoder's last map, and the difference.",
+    ),
 }
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 STYLE = """
@@ -62,7 +66,8 @@ th, td { text-align: right; padding: .25rem .8rem; border-bottom: 1px solid var(
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 figure { margin: 0; }
-figure img { max-width: 100%; background: #fff; border-radius: .4rem; }
+figure img { max-width: min(100%, 46rem); background: #fff; border-radius: .4rem; }
+img.pixels { width: min(100%, 46rem); image-rendering: pixelated; }
 details pre { overflow-x: auto; font-size: .8rem; }
 @media print { body { max-width: none; margin: 0; } figure, .card, tr { break-inside: avoid; }
   details { display: none; } }
@@ -84,8 +89,9 @@ def write(path: str, config: dict, summary: dict, pictures: dict[str, str]) -> N
     parts.append(_age_table(summary))
     for name, picture in pictures.items():
         title, caption = _CAPTIONS[name]
+        pixels = " class='pixels'" if name == "panels" else ""
         parts.append(
-            f"<h2>{title}</h2><figure><img alt='{title}' src='{_inline(picture)}'>"
+            f"<h2>{title}</h2><figure><img alt='{title}' src='{_inline(picture)}'{pixels}>"
             f"<figcaption>{caption}</figcaption></figure>"
         )
     parts.append(_provenance(config))
@@ -120,16 +126,27 @@ def _cards(summary: dict) -> str:
             cards.append(f"<div class='card'>{_NAMES[name]}<b>–</b><small>{why}</small></div>")
             continue
         low, high = summary.get("ci95", {}).get(name, (None, None))
-        interval = f"95 %: {_number(name, low)} to {_number(name, high)}" if low is not None else ""
+        notes = [f"95 %: {_number(name, low)} to {_number(name, high)}"] if low is not None else []
+        blind = _blind(name, summary)
+        if blind is not None:
+            notes.append(f"blind guess: {_number(name, blind)}")
         cards.append(
             f"<div class='card'>{_NAMES[name]}<b>{_number(name, value)}</b>"
-            f"<small>{interval}</small></div>"
+            f"<small>{'<br>'.join(notes)}</small></div>"
         )
     return (
         f"<div class='cards'>{''.join(cards)}</div><p class='soft'>Macro figures give every "
         "condition the same weight, however rare. Intervals are percentiles of a bootstrap over "
-        "patients. They do not cover the chance of another training run.</p>"
+        "patients. They do not cover the chance of another training run. The blind guess always "
+        "names the most frequent condition, or the mean age, of the training films.</p>"
     )
+
+
+def _blind(name: str, summary: dict) -> float | None:
+    """The figure of a model that never looks at the film."""
+    if name == "roc_auc":
+        return 0.5
+    return summary["baseline"].get(name)
 
 
 def _number(name: str, value: float) -> str:

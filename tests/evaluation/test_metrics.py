@@ -297,3 +297,24 @@ def test_to_json():
         "a": [0.5, None, None],
         "b": [3, {"c": None, "d": "text", "e": True}],
     }
+
+
+def test_the_baseline_never_looks_at_the_film():
+    predictions = metrics.Predictions(
+        classes=("a", "b"),
+        probabilities=np.array([[0.9, 0.1]] * 4, np.float32),
+        label=np.array([0, 1, 1, -1]),
+        age_months=np.array([1.0, 5.0, np.nan, 9.0]),
+        age_predicted_months=np.zeros(4),
+        patient=np.array(list("wxyz"), dtype=object),
+    )
+    result = metrics.baseline(predictions, np.array([1, 1, 0, -1]), 4.0)
+    assert result == {
+        "majority_class": "b",
+        "accuracy": pytest.approx(2 / 3),
+        "age_mae_months": pytest.approx((3 + 1 + 5) / 3),
+    }
+    nothing = metrics.baseline(predictions, np.array([-1]), None)
+    assert nothing["majority_class"] is None
+    assert math.isnan(nothing["accuracy"])
+    assert math.isnan(nothing["age_mae_months"])

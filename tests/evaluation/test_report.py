@@ -39,6 +39,7 @@ def make_predictions(n=60, labelled=True, aged=True, classes=CLASSES):
 
 def summarise(predictions):
     result = metrics.summarise(predictions, bootstrap_samples=20)
+    result["baseline"] = metrics.baseline(predictions, predictions.label, 6.0)
     if predictions.classes:
         result["calibration"] = calibration(predictions.probabilities, predictions.label)
     return metrics.to_json(
