@@ -16,6 +16,11 @@ LEVELS = 5  # doublings from stride 32 to full resolution
 MIN_WIDTH = 16  # a narrower level cannot draw edges
 
 
+def level_widths(latent_features: int) -> list[int]:
+    """Channels after each doubling: an eighth of the latent map's, then half as many each time."""
+    return [max(latent_features // 2 ** (level + 3), MIN_WIDTH) for level in range(LEVELS)]
+
+
 class Decoder(nn.Module):
     """Five doublings, each a transposed convolution of 2x2 and a convolution of 3x3.
 
@@ -34,8 +39,7 @@ class Decoder(nn.Module):
     def __call__(self, latent: jax.Array, *, train: bool) -> jax.Array:
         """Maps [B, h, w, C] to [B, 32 h, 32 w, out_channels], unbounded, near zero at first."""
         x = latent
-        for level in range(1, LEVELS + 1):
-            width = max(latent.shape[-1] // 2 ** (level + 2), MIN_WIDTH)
+        for level, width in enumerate(level_widths(latent.shape[-1]), start=1):
             x = Upsample(width, dtype=self.dtype, name=f"upsample{level}")(x)
             x = layers.BatchNorm(
                 use_running_average=not train, dtype=self.dtype, name=f"upsample_norm{level}"

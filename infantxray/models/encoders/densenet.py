@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from infantxray.models.convolution import average_pool, max_pool
 from infantxray.models.encoders import layers
 
 STEM_FEATURES = 64
@@ -74,13 +75,13 @@ class DenseNet(nn.Module):
 
         x = conv(STEM_FEATURES, 7, strides=2, name="conv0")(image)
         x = nn.relu(norm(name="norm0")(x))
-        x = layers.max_pool(x, 3, strides=2, padding=1)
+        x = max_pool(x, size=3, strides=2, padding=1)
 
         maps = []
         for number, length in enumerate(self.blocks, start=1):
             if number > 1:
                 x = conv(x.shape[-1] // 2, name=f"transition{number - 1}_conv")(x)
-                x = layers.average_pool(x, 2, strides=2)
+                x = average_pool(x, size=2, strides=2)
             for index in range(1, length + 1):
                 layer = DenseLayer(self.growth_rate, conv, norm, name=f"dense{number}_{index}")
                 x = jnp.concatenate([x, layer(x)], axis=-1)

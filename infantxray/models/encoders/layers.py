@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from infantxray.models.convolution import convolve
 
@@ -51,25 +52,54 @@ class Conv(nn.Module):
         )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-            x += bias.astype(self.dtype)
+            x += bias.astype(self.dtype).reshape(1, 1, 1, -1)[None, None, None]
         return x
 
 
-class BatchNorm(nn.BatchNorm):
-    """Batch normalisation with PyTorch's settings; float32 statistics of the whole batch."""
+class BatchNorm(nn.Module):
+    """Batch normalisation with PyTorch's settings.
 
+    Under jit the statistics are those of the whole batch, over however many devices.
+    Unlike linen's own it applies one multiplication and one addition a pixel, which saves
+    CPUs and accelerators a pass over the map in each direction.
+
+    Attributes:
+      use_running_average: use the running statistics, and leave them as they are.
+      momentum: share of the running statistics that a step keeps.
+      epsilon: added to the variance.
+      dtype: of the output; statistics and parameters are float32.
+    """
+
+    use_running_average: bool
     momentum: float = 0.9
     epsilon: float = 1e-5
+    dtype: Dtype = jnp.float32
 
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises each channel of [..., C]."""
+        shape = (x.shape[-1],)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", nn.initializers.ones_init(), shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), shape)
 
-def max_pool(x: jax.Array, size: int, strides: int, padding: int = 0) -> jax.Array:
-    """The maximum over windows of [B, H, W, C]; padding never wins."""
-    return nn.max_pool(x, (size, size), (strides, strides), [(padding, padding)] * 2)
-
-
-def average_pool(x: jax.Array, size: int, strides: int, padding: int = 0) -> jax.Array:
-    """The mean over windows of [B, H, W, C]; padding counts as zeros."""
-    return nn.avg_pool(x, (size, size), (strides, strides), [(padding, padding)] * 2)
+        x = x.astype(jnp.float32)
+        if self.use_running_average:
+            mean, var = running_mean.value, running_var.value
+        else:
+            outer = tuple(range(x.ndim - 1))
+            mean = x.mean(outer)
+            var = jnp.maximum((x * x).mean(outer) - mean * mean, 0)
+            if not self.is_initializing():
+                kept = self.momentum
+                running_mean.value = kept * running_mean.value + (1 - kept) * mean
+                running_var.value = kept * running_var.value + (1 - kept) * var
+        multiplier = scale * lax.rsqrt(var + self.epsilon)
+        offset = bias - mean * multiplier
+        per_channel = (*(1,) * (x.ndim - 1), -1)
+        x = x * multiplier.reshape(per_channel) + offset.reshape(per_channel)
+        return x.astype(self.dtype)
 
 
 def repeat_pixels(x: jax.Array, times: int) -> jax.Array:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from infantxray.models.convolution import max_pool
 from infantxray.models.encoders import layers
 
 EXPANSION = 4  # a bottleneck puts out this many times its width
@@ -96,7 +97,7 @@ class ResNet(nn.Module):
 
         x = conv(64, 7, strides=2, name="conv1")(image)
         x = nn.relu(norm(name="norm1")(x))
-        x = layers.max_pool(x, 3, strides=2, padding=1)
+        x = max_pool(x, size=3, strides=2, padding=1)
 
         maps = []
         for stage in self.stages:

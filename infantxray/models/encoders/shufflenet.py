@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from infantxray.models.convolution import average_pool, max_pool
 from infantxray.models.encoders import layers
 
 GROUPS = 3
@@ -60,7 +61,7 @@ class Unit(nn.Module):
         y = self.conv(features, groups=GROUPS, name="gconv2")(y)
         y = self.norm(name="norm3")(y)
         if joined:
-            x = layers.average_pool(x, 3, strides=2, padding=1)
+            x = average_pool(x, size=3, strides=2, padding=1)
             return nn.relu(jnp.concatenate([y, x], axis=-1))
         return nn.relu(x + y)
 
@@ -95,7 +96,7 @@ class ShuffleNet(nn.Module):
 
         x = conv(STEM_FEATURES, 3, strides=2, name="conv1")(image)
         x = nn.relu(norm(name="norm1")(x))
-        x = layers.max_pool(x, 3, strides=2, padding=1)
+        x = max_pool(x, size=3, strides=2, padding=1)
 
         maps = [x]
         for stage in self.stages:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from infantxray.models.convolution import max_pool
 from infantxray.models.encoders import layers
 
 
@@ -61,5 +62,5 @@ class VGG(nn.Module):
                 )
                 x = nn.relu(conv(x))
             maps.append(x)
-            x = layers.max_pool(x, 2, strides=2)
+            x = max_pool(x, size=2, strides=2)
         return (*maps[2:], x)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from infantxray.models.convolution import max_pool
 from infantxray.models.encoders import layers
 
 
@@ -64,7 +65,7 @@ class Block(nn.Module):
             y = SeparableConv(features, self.conv, name=f"sepconv{number}")(y)
             y = self.norm(name=f"norm{number}")(y)
         if self.stage.strides > 1:
-            y = layers.max_pool(y, 3, strides=self.stage.strides, padding=1)
+            y = max_pool(y, size=3, strides=self.stage.strides, padding=1)
             x = self.conv(y.shape[-1], strides=self.stage.strides, name="projection")(x)
             x = self.norm(name="projection_norm")(x)
         return x + y
