@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from data_pipeline.decode.dicom import read_dicom
 from data_pipeline.decode.preprocessing import RESIZE_MODES, Preprocessing, to_square
 from data_pipeline.decode.radiograph import (
     DECODER_VERSION,
@@ -16,7 +17,7 @@ from data_pipeline.decode.radiograph import (
     Radiograph,
     Refused,
 )
-from data_pipeline.decode.raster import read_raster, read_tiff
+from data_pipeline.decode.raster import read_raster
 from data_pipeline.errors import UnreadableImage
 
 __all__ = [
@@ -73,12 +74,8 @@ def read_radiograph(path: str | os.PathLike, *, min_side: int | None = None) -> 
 def _read(path: str, shortest_side: Callable[[int, int], int] | None) -> Radiograph:
     try:
         data = _content(path)
-        kind = _kind(data)
-        if kind == "DICOM":
-            from data_pipeline.decode.dicom import read_dicom
-
-            return read_dicom(data, shortest_side)
-        return read_tiff(path, len(data)) if kind == "TIFF" else read_raster(data, shortest_side)
+        read = read_dicom if _is_dicom(data) else read_raster
+        return read(data, shortest_side)
     except Refused as refusal:
         raise UnreadableImage(path, str(refusal)) from None
     except MemoryError:
@@ -112,12 +109,7 @@ def _content(path: str) -> bytes:
     return data
 
 
-_SIGNATURES = (
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-)
+_RASTER = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
 _FOREIGN = (
     (b"PK\x03\x04", "a ZIP archive; unpack it first"),
     (b"\x1f\x8b", "a gzip archive; unpack it first"),
@@ -132,20 +124,19 @@ _FOREIGN = (
 _BARE_DICOM = (b"\x02\0", b"\x08\0", b"\0\x02", b"\0\x08")
 
 
-def _kind(data: bytes) -> str:
-    """The format by content: `"PNG"`, `"JPEG"`, `"TIFF"` or `"DICOM"`.
+def _is_dicom(data: bytes) -> bool:
+    """Whether the content is DICOM rather than PNG, JPEG or TIFF.
 
     Raises:
-      Refused: it is another one, named if known.
+      Refused: it is none of them; what it is, if known.
     """
-    for signature, kind in _SIGNATURES:
-        if data.startswith(signature):
-            return kind
+    if data.startswith(_RASTER):
+        return False
     if data[128:132] == b"DICM":
-        return "DICOM"
+        return True
     for signature, name in _FOREIGN:
         if data.startswith(signature):
             raise Refused(f"not a radiograph but {name}")
     if data.startswith(_BARE_DICOM):
-        return "DICOM"
+        return True
     raise Refused("neither DICOM, PNG, JPEG nor TIFF")

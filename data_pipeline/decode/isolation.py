@@ -1,6 +1,6 @@
 """Runs decoders written in C in processes of their own, where they may crash or hang.
 
-JPEG 2000, JPEG Lossless, JPEG-LS and TIFF are decoded by libraries with a history of
+JPEG 2000, JPEG Lossless, JPEG-LS and compressed TIFF are decoded by libraries with a history of
 memory errors on damaged files. A worker process takes the file's fate: the program gets a reason.
 """
 

@@ -24,7 +24,7 @@ _DETECTOR_BITS = (8, 10, 12, 14, 16)
 
 
 def read_raster(data: bytes, shortest_side: Callable[[int, int], int] | None = None) -> Radiograph:
-    """Decodes the content of a PNG or JPEG file; a TIFF's is for `read_tiff`.
+    """Decodes the content of a PNG, JPEG or TIFF file.
 
     Args:
       data: the file's bytes.
@@ -35,13 +35,12 @@ def read_raster(data: bytes, shortest_side: Callable[[int, int], int] | None = N
       Refused: the film is too large, has several pages, or no grey can be made of it.
       Exception: whatever Pillow raises for a damaged file.
     """
-    try:
-        opened = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise Refused(TOO_LARGE) from None
-    with opened as image:
+    with _open(data) as image:
         width, height = image.size
         check_size(height, width)
+        if image.format == "TIFF" and image.info.get("compression") != "raw":
+            limit = time_limit(height * width)
+            return run_isolated(f"{__name__}:decode_tiff", data, timeout_s=limit)
         if image.format == "JPEG":
             # Every scan of a progressive JPEG passes over the whole film, however little it holds.
             if data.count(_START_OF_SCAN) > _MAX_SCANS:
@@ -53,20 +52,17 @@ def read_raster(data: bytes, shortest_side: Callable[[int, int], int] | None = N
         return _radiograph(image, (height, width))
 
 
-def read_tiff(path: str, size: int) -> Radiograph:
-    """Decodes a TIFF file of `size` bytes in a process of its own, since libtiff may crash.
-
-    Raises:
-      Refused: see `read_raster`.
-    """
-    # How many pixels there are is not known yet: as many as compression can make of the file.
-    limit = time_limit(8 * size)
-    return run_isolated(f"{__name__}:_read_tiff", path, timeout_s=limit)
+def decode_tiff(data: bytes) -> Radiograph:
+    """A compressed TIFF, which goes through libtiff. To be run isolated."""
+    with _open(data) as image:
+        return _radiograph(image, image.size[::-1])
 
 
-def _read_tiff(path: str) -> Radiograph:
-    with open(path, "rb") as file:
-        return read_raster(file.read())
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Refused(TOO_LARGE) from None
 
 
 def _radiograph(image: Image.Image, size: tuple[int, int]) -> Radiograph:
