@@ -52,7 +52,7 @@ class Conv(nn.Module):
         )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-            x += bias.astype(self.dtype).reshape(1, 1, 1, -1)[None, None, None]
+            x += bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return x
 
 
