@@ -318,3 +318,17 @@ def test_the_baseline_never_looks_at_the_film():
     assert nothing["majority_class"] is None
     assert math.isnan(nothing["accuracy"])
     assert math.isnan(nothing["age_mae_months"])
+
+
+def test_baseline_is_the_guess_of_who_never_looks():
+    predictions = make([0, 1, 1, -1], age=[2, NAN, 8, 5])
+    trained = np.array([2, 1, 1, -1, -1, -1])
+    result = metrics.baseline(predictions, trained, 4.0)
+    # Named by the training films, scored on the test films.
+    assert result["majority_class"] == "b"
+    assert result["accuracy"] == pytest.approx(2 / 3)
+    assert result["age_mae_months"] == pytest.approx((2 + 4 + 1) / 3)
+    nothing = metrics.baseline(make([-1, -1]), trained, None)
+    assert nothing["majority_class"] is None
+    assert math.isnan(nothing["accuracy"])
+    assert math.isnan(nothing["age_mae_months"])

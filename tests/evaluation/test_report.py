@@ -144,6 +144,8 @@ def test_the_page_shows_the_numbers(report):
         assert f"{row['recall']:.3f}" in shown
     for row in summary["age_bands"]:
         assert row["band"] in shown
+    for blind in ("0.400", "0.500", "9.0"):
+        assert f"blind guess: {blind}" in shown
     assert "60 test films" in shown
     assert "30 patients" in shown
     assert "2 unreadable files" in shown
