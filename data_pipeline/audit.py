@@ -171,11 +171,8 @@ def _alike(thumbnails: np.ndarray, rows: np.ndarray) -> list[tuple[int, int]]:
     """Pairs of rows whose thumbnails `[n, 32, 32]` show the same film."""
     if len(rows) < 2:
         return []
-    shown = thumbnails[rows].astype(np.float32)
-    large = _normalised(shown.reshape(len(rows), 8, 4, 8, 4).mean(axis=(2, 4)))
-    padded = np.pad(shown, ((0, 0), (2, 2), (2, 2)), mode="edge")
-    windows = [padded[:, y : y + 32, x : x + 32] for y in range(5) for x in range(5)]
-    detail = _normalised(shown - sum(windows) / len(windows))
+    means = thumbnails[rows].reshape(len(rows), 8, 4, 8, 4).mean(axis=(2, 4), dtype=np.float32)
+    large = _normalised(means)
     pairs = []
     for a in range(0, len(rows), _BLOCK):
         for b in range(a, len(rows), _BLOCK):
@@ -184,11 +181,18 @@ def _alike(thumbnails: np.ndarray, rows: np.ndarray) -> list[tuple[int, int]]:
             i, j = i + a, j + b
             i, j = i[i < j], j[i < j]
             for at in range(0, len(i), _BLOCK):
-                left, right = i[at : at + _BLOCK], j[at : at + _BLOCK]
-                likeness = np.einsum("nd,nd->n", detail[left], detail[right])
-                same = likeness >= SAME_IN_DETAIL
-                pairs += zip(rows[left[same]].tolist(), rows[right[same]].tolist(), strict=True)
+                left, right = rows[i[at : at + _BLOCK]], rows[j[at : at + _BLOCK]]
+                detail = (_normalised(_detail(thumbnails[side])) for side in (left, right))
+                same = np.einsum("nd,nd->n", *detail) >= SAME_IN_DETAIL
+                pairs += zip(left[same].tolist(), right[same].tolist(), strict=True)
     return pairs
+
+
+def _detail(thumbnails: np.ndarray) -> np.ndarray:
+    """What 5x5 smoothing takes from thumbnails `[n, 32, 32]`."""
+    padded = np.pad(thumbnails.astype(np.float32), ((0, 0), (2, 2), (2, 2)), mode="edge")
+    rows = sum(padded[:, y : y + 32] for y in range(5))
+    return padded[:, 2:-2, 2:-2] - sum(rows[:, :, x : x + 32] for x in range(5)) / 25
 
 
 def _normalised(images: np.ndarray) -> np.ndarray:

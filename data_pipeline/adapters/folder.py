@@ -11,6 +11,7 @@ from data_pipeline.adapters.place import IMAGE_SUFFIXES, parse_place, visible, w
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
 
+_PICTURES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in (".dcm", ".dicom"))
 _SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -44,7 +45,7 @@ def read_folder(place: str) -> Records:
 
     def take(folder: str, files: list[str], label: str, split: str) -> None:
         for name in files:
-            if name.lower().endswith(IMAGE_SUFFIXES):
+            if _is_film(folder, name):
                 paths.append(os.path.join(folder, name))
                 labels.append(label)
                 splits.append(split)
@@ -68,7 +69,7 @@ def read_folder(place: str) -> Records:
             f"folder:{place}: no image found below {root} (looked for {' '.join(IMAGE_SUFFIXES)})"
         )
     records = Records.create(paths, source=f"folder:{place}", label=labels, split=splits)
-    dicom = np.array([path.lower().endswith((".dcm", ".dicom")) for path in paths])
+    dicom = np.array([not path.lower().endswith(_PICTURES) for path in paths])
     if options["headers"] == "no" or not dicom.any():
         return records
     columns = [records.age_months, records.sex, records.view, records.patient_id]
@@ -76,3 +77,17 @@ def read_folder(place: str) -> Records:
     for column, values in zip(columns, found, strict=True):
         column[dicom] = values
     return records
+
+
+def _is_film(folder: str, name: str) -> bool:
+    """By the suffix; files without one, which archives write as IM0001 or 1.2.840…, by content."""
+    if name.lower().endswith(IMAGE_SUFFIXES):
+        return True
+    without_suffix = "." not in name or name.replace(".", "").isdigit()
+    if not without_suffix or name.upper() == "DICOMDIR":
+        return False
+    try:
+        with open(os.path.join(folder, name), "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False

@@ -34,9 +34,9 @@ _OPTIONAL = {
     "1.2.840.10008.1.2.4.70": ("JPEG Lossless", _GDCM),
     "1.2.840.10008.1.2.4.80": ("JPEG-LS", "pyjpegls==1.5.1"),
     "1.2.840.10008.1.2.4.81": ("JPEG-LS", "pyjpegls==1.5.1"),
-    "1.2.840.10008.1.2.4.201": ("High-Throughput JPEG 2000", "pylibjpeg-openjpeg==2.5.0"),
-    "1.2.840.10008.1.2.4.202": ("High-Throughput JPEG 2000", "pylibjpeg-openjpeg==2.5.0"),
-    "1.2.840.10008.1.2.4.203": ("High-Throughput JPEG 2000", "pylibjpeg-openjpeg==2.5.0"),
+    "1.2.840.10008.1.2.4.201": ("High-Throughput JPEG 2000", "pylibjpeg-openjpeg==2.6.0"),
+    "1.2.840.10008.1.2.4.202": ("High-Throughput JPEG 2000", "pylibjpeg-openjpeg==2.6.0"),
+    "1.2.840.10008.1.2.4.203": ("High-Throughput JPEG 2000", "pylibjpeg-openjpeg==2.6.0"),
 }
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's
 
@@ -167,7 +167,7 @@ def jpeg_2000(frame: bytes, layout: Layout) -> np.ndarray:
     the film and differ from it by more than ten grey levels at edges.
     """
     precision, signed = _jpeg_2000_header(frame)
-    if b"\xff\xd9" not in frame[-4:]:
+    if not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise Refused("its JPEG 2000 data is cut short")
     with Image.open(io.BytesIO(frame), formats=("JPEG2000",)) as image:
         _same_size(image, layout)

@@ -102,6 +102,14 @@ class TestFolder:
         assert table(records, "label") == {"a.dcm": ("",), "b.tif": ("",)}
         assert ADAPTERS["folder"](str(tmp_path)).label.tolist() == ["", "hospital"]
 
+    def test_dicom_without_suffix(self, tmp_path):
+        film = dicom_bytes(ramp(), PatientAge="003M")
+        for name in ("IM0001", "1.2.840.113", "DICOMDIR"):
+            touch(tmp_path / name, film)
+        touch(tmp_path / "README", b"notes")
+        records = ADAPTERS["folder"](str(tmp_path))
+        assert table(records, "age_months") == {"IM0001": (3.0,), "1.2.840.113": (3.0,)}
+
     def test_dicom_headers(self, tmp_path):
         touch(tmp_path / "a.dcm", dicom_bytes(ramp(), PatientAge="003M", PatientSex="M"))
         touch(tmp_path / "b.dcm", dicom_bytes(ramp(), PatientAge="", ViewPosition="AP"))
