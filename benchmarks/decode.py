@@ -178,12 +178,15 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     others = {"torchvision": torchvision_reader(), "MONAI": monai_reader()}
+    absent = [name for name, read in others.items() if read is None]
     others = {name: read for name, read in others.items() if read is not None}
     names = ["here", "Pillow or pydicom", *others]
     out = io.StringIO()
     print(f"# Decoding to {SIDE} pixels, films a second on one core\n", file=out)
     print(f"{datetime.date.today()}, Python {platform.python_version()}, "
           f"`python {' '.join(sys.argv)}`\n", file=out)  # fmt: skip
+    print(f"Did not import: {', '.join(absent) or 'none'}. Other programs may have run: compare along "
+          "a row, not down a column.\n", file=out)  # fmt: skip
     print(f"| format | side | {' | '.join(names)} | here / Pillow or pydicom |", file=out)
     print(f"|---|---|{'---|' * (len(names) + 1)}", file=out)
     with tempfile.TemporaryDirectory() as folder:
