@@ -185,8 +185,8 @@ def main() -> None:
     print(f"# Decoding to {SIDE} pixels, films a second on one core\n", file=out)
     print(f"{datetime.date.today()}, Python {platform.python_version()}, "
           f"`python {' '.join(sys.argv)}`\n", file=out)  # fmt: skip
-    print(f"Did not import: {', '.join(absent) or 'none'}. Other programs may have run: compare along "
-          "a row, not down a column.\n", file=out)  # fmt: skip
+    print(f"Did not import: {', '.join(absent) or 'none'}. Other programs may have run: compare "
+          "along a row, not down a column.\n", file=out)  # fmt: skip
     print(f"| format | side | {' | '.join(names)} | here / Pillow or pydicom |", file=out)
     print(f"|---|---|{'---|' * (len(names) + 1)}", file=out)
     with tempfile.TemporaryDirectory() as folder:

@@ -198,11 +198,14 @@ def _rare_classes(records: Records, keys: np.ndarray) -> list[Problem]:
     problems = []
     for role in SPLITS:
         here = labelled & (records.split == role)
+        few = []
         for label in sorted(set(records.label[labelled])) if here.any() else ():
             patients = len(set(keys[here & (records.label == label)]))
             if patients < _FEW_PATIENTS:
-                message = f"{label!r} has {patients} patients in {role}: too few to say much"
-                problems.append(Problem("warning", "rare class", message))
+                few.append(f"{label} ({patients})")
+        if few:
+            message = f"classes with fewer than {_FEW_PATIENTS} patients in {role}, too few to say "
+            problems.append(Problem("warning", "rare class", f"{message}much: {', '.join(few)}"))
     return problems
 
 
