@@ -44,7 +44,7 @@ def write_data(folder: Path, rows: int) -> None:
     with (folder / "manifest.csv").open("w") as file:
         file.write("image_path,patient_id,age_months,sex,view,label\n")
         for i in range(rows):
-            path = f"{i % 1000:03}/{i // 1000 % 1000:04}/{'./' * (i // 10**6)}film.png"
+            path = f"{i % 1000:03}/{i // 1000 % 1000:04}/{i // 10**6:04}/film.png"
             file.write(f"{path},P{i * 2 // 5},{i % 216},{'FM'[i % 2]},AP,class {i % CLASSES}\n")
 
 
@@ -95,7 +95,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_data(Path(folder), rows)
             command = [sys.executable, __file__, "--measure", f"{folder}/manifest.csv"]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(done.stdout)
         lines.append(
             f"| {found['rows']:,} | {found['read_s']:.1f} | {found['divide_s']:.1f} | "
