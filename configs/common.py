@@ -19,7 +19,9 @@ def data() -> ConfigDict:
     # mean nothing in another (hospitals that both count from 1).
     config.patient_ids = "shared"
     config.classes = ()  # Empty: the labels found in the training data.
-    config.label_fraction = 1.0  # Of the training patients; the rest keep images, lose labels.
+    # Of the training patients; the rest keep their images and lose labels and ages, in both stages
+    # (stage one uses labels for its probe alone).
+    config.label_fraction = 1.0
     config.image_size = 64  # Pixels, a multiple of 32.
     config.resize = "pad"  # "pad" keeps the aspect ratio, "crop" too; "squash" does not.
     config.trim_borders = False  # Cut collimated margins before resizing.
@@ -76,7 +78,8 @@ def training() -> ConfigDict:
     config.seed = 0
     config.encoder = "resnet50"
     config.batch_size = 16
-    config.accumulate_steps = 1  # Splits a batch where it does not fit in memory.
+    # Splits a batch where it does not fit in memory. BatchNorm then sees the parts one by one.
+    config.accumulate_steps = 1
     config.dtype = "float32"  # Or "bfloat16": of the computation; parameters stay float32.
     # Exactly one of the two is above 0.
     config.train_steps = 0

@@ -22,9 +22,9 @@ def get_config(variant: str = "cpu"):
     config.train_steps = 400
     config.images_every_steps = 100  # Panels of input, reconstruction and difference.
     # A linear classifier on the frozen latent, fitted on labelled training patients and scored on
-    # validation patients: a falling L1 does not tell whether the representation transfers.
+    # validation patients of the last source of data.train that has labels (so name the target
+    # domain last): a falling L1 does not tell whether the representation transfers.
     config.probe_every_steps = 200  # 0 = never.
-    config.probe_data = "phantom:infant"  # Empty: the labelled images of data.train, if any.
     config.probe_images = 512  # At most, in each of the two sets.
 
     if variant == "paper":
@@ -42,7 +42,6 @@ def get_config(variant: str = "cpu"):
         config.checkpoint_every_steps = 1000
         config.images_every_steps = 1000
         config.probe_every_steps = 2000
-        config.probe_data = ""
         config.probe_images = 5000
     elif variant != "cpu":
         raise ValueError(f"configs/pretrain.py has the variants cpu and paper, not {variant!r}")

@@ -192,7 +192,9 @@ def _parse(rows, path: Path, source: str) -> Records:
             if name == "image_path":
                 if not value:
                     raise DataError(f"manifest {path}, line {line}: image_path is empty")
-                append(os.path.normpath(os.path.join(folder, value)))
+                # An address of a computed film is no path.
+                phantom = value.startswith("phantom:")
+                append(value if phantom else os.path.normpath(os.path.join(folder, value)))
             elif name == "age_months":
                 append(_age(value, path, line))
             elif name in ("sex", "split"):

@@ -54,6 +54,16 @@ def patient_keys(records: Records, patient_ids: str = "shared") -> np.ndarray:
     return keys
 
 
+def _portable_names(records: Records) -> list[str]:
+    """What each film's patient is called wherever the data lies: moving it moves nobody."""
+    place = records.source[0].partition(":")[2] if len(records) else ""
+    root = os.path.dirname(place)
+    return [
+        f"patient:{patient}" if patient else f"image:{path.removeprefix(place).removeprefix(root)}"
+        for patient, path in zip(records.patient_id, records.image_path, strict=True)
+    ]
+
+
 def _digest(seed: int, key: str) -> bytes:
     return hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
 
@@ -88,6 +98,7 @@ def split_by_patient(
 
 
 def _split_source(records, keys, validation_fraction, test_fraction, seed) -> dict[str, str]:
+    name_of = dict(zip(keys, _portable_names(records), strict=True))
     given: dict[str, str] = {}
     label_of: dict[str, str] = {}
     names, counts = np.unique(records.label.astype(str), return_counts=True)
@@ -116,7 +127,7 @@ def _split_source(records, keys, validation_fraction, test_fraction, seed) -> di
         if role[key] == "train":
             strata.setdefault(label_of[key], []).append(key)
     for members in strata.values():
-        members.sort(key=lambda key: _digest(seed, key))
+        members.sort(key=lambda key: _digest(seed, name_of[key]))
     for name, fraction in fractions.items():
         _take(strata, role, name, fraction, seed)
     return role
@@ -126,8 +137,8 @@ def _take(strata, role, name: str, fraction: float, seed: int) -> None:
     """Moves `fraction` of the patients of every stratum from training to `name`.
 
     `fraction` is of all patients at hand. What rounding leaves over goes to the strata with the
-    largest remainders, so that the total is right too; a class of two or more patients gives at
-    least one to testing and keeps at least one for training.
+    largest remainders, so that the total is right too; a stratum of two or more patients gives
+    at least one to testing and keeps at least one for training.
     """
     if fraction <= 0:
         return
@@ -274,6 +285,28 @@ def read_split(path: str | os.PathLike) -> Split:
     source = np.array(columns.pop("source"), dtype=object)
     records = Records.create(**columns, source="").replace(source=source)
     return Split(**{name: records.take(records.split == name) for name in SPLITS})
+
+
+def check_unchanged(path: str | os.PathLike, split: Split) -> None:
+    """Raises `DataError` if `split.csv` of a run says otherwise than the data does now."""
+
+    def rows(split: Split) -> set[tuple]:
+        return {
+            (name, path, label, "" if age != age else f"{age:.9g}")
+            for name in SPLITS
+            for path, label, age in zip(
+                split[name].image_path, split[name].label, split[name].age_months, strict=True
+            )
+        }
+
+    different = rows(read_split(path)) ^ rows(split)
+    if different:
+        films = sorted({row[1] for row in different})
+        raise DataError(
+            f"the data is not what this run began with: {len(films)} films are new, gone, or have "
+            f"another label, age or place in the split, such as {films[0]}; choose another "
+            "--workdir, or delete that folder to start again"
+        )
 
 
 def check_unseen(split_csv: str | os.PathLike, records: Records, patient_ids: str, what: str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 
@@ -13,7 +14,14 @@ from data_pipeline.loader import BadFiles, FilmSource
 from data_pipeline.manifest import SPLITS, Records
 from data_pipeline.phantom import CLASSES as PHANTOM_CLASSES
 from data_pipeline.sources import open_sources
-from data_pipeline.splits import Split, divide, keep_labels, patient_keys, write_split
+from data_pipeline.splits import (
+    Split,
+    check_unchanged,
+    divide,
+    keep_labels,
+    patient_keys,
+    write_split,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -48,11 +56,23 @@ def divide_sources(settings) -> Split:
 
 
 def open_split(settings, folder: str) -> Split:
-    """`divide_sources`; logs what there is and writes `split.csv` into the run's folder."""
+    """`divide_sources` with `data.label_fraction` applied, logged, and recorded in `split.csv`.
+
+    Raises:
+      DataError: the folder holds a run that began with other films, labels or places.
+    """
     split = divide_sources(settings)
+    train = keep_labels(
+        split.train, settings.label_fraction, settings.split_seed, settings.patient_ids
+    )
+    split = dataclasses.replace(split, train=train)
     for name in SPLITS:
         _log.info("%-10s %s", name, describe(split[name], settings.patient_ids))
-    write_split(os.path.join(folder, "split.csv"), split)
+    path = os.path.join(folder, "split.csv")
+    if os.path.exists(path):
+        check_unchanged(path, split)
+    else:
+        write_split(path, split)
     return split
 
 
@@ -84,6 +104,8 @@ def find_classes(settings, train: Records) -> tuple[str, ...]:
     found = set(train.label[train.has_label].tolist())
     if settings.classes:
         classes = tuple(settings.classes)
+        if len(set(classes)) < len(classes):
+            raise DataError(f"config.data.classes names a class twice: {', '.join(classes)}")
         for name in classes:
             if name not in found:
                 raise DataError(
@@ -102,22 +124,6 @@ def find_classes(settings, train: Records) -> tuple[str, ...]:
             f"all labelled training films are {classes[0]!r}: there is nothing to tell apart"
         )
     return classes
-
-
-def reduce_labels(settings, split: Split) -> Split:
-    """Applies `data.label_fraction` to the training patients."""
-    if settings.label_fraction >= 1:
-        return split
-    train = keep_labels(
-        split.train, settings.label_fraction, settings.split_seed, settings.patient_ids
-    )
-    _log.info(
-        "label_fraction %g: %d of %d labelled training films keep their label",
-        settings.label_fraction,
-        train.has_label.sum(),
-        split.train.has_label.sum(),
-    )
-    return Split(train=train, validation=split.validation, test=split.test)
 
 
 def film_source(

@@ -24,12 +24,15 @@ def run(config, folder: str) -> None:
     card = diagnosis.read_card(config.checkpoint)
     patient_ids = workdir.read_config(config.checkpoint)["data"]["patient_ids"]
     split_csv = os.path.join(os.path.expanduser(config.checkpoint), "split.csv")
-    os.makedirs(folder, exist_ok=True)
+    workdir.prepare(folder, config)
     if config.data.test:
         records = open_sources(config.data.test)
         # A set with a split of its own is scored on its test part.
         records = records.take(records.split == "test") if any(records.split == "test") else records
         check_unseen(split_csv, records, patient_ids, "this model was trained on")
+        stage_one = _stage_one_split(config.checkpoint)
+        if stage_one:
+            check_unseen(stage_one, records, patient_ids, "stage one of this model was trained on")
     else:
         records = read_split(split_csv).test
     if not len(records):
@@ -55,6 +58,18 @@ def run(config, folder: str) -> None:
         )
     finally:
         diagnosis.write_bad_files(folder, bad_files)
+
+
+def _stage_one_split(checkpoint: str) -> str:
+    """`split.csv` of the stage one that a model started from; empty where there is none."""
+    pretrained = workdir.read_config(checkpoint)["pretrained"]
+    path = os.path.join(os.path.expanduser(pretrained), "split.csv")
+    if not pretrained or pretrained.startswith("torch:"):
+        return ""
+    if not os.path.exists(path):
+        _log.warning("%s is gone: whether stage one saw these patients cannot be checked", path)
+        return ""
+    return path
 
 
 def evaluate(

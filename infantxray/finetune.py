@@ -99,6 +99,8 @@ def _check_stage_one(config) -> None:
             f"{config.pretrained} has no checkpoint yet; run configs/pretrain.py with "
             f"--workdir={config.pretrained} first"
         )
+    if not checkpoints.is_finished(config.pretrained):
+        _log.warning("stage one in %s is not finished: its latest step is used", config.pretrained)
     if (card.preprocessing.resize, card.preprocessing.trim_borders) != (
         config.data.resize,
         config.data.trim_borders,
@@ -130,7 +132,6 @@ def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
                 config.data.patient_ids,
                 f"stage one must not see who stage two scores ({name}), but it trained on",
             )
-    split = data.reduce_labels(config.data, split)
     ages = data.age_statistics(split.train) if config.age_head else (None, None)
     how = data.preprocessing(config.data)
     card = workdir.ModelCard(config.encoder, config.dtype, how, classes, *ages)
@@ -163,6 +164,7 @@ def _start_from(config, variables):
             if tree:
                 variables[name] = {**variables[name], "encoder": tree}
         return variables
+    # The last step and not the best: a lower loss of stage one does not mean a better start.
     step = checkpoints.checkpoint_steps(config.pretrained)[-1]
     variables, report = checkpoints.restore_variables(
         config.pretrained, step, variables, only="encoder"

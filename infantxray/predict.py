@@ -8,7 +8,7 @@ import os
 from data_pipeline.errors import DataError
 from data_pipeline.loader import BadFiles
 from data_pipeline.sources import open_sources
-from infantxray import data, diagnosis, runtime
+from infantxray import data, diagnosis, runtime, workdir
 
 _log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ def run(config, folder: str) -> None:
     runtime.setup()
     card = diagnosis.read_card(config.checkpoint)
     records = open_sources(config.data.test)
-    os.makedirs(folder, exist_ok=True)
+    workdir.prepare(folder, config)
     bad_files = BadFiles()
     source = data.film_source(
         config.data, records, card.classes, card.preprocessing, training=False, bad_files=bad_files

@@ -92,12 +92,12 @@ def run(config, folder: str) -> None:
         )
     finally:
         bad_files.write(os.path.join(folder, "bad_files.csv"))
+    best = "none" if progress.best is None else f"{progress.best:.4g} at step {progress.best_step}"
     _log.info(
-        "finished: best validation %s %.4g at step %d; go on with "
+        "finished: best validation %s %s; go on with "
         "python main.py --config=configs/finetune.py --config.pretrained=%s",
         objective.name,
-        progress.best,
-        progress.best_step,
+        best,
         os.path.relpath(folder),
     )
 
@@ -177,12 +177,12 @@ class Probe:
         """None where it is switched off or no labelled films are at hand."""
         if not config.probe_every_steps:
             return None
-        if config.probe_data:
-            settings = config.data.copy_and_resolve_references()
-            settings.train, settings.validation, settings.test = config.probe_data, "", ""
-            split = data.divide_sources(settings)
         train = split.train.take(split.train.has_label)
         validation = split.validation.take(split.validation.has_label)
+        if len(train):
+            # The target domain: the last source that has labels.
+            train = train.take(train.source == train.source[-1])
+            validation = validation.take(validation.source == train.source[-1])
         classes = tuple(sorted(set(train.label) & set(validation.label)))
         if len(classes) < 2:
             _log.info("no linear probe: fewer than two classes in training and validation films")

@@ -13,7 +13,7 @@ from data_pipeline.errors import UserError
 _log = logging.getLogger(__name__)
 
 # Settings that change how a run goes, not what comes out of it.
-_HARMLESS = ("log_every_steps", "data.num_threads", "data.memory_mb", "data.cache", "data.on_error")
+_HARMLESS = ("log_every_steps", "data.num_threads", "data.memory_mb", "data.cache")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.loader import BadFiles
 from data_pipeline.manifest import Records
 from data_pipeline.phantom import CLASSES as PHANTOM_CLASSES
-from data_pipeline.splits import Split, read_split
+from data_pipeline.splits import read_split
 from infantxray import data
 
 
@@ -106,14 +106,34 @@ def test_one_class_is_nothing_to_tell_apart():
         data.find_classes(settings(), records(["a", "a", ""]))
 
 
-def test_label_fraction_touches_training_alone():
-    films = records(["a", "b"] * 20)
-    split = Split(train=films, validation=films, test=films)
-    reduced = data.reduce_labels(settings(label_fraction=0.25), split)
-    assert reduced.train.has_label.sum() == 10
-    assert reduced.validation.has_label.all()
-    assert reduced.test.has_label.all()
-    assert data.reduce_labels(settings(), split) is split
+def labelled_manifest(folder, n=60, changed=""):
+    rows = [f"{i}.png,p{i},{'a' if i % 2 else 'b'}\n" for i in range(n)]
+    path = folder / "films.csv"
+    path.write_text("image_path,patient_id,label\n" + "".join(rows) + changed)
+    return f"manifest:{path}"
+
+
+def test_label_fraction_touches_training_alone(tmp_path):
+    train = labelled_manifest(tmp_path)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "part").mkdir()
+    whole = data.open_split(settings(train=train), str(tmp_path / "whole"))
+    part = data.open_split(settings(train=train, label_fraction=0.25), str(tmp_path / "part"))
+    assert whole.train.has_label.all()
+    assert list(part.train.image_path) == list(whole.train.image_path)
+    assert 0.2 < part.train.has_label.mean() < 0.3
+    assert part.validation.has_label.all()
+    assert part.test.has_label.all()
+
+
+def test_a_run_goes_on_with_the_data_that_it_began_with(tmp_path):
+    config = settings(train=labelled_manifest(tmp_path))
+    first = data.open_split(config, str(tmp_path))
+    again = data.open_split(config, str(tmp_path))
+    assert list(first.test.image_path) == list(again.test.image_path)
+    labelled_manifest(tmp_path, changed="new.png,new,a\n")
+    with pytest.raises(DataError, match="not what this run began with"):
+        data.open_split(config, str(tmp_path))
 
 
 def test_policies_of_the_reader(tmp_path):

@@ -39,7 +39,6 @@ def small(config):
 def stage_one():
     config = small(pretrain_config.get_config())
     config.data.train = f"phantom:adult:films=60,{PHANTOM}"
-    config.probe_data = PHANTOM
     config.images_every_steps = 2
     config.probe_every_steps = 2
     config.probe_images = 32

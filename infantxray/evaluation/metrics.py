@@ -269,6 +269,8 @@ def summarise(predictions: Predictions, *, bootstrap_samples: int = 1000, seed: 
     if predictions.classes:
         result |= _classes(predictions)
     result["age_bands"] = by_age_band(predictions)
+    if any(not np.isfinite(row[name]) for row in result["age_bands"] for name in HEADLINES):
+        result["not_computed"]["age_bands"] = "no label, no second class or no age in some bands"
     if bootstrap_samples:
         intervals = bootstrap(predictions, headline, samples=bootstrap_samples, seed=seed)
         result["ci95"] = {name: list(intervals[name]) for name in HEADLINES}

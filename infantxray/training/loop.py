@@ -320,12 +320,13 @@ def fit(
             state, metrics = train_step(state, batch, step_key)
             pending.append(metrics)
             bar.update()
+            stopping = stop.requested
             if step == start + 1:
                 jax.block_until_ready(metrics)  # The compilation is not counted as training.
                 clock.restart()
             clock.step()
             last = step == total_steps
-            if step % config.log_every_steps == 0 or last or stop.requested:
+            if step % config.log_every_steps == 0 or last or stopping:
                 flush(step)
             with clock.paused():
                 log(step, task.on_step(step, state, writer))
@@ -342,14 +343,18 @@ def fit(
                     )
                 progress.finished = last or tired
             due = step % config.checkpoint_every_steps == 0
-            if evaluated or due or stop.requested:
+            if evaluated or due or stopping:
                 flush(step)
                 save(step)
-            if stop.requested and not progress.finished:
+            if stopping and not progress.finished:
                 raise Interrupted(
                     f"stopped at step {step} of {total_steps}, saved; the same command goes on"
                 )
         writer.flush()
+    if progress.best is None:
+        _log.warning(
+            "no evaluation gave a finite %s: the latest checkpoint counts as the best", best_metric
+        )
     return state, progress
 
 

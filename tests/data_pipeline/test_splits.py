@@ -344,3 +344,19 @@ def test_check_unseen(tmp_path):
     other = divide(cohort(20), **FRACTIONS, seed=1)
     with pytest.raises(DataError, match="trained on"):
         check_unseen(path, other.test, "shared", "trained on")
+
+
+@pytest.mark.parametrize("patients", [["", "p"], ["p", "q"]])
+def test_moving_the_data_moves_nobody(patients):
+    def tested(root, patient_ids):
+        records = Records.create(
+            [f"{root}/films/{i}.png" for i in range(60)],
+            source=f"manifest:{root}/films.csv",
+            patient_id=[patients[i % 2] and f"{patients[i % 2]}{i // 3}" for i in range(60)],
+            label=["a", "b", "c"] * 20,
+        )
+        split = divide(records, **FRACTIONS, seed=0, patient_ids=patient_ids)
+        return [path.removeprefix(root) for path in split.test.image_path]
+
+    for patient_ids in ("shared", "source"):
+        assert tested("/data/here", patient_ids) == tested("/mnt/there", patient_ids)

@@ -252,6 +252,7 @@ def test_what_cannot_be_computed_is_null_with_its_reason():
     assert absent["not_computed"] == {
         "per_class.c": "no film of this class",
         "age_mae_months": "the model has no age head",
+        "age_bands": "no label, no second class or no age in some bands",
     }
     assert absent["recall"] == 1.0  # Over the classes that have cases.
 
