@@ -225,8 +225,9 @@ def draw_trunk(canvas: Canvas, body: Body, mu: Attenuation, draw: Draw) -> np.nd
     big = 1 + 0.12 * body.infancy
     u = (x - np.float32(0.16 * wall)) * np.float32(1 / (0.42 * wall * big))
     v = (y - np.float32(body.dome_left - 0.4 * wall * big)) * np.float32(1 / (0.5 * wall * big))
+    # Tilted: its apex points down and to the left.
     heart = np.float32(1) - (u * u)[None, :] - (v * v)[:, None]
-    heart -= (np.float32(0.5) * v)[:, None] * -u[None, :]
+    heart += (np.float32(0.5) * v)[:, None] * u[None, :]
     np.maximum(heart, 0, out=heart)
     canvas.mark("heart", ((rows, cols), heart * air), least=0.05)
     air *= np.float32(1) - np.float32(0.75) * np.minimum(heart * np.float32(3), 1)

@@ -84,8 +84,12 @@ def _gas(canvas: Canvas, body: Body, loop: Loop) -> tuple:
     limits = {}
     if loop.level is not None:
         if body.film.view == "decubitus":
-            # Lying on the left side, gas rises to the right: always the film's left.
-            limits["beyond"] = loop.x + loop.level * loop.radius
+            # Lying on the left side, gas rises to the patient's right. Mirrored organs are drawn
+            # before they are mirrored, so theirs rises the other way here.
+            if body.film.label == "situs inversus totalis":
+                limits["right_of"] = loop.x - loop.level * loop.radius
+            else:
+                limits["left_of"] = loop.x + loop.level * loop.radius
         else:
             limits["below"] = loop.y + loop.level * loop.radius
     return canvas.ellipsoid(loop.x, loop.y, loop.length, loop.radius, depth, loop.angle, **limits)
@@ -238,9 +242,12 @@ def _stomach(canvas: Canvas, body: Body, mu: Attenuation, draw: Draw) -> None:
         bubble = canvas.ellipsoid(x, y, a, b, depth, below=level)
         canvas.add(-mu.soft, bubble, "stomach gas")
     elif body.film.view == "decubitus":
+        # Gas rises to the antrum; in a mirrored stomach to the fundus.
         antrum = (x - 0.5 * wall, y + 0.7 * body.lumbar)
-        level = antrum[0] + 0.2 * a
-        bubble = canvas.ellipsoid(*antrum, a, 0.8 * b, depth, beyond=level)
+        if body.film.label == "situs inversus totalis":
+            bubble = canvas.ellipsoid(x, y, a, b, depth, right_of=x - 0.2 * a)
+        else:
+            bubble = canvas.ellipsoid(*antrum, a, 0.8 * b, depth, left_of=antrum[0] + 0.2 * a)
         canvas.add(-mu.soft, bubble, "stomach gas")
     else:
         # Supine, gas lies in front: in the body and antrum, across the spine.

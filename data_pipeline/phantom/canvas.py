@@ -16,7 +16,6 @@ from data_pipeline.phantom.exactmath import cosine, sine, square_root
 
 Window = tuple[slice, slice]
 Patch = tuple[Window, np.ndarray]  # thickness in mm, float32, in a window of the film
-EMPTY: Patch = ((slice(0, 0), slice(0, 0)), np.zeros((0, 0), np.float32))
 
 
 class Canvas:
@@ -89,12 +88,13 @@ class Canvas:
         angle: float = 0.0,
         *,
         below: float | None = None,
-        beyond: float | None = None,
+        left_of: float | None = None,
+        right_of: float | None = None,
     ) -> Patch:
         """An ellipsoid with semi-axes `a` (x), `b` (y), `c` (depth), turned by `angle` radians.
 
-        With `below`, only the part with y < below; with `beyond`, only that with x < beyond: gas
-        over a level of fluid.
+        With `below`, only the part with y < below, with `left_of` that with x < left_of, with
+        `right_of` that with x > right_of: gas over a level of fluid.
         """
         a, scale_a = self._thin(a)
         b, scale_b = self._thin(b)
@@ -111,9 +111,12 @@ class Canvas:
         x1, y1 = x + half_x, y + half_y
         if below is not None:
             y1 = min(y1, below)
-        if beyond is not None:
-            x1 = min(x1, beyond)
-        window = self.window(x - half_x, y - half_y, x1, y1)
+        x0 = x - half_x
+        if left_of is not None:
+            x1 = min(x1, left_of)
+        if right_of is not None:
+            x0 = max(x0, right_of)
+        window = self.window(x0, y - half_y, x1, y1)
         dx = self.x[window[1]] - np.float32(x)
         dy = self.y[window[0]] - np.float32(y)
         rest = (np.float32(1) - np.float32(xx) * dx * dx)[None, :] - (np.float32(yy) * dy * dy)[

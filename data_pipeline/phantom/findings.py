@@ -8,8 +8,6 @@ teaching; sizes are approximate.
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from data_pipeline.phantom.body import Body, Draw, Oval, diaphragm
@@ -19,15 +17,8 @@ from data_pipeline.phantom.exactmath import PI, cosine, sine
 from data_pipeline.phantom.physics import Attenuation
 
 
-@dataclasses.dataclass(frozen=True)
-class Lesion:
-    """A round thing in the abdomen; None where the condition has none."""
-
-    oval: Oval | None = None
-
-
-def plan(body: Body, draw: Draw) -> tuple[BowelPlan, Lesion]:
-    """How the film's condition rearranges the bowel."""
+def plan(body: Body, draw: Draw) -> tuple[BowelPlan, Oval | None]:
+    """How the film's condition rearranges the bowel, and where a lesion is, if it makes one."""
     label, severity = body.film.label, body.film.severity
     wall, crest, p = body.wall, body.crest, body.pelvis
     if label == "mass":
@@ -42,7 +33,7 @@ def plan(body: Body, draw: Draw) -> tuple[BowelPlan, Lesion]:
         )
         radius = (0.22 + 0.22 * severity) * wall
         oval = (x, y, radius * draw.between(0.9, 1.15), radius * draw.between(0.9, 1.15))
-        return BowelPlan(pushes=[oval], solid=[oval]), Lesion(oval)
+        return BowelPlan(pushes=[oval], solid=[oval]), oval
     if label == "intussusception":
         # Mostly below the liver or in the right flank; the right lower quadrant is emptied.
         below = body.liver[1] + 0.75 * body.liver[3]
@@ -60,12 +51,12 @@ def plan(body: Body, draw: Draw) -> tuple[BowelPlan, Lesion]:
         changes = BowelPlan(
             solid=[oval, emptied], pushes=[oval], dilated=dilated, distal_gas=0.8, stool=0.12
         )
-        return changes, Lesion(oval)
+        return changes, oval
     if label == "air-liquid shadow":
         number = int(draw.between(2.0, 4.0) + 3.5 * severity)
         calibre = 1.35 + 0.9 * severity
         distal = 0.7 - 0.5 * severity
-        return BowelPlan(dilated=(number, calibre), distal_gas=distal, stool=0.08), Lesion()
+        return BowelPlan(dilated=(number, calibre), distal_gas=distal, stool=0.08), None
     if label == "constipation":
         changes = BowelPlan(
             stool=0.6 + 0.38 * severity,
@@ -73,12 +64,12 @@ def plan(body: Body, draw: Draw) -> tuple[BowelPlan, Lesion]:
             rectum=1.3 + 0.6 * severity,
             distal_gas=0.8,
         )
-        return changes, Lesion()
-    return BowelPlan(), Lesion()
+        return changes, None
+    return BowelPlan(), None
 
 
 def draw_finding(
-    canvas: Canvas, body: Body, lesion: Lesion, loops: list[Loop], mu: Attenuation, draw: Draw
+    canvas: Canvas, body: Body, lesion: Oval | None, loops: list[Loop], mu: Attenuation, draw: Draw
 ) -> None:
     """Adds what belongs to the condition to the film and to its mask `finding`."""
     label = body.film.label
@@ -154,7 +145,7 @@ def _free_air(canvas, body, loops, mu, draw):
 
 
 def _mass(canvas, body, lesion, mu, draw):
-    x, y, a, b = lesion.oval
+    x, y, a, b = lesion
     severity = body.film.severity
     thick = min(0.5 * (a + b), 0.8 * body.size.half_depth)
     solid = canvas.ellipsoid(x, y, a, b, thick, draw.between(-0.5, 0.5))
@@ -163,7 +154,7 @@ def _mass(canvas, body, lesion, mu, draw):
 
 
 def _intussusception(canvas, body, lesion, mu, draw):
-    x, y, a, b = lesion.oval
+    x, y, a, b = lesion
     severity = body.film.severity
     thick = min(0.5 * (a + b), 0.7 * body.size.half_depth)
     angle = draw.between(-0.4, 0.4)
