@@ -2,7 +2,7 @@
 
     python main.py --config=configs/export_phantom.py --config.data.train=phantom:infant:films=50
 
-About 30 films of 512 px a second on two cores. Writes the films, `manifest.csv` (with the boxes of
+About 15 films of 512 px a second on two busy cores. Writes the films, `manifest.csv` (with the boxes of
 the findings) and reads back to the same pictures by `manifest:runs/export_phantom/manifest.csv`.
 """
 

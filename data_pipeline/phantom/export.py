@@ -16,7 +16,7 @@ from data_pipeline.phantom.rendering import pixel_spacing, render, render_raw
 FORMATS = ("png", "png16", "dicom")
 _SUFFIX = {"png": ".png", "png16": ".png", "dicom": ".dcm"}
 _STUDY_DATE = datetime.date(2020, 1, 1)  # of every film; birth dates follow from the ages
-_DX_FOR_PRESENTATION = "1.2.840.10008.5.1.4.1.1.1.1.1"
+_DX_FOR_PRESENTATION = "1.2.840.10008.5.1.4.1.1.1.1"
 
 
 def file_name(address: str, form: str) -> str:
@@ -112,6 +112,9 @@ def _dataset(address: str, size: int, patient_id: str, age_months: float, sex: s
     film.StudyID = film.SeriesNumber = film.InstanceNumber = "1"
     film.PatientOrientation = ["L", "F"]
     film.ImageLaterality = "U"
+    # A digital radiograph must have these, if only empty.
+    film.AnatomicRegionSequence = film.AcquisitionContextSequence = []
+    film.DetectorType = film.PositionerType = ""
     film.BurnedInAnnotation = "NO"
     film.LossyImageCompression = "00"
     film.SamplesPerPixel = 1

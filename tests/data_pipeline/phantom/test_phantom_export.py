@@ -53,6 +53,7 @@ def test_dicom_headers(tmp_path):
         film = pydicom.dcmread(path)
         seen.add(film.SOPInstanceUID)
         assert film.file_meta.MediaStorageSOPInstanceUID == film.SOPInstanceUID
+        assert film.SOPClassUID.name == "Digital X-Ray Image Storage - For Presentation"
         assert (film.Modality, film.PhotometricInterpretation) == ("DX", "MONOCHROME2")
         assert (film.BitsAllocated, film.BitsStored, film.HighBit) == (16, 12, 11)
         assert film.PatientID == records.patient_id[i]
