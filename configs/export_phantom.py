@@ -2,8 +2,9 @@
 
     python main.py --config=configs/export_phantom.py --config.data.train=phantom:infant:films=50
 
-About 15 films of 512 px a second on two busy cores. Writes the films, `manifest.csv` (with the boxes of
-the findings) and reads back to the same pictures by `manifest:runs/export_phantom/manifest.csv`.
+About 15 films of 512 px a second on two busy cores. Writes the films and `manifest.csv`, which has
+the boxes of the findings and reads back to the same pictures: the data set
+`manifest:runs/export_phantom/manifest.csv`.
 """
 
 from ml_collections import ConfigDict
