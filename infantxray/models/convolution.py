@@ -21,8 +21,9 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-# Up to this side a map's patches fit the caches, and one product over them is faster than
-# XLA's convolution, which has a blind spot at maps that are smaller than the kernel.
+# XLA's convolution runs in plain loops where the output is smaller than this, the kernel's side.
+BLIND_SPOT = 3
+# Up to this side the patches of a grouped convolution fit the caches.
 SMALL_MAP = 8
 # Products narrower than this waste vector lanes: groups are joined until they are as wide.
 MIN_PATCH_WIDTH, MIN_BLOCK_WIDTH = 16, 32
@@ -68,10 +69,11 @@ def convolve_products(
             )
         ]
         return products[0] if groups == 1 else jnp.concatenate(products, axis=-1)
-    if max(x.shape[1:3]) <= SMALL_MAP:
-        if groups == 1:
-            patches = jnp.concatenate(_taps(x, size, strides, padding), axis=-1)
-            return _matmul(patches, kernel.reshape(-1, features))
+    output_side = (min(x.shape[1:3]) + 2 * padding - size) // strides + 1
+    if groups == 1 and output_side < BLIND_SPOT:
+        patches = jnp.concatenate(_taps(x, size, strides, padding), axis=-1)
+        return _matmul(patches, kernel.reshape(-1, features))
+    if groups > 1 and max(x.shape[1:3]) <= SMALL_MAP:
         kernel, groups = _join_groups(kernel, groups, MIN_PATCH_WIDTH)
         return _convolve_grouped_patches(x, kernel, strides, padding, groups)
     kernel, groups = _join_groups(kernel, groups, max(MIN_BLOCK_WIDTH, channels // MAX_BLOCKS))

@@ -13,7 +13,7 @@ from flax import linen as nn
 from infantxray.models.encoders import layers
 
 LEVELS = 5  # doublings from stride 32 to full resolution
-MIN_WIDTH = 16  # a narrower level cannot draw edges
+MIN_WIDTH = 32  # a narrower level cannot draw edges
 
 
 def level_widths(latent_features: int) -> list[int]:
@@ -56,7 +56,6 @@ class Decoder(nn.Module):
             3,
             use_bias=True,
             dtype=self.dtype,
-            kernel_init=nn.initializers.variance_scaling(1e-3, "fan_in", "normal"),
             name="output",
         )(x)
 
