@@ -29,7 +29,7 @@ def get_config(variant: str = "cpu"):
     config.best_metric = "roc_auc"  # Or accuracy, recall, precision, f1, loss, age_mae_months.
     config.early_stopping_evals = 0  # Stop after so many evaluations without a new best; 0 = never.
     config.bootstrap_samples = 1000
-    config.train_steps = 400
+    config.train_steps = 300
 
     if variant == "paper":
         # The paper gives α alone. 224 px and batch 64 are customary; 30 epochs over 70,353

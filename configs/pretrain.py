@@ -19,12 +19,12 @@ def get_config(variant: str = "cpu"):
     config.task = "pretrain"
     config.objective = "l1"  # Equation 1.
     config.data.train = "phantom:adult,phantom:infant"
-    config.train_steps = 400
+    config.train_steps = 300
     config.images_every_steps = 100  # Panels of input, reconstruction and difference.
     # A linear classifier on the frozen latent, fitted on labelled training patients and scored on
     # validation patients of the last source of data.train that has labels (so name the target
     # domain last): a falling L1 does not tell whether the representation transfers.
-    config.probe_every_steps = 200  # 0 = never.
+    config.probe_every_steps = 100  # 0 = never.
     config.probe_images = 512  # At most, in each of the two sets.
 
     if variant == "paper":
