@@ -68,12 +68,14 @@ class BatchNorm(nn.Module):
       momentum: share of the running statistics that a step keeps.
       epsilon: added to the variance.
       dtype: of the output; statistics and parameters are float32.
+      scale_init: of the learned scale.
     """
 
     use_running_average: bool
     momentum: float = 0.9
     epsilon: float = 1e-5
     dtype: Dtype = jnp.float32
+    scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -81,7 +83,7 @@ class BatchNorm(nn.Module):
         shape = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
-        scale = self.param("scale", nn.initializers.ones_init(), shape)
+        scale = self.param("scale", self.scale_init, shape)
         bias = self.param("bias", nn.initializers.zeros_init(), shape)
 
         x = x.astype(jnp.float32)
