@@ -37,7 +37,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, latent: jax.Array, *, train: bool) -> jax.Array:
-        """Maps [B, h, w, C] to [B, 32 h, 32 w, out_channels], unbounded, near zero at first."""
+        """Maps [B, h, w, C] to [B, 32 h, 32 w, out_channels], unbounded."""
         x = latent
         for level, width in enumerate(level_widths(latent.shape[-1]), start=1):
             x = Upsample(width, dtype=self.dtype, name=f"upsample{level}")(x)

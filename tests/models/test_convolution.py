@@ -67,10 +67,8 @@ def test_products_equal_xla(case):
 
 
 @pytest.mark.parametrize(("size", "strides", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1)])
-@pytest.mark.parametrize("side", [7, 8, 1])
+@pytest.mark.parametrize("side", [7, 8, 2])
 def test_pooling_equals_linen(size, strides, padding, side):
-    if side + 2 * padding < size:
-        pytest.skip("the window does not fit")
     x = np.random.default_rng(0).normal(size=(2, side, side, 5)).astype(np.float32)
     window = ((size, size), (strides, strides), [(padding, padding)] * 2)
     for ours, linens in [

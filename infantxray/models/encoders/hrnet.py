@@ -46,7 +46,7 @@ class BasicBlock(nn.Module):
         y = nn.relu(self.norm(name="norm1")(y))
         y = self.conv(features, 3, name="conv2")(y)
         y = self.norm(name="norm2")(y)
-        return nn.relu(x + y)
+        return layers.relu_sum(x, y)
 
 
 class HRNet(nn.Module):
@@ -86,7 +86,7 @@ class HRNet(nn.Module):
 
         def fuse(branches, target, name):
             """All branches, brought to the target's resolution and width, summed."""
-            features, total = branches[target].shape[-1], 0
+            features, terms = branches[target].shape[-1], []
             for source, y in enumerate(branches):
                 path = f"{name}_{source + 1}to{target + 1}"
                 for step in range(source, target):  # coarser by strided convolutions
@@ -97,8 +97,8 @@ class HRNet(nn.Module):
                 if source > target:  # finer by repeating pixels
                     y = conv_norm(y, features, 1, path)
                     y = layers.repeat_pixels(y, 2 ** (source - target))
-                total = total + y
-            return nn.relu(total)
+                terms.append(y)
+            return layers.relu_sum(sum(terms[:-1]), terms[-1])
 
         x = nn.relu(conv_norm(image, STEM_FEATURES, 3, "stem1", strides=2))
         x = nn.relu(conv_norm(x, STEM_FEATURES, 3, "stem2", strides=2))

@@ -104,6 +104,29 @@ class BatchNorm(nn.Module):
         return x.astype(self.dtype)
 
 
+@jax.custom_vjp
+def relu_sum(x: jax.Array, y: jax.Array) -> jax.Array:
+    """ReLU of x + y, exactly, spelled so that XLA computes it once.
+
+    XLA recomputes an operation of one argument in every consumer rather than store it. If
+    that were the ReLU, each residual block would recompute the sums of all blocks before it.
+    """
+    return jnp.maximum(x, -y) + y
+
+
+def _relu_sum_forward(x, y):
+    z = relu_sum(x, y)
+    return z, z
+
+
+def _relu_sum_backward(z, gradient):
+    gradient = jnp.where(z > 0, gradient, 0)
+    return gradient, gradient
+
+
+relu_sum.defvjp(_relu_sum_forward, _relu_sum_backward)
+
+
 def repeat_pixels(x: jax.Array, times: int) -> jax.Array:
     """[B, H, W, C] to [B, times H, times W, C]: upsampling to the nearest neighbour."""
     return x.repeat(times, axis=1).repeat(times, axis=2)

@@ -62,7 +62,7 @@ class Bottleneck(nn.Module):
         if x.shape != y.shape:
             x = self.conv(self.features, strides=self.strides, name="projection")(x)
             x = self.norm(name="projection_norm")(x)
-        return nn.relu(x + y)
+        return layers.relu_sum(x, y)
 
 
 class ResNet(nn.Module):

@@ -63,7 +63,7 @@ class Unit(nn.Module):
         if joined:
             x = average_pool(x, size=3, strides=2, padding=1)
             return nn.relu(jnp.concatenate([y, x], axis=-1))
-        return nn.relu(x + y)
+        return layers.relu_sum(x, y)
 
 
 class ShuffleNet(nn.Module):

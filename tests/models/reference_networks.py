@@ -1,0 +1,56 @@
+"""The reference implementations that the encoders must equal; they need PyTorch."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+
+
+def create_reference(name: str):
+    """The PyTorch network of that name in evaluation mode, RGB, with random weights."""
+    torch = importlib.import_module("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the packages' own
+        if name == "shufflenet":
+            from pytorchcv.model_provider import get_model
+
+            return get_model("shufflenet_g3_w1").eval()
+        _define_missing_operators(torch)
+        if name in ("xception", "hrnet_w32"):
+            import timm
+
+            return timm.create_model({"xception": "legacy_xception"}.get(name, name)).eval()
+        import torchvision
+
+        return getattr(torchvision.models, {"resnext50": "resnext50_32x4d"}.get(name, name))(
+            **({"init_weights": False} if name == "densenet" else {})
+        ).eval()
+
+
+def reference_map(network, name: str, image):
+    """The last map [B, C, h, w] of the reference, after activation, for image [B, 3, H, W]."""
+    torch = importlib.import_module("torch")
+    if name in ("vgg19", "mobilenet_v2"):
+        return network.features(image)
+    if name == "densenet121":
+        return torch.relu(network.features(image))
+    if name == "shufflenet":
+        return network.features[:-1](image)
+    if name in ("xception", "hrnet_w32"):
+        return network.forward_features(image)
+    return torch.nn.Sequential(*list(network.children())[:-2])(image)
+
+
+def _define_missing_operators(torch) -> None:
+    """torchvision without its compiled half imports once these two names exist."""
+    for schema in (
+        "nms(Tensor d, Tensor s, float t) -> Tensor",
+        "qnms(Tensor d, Tensor s, float t) -> Tensor",
+    ):
+        if not hasattr(torch.ops.torchvision, schema.partition("(")[0]):
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            library.define(schema)
+            _KEPT.append(library)  # a library that is collected takes its names with it
+
+
+_KEPT = []
