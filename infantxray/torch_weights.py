@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import jax
@@ -249,6 +250,7 @@ def export_encoder(
     _write(weights, str(path))
 
 
+@cache  # tracing a large network takes seconds
 def _reference_keys(
     name: str, in_channels: int
 ) -> dict[tuple[str, str], tuple[str, tuple[int, ...]]]:
