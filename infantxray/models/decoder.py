@@ -37,7 +37,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, latent: jax.Array, *, train: bool) -> jax.Array:
-        """Maps [B, h, w, C] to [B, 32 h, 32 w, out_channels], unbounded."""
+        """Maps [B, h, w, C] to [B, 32 h, 32 w, out_channels], unbounded, near zero at first."""
         x = latent
         for level, width in enumerate(level_widths(latent.shape[-1]), start=1):
             x = Upsample(width, dtype=self.dtype, name=f"upsample{level}")(x)
@@ -56,6 +56,7 @@ class Decoder(nn.Module):
             3,
             use_bias=True,
             dtype=self.dtype,
+            kernel_init=nn.initializers.variance_scaling(1e-3, "fan_in", "normal"),
             name="output",
         )(x)
 

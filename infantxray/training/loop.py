@@ -320,13 +320,12 @@ def fit(
             state, metrics = train_step(state, batch, step_key)
             pending.append(metrics)
             bar.update()
-            stopping = stop.requested
             if step == start + 1:
                 jax.block_until_ready(metrics)  # The compilation is not counted as training.
                 clock.restart()
             clock.step()
             last = step == total_steps
-            if step % config.log_every_steps == 0 or last or stopping:
+            if step % config.log_every_steps == 0 or last:
                 flush(step)
             with clock.paused():
                 log(step, task.on_step(step, state, writer))
@@ -342,6 +341,7 @@ def fit(
                         best_metric,
                     )
                 progress.finished = last or tired
+            stopping = stop.requested  # Read once: it may come at any moment.
             due = step % config.checkpoint_every_steps == 0
             if evaluated or due or stopping:
                 flush(step)

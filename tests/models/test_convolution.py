@@ -82,7 +82,8 @@ def test_pooling_equals_linen(size, strides, padding, side):
 
 
 def test_backend_decides(monkeypatch):
-    x, kernel = jnp.zeros((1, 4, 4, 2)), jnp.zeros((3, 3, 2, 2))
+    # A map smaller than the kernel.
+    x, kernel = jnp.zeros((1, 2, 2, 2)), jnp.zeros((3, 3, 2, 2))
 
     def primitives():
         program = jax.make_jaxpr(lambda x: convolution.convolve(x, kernel, padding=1))(x)
