@@ -3,8 +3,12 @@
 For each encoder, image size and task, both frameworks run the same step (forward,
 backward, AdamW) on the same number of grey images: this project's network, and the
 reference's own network (torchvision, timm, pytorchcv) with the same decoder or heads.
-The two take turns in one process, and the ratio is the median over the turns. Peak
-memory is each one's alone, measured in a process of its own.
+The two take turns in one process, and a ratio (JAX / PyTorch) is the median over the
+turns, with the lowest and the highest beside it. `cpu_ratio` compares processor time
+instead of elapsed time: on a machine that others use at the same time it is the fair
+figure, with `--threads 1` (with more, PyTorch's threads burn time waiting for each
+other). Freed memory is kept in both, as `infantxray.cpu_memory` does. Peak memory is
+each one's alone, in a process of its own, and includes the framework.
 
 Needs torch, torchvision, timm and pytorchcv beside the requirements. From the
 repository's root, about 25 minutes on two cores:
@@ -31,10 +35,9 @@ BATCH_SIZE = 16
 CLASSES = 11
 AGE_WEIGHT = 0.8
 LEARNING_RATE = 1e-3
-THREADS = 2
 COLUMNS = [
     *("encoder", "size", "task", "torch_ms", "jax_ms", "ratio", "ratio_low", "ratio_high"),
-    *("compile_s", "torch_mib", "jax_mib"),
+    *("cpu_ratio", "threads", "compile_s", "torch_mib", "jax_mib"),
 ]
 
 
@@ -102,7 +105,7 @@ def make_torch_step(name: str, size: int, task: str):
     from reference_networks import create_reference, reference_map
     from torch import nn
 
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     network = create_reference(name).train()
     _make_grey(network)
@@ -191,21 +194,25 @@ def measure_time(name: str, size: int, task: str, turns: int, seconds: float) ->
         step()
         repeats[framework] = max(1, round(seconds / (time.perf_counter() - start)))
     times = {framework: [] for framework in steps}
+    processor = {framework: [] for framework in steps}
     for turn in range(turns):
         order = list(steps) if turn % 2 == 0 else list(steps)[::-1]
         for framework in order:
             steps[framework]()  # wakes its threads
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             for _ in range(repeats[framework]):
                 steps[framework]()
             times[framework].append((time.perf_counter() - start) / repeats[framework] * 1e3)
+            processor[framework].append((time.process_time() - cpu_start) / repeats[framework])
     ratios = sorted(j / t for j, t in zip(times["jax"], times["torch"], strict=True))
+    cpu_ratios = [j / t for j, t in zip(processor["jax"], processor["torch"], strict=True)]
     return {
         "torch_ms": round(statistics.median(times["torch"]), 1),
         "jax_ms": round(statistics.median(times["jax"]), 1),
         "ratio": round(statistics.median(ratios), 2),
         "ratio_low": round(ratios[0], 2),
         "ratio_high": round(ratios[-1], 2),
+        "cpu_ratio": round(statistics.median(cpu_ratios), 2),
         "compile_s": round(compile_s, 1),
     }
 
@@ -224,11 +231,13 @@ def print_peak_memory(framework: str, name: str, size: int, task: str) -> None:
 def measure_memory(framework: str, name: str, size: int, task: str) -> int:
     command = [sys.executable, __file__, "--memory", framework]
     command += ["--encoders", name, "--sizes", str(size), "--tasks", task]
+    command += ["--threads", str(len(os.sched_getaffinity(0)))]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(result.stdout.split()[-1])
 
 
 def main() -> None:
+    from infantxray.cpu_memory import keep_freed_memory
     from infantxray.models import ENCODERS
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -244,9 +253,13 @@ def main() -> None:
     parser.add_argument("--turn-seconds", type=float, default=0.7, help="length of a turn")
     parser.add_argument("--output", type=pathlib.Path, help="CSV to which rows are added")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--threads", type=int, default=2, help="processors to use")
     parser.add_argument("--memory", choices=["jax", "torch"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
 
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    keep_freed_memory()
     cases = [
         (name, size, task)
         for name in arguments.encoders
@@ -260,6 +273,7 @@ def main() -> None:
     writer.writeheader()
     for case in cases:
         row = dict(zip(("encoder", "size", "task"), case, strict=True))
+        row["threads"] = arguments.threads
         row |= measure_time(*case, arguments.turns, arguments.turn_seconds)
         if not arguments.no_memory:
             row["torch_mib"] = measure_memory("torch", *case)
@@ -277,5 +291,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
     main()
