@@ -2,7 +2,7 @@
 
     python main.py --config=configs/pretrain.py
 
-takes about 100 seconds on two CPU cores, on embedded data (adult and infant phantoms, 64 px).
+takes about two minutes on two CPU cores, on embedded data (adult and infant phantoms, 64 px).
 
     python main.py --config=configs/pretrain.py:paper \
         --config.data.train=manifest:/data/adult.csv,manifest:/data/infant.csv
