@@ -11,11 +11,6 @@ from infantxray.models.convolution import convolve
 
 Dtype = jnp.dtype | type
 
-# For the last normalisation of a residual block: blocks start close to the identity, as in
-# Goyal et al. 2017. With scales of one the gradient grows from block to block, a hundredfold
-# over a network; with their scales of zero it does not reach a block's weights at first.
-small_scale = nn.initializers.constant(0.1)
-
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 

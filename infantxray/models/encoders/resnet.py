@@ -56,7 +56,9 @@ class Bottleneck(nn.Module):
         y = self.conv(self.width, 3, strides=self.strides, groups=self.groups, name="conv2")(y)
         y = nn.relu(self.norm(name="norm2")(y))
         y = self.conv(self.features, name="conv3")(y)
-        y = self.norm(scale_init=layers.small_scale, name="norm3")(y)
+        # Blocks start as the identity (Goyal et al. 2017): with random ones the gradient grows
+        # from block to block, a hundredfold over the network.
+        y = self.norm(scale_init=nn.initializers.zeros_init(), name="norm3")(y)
         if x.shape != y.shape:
             x = self.conv(self.features, strides=self.strides, name="projection")(x)
             x = self.norm(name="projection_norm")(x)
