@@ -66,7 +66,7 @@ def run(config, folder: str) -> None:
             total_steps=runtime.total_steps(config, len(train)),
             best_metric=config.best_metric,
             lower_is_better=config.best_metric in ("loss", "age_mae_months"),
-            initialise=functools.partial(_start_from, config),
+            initialise=functools.partial(start_from, config),
             encoder_factor=config.encoder_learning_rate_factor,
             freeze_encoder=config.freeze_encoder,
             ema_decay=config.ema_decay,
@@ -152,7 +152,7 @@ def _log_labels(card: workdir.ModelCard, source: FilmSource) -> None:
         )
 
 
-def _start_from(config, variables):
+def start_from(config, variables):
     """Puts the weights of `config.pretrained` into fresh variables."""
     if not config.pretrained:
         _log.info("the encoder starts from random weights")

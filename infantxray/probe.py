@@ -1,8 +1,11 @@
-"""How much a frozen encoder knows about conditions: a linear classifier on its pooled last map."""
+"""How much a frozen encoder knows of conditions and ages: simple methods on its pooled last map."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import logging
+import os
 from collections.abc import Callable
 
 import jax
@@ -10,8 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from data_pipeline.loader import BadFiles, evaluation_batches
+from data_pipeline.manifest import Records
+from data_pipeline.splits import patient_keys
+from infantxray import data, diagnosis, finetune, runtime, workdir
+from infantxray.evaluation import metrics as evaluation_metrics
+from infantxray.evaluation.metrics import Predictions
+from infantxray.models.diagnosis import DiagnosisModel
+from infantxray.training import augment
+from infantxray.training.sharding import DataParallel
+
+_log = logging.getLogger(__name__)
+
+METHODS = ("linear", "knn")
 _ITERATIONS = 100
 _L2 = 1e-2  # On standardised features.
+_NEIGHBOURS = 20
+_TEMPERATURE = 0.07
 
 
 def fit_linear(
@@ -57,3 +75,164 @@ def _lbfgs(x: jax.Array, labels: jax.Array, num_classes: int):
 
     (weights, _), _ = jax.lax.scan(step, (weights, solver.init(weights)), length=_ITERATIONS)
     return weights
+
+
+def fit_ridge(features: np.ndarray, targets: np.ndarray, l2: float = _L2) -> Callable:
+    """Ridge regression on standardised features, in closed form.
+
+    Args:
+      features: `[N, D]`.
+      targets: `[N, T]`.
+      l2: penalty, relative to the mean squared error.
+
+    Returns:
+      A function from features `[M, D]` to predictions `[M, T]`.
+    """
+    mean, std = features.mean(0), features.std(0) + 1e-6
+    offset = targets.mean(0)
+    x = ((features - mean) / std).astype(np.float64)
+    gram = x.T @ x / len(x) + l2 * np.eye(x.shape[1])
+    weights = np.linalg.solve(gram, x.T @ (targets - offset) / len(x))
+    return lambda other: ((other - mean) / std) @ weights + offset
+
+
+def nearest(features: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest neighbours by the cosine of standardised features.
+
+    Args:
+      features: `[N, D]`, among which neighbours are sought.
+      other: `[M, D]`.
+
+    Returns:
+      Rows of `features`, `[M, k]`, and the weights of their votes, which sum to 1 (Wu et al.,
+      CVPR 2018: exp(cosine / 0.07), k at most 20).
+    """
+    mean, std = features.mean(0), features.std(0) + 1e-6
+
+    def direction(x):
+        x = (x - mean) / std
+        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+    cosine = direction(other) @ direction(features).T
+    k = min(_NEIGHBOURS, len(features))
+    rows = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
+    weights = np.exp((np.take_along_axis(cosine, rows, 1) - 1) / _TEMPERATURE)
+    return rows, weights / weights.sum(1, keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Pooled last maps `[N, C]` of films, with their records and labels (int `[N]`, -1 unknown)."""
+
+    values: np.ndarray
+    records: Records
+    label: np.ndarray
+
+
+def _linear(train: Features, test: Features, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    known, aged = train.label >= 0, train.records.has_age
+    probabilities = np.full((len(test.label), num_classes), np.nan)
+    ages = np.full(len(test.label), np.nan)
+    if num_classes:
+        predict = fit_linear(train.values[known], train.label[known], num_classes)
+        probabilities = predict(test.values)
+    if aged.any():
+        target = train.records.age_months[aged][:, None].astype(np.float64)
+        ages = fit_ridge(train.values[aged], target)(test.values)[:, 0]
+    return probabilities, ages
+
+
+def _knn(train: Features, test: Features, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    known, aged = train.label >= 0, train.records.has_age
+    probabilities = np.full((len(test.label), num_classes), np.nan)
+    ages = np.full(len(test.label), np.nan)
+    if num_classes:
+        rows, weights = nearest(train.values[known], test.values)
+        votes = np.eye(num_classes)[train.label[known][rows]]  # [M, k, K]
+        probabilities = (weights[:, :, None] * votes).sum(1)
+    if aged.any():
+        rows, weights = nearest(train.values[aged], test.values)
+        ages = (weights * train.records.age_months[aged][rows]).sum(1)
+    return probabilities, ages
+
+
+class _Extractor:
+    """Films -> `Features`."""
+
+    def __init__(self, config, model: DiagnosisModel, variables, reader):
+        self._config = config
+        self._sharding = DataParallel()
+        self._reader = reader
+
+        def pooled(image):
+            x = augment.normalise(augment.to_intensity(image))
+            latent = model.apply(variables, x, method=DiagnosisModel.latent)
+            return latent.mean(axis=(1, 2)).astype(jnp.float32)
+
+        self._pooled = jax.jit(pooled)
+
+    def __call__(self, records: Records) -> Features:
+        source = self._reader(records)
+        size = self._sharding.evaluation_batch_size(self._config.batch_size)
+        values, masks = [], []
+        for batch in evaluation_batches(source, size, num_threads=self._config.data.num_threads):
+            image = jax.device_put(batch["image"], self._sharding.batch)
+            values.append(np.asarray(self._pooled(image)))
+            masks.append(batch["mask"])
+        keep = np.flatnonzero(np.concatenate(masks) > 0)
+        return Features(np.concatenate(values)[keep], records.take(keep), source.labels[keep])
+
+
+def run(config, folder: str) -> None:
+    """Probes the encoder of `config.pretrained` into the workdir `folder`."""
+    runtime.setup()
+    workdir.prepare(folder, config)
+    done = os.path.join(folder, "metrics.json")
+    if os.path.exists(done):
+        _log.info("%s is finished: see metrics.json in it", folder)
+        return
+    split = data.open_split(config.data, folder)
+    classes = data.find_classes(config.data, split.train)
+    how = data.preprocessing(config.data)
+    card = workdir.ModelCard(config.encoder, config.dtype, how, classes)
+    card.write(folder)
+    model = diagnosis.build_model(card)
+    variables = diagnosis.init_variables(model, how.image_size, jax.random.key(config.seed))
+    variables = finetune.start_from(config, variables)
+    bad_files = BadFiles()
+    reader = functools.partial(
+        data.film_source,
+        config.data,
+        classes=classes,
+        how=how,
+        training=False,
+        bad_files=bad_files,
+    )
+    extract = _Extractor(config, model, variables, reader)
+    train = split.train.take(split.train.has_label | split.train.has_age)
+    if len(train) > config.train_films:
+        rows = np.random.default_rng(config.seed).permutation(len(train))[: config.train_films]
+        train = train.take(np.sort(rows))
+    try:
+        fitted, scored = extract(train), extract(split.test)
+    finally:
+        diagnosis.write_bad_files(folder, bad_files)
+    summary = {}
+    for name, method in zip(METHODS, (_linear, _knn), strict=True):
+        probabilities, ages = method(fitted, scored, len(classes))
+        predictions = Predictions(
+            classes=classes,
+            probabilities=probabilities,
+            label=scored.label,
+            age_months=scored.records.age_months,
+            age_predicted_months=ages,
+            patient=patient_keys(scored.records, config.data.patient_ids),
+        )
+        path = os.path.join(folder, f"predictions_{name}.csv")
+        diagnosis.write_predictions(path, predictions, scored.records)
+        summary[name] = evaluation_metrics.summarise(
+            predictions, bootstrap_samples=config.bootstrap_samples, seed=config.seed
+        )
+        shown = {k: round(v, 3) for k, v in evaluation_metrics.headline(predictions).items()}
+        _log.info("%s on frozen features: %s", name, shown)
+    workdir.write_json(done, evaluation_metrics.to_json(summary))

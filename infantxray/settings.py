@@ -17,8 +17,10 @@ TASKS = (
     "check_data",
     "prepare",
     "export_phantom",
+    "probe",
+    "study",
 )
-OBJECTIVES = ("l1",)
+OBJECTIVES = ("l1", "denoise", "masked_pixels", "masked_hog", "simsiam")
 OPTIMIZERS = ("adamw", "sgd")
 DTYPES = ("float32", "bfloat16")
 BEST_METRICS = ("roc_auc", "accuracy", "recall", "precision", "f1", "loss", "age_mae_months")
@@ -48,6 +50,8 @@ _RULES = {
     "images_every_steps": (lambda v: v >= 1, "at least 1"),
     "probe_every_steps": (lambda v: v >= 0, "0 (never) or more"),
     "probe_images": (lambda v: v >= 1, "at least 1"),
+    "train_films": (lambda v: v >= 1, "at least 1"),
+    "study.parallel_cells": (lambda v: v >= 1, "at least 1"),
     "age_weight": (lambda v: v >= 0, "0 or more: it is α of L = CE + α·MSE"),
     "encoder_learning_rate_factor": (lambda v: v >= 0, "0 or more"),
     "class_weights": (lambda v: v in ("none", "balanced"), "none or balanced"),
@@ -67,6 +71,10 @@ _RULES = {
     "augment.brightness": (_is_fraction, "at least 0 and below 1"),
     "augment.gamma": (lambda v: v >= 0, "0 (off) or more"),
     "augment.noise": (lambda v: v >= 0, "0 (off) or more"),
+    "denoise.noise": (lambda v: v > 0, "above 0"),
+    "masking.fraction": (lambda v: 0 < v < 1, "above 0 and below 1"),
+    "masking.patch_size": (lambda v: v in (0, 4, 8, 16, 32), "0 (by image size), 4, 8, 16 or 32"),
+    "views.blur": (_is_fraction, "at least 0 and below 1"),
     "data.image_size": (lambda v: v >= 32 and v % 32 == 0, "a multiple of 32 (pixels)"),
     "data.resize": (lambda v: v in ("pad", "squash", "crop"), "pad, squash or crop"),
     "data.validation_fraction": (_is_fraction, "at least 0 and below 1"),
@@ -76,6 +84,13 @@ _RULES = {
     "data.label_fraction": (lambda v: 0 < v <= 1, "above 0, at most 1"),
     "data.on_error": (lambda v: v in ("raise", "skip"), "raise or skip"),
     "data.num_threads": (lambda v: v >= 1, "at least 1"),
+}
+
+# The two views of objective=simsiam are made by the same function as any augmentation.
+_RULES |= {
+    key.replace("augment", "views"): rule
+    for key, rule in _RULES.items()
+    if key.startswith("augment.")
 }
 
 
@@ -113,6 +128,11 @@ def check(config) -> None:
         raise ConfigError(
             "config.data.validation_fraction and config.data.test_fraction leave nothing to train "
             f"on ({fractions[0]:g} + {fractions[1]:g})"
+        )
+    if "masking" in config and config.masking.patch_size >= config.data.image_size:
+        raise ConfigError(
+            f"config.masking.patch_size ({config.masking.patch_size}) must be below "
+            f"config.data.image_size ({config.data.image_size}): one patch would hide everything"
         )
     if "best_metric" in config and not config.age_head and config.best_metric == "age_mae_months":
         raise ConfigError("config.best_metric=age_mae_months needs config.age_head=True")

@@ -40,7 +40,7 @@ class ModelCard:
     def write(self, workdir: str) -> None:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["preprocessing"] = self.preprocessing.to_dict()
-        _write_json(os.path.join(workdir, "preprocessing.json"), values)
+        write_json(os.path.join(workdir, "preprocessing.json"), values)
 
     @classmethod
     def read(cls, workdir: str) -> ModelCard:
@@ -58,22 +58,31 @@ def prepare(workdir: str, config) -> None:
       UserError: the folder holds a run with other settings; they are named.
     """
     os.makedirs(workdir, exist_ok=True)
-    path = os.path.join(workdir, "config.json")
-    now = json.loads(config.to_json_best_effort())
-    if os.path.exists(path):
-        before, after = _flat(read_config(workdir)), _flat(now)
-        changed = [
-            f"{key} ({before.get(key)!r} -> {after.get(key)!r})"
-            for key in sorted(before.keys() | after.keys())
-            if before.get(key) != after.get(key) and key not in _HARMLESS
-        ]
-        if changed:
-            raise UserError(
-                f"{workdir} holds a run with other settings: {', '.join(changed[:3])}"
-                + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-                + "; choose another --workdir, or delete that folder to start again"
-            )
-    _write_json(path, now)
+    changed = changed_settings(workdir, config)
+    if changed:
+        raise UserError(
+            f"{workdir} holds a run with other settings: {', '.join(changed[:3])}"
+            + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+            + "; choose another --workdir, or delete that folder to start again"
+        )
+    write_config(workdir, config)
+
+
+def write_config(workdir: str, config) -> None:
+    """Records the configuration in the folder of a run, whatever it held."""
+    write_json(os.path.join(workdir, "config.json"), json.loads(config.to_json_best_effort()))
+
+
+def changed_settings(workdir: str, config) -> list[str]:
+    """What a run in this folder was started with that is different now; empty without a run."""
+    if not os.path.exists(os.path.join(workdir, "config.json")):
+        return []
+    before, after = _flat(read_config(workdir)), _flat(json.loads(config.to_json_best_effort()))
+    return [
+        f"{key} ({before.get(key)!r} -> {after.get(key)!r})"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key not in _HARMLESS
+    ]
 
 
 def read_config(workdir: str) -> dict:
@@ -92,7 +101,8 @@ def _read_json(workdir: str, name: str) -> dict:
         raise UserError(f"{path} is not valid JSON ({error})") from None
 
 
-def _write_json(path: str, values: dict) -> None:
+def write_json(path: str, values: dict) -> None:
+    """Writes a file of a run, whole or not at all."""
     # Whoever is interrupted here leaves the old file, not half a new one.
     with open(path + ".tmp", "w", encoding="utf-8") as file:
         json.dump(values, file, indent=2, ensure_ascii=False)

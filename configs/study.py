@@ -1,0 +1,102 @@
+"""The paper in one command: its Tables 1 and 2 and its figures, with statistics, in `report.html`.
+
+    python main.py --config=configs/study.py
+
+takes under half an hour on two CPU cores, on embedded data: two encoders at 64 px, the paper's
+three variants, three seeds. So few steps say little about the method: they show what the study
+measures and how wide its intervals are. Selections:
+
+    python main.py --config=configs/study.py --config.study.dry_run=True
+    python main.py --config=configs/study.py --config.study.encoders="('densenet121', 'vgg19')" \
+        --config.study.label_fractions="(0.02, 0.1, 1.0)" --config.finetune.train_steps=300
+    python main.py --config=configs/study.py --config.study.cells=0-5
+
+is everything of the paper: eight encoders, five seeds, 224 px, for GPUs:
+
+    python main.py --config=configs/study.py:paper --workdir=/shared/study \
+        --config.study.pretrain_data=manifest:/data/adult.csv,manifest:/data/infant.csv \
+        --config.data.train=manifest:/data/infant.csv
+
+The same command again goes on where it was stopped. docs/study.md has Slurm arrays and Ray.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, finetune, pretrain
+
+ENCODERS = (
+    "vgg19",
+    "mobilenet_v2",
+    "shufflenet",
+    "xception",
+    "hrnet_w32",
+    "resnext50",
+    "densenet121",
+    "resnet50",
+)
+
+
+def _variants() -> ConfigDict:
+    """What is compared, by name: whether stage two starts from a stage one, and what each of the
+    two stages changes of its settings. Variants that change nothing of stage one, or the same,
+    share its runs."""
+    config = ConfigDict()
+    config.without_pretraining = {"pretrained": False, "pretrain": {}, "finetune": {}}
+    config.without_apn = {"pretrained": True, "pretrain": {}, "finetune": {"age_head": False}}
+    config.full = {"pretrained": True, "pretrain": {}, "finetune": {}}
+    return config
+
+
+def _stage(config: ConfigDict) -> ConfigDict:
+    """The settings of a stage that the study does not set cell by cell."""
+    with config.unlocked():
+        for key in ("task", "encoder", "seed", "dtype", "data"):
+            del config[key]
+    return config
+
+
+def get_config(variant: str = "cpu"):
+    if variant not in ("cpu", "paper"):
+        raise ValueError(f"configs/study.py has the variants cpu and paper, not {variant!r}")
+    config = ConfigDict()
+    config.task = "study"
+    config.study = ConfigDict()
+    config.study.size = variant  # Of configs/pretrain.py and configs/finetune.py.
+    config.study.encoders = ("shufflenet", "resnet50")
+    config.study.variants = ("without_pretraining", "without_apn", "full")  # Of config.variants.
+    config.study.seeds = (0, 1, 2)
+    config.study.label_fractions = (1.0,)  # Of the training patients, for stage two.
+    # The films of stage one, without labels; those of stage two are data.train.
+    config.study.pretrain_data = "phantom:adult,phantom:infant"
+    config.study.frozen = True  # A linear probe and k-NN on the frozen features of every encoder.
+    config.study.cells = ""  # Empty: all. Or numbers of the plan, such as "0-11,20".
+    config.study.dry_run = False  # True: print the plan and stop.
+    # Cells at a time on this machine, each with an equal share of a GPU's memory.
+    config.study.parallel_cells = 1
+    config.ray_address = ""  # Of a Ray cluster, such as "auto": a cell a task, a GPU a cell.
+    config.bootstrap_samples = 2000  # Of the study's intervals.
+    config.seed = 0  # Of the resampling.
+    config.dtype = "float32"
+    config.variants = _variants()
+    config.data = common.data()  # Of both stages.
+    with config.data.unlocked():
+        del config.data["label_fraction"]  # A selection of the study.
+    config.pretrain = _stage(pretrain.get_config(variant))
+    config.finetune = _stage(finetune.get_config(variant))
+    with config.finetune.unlocked():
+        del config.finetune["pretrained"]
+    if variant == "paper":
+        config.study.encoders = ENCODERS
+        config.study.seeds = (0, 1, 2, 3, 4)
+        config.dtype = "bfloat16"
+        config.data.image_size = 224
+        config.data.num_threads = 16
+        return config
+    for stage in (config.pretrain, config.finetune):
+        stage.train_steps = 100
+        stage.eval_every_steps = 50
+        stage.checkpoint_every_steps = 50
+    config.pretrain.images_every_steps = 100
+    config.pretrain.probe_every_steps = 0  # The study probes every encoder at the end.
+    config.finetune.bootstrap_samples = 200  # Of each run's own report.
+    return config
