@@ -11,13 +11,52 @@ is the paper's size: 224 px, for GPUs. `/data/infant.csv` is the manifest that s
 well: its test patients are left out here.
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
+
+
+def denoise() -> ConfigDict:
+    """For objective=denoise."""
+    config = ConfigDict()
+    config.noise = 0.2  # Standard deviation, of the intensity range.
+    return config
+
+
+def masking() -> ConfigDict:
+    """For objective=masked_pixels and masked_hog."""
+    config = ConfigDict()
+    config.fraction = 0.6  # Of the patches, in each image.
+    # Pixels: 4, 8, 16 or 32. 0 = about an eighth of the image's side: 8 at 64 px, 32 at 224.
+    config.patch_size = 0
+    return config
+
+
+def views() -> ConfigDict:
+    """For objective=simsiam: what makes its two views, after the augmentation of the film.
+
+    No flips, for the reasons that stand in `common.augment`.
+    """
+    config = common.augment()
+    config.rotation_degrees = 15.0
+    config.scale = 0.4  # The larger of two views shows half the area.
+    config.shift = 0.15
+    config.contrast = 0.4
+    config.brightness = 0.2
+    config.gamma = 0.4
+    config.noise = 0.05
+    config.blur = 0.015  # Largest standard deviation, of the image side.
+    return config
 
 
 def get_config(variant: str = "cpu"):
     config = common.training()
     config.task = "pretrain"
-    config.objective = "l1"  # Equation 1.
+    # "l1" (Equation 1), "denoise", "masked_pixels", "masked_hog" or "simsiam": docs/objectives.md.
+    config.objective = "l1"
+    config.denoise = denoise()
+    config.masking = masking()
+    config.views = views()
     config.data.train = "phantom:adult,phantom:infant"
     config.train_steps = 300
     config.images_every_steps = 100  # Panels of input, reconstruction and difference.

@@ -47,7 +47,7 @@ def run(config, folder: str) -> None:
 
     sharding = DataParallel()
     encoder = create_encoder(config.encoder, dtype=jnp.dtype(config.dtype))
-    objective = OBJECTIVES[config.objective](encoder, jnp.dtype(config.dtype))
+    objective = OBJECTIVES[config.objective](encoder, jnp.dtype(config.dtype), config)
     validation = reader(split.validation, training=False)
     evaluate = functools.partial(
         _evaluate, objective, validation, config, sharding, jax.jit(_validation_loss(objective))

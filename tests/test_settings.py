@@ -105,7 +105,9 @@ def test_values_at_the_edge_are_allowed(key, value):
 
 def test_every_rule_is_tested():
     stage_one = {"objective", "images_every_steps", "probe_every_steps", "probe_images"}
-    assert {key.replace(".", "__") for key in settings._RULES} == BAD.keys() | stage_one
+    stage_one |= {"denoise__noise", "masking__fraction", "masking__patch_size", "views__blur"}
+    views = {key.replace("augment", "views") for key in BAD if key.startswith("augment__")}
+    assert {key.replace(".", "__") for key in settings._RULES} == BAD.keys() | stage_one | views
 
 
 @pytest.mark.parametrize(
@@ -115,11 +117,17 @@ def test_every_rule_is_tested():
         ("images_every_steps", 0),
         ("probe_every_steps", -1),
         ("probe_images", 0),
+        ("denoise.noise", 0.0),
+        ("masking.fraction", 0.0),
+        ("masking.fraction", 1.0),
+        ("masking.patch_size", 12),
+        ("views.blur", -0.1),
+        ("views.scale", 1.0),
     ],
 )
 def test_rules_of_stage_one(key, value):
     changed = pretrain.get_config()
-    changed[key] = value
+    changed.update_from_flattened_dict({key: value})
     with pytest.raises(ConfigError, match=f"config.{key} is {value!r}"):
         check(changed)
 
@@ -141,6 +149,13 @@ def test_rules_of_stage_one(key, value):
 def test_settings_that_contradict_each_other(values, message):
     with pytest.raises(ConfigError, match=message):
         check(config(**values))
+
+
+def test_a_patch_must_leave_something_to_see():
+    changed = pretrain.get_config()
+    changed.masking.patch_size = changed.data.image_size = 32
+    with pytest.raises(ConfigError, match=r"patch_size \(32\) must be below .*image_size \(32\)"):
+        check(changed)
 
 
 def test_epochs_instead_of_steps():

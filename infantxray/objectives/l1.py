@@ -18,7 +18,8 @@ class L1(Objective):
     name = "l1"
     panel_names = ("input", "reconstruction", "difference")
 
-    def __init__(self, encoder: nn.Module, dtype):
+    def __init__(self, encoder: nn.Module, dtype, config):
+        del config
         self.model = Autoencoder(encoder, Decoder(dtype=dtype))
 
     def _reconstruct(self, variables, image, *, train):
