@@ -20,7 +20,7 @@ demo: .venv/installed
 		--config.pretrained=runs/demo/pretrain
 
 test: .venv/installed
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist loadgroup
 
 lint: .venv/installed
 	$(RUN) -m ruff check .

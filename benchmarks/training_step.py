@@ -26,6 +26,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -257,6 +258,9 @@ def main() -> None:
     parser.add_argument("--memory", choices=["jax", "torch"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
 
+    # The process that measures memory reads the program that this one compiled.
+    programs = tempfile.TemporaryDirectory()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs.name)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     keep_freed_memory()

@@ -228,10 +228,41 @@ class Probe:
         return np.concatenate(features), np.concatenate(labels)
 
     def score(self, variables) -> dict[str, float]:
-        """Accuracy and macro ROC AUC on validation patients of a classifier fitted on training."""
+        """Of a classifier fitted on training films, on validation films: accuracy, macro ROC AUC.
+
+        And the effective rank of the validation films' features, which tells of collapse.
+        """
         train, validation = (self._features(source, variables) for source in self._sources)
         predict = probe.fit_linear(*train, len(self.classes))
         scores = evaluation_metrics.classification(predict(validation[0]), validation[1])
-        result = {"accuracy": scores["accuracy"], "roc_auc": scores["roc_auc"]}
-        _log.info("linear probe: accuracy %(accuracy).3f, ROC AUC %(roc_auc).3f", result)
+        result = {
+            "accuracy": scores["accuracy"],
+            "roc_auc": scores["roc_auc"],
+            "effective_rank": effective_rank(validation[0]),
+        }
+        _log.info(
+            "linear probe: accuracy %(accuracy).3f, ROC AUC %(roc_auc).3f; "
+            "effective rank %(effective_rank).1f",
+            result,
+        )
         return {f"probe/{name}": value for name, value in result.items()}
+
+
+def effective_rank(features: np.ndarray) -> float:
+    """In how many directions films differ: exp of the entropy of the features' singular values.
+
+    1 where an encoder has collapsed to a line. Roy and Vetterli, "The effective rank", EUSIPCO
+    2007; Garrido et al., "RankMe", ICML 2023, watch representations with it.
+
+    Args:
+      features: `[N, D]`; what all films have in common is taken away first.
+
+    Returns:
+      From 1 to the smaller of N - 1 and D; 0 where all films are the same.
+    """
+    values = np.linalg.svd(features - features.mean(0), compute_uv=False).astype(np.float64)
+    if not values.sum() > 0:
+        return 0.0
+    share = values / values.sum()
+    share = share[share > 0]
+    return float(np.exp(-(share * np.log(share)).sum()))

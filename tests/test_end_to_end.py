@@ -21,6 +21,9 @@ from infantxray import evaluate, finetune, predict, pretrain, settings
 from infantxray.training import checkpoints, loop
 from infantxray.training.writers import read_history
 
+# All in one process, so that the two runs which most tests look at are made once.
+pytestmark = pytest.mark.xdist_group("end_to_end")
+
 PHANTOM = "phantom:infant:films=60"
 ENCODER = "shufflenet"
 

@@ -69,7 +69,8 @@ SMALL = {
         )
     ),
     "hrnet": hrnet.HRNet(
-        stages=(hrnet.Stage(1, (4, 8)), hrnet.Stage(1, (4, 8, 8)), hrnet.Stage(1, (4, 8, 8, 8)))
+        stages=(hrnet.Stage(1, (4, 8)), hrnet.Stage(1, (4, 8, 8)), hrnet.Stage(1, (4, 8, 8, 8))),
+        units=1,
     ),
     "resnext": resnet.ResNet(
         stages=tuple(

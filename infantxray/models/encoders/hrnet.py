@@ -19,7 +19,6 @@ from infantxray.models.encoders.resnet import Bottleneck
 STEM_FEATURES = 64
 HEAD_FEATURES = (128, 256, 512, 1024)
 LAST_FEATURES = 2048
-BLOCKS = 4  # residual units of a branch between two exchanges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +55,13 @@ class HRNet(nn.Module):
       in_channels: channels of the image.
       dtype: of the computation.
       stages: the stages 2, 3 and 4.
+      units: residual units of a branch between two exchanges, and of stage 1.
     """
 
     in_channels: int = 1
     dtype: layers.Dtype = jnp.float32
     stages: tuple[Stage, ...] = HRNET_W32
+    units: int = 4
 
     @property
     def pyramid_features(self) -> tuple[int, ...]:
@@ -102,7 +103,7 @@ class HRNet(nn.Module):
 
         x = nn.relu(conv_norm(image, STEM_FEATURES, 3, "stem1", strides=2))
         x = nn.relu(conv_norm(x, STEM_FEATURES, 3, "stem2", strides=2))
-        for index in range(BLOCKS):
+        for index in range(self.units):
             x = bottleneck(x, 64, f"stage1_{index + 1}")
 
         branches = [x]
@@ -120,7 +121,7 @@ class HRNet(nn.Module):
                 branches.append(y)
             for module in range(1, stage.modules + 1):
                 for index in range(len(branches)):
-                    for unit in range(1, BLOCKS + 1):
+                    for unit in range(1, self.units + 1):
                         name = f"stage{number}_{module}_branch{index + 1}_{unit}"
                         branches[index] = BasicBlock(conv, norm, name=name)(branches[index])
                 branches = [
