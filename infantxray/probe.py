@@ -197,8 +197,8 @@ def run(config, folder: str) -> None:
     card = workdir.ModelCard(config.encoder, config.dtype, how, classes)
     card.write(folder)
     model = diagnosis.build_model(card)
-    variables = diagnosis.init_variables(model, how.image_size, jax.random.key(config.seed))
-    variables = finetune.start_from(config, variables)
+    init = jax.jit(lambda key: diagnosis.init_variables(model, how.image_size, key))
+    variables = finetune.start_from(config, init(jax.random.key(config.seed)))
     bad_files = BadFiles()
     reader = functools.partial(
         data.film_source,
