@@ -205,6 +205,11 @@ def textures(count=2, side=2 * SIDE, seed=0):
     return films[..., None].astype(np.float32)
 
 
+@jax.jit
+def make_views(image, key):
+    return two_views(image, key, pretrain.get_config().views)
+
+
 def reference_hog(image, cell):
     """`[B, H, W, 1]` -> `[B, H / cell, W / cell, 9]`."""
     return np.stack(
@@ -236,53 +241,62 @@ def reference_pixels(image, patch):
 
 def test_one_and_four_devices_agree(objective, variables, images):
     """Masks, noise and views belong to the film, and statistics to the whole batch."""
-    results = []
-    for count in (1, 4):
-        sharding = DataParallel(jax.devices()[:count])
-        step = jax.jit(
-            lambda v, x, k: objective.loss(v, x, k, train=True),
-            in_shardings=(sharding.replicated, sharding.batch, sharding.replicated),
-        )
-        results.append(jax.device_get(step(variables, images, jax.random.key(5))))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), *results)
+    sharding = DataParallel(jax.devices()[:4])
+    shared = jax.device_put(images, sharding.batch)
+    assert len(shared.sharding.device_set) == 4
+    one = loss(objective, variables, images, key=5)
+    four = loss(objective, jax.device_put(variables, sharding.replicated), shared, key=5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), one, four)
 
 
 def test_gradient_is_the_slope_of_the_loss(objective, variables, images):
-    """Along a random direction of all parameters, SimSiam's projections held fixed."""
+    """Of the encoder and of the rest, along the gradient; SimSiam's projections are held fixed."""
     key = jax.random.key(1)
     images = images + 0.1 * textures(4, SIDE)
     rng = np.random.default_rng(0)
     # Away from the start, where the last layer is almost zero.
-    params = jax.tree.map(
+    start = jax.tree.map(
         lambda p: p + 0.05 * rng.normal(size=p.shape).astype(np.float32), variables["params"]
     )
-    direction = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params)
-    run = jax.jit(lambda p: objective.loss(variables | {"params": p}, images, key, train=False)[0])
-    slope = jax.jit(jax.grad(lambda p: run(p).mean()))(params)
-    expected = sum(
-        float((g * d).sum())
-        for g, d in zip(jax.tree.leaves(slope), jax.tree.leaves(direction), strict=True)
+    gradient = jax.device_get(
+        jax.jit(
+            jax.grad(
+                lambda p: objective.loss(variables | {"params": p}, images, key, train=False)[
+                    0
+                ].mean()
+            )
+        )(start)
     )
 
     if objective.name == "simsiam":
-        shown = two_views(images, key, pretrain.get_config().views)
-        shown = (shown.reshape(8, SIDE, SIDE, 1) - MEAN) / STD
-        apply = jax.jit(lambda p: objective.model.apply(
-            variables | {"params": p}, shown, train=False))  # fmt: skip
+        shown = (make_views(images, key).reshape(8, SIDE, SIDE, 1) - MEAN) / STD
+        apply = jax.jit(
+            lambda p: objective.model.apply(variables | {"params": p}, shown, train=False)
+        )
+        fixed = apply(start)[0]
 
-        def value(step):
-            moved = jax.tree.map(lambda p, d: p + step * d, params, direction)
-            return reference_simsiam(apply(params)[0], apply(moved)[1]).mean()
+        def value(params):
+            return reference_simsiam(fixed, apply(params)[1]).mean()
 
     else:
 
-        def value(step):
-            moved = jax.tree.map(lambda p, d: p + step * d, params, direction)
-            return np.asarray(run(moved), np.float64).mean()
+        def value(params):
+            values, _ = loss(objective, variables | {"params": params}, images, 1, train=False)
+            return values.astype(np.float64).mean()
 
-    step = 1e-4
-    found = (value(step) - value(-step)) / (2 * step)
-    assert found == pytest.approx(expected, rel=2e-2, abs=2e-3)
+    for within in (True, False):
+        along = {
+            name: jax.tree.map(lambda g: g if (name == "encoder") == within else 0 * g, tree)  # noqa: B023
+            for name, tree in gradient.items()
+        }
+        norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(along)))
+        assert norm > 0
+        step = 2e-3 / norm
+        ahead, behind = (
+            value(jax.tree.map(lambda p, g: p + sign * step * g, start, along))  # noqa: B023
+            for sign in (1, -1)
+        )
+        assert (ahead - behind) / (2 * step) == pytest.approx(norm**2, rel=0.03)
 
 
 class TestDenoise:
@@ -365,7 +379,7 @@ class TestMasking:
         objective = build("masked_hog", image_size=64)
         for image, along in ((upright, 1), (upright.transpose(0, 2, 1, 3), 2)):
             picture = np.asarray(objective.draw(objective.target(image)))
-            assert picture.max() == pytest.approx(1.0, abs=0.05)
+            assert picture.max() > 0.6
             # Brightness changes less along the edge than across it.
             slope = [np.abs(np.diff(picture, axis=axis)).sum() for axis in (1, 2)]
             assert slope[along - 1] < 0.6 * slope[2 - along]
@@ -401,7 +415,7 @@ class TestSimSiam:
     def test_loss_is_one_minus_the_cosine_across_views(self, train):
         objective, variables = create("simsiam")
         image, key = textures(4, SIDE), jax.random.key(2)
-        views = two_views(image, key, pretrain.get_config().views).reshape(8, SIDE, SIDE, 1)
+        views = make_views(image, key).reshape(8, SIDE, SIDE, 1)
         apply = jax.jit(lambda v, x: objective.model.apply(
             v, x, train=train, mutable=["batch_stats"])[0])  # fmt: skip
         outputs = apply(variables, (views - MEAN) / STD)
@@ -414,12 +428,12 @@ class TestSimSiam:
     def test_views_keep_sides(self):
         image = np.full((16, SIDE, SIDE, 1), 0.2, np.float32)
         image[:, :, : SIDE // 2] = 0.8  # The film's left is bright.
-        views = np.asarray(two_views(image, jax.random.key(0), pretrain.get_config().views))
+        views = np.asarray(make_views(image, jax.random.key(0)))
         assert views.shape == (16, 2, SIDE, SIDE, 1)
         assert 0 <= views.min() <= views.max() <= 1
-        assert (
-            views[..., :8, :].mean(axis=(2, 3, 4)) > views[..., -8:, :].mean(axis=(2, 3, 4))
-        ).all()
+        # Nearly all: what was shifted in from outside is black.
+        left, right = views[..., : SIDE // 2, :], views[..., SIDE // 2 :, :]
+        assert (left.mean(axis=(2, 3, 4)) > right.mean(axis=(2, 3, 4))).mean() > 0.9
         # All 32 differ, the two of a film too.
         flat = views.reshape(32, -1)
         apart = np.abs(flat[:, None] - flat[None]).mean(axis=-1) + np.eye(32)
@@ -427,7 +441,7 @@ class TestSimSiam:
 
     def test_blur_is_that_of_scipy(self):
         image, key = textures(2, SIDE), jax.random.key(4)
-        blurred = np.asarray(blur(image, key, 1.5))
+        blurred = np.asarray(jax.jit(blur, static_argnums=2)(image, key, 1.5))
         for i in range(2):
             sigma = 1.5 * float(jax.random.uniform(jax.random.fold_in(key, i))) + 1e-3
             expected = gaussian_filter(image[i, ..., 0], sigma, mode="nearest", radius=5)
@@ -438,7 +452,7 @@ class TestSimSiam:
 class TestEffectiveRank:
     def test_counts_equal_directions(self):
         rng = np.random.default_rng(0)
-        directions = np.linalg.qr(rng.normal(size=(50, 5)) - 0.0)[0]
+        directions = rng.normal(size=(50, 5))
         directions -= directions.mean(0)
         directions = np.linalg.qr(directions)[0]  # Orthonormal, of mean zero.
         features = directions @ np.linalg.qr(rng.normal(size=(8, 8)))[0][:5] + 7.0
