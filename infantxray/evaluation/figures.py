@@ -12,9 +12,9 @@ from infantxray.evaluation.gradcam import Example
 from infantxray.evaluation.metrics import Predictions, roc_curve
 
 # Okabe and Ito's colours, told apart with every kind of colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", ":")
-_RC = {
+RC = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -33,7 +33,7 @@ def draw_all(
     """Draws whatever the predictions allow into `folder`; returns `{name: path}` in page order."""
     os.makedirs(folder, exist_ok=True)
     figures: dict[str, Figure] = {}
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         if history:
             figures["learning_curves"] = learning_curves(history)
         if (predictions.label >= 0).any():
@@ -62,7 +62,7 @@ def learning_curves(history: list[dict]) -> Figure:
         points = [(row["step"], row[name]) for row in history if row.get(name) is not None]
         if points:
             marker = "." if len(points) < 40 else None
-            axes.plot(*zip(*points, strict=True), marker=marker, color=_COLOURS[i], label=label)
+            axes.plot(*zip(*points, strict=True), marker=marker, color=COLOURS[i], label=label)
 
     terms = ("train/loss", "train/cross_entropy", "train/age_mse", "validation/loss")
     for i, name in enumerate(terms):
@@ -107,8 +107,8 @@ def roc_figure(predictions: Predictions, summary: dict) -> Figure:
             curve = roc_curve(predictions.label[known] == k, predictions.probabilities[known, k])
             axes.plot(
                 *curve,
-                color=_COLOURS[k % len(_COLOURS)],
-                linestyle=_STYLES[k // len(_COLOURS) % len(_STYLES)],
+                color=COLOURS[k % len(COLOURS)],
+                linestyle=_STYLES[k // len(COLOURS) % len(_STYLES)],
                 label=f"{name} ({area:.2f})",
             )
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
@@ -125,7 +125,7 @@ def calibration_figure(calibration: dict) -> Figure:
     bins = calibration["bins"]
     confidence = [b["confidence"] for b in bins]
     accuracy = [b["accuracy"] for b in bins]
-    axes.plot(confidence, accuracy, marker="o", color=_COLOURS[0], label="model")
+    axes.plot(confidence, accuracy, marker="o", color=COLOURS[0], label="model")
     for b in bins:
         axes.annotate(
             str(b["n"]), (b["confidence"], b["accuracy"]), (4, -9), textcoords="offset points",
@@ -145,7 +145,7 @@ def age_figure(predictions: Predictions) -> Figure:
     true, predicted = true[known], predicted[known]
     limits = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
     axes.plot(limits, limits, color="#999999", linewidth=0.8)
-    axes.scatter(true, predicted, s=8, alpha=0.5, color=_COLOURS[0], edgecolors="none")
+    axes.scatter(true, predicted, s=8, alpha=0.5, color=COLOURS[0], edgecolors="none")
     axes.set(xlabel="age (months)", ylabel="predicted age (months)")
     return figure
 

@@ -110,6 +110,15 @@ def roc_curve(positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.n
     )
 
 
+def pr_curve(positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision at every threshold, from few positives to all; both sides must occur."""
+    order = np.argsort(-score, kind="stable")
+    positive = np.asarray(positive, bool)[order]
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
+    hits = np.cumsum(positive)[last]
+    return hits / hits[-1], hits / (last + 1)
+
+
 def classification(probabilities: np.ndarray, label: np.ndarray) -> dict[str, float]:
     """Accuracy and macro recall, precision, F1 and one-against-rest ROC AUC.
 

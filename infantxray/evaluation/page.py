@@ -6,6 +6,7 @@ import base64
 import datetime
 import html
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -91,7 +92,7 @@ def write(path: str, config: dict, summary: dict, pictures: dict[str, str]) -> N
         title, caption = _CAPTIONS[name]
         pixels = " class='pixels'" if name == "panels" else ""
         parts.append(
-            f"<h2>{title}</h2><figure><img alt='{title}' src='{_inline(picture)}'{pixels}>"
+            f"<h2>{title}</h2><figure><img alt='{title}' src='{inline(picture)}'{pixels}>"
             f"<figcaption>{caption}</figcaption></figure>"
         )
     parts.append(_provenance(config))
@@ -101,7 +102,9 @@ def write(path: str, config: dict, summary: dict, pictures: dict[str, str]) -> N
         f"<title>infantxray: {html.escape(config['encoder'])}</title><style>{STYLE}</style>"
         f"<body>{''.join(parts)}</body></html>\n"
     )
-    Path(path).write_text(page, encoding="utf-8")
+    # Whole or not at all: a run counts as finished once its report is there.
+    Path(path + ".tmp").write_text(page, encoding="utf-8")
+    os.replace(path + ".tmp", path)
 
 
 def _header(config: dict, summary: dict) -> str:
@@ -189,26 +192,32 @@ def _age_table(summary: dict) -> str:
     )
 
 
-def _inline(path: str) -> str:
+def inline(path: str) -> str:
+    """A PNG as a data URL."""
     return "data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode()
 
 
 def _provenance(config: dict) -> str:
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    settings = html.escape("\n".join(_lines(config)))
+    settings = html.escape("\n".join(setting_lines(config)))
     return (
-        f"<h2>How this was made</h2><p class='soft'>{now} · Python {platform.python_version()} · "
-        f"{versions} · code {_commit()}</p><details><summary>All settings</summary>"
-        f"<pre>{settings}</pre></details>"
+        f"<h2>How this was made</h2><p class='soft'>{versions()}</p>"
+        f"<details><summary>All settings</summary><pre>{settings}</pre></details>"
     )
 
 
-def _lines(config: dict, prefix: str = "config.") -> list[str]:
+def versions() -> str:
+    """When, and with what code and packages, a page is made."""
+    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{now} · Python {platform.python_version()} · {packages} · code {_commit()}"
+
+
+def setting_lines(config: dict, prefix: str = "config.") -> list[str]:
+    """Every setting as it is given on the command line."""
     lines = []
     for key, value in config.items():
         if isinstance(value, dict):
-            lines += _lines(value, f"{prefix}{key}.")
+            lines += setting_lines(value, f"{prefix}{key}.")
         else:
             lines.append(f"--{prefix}{key}={value}")
     return lines

@@ -1,0 +1,198 @@
+"""The report of a study: one file that needs nothing else, light and dark, printable."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from infantxray.evaluation.page import STYLE, inline, setting_lines, versions
+from infantxray.studies import commands
+from infantxray.studies.plan import Cell
+from infantxray.studies.tables import Table
+
+_OWN_STYLE = """
+body { max-width: 72rem; }
+td small { display: block; font-size: .75rem; }
+tr.foreign td { font-style: italic; color: var(--soft); }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: 1rem 0; font-size: .9rem; }
+nav a, p a { color: inherit; }
+ul.short { padding-left: 1.2rem; } ul.short li { margin: .3rem 0; }
+figure { margin: .6rem 0 1.2rem; }
+figure picture img { max-width: min(100%, 60rem); background: none; border-radius: 0; }
+.films { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .8rem; }
+.films figure { margin: 0; }
+.films img { width: 100%; background: #000; display: block; }
+figcaption { font-size: .85rem; }
+.films figcaption { font-size: .75rem; line-height: 1.3; margin-top: .2rem; }
+.failed { border-left: .3rem solid #c62828; padding-left: .8rem; }
+code { overflow-wrap: anywhere; font-size: .8rem; }
+td code { white-space: pre-wrap; } td.left { text-align: left; white-space: normal; }
+@media (max-width: 40rem) { th, td { padding: .25rem .5rem; font-size: .85rem; }
+  th:first-child, td:first-child { position: sticky; left: 0; background: var(--bg);
+    white-space: normal; max-width: 8rem; } }
+@media print { nav { display: none; } table { font-size: .7rem; } th, td { padding: .1rem .3rem; }
+  .wide { overflow: visible; } h2 { break-after: avoid; } }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A figure of the report.
+
+    Attributes:
+      title: a heading; empty: it stands below the one before.
+      caption: what it shows.
+      light: path of a PNG.
+      dark: path of the same on a dark ground; empty where one serves both.
+      pixels: it is a film, whose pixels are not to be blurred.
+    """
+
+    title: str
+    caption: str
+    light: str
+    dark: str = ""
+    pixels: bool = False
+
+    def html(self) -> str:
+        heading = html.escape(self.title)
+        anchor = f" id='{_anchor(self.title)}'" if heading else ""
+        source = (
+            f"<source media='(prefers-color-scheme: dark)' srcset='{inline(self.dark)}'>"
+            if self.dark
+            else ""
+        )
+        pixels = " class='pixels'" if self.pixels else ""
+        image = f"<img{pixels} alt='{heading or 'figure'}' src='{inline(self.light)}'>"
+        return (
+            (f"<h2{anchor}>{heading}</h2>" if heading else "")
+            + f"<figure><picture>{source}{image}</picture>"
+            + f"<figcaption>{html.escape(self.caption)}</figcaption></figure>"
+        )
+
+
+def films(title: str, caption: str, pictures: Sequence[tuple[np.ndarray, str]]) -> str:
+    """A section of films, uint8 `[S, S]`, each with its caption."""
+    figures = ""
+    for image, text in pictures:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        data = base64.b64encode(buffer.getvalue()).decode()
+        text = html.escape(text)
+        figures += (
+            f"<figure><img alt='{text}' src='data:image/png;base64,{data}'>"
+            f"<figcaption>{text}</figcaption></figure>"
+        )
+    return (
+        f"<h2 id='{_anchor(title)}'>{html.escape(title)}</h2>"
+        f"<p class='soft'>{html.escape(caption)}</p><div class='films'>{figures}</div>"
+    )
+
+
+def write(
+    path: str,
+    *,
+    title: str,
+    subtitle: str,
+    short: Sequence[str],
+    failed: dict[int, str],
+    parts: Sequence[Table | Picture | str | None],
+    cells: Sequence[Cell],
+    config: dict,
+) -> None:
+    """Writes the report.
+
+    Args:
+      path: of the page.
+      title: its heading.
+      subtitle: below it.
+      short: sentences that say what came out.
+      failed: why cells failed, by their number.
+      parts: of the page, in order; None is left out.
+      cells: all cells of the study.
+      config: of the study.
+    """
+    shown = [part for part in parts if part]
+    body = [
+        f"<h1>{html.escape(title)}</h1><p class='soft'>{html.escape(subtitle)}</p>",
+        _navigation(shown),
+        _failures(failed, cells),
+        "<h2>In short</h2><ul class='short'>"
+        + "".join(f"<li>{html.escape(sentence)}</li>" for sentence in short)
+        + "</ul>",
+        *(part if isinstance(part, str) else part.html() for part in shown),
+        _runs(cells),
+        f"<h2 id='made'>How this was made</h2><p class='soft'>{html.escape(versions())}</p>"
+        "<p class='soft'>All tables are in <code>tables/</code> beside this page, as CSV, Markdown "
+        "and LaTeX; all figures in <code>figures/</code>, as PNG and SVG.</p>"
+        "<details><summary>All settings</summary><pre>"
+        + html.escape("\n".join(setting_lines(config)))
+        + "</pre></details>",
+    ]
+    text = (
+        "<!doctype html><html lang='en'><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}{_OWN_STYLE}</style>"
+        f"<body>{''.join(body)}</body></html>\n"
+    )
+    Path(path + ".tmp").write_text(text, encoding="utf-8")
+    os.replace(path + ".tmp", path)
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-").replace("'", "")
+
+
+def _navigation(parts: Sequence) -> str:
+    links = []
+    for part in parts:
+        if isinstance(part, Table):
+            links.append((part.name, part.title))
+        elif isinstance(part, Picture) and part.title:
+            links.append((_anchor(part.title), part.title))
+    links += [("runs", "All runs"), ("made", "How this was made")]
+    return (
+        "<nav>" + "".join(f"<a href='#{a}'>{html.escape(text)}</a>" for a, text in links) + "</nav>"
+    )
+
+
+def _failures(failed: dict[int, str], cells: Sequence[Cell]) -> str:
+    if not failed:
+        return ""
+    items = "".join(
+        f"<li>{index}, {html.escape(cells[index].title)}: <code>{html.escape(why)}</code></li>"
+        for index, why in sorted(failed.items())
+    )
+    return (
+        f"<div class='failed'><h2>{len(failed)} runs failed, twice</h2><p>They are missing from "
+        f"everything below. The same command tries them again.</p><ul>{items}</ul></div>"
+    )
+
+
+def _runs(cells: Sequence[Cell]) -> str:
+    rows = ""
+    total = 0.0
+    for cell in cells:
+        seconds = cell.read_record().get("seconds")
+        total += seconds or 0.0
+        command = html.escape(commands.printed(cell.command))
+        rows += (
+            f"<tr><td>{cell.index}</td><td class=left>{html.escape(cell.title)}</td>"
+            f"<td>{'–' if seconds is None else f'{seconds:.0f}'}</td>"
+            f"<td class=left><details><summary>command</summary><code>{command}</code></details>"
+            "</td></tr>"
+        )
+    return (
+        f"<h2 id='runs'>All runs</h2><p class='soft'>{len(cells)} runs, {total / 60:.0f} minutes "
+        "of their processes together. Each is an ordinary run, in a folder of its own that holds "
+        "its report, checkpoints and settings; its command repeats it.</p><details><summary>"
+        "List</summary><div class='wide'><table><thead><tr><th>cell</th><th>run</th>"
+        f"<th>seconds</th><th></th></tr></thead><tbody>{rows}</tbody></table></div></details>"
+    )

@@ -1,0 +1,502 @@
+"""From the finished cells of a study to its tables, figures and page."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.decode import Preprocessing, load_image
+from data_pipeline.errors import UnreadableImage
+from data_pipeline.manifest import SPLITS
+from data_pipeline.splits import patient_keys
+from infantxray.evaluation import figures as run_figures
+from infantxray.evaluation.metrics import HEADLINES
+from infantxray.studies import figures, page
+from infantxray.studies.baselines import MAJORITY, RIDGE, baselines
+from infantxray.studies.comparisons import Comparisons
+from infantxray.studies.page import Picture
+from infantxray.studies.plan import Cell
+from infantxray.studies.results import Model, Results, read_results
+from infantxray.studies.tables import NAMES, Table, number, p_text
+from infantxray.training.writers import create_writer, read_history
+
+_MISTAKES = 12
+_MISTAKE_SIDE = 224
+
+
+def write(config, folder: str, cells: Sequence[Cell], failed: dict[int, str]) -> str:
+    """Writes `report.html`, `tables/`, `figures/` and TensorBoard's hparams.
+
+    Args:
+      config: of the study.
+      folder: its workdir.
+      cells: the whole plan.
+      failed: why cells failed, by their number.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      UserError: nothing is there to report.
+    """
+    results = read_results(cells, config.data.patient_ids)
+    like = results.models[0].runs[0]
+    references = {
+        fraction: baselines(
+            config.data,
+            split,
+            like,
+            results.films,
+            os.path.join(folder, "baselines", f"fraction{fraction:g}.npz"),
+        )
+        for fraction, split in results.splits.items()
+    }
+    comparisons = Comparisons(results, references, config.bootstrap_samples, config.seed)
+    focus = _focus(results)
+    tables = {
+        "encoders": comparisons.encoders(),
+        "ablation": comparisons.ablation(),
+        "differences": comparisons.differences(),
+        "fractions": comparisons.label_fractions(),
+        "frozen": comparisons.frozen(),
+        "conditions": comparisons.classes(focus),
+        "age_bands": comparisons.age_bands(focus),
+        "sites": comparisons.sites(focus),
+    }
+    for table in tables.values():
+        if table is not None:
+            table.write(os.path.join(folder, "tables"))
+    drawn = _Drawing(os.path.join(folder, "figures"), comparisons, references, focus)
+    path = os.path.join(folder, "report.html")
+    page.write(
+        path,
+        title=_title(results),
+        subtitle=_subtitle(results),
+        short=_short(comparisons, tables["differences"], references, focus),
+        failed=failed,
+        parts=[
+            _data_table(results, config.data.patient_ids),
+            tables["encoders"],
+            drawn.performance(),
+            tables["ablation"],
+            drawn.ablation(),
+            tables["differences"],
+            tables["fractions"],
+            drawn.label_fractions(),
+            tables["frozen"],
+            drawn.curves(),
+            drawn.curves_by_encoder(),
+            drawn.confusion(),
+            tables["conditions"],
+            tables["age_bands"],
+            tables["sites"],
+            drawn.ages(),
+            drawn.reliability(),
+            drawn.learning(config.finetune.best_metric),
+            *drawn.reconstructions(cells),
+            *drawn.saliency(),
+            _mistakes(results, focus, config.data),
+        ],
+        cells=cells,
+        config=json.loads(config.to_json_best_effort()),
+    )
+    _write_hparams(folder, results)
+    return path
+
+
+def _focus(results: Results) -> Model:
+    """The encoder that details are shown of: the best on validation patients, not on the test."""
+
+    def score(model: Model) -> float:
+        best = [
+            max(
+                (row["validation/roc_auc"] or 0.0 for row in _history(cell)
+                 if "validation/roc_auc" in row),
+                default=0.0,
+            )
+            for cell in model.cells
+        ]  # fmt: skip
+        return float(np.mean(best))
+
+    candidates = [results.model(encoder, results.reference) for encoder in results.encoders]
+    return max((model for model in candidates if model), key=score, default=results.models[0])
+
+
+def _history(cell: Cell) -> list[dict]:
+    return read_history(os.path.join(cell.folder, "history.jsonl"))
+
+
+def _title(results: Results) -> str:
+    encoders = len(results.encoders)
+    return (
+        f"{encoders} encoder{'s' * (encoders > 1)}, {len(results.variants)} variants, "
+        f"{results.seeds} seed{'s' * (results.seeds > 1)}"
+    )
+
+
+def _subtitle(results: Results) -> str:
+    films = results.films
+    sources = ", ".join(dict.fromkeys(films.source))
+    return (
+        f"Scored on {len(films):,} films of {len(set(results.models[0].runs[0].patient)):,} "
+        f"patients whom no model was trained on · {sources} · data fingerprint "
+        f"{_fingerprint(results)}"
+    )
+
+
+def _fingerprint(results: Results) -> str:
+    """Of every film's name, patient, label, age and role: equal data, equal splits."""
+    digest = hashlib.sha256()
+    split = results.splits[results.top_fraction]
+    for name in SPLITS:
+        records = split[name]
+        rows = zip(
+            records.image_path,
+            records.patient_id,
+            records.label,
+            records.age_months,
+            strict=True,
+        )
+        for row in sorted(f"{name}\t{p}\t{i}\t{k}\t{age:.6g}\n" for p, i, k, age in rows):
+            digest.update(row.encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def _short(comparisons, differences: Table | None, references, focus: Model) -> list[str]:
+    """What came out, in sentences."""
+    results = comparisons.results
+    name = "roc_auc" if results.classes else "age_mae_months"
+    estimate = comparisons.sampled(focus).estimate(name)
+    sentences = [
+        f"Best on validation patients: {focus.encoder}, with {NAMES[name]} "
+        f"{number(estimate.mean, NAMES[name])} [{number(estimate.low, NAMES[name])}, "
+        f"{number(estimate.high, NAMES[name])}] on test patients."
+    ]
+    ridge = comparisons.reference_estimate(RIDGE, name)
+    majority = comparisons.reference_estimate(MAJORITY, name)
+    sentences.append(
+        f"For comparison: {RIDGE} {number(ridge.mean, NAMES[name])}; {MAJORITY} "
+        f"{number(majority.mean, NAMES[name])}."
+    )
+    if differences is not None:
+        at = differences.header.index(NAMES[name])
+        last = {row[0]: row for row in differences.rows}  # The mean of all encoders, if any.
+        for row in last.values():
+            cell = row[at]
+            if not np.isfinite(cell.estimate.mean):
+                continue
+            found = "a difference" if cell.p_holm < 0.05 else "no difference was shown"
+            ends = (cell.estimate.low, cell.estimate.high)
+            low, high = (number(value, NAMES[name], True) for value in ends)
+            sentences.append(
+                f"{row[0]} ({row[1]}): {NAMES[name]} "
+                f"{number(cell.estimate.mean, NAMES[name], True)} [{low}, {high}], "
+                f"{p_text(cell.p_holm)} after correction: {found}."
+            )
+    return sentences
+
+
+def _data_table(results: Results, patient_ids: str) -> Table:
+    split = results.splits[results.top_fraction]
+    rows = []
+    for name in SPLITS:
+        records = split[name]
+        ages = records.age_months[records.has_age]
+        spread = "unknown"
+        if len(ages):
+            low, middle, high = np.percentile(ages, [25, 50, 75])
+            spread = f"{middle:.1f} ({low:.1f} to {high:.1f})"
+        rows.append(
+            [
+                name,
+                len(records),
+                len(set(patient_keys(records, patient_ids))),
+                int(records.has_label.sum()),
+                len(set(records.label[records.has_label])),
+                spread,
+            ]
+        )
+    return Table(
+        "data",
+        "Data",
+        "Films of stage two by role; patients are divided, never films. Ages in months: median and "
+        "quartiles. Stage one sees the training films and others, without labels.",
+        ["Role", "Films", "Patients", "With label", "Conditions", "Age, months"],
+        rows,
+    )
+
+
+def _mistakes(results: Results, focus: Model, settings) -> str | None:
+    """The films that the model is surest and wrong about, mean over seeds."""
+    if not results.classes:
+        return None
+    probabilities = np.mean([run.probabilities for run in focus.runs], axis=0)
+    label = focus.runs[0].label
+    predicted = probabilities.argmax(1)
+    wrong = np.flatnonzero((label >= 0) & (predicted != label))
+    wrong = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:_MISTAKES]
+    how = Preprocessing(
+        image_size=_MISTAKE_SIDE, resize=settings.resize, trim_borders=settings.trim_borders
+    )
+    pictures = []
+    for i in wrong:
+        try:
+            image = load_image(results.films.image_path[i], how)
+        except UnreadableImage:
+            continue
+        age = results.films.age_months[i]
+        months = f", {age:.0f} months" if np.isfinite(age) else ""
+        said, truth = probabilities[i, predicted[i]], probabilities[i, label[i]]
+        text = (
+            f"{results.classes[label[i]]}{months}: taken for {results.classes[predicted[i]]} "
+            f"({said:.0%}; the truth {truth:.0%})"
+        )
+        pictures.append((image, text))
+    if not pictures:
+        return None
+    return page.films(
+        "Worst mistakes",
+        f"Test films that {focus.encoder} ({focus.name}) is surest and wrong about; probabilities "
+        "are means over seeds.",
+        pictures,
+    )
+
+
+def _write_hparams(folder: str, results: Results) -> None:
+    """One TensorBoard run a cell, with its settings and final figures, for the HPARAMS tab."""
+    for model in results.models:
+        for cell in model.cells:
+            where = os.path.join(folder, "hparams", f"cell{cell.index:04d}")
+            if os.path.isdir(where):
+                continue
+            summary = json.loads(Path(cell.folder, "metrics.json").read_text(encoding="utf-8"))
+            writer = create_writer(where)
+            writer.write_hparams(
+                {
+                    "encoder": cell.encoder,
+                    "variant": cell.name,
+                    "label_fraction": cell.label_fraction,
+                    "seed": cell.seed,
+                    "pretrained": bool(cell.config.pretrained),
+                    "age_head": cell.config.age_head,
+                    "learning_rate": cell.config.optimizer.learning_rate,
+                    "batch_size": cell.config.batch_size,
+                    "image_size": cell.config.data.image_size,
+                }
+            )
+            scalars = {f"test/{n}": summary[n] for n in HEADLINES if summary[n] is not None}
+            writer.write_scalars(summary["checkpoint_step"], scalars)
+            writer.close()
+
+
+class _Drawing:
+    """Draws the figures of a report; each is None where there is nothing to draw."""
+
+    def __init__(self, folder: str, comparisons: Comparisons, references: dict, focus: Model):
+        os.makedirs(folder, exist_ok=True)
+        self._folder = folder
+        self._comparisons = comparisons
+        self._results = comparisons.results
+        self._references = references
+        self._focus = focus
+
+    def _picture(self, name: str, title: str, caption: str, draw, *arguments) -> Picture:
+        paths = figures.save(self._folder, name, lambda: draw(*arguments))
+        return Picture(title, caption, *paths)
+
+    def _main(self) -> str:
+        return "accuracy" if self._results.classes else "age_mae_months"
+
+    def _of_reference(self) -> list[Model]:
+        results = self._results
+        models = [results.model(encoder, results.reference) for encoder in results.encoders]
+        return [model for model in models if model]
+
+    def _of_focus(self) -> dict[str, Model]:
+        results = self._results
+        found = {v: results.model(self._focus.encoder, v) for v in results.variants}
+        return {variant.replace("_", " "): model for variant, model in found.items() if model}
+
+    def performance(self) -> Picture | None:
+        if not self._results.classes:
+            return None
+        rows = {}
+        for model in self._of_reference():
+            sampled = self._comparisons.sampled(model)
+            rows[model.encoder] = {name: sampled.estimate(name) for name in HEADLINES}
+        return self._picture(
+            "performance",
+            "Performance of the encoders",
+            f"Variant “{self._results.reference}”, mean over seeds with 95 % intervals (the "
+            "paper's Figure 7).",
+            figures.performance,
+            rows,
+        )
+
+    def ablation(self) -> Picture:
+        results, name = self._results, self._main()
+        rows = {}
+        for encoder in results.encoders:
+            rows[encoder] = {}
+            for variant in results.variants:
+                model = results.model(encoder, variant)
+                if model:
+                    sampled = self._comparisons.sampled(model)
+                    rows[encoder][variant] = (sampled.estimate(name), sampled.observed[name])
+        lines = {
+            label: self._comparisons.reference_estimate(label, name).mean
+            for label in (RIDGE, MAJORITY)
+        }
+        return self._picture(
+            "ablation",
+            "Ablation",
+            f"{NAMES[name]} by variant: mean with 95 % interval, dots are seeds, lines are the "
+            "baselines (the paper's Figure 8).",
+            figures.ablation,
+            rows,
+            name,
+            lines,
+        )
+
+    def label_fractions(self) -> Picture | None:
+        results = self._results
+        if len(results.fractions) < 2:
+            return None
+        name = "roc_auc" if results.classes else "age_mae_months"
+        lines = {}
+        for label in self._of_focus():
+            variant = label.replace(" ", "_")
+            models = [
+                results.model(self._focus.encoder, variant, fraction)
+                for fraction in results.fractions
+            ]
+            lines[label] = [
+                (model.label_fraction, self._comparisons.sampled(model).estimate(name))
+                for model in models
+                if model
+            ]
+        return self._picture(
+            "label_fractions",
+            "How many labels it takes",
+            f"{self._focus.encoder}: mean over seeds with 95 % intervals.",
+            figures.by_labels,
+            lines,
+            name,
+        )
+
+    def curves(self) -> Picture | None:
+        if not self._results.classes:
+            return None
+        return self._picture(
+            "roc_and_precision_recall",
+            "ROC and precision-recall",
+            f"{self._focus.encoder}: means over conditions and seeds; bands hold all seeds. Grey: "
+            "chance.",
+            figures.curves,
+            self._of_focus(),
+        )
+
+    def curves_by_encoder(self) -> Picture | None:
+        models = {model.encoder: model for model in self._of_reference()}
+        if not self._results.classes or len(models) < 2:
+            return None
+        return self._picture(
+            "roc_and_precision_recall_by_encoder",
+            "",
+            f"The same by encoder, variant “{self._results.reference}”.",
+            figures.curves,
+            models,
+        )
+
+    def confusion(self) -> Picture | None:
+        if not self._results.classes:
+            return None
+        return self._picture(
+            "confusion_matrices",
+            "Confusion matrices",
+            f"Variant “{self._results.reference}”, per cent of each true condition, mean over "
+            "seeds (the paper's Figure 4).",
+            figures.confusion,
+            self._of_reference(),
+        )
+
+    def ages(self) -> Picture | None:
+        run = self._focus.runs[0]
+        if not (np.isfinite(run.age_predicted_months) & np.isfinite(run.age_months)).any():
+            return None
+        return self._picture(
+            "ages",
+            "Predicted ages",
+            f"{self._focus.encoder}, {self._focus.name}, first seed: a dot a test film.",
+            run_figures.age_figure,
+            run,
+        )
+
+    def reliability(self) -> Picture | None:
+        if not self._results.classes:
+            return None
+        return self._picture(
+            "calibration",
+            "Calibration",
+            f"{self._focus.encoder}: how often the models are right at each confidence, all seeds "
+            "together, with the expected calibration error. Below the line: too sure.",
+            figures.reliability,
+            self._of_focus(),
+        )
+
+    def learning(self, best_metric: str) -> Picture | None:
+        def curve(cells, name):
+            return [
+                [(r["step"], r[name]) for r in _history(c) if r.get(name) is not None]
+                for c in cells
+            ]
+
+        panels: dict[str, dict] = {}
+        variants = {label: model.cells for label, model in self._of_focus().items()}
+        for title, name in (
+            ("Training loss, stage two", "train/loss"),
+            (f"Validation {best_metric.replace('_', ' ')}", f"validation/{best_metric}"),
+        ):
+            lines = {label: curve(cells, name) for label, cells in variants.items()}
+            panels[title] = {label: seeds for label, seeds in lines.items() if all(seeds)}
+        return self._picture(
+            "learning_curves",
+            "Learning curves",
+            f"{self._focus.encoder}; mean over seeds, bands hold all seeds.",
+            figures.learning,
+            panels,
+        )
+
+    def reconstructions(self, cells: Sequence[Cell]) -> list[Picture]:
+        """The last panels of stage one, first seed of each encoder."""
+        shown: dict[tuple[str, str], Picture] = {}
+        for cell in cells:
+            path = os.path.join(cell.folder, "figures", "panels.png")
+            kind = (cell.encoder, cell.name)
+            if cell.task == "pretrain" and os.path.exists(path) and kind not in shown:
+                shown[kind] = Picture(
+                    "" if shown else "What stage one rebuilds",
+                    f"{cell.encoder}, {cell.name}: validation films, what the decoder makes of the "
+                    "encoder's last map, and the difference.",
+                    path,
+                    pixels=True,
+                )
+        return list(shown.values())
+
+    def saliency(self) -> list[Picture]:
+        path = os.path.join(self._focus.cells[0].folder, "figures", "saliency.png")
+        if not os.path.exists(path):
+            return []
+        return [
+            Picture(
+                "Where the answers come from",
+                f"Grad-CAM of {self._focus.encoder}, {self._focus.name}, first seed: of each "
+                "condition the film that it is surest about, right or wrong.",
+                path,
+            )
+        ]

@@ -1,0 +1,200 @@
+"""Tables that are the same in the report, as CSV, as Markdown and as LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import html
+import math
+import os
+import re
+from collections.abc import Sequence
+
+from infantxray.studies.statistics import Estimate
+
+NAMES = {
+    "accuracy": "Accuracy",
+    "recall": "Recall",
+    "precision": "Precision",
+    "f1": "F1",
+    "roc_auc": "ROC AUC",
+    "age_mae_months": "Age MAE, months",
+}
+NOTHING = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A paired difference.
+
+    Attributes:
+      estimate: with the uncorrected p-value.
+      p_holm: corrected.
+    """
+
+    estimate: Estimate
+    p_holm: float
+
+
+Cell = str | int | Estimate | Difference
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Attributes:
+      name: of its files.
+      title: a heading.
+      caption: what must be known to read it.
+      header: of the columns.
+      rows: cells: text, counts, `Estimate` or `Difference`.
+      foreign: numbers of the rows that come from elsewhere, such as the paper's.
+    """
+
+    name: str
+    title: str
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    foreign: frozenset[int] = frozenset()
+
+    def write(self, folder: str) -> None:
+        """Writes `<name>.csv`, `.md` and `.tex`; CSV has a column for each number."""
+        os.makedirs(folder, exist_ok=True)
+        path = os.path.join(folder, self.name)
+        with open(path + ".csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(self._long())
+        for suffix, text in ((".md", self.markdown()), (".tex", self.latex())):
+            with open(path + suffix, "w", encoding="utf-8") as file:
+                file.write(text)
+
+    def _long(self) -> list[list]:
+        parts = []
+        for j in range(len(self.header)):
+            kinds = {type(row[j]) for row in self.rows}
+            parts.append(
+                ("", "_sd", "_low", "_high", "_p", "_p_holm")
+                if Difference in kinds
+                else ("", "_sd", "_low", "_high")
+                if Estimate in kinds
+                else ("",)
+            )
+        head = [
+            slug(name) + part
+            for name, columns in zip(self.header, parts, strict=True)
+            for part in columns
+        ]
+        rows = []
+        for row in self.rows:
+            cells = []
+            for cell, columns in zip(row, parts, strict=True):
+                values = _numbers(cell)
+                cells += [*values, *[""] * (len(columns) - len(values))][: len(columns)]
+            rows.append(cells)
+        return [head, *rows]
+
+    def markdown(self) -> str:
+        rows = [[_plain(cell, name) for cell, name in self._named(row)] for row in self.rows]
+        lines = [self.header, ["---"] * len(self.header), *rows]
+        body = "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in r) + " |" for r in lines)
+        return f"**{self.title}.** {self.caption}\n\n{body}\n"
+
+    def latex(self) -> str:
+        rows = [[_plain(cell, name) for cell, name in self._named(row)] for row in self.rows]
+        body = " \\\\\n".join(" & ".join(_latex(cell) for cell in row) for row in rows)
+        head = " & ".join(f"\\textbf{{{_latex(name)}}}" for name in self.header)
+        columns = "l" + "r" * (len(self.header) - 1)
+        return (
+            "% Needs \\usepackage{booktabs}\n\\begin{table}\n\\centering\n\\small\n"
+            f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body} \\\\\n"
+            "\\bottomrule\n\\end{tabular}\n"
+            f"\\caption{{{_latex(self.title)}. {_latex(self.caption)}}}\n"
+            f"\\label{{tab:{self.name}}}\n\\end{{table}}\n"
+        )
+
+    def html(self) -> str:
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.header)
+        body = ""
+        for i, row in enumerate(self.rows):
+            cells = "".join(f"<td>{_markup(cell, name)}</td>" for cell, name in self._named(row))
+            body += f"<tr{' class=foreign' if i in self.foreign else ''}>{cells}</tr>"
+        return (
+            f"<h2 id='{self.name}'>{html.escape(self.title)}</h2>"
+            f"<p class='soft'>{html.escape(self.caption)}</p><div class='wide'><table>"
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
+
+    def _named(self, row: Sequence[Cell]):
+        return zip(row, self.header, strict=True)
+
+
+def slug(name: str) -> str:
+    return re.sub(r"\W+", "_", name.lower()).strip("_")
+
+
+def number(value: float, name: str, sign: bool = False) -> str:
+    """Months with one digit, everything else with three; a real minus sign."""
+    digits = 1 if "month" in name.lower() else 3
+    if not math.isfinite(value):
+        return NOTHING
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    return text.replace("-", "−")
+
+
+def p_text(p: float) -> str:
+    return NOTHING if not math.isfinite(p) else "p < .001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _numbers(cell: Cell) -> list:
+    if isinstance(cell, Difference):
+        return [*_numbers(cell.estimate), _csv(cell.estimate.p), _csv(cell.p_holm)]
+    if isinstance(cell, Estimate):
+        return [_csv(v) for v in (cell.mean, cell.sd, cell.low, cell.high)]
+    return ["" if cell == NOTHING else cell]
+
+
+def _csv(value: float) -> str:
+    # Ten digits: the same whatever order a machine adds in, and more than anybody needs.
+    return f"{value:.10g}" if math.isfinite(value) else ""
+
+
+def _parts(cell: Cell, name: str) -> list[str]:
+    """A figure; then its interval; then its p-value."""
+    if isinstance(cell, Difference):
+        e = cell.estimate
+        if not math.isfinite(e.mean):
+            return [NOTHING]
+        return [number(e.mean, name, sign=True), _interval(e, name, True), p_text(cell.p_holm)]
+    if isinstance(cell, Estimate):
+        if not math.isfinite(cell.mean):
+            return [NOTHING]
+        spread = f" ± {number(cell.sd, name)}" if math.isfinite(cell.sd) else ""
+        return [number(cell.mean, name) + spread, _interval(cell, name)]
+    return [str(cell)]
+
+
+def _interval(estimate: Estimate, name: str, sign: bool = False) -> str:
+    if not math.isfinite(estimate.low):
+        return ""
+    return f"[{number(estimate.low, name, sign)}, {number(estimate.high, name, sign)}]"
+
+
+def _plain(cell: Cell, name: str) -> str:
+    return " ".join(part for part in _parts(cell, name) if part)
+
+
+def _markup(cell: Cell, name: str) -> str:
+    first, *rest = (html.escape(part) for part in _parts(cell, name) if part)
+    surely = isinstance(cell, Difference) and cell.p_holm < 0.05
+    first = f"<b>{first}</b>" if surely else first
+    return first + "".join(f"<small>{part}</small>" for part in rest)
+
+
+_LATEX = {"&": "\\&", "%": "\\%", "_": "\\_", "#": "\\#", "$": "\\$", "±": "$\\pm$", "−": "$-$"}
+_LATEX |= {"–": "--", "×": "$\\times$", "<": "$<$", ">": "$>$", "~": "\\textasciitilde{}"}
+_LATEX |= {"{": "\\{", "}": "\\}", "^": "\\textasciicircum{}", "\\": "\\textbackslash{}"}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
