@@ -110,6 +110,9 @@ def evaluate(
         "checkpoint_step": step,
         "n_unreadable": len(source) - len(records),
     }
+    found = gradcam.localisation(predictor.model, variables, source, predictions, records)
+    if found:
+        summary["saliency"] = found
     summary = metrics.to_json(summary)
     with open(os.path.join(folder, "metrics.json"), "w", encoding="utf-8") as file:
         json.dump(summary, file, indent=2, ensure_ascii=False)

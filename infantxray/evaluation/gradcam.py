@@ -12,11 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from data_pipeline.decode import PHANTOM_PREFIX
 from data_pipeline.loader import FilmSource
 from data_pipeline.manifest import Records
+from data_pipeline.phantom import truth
 from infantxray.evaluation.metrics import Predictions
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.training import augment
+
+_LOCALISED = 8  # Films of a condition.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,17 +91,75 @@ def examples(
         return []
     image = np.stack([source[row_of[records.image_path[i]]]["image"] for i in chosen])
     target = predictions.probabilities[chosen].argmax(1)
-    maps = np.asarray(jax.jit(saliency, static_argnums=0)(model, variables, image, target))
-    size = image.shape[1:3][::-1]
+    maps = _full_size(model, variables, image, target)
     return [
         Example(
             image=image[j, ..., 0],
-            saliency=np.clip(
-                np.asarray(Image.fromarray(maps[j]).resize(size, Image.Resampling.BICUBIC)), 0, 1
-            ),
+            saliency=maps[j],
             truth=predictions.classes[int(predictions.label[i])],
             predicted=predictions.classes[int(target[j])],
             probability=float(confidence[i]),
         )
         for j, i in enumerate(chosen)
     ]
+
+
+_saliency = jax.jit(saliency, static_argnums=0)
+
+
+def _full_size(model: DiagnosisModel, variables, image: np.ndarray, target: np.ndarray):
+    """`saliency` as large as the films, `[B, S, S]`."""
+    maps = np.asarray(_saliency(model, variables, image, target))
+    size = image.shape[1:3][::-1]
+    large = [Image.fromarray(m).resize(size, Image.Resampling.BICUBIC) for m in maps]
+    return np.clip(np.stack([np.asarray(m) for m in large]), 0, 1)
+
+
+def localisation(
+    model: DiagnosisModel,
+    variables,
+    source: FilmSource,
+    predictions: Predictions,
+    records: Records,
+) -> dict[str, float] | None:
+    """Whether the saliency of the true condition lies where the finding is, on phantom films.
+
+    Returns:
+      `n` films, the first eight of each condition that has a place; `pointing_game`, the share of
+      them whose most salient pixel lies in the finding's box (Zhang et al., ECCV 2016); and
+      `mass_in_box`, the mean share of the saliency within it. Saliency that is spread evenly
+      gives `box_share`, the mean share of the film that the box takes. None without such films.
+    """
+    count = len(predictions.classes)
+    row_of = {path: row for row, path in enumerate(source.records.image_path)}
+    films = []
+    for k in range(count):
+        of_class = np.flatnonzero(predictions.label == k)
+        for i in [i for i in of_class if records.image_path[i].startswith(PHANTOM_PREFIX)][
+            :_LOCALISED
+        ]:
+            example = source[row_of[records.image_path[i]]]["image"]
+            boxes = truth(records.image_path[i], example.shape[0]).boxes
+            if boxes:
+                films.append((example, k, boxes[0]))
+    if not films:
+        return None
+    hits, mass, share = [], [], []
+    for at in range(0, len(films), count):
+        part = films[at : at + count]
+        # As many films at a time as `examples` has, so that nothing new is compiled.
+        padded = [part[min(i, len(part) - 1)] for i in range(count)]
+        image = np.stack([example for example, _, _ in padded])
+        maps = _full_size(model, variables, image, np.array([k for _, k, _ in padded]))
+        for found, (_, _, box) in zip(maps, part, strict=False):
+            inside = np.zeros(found.shape, bool)
+            inside[box.y0 : box.y1, box.x0 : box.x1] = True
+            hits.append(found.max() > 0 and bool(inside.flat[found.argmax()]))
+            mass.append(found[inside].sum() / found.sum() if found.sum() > 0 else 0.0)
+            share.append(inside.mean())
+    return {
+        "n": len(films),
+        "pointing_game": float(np.mean(hits)),
+        "mass_in_box": float(np.mean(mass)),
+        "box_share": float(np.mean(share)),
+    }

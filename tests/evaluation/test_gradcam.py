@@ -8,6 +8,7 @@ from PIL import Image
 from data_pipeline.decode import Preprocessing
 from data_pipeline.loader import FilmSource
 from data_pipeline.manifest import Records
+from data_pipeline.phantom import open_phantom, truth
 from infantxray.evaluation import gradcam
 from infantxray.evaluation.metrics import Predictions
 from infantxray.models.diagnosis import DiagnosisModel
@@ -116,3 +117,38 @@ def test_nothing_to_explain(model, films):
     assert gradcam.examples(*model, films, predictions(films, rows, [[1, 0, 0]]), records) == []
     no_classes = Predictions((), np.zeros((1, 0)), *[np.zeros(1)] * 4)
     assert gradcam.examples(*model, films, no_classes, records) == []
+
+
+def test_saliency_is_held_against_the_true_boxes(model):
+    """Of a model that looks where it is bright, and of one that has nothing to look at."""
+    phantom = open_phantom("infant:films=200")
+    phantom = phantom.take(phantom.split == "test")
+    boxes = [truth(path, SIDE).boxes for path in phantom.image_path]
+    label = np.array(["a" if boxed else "" for boxed in boxes], dtype=object)
+    source = FilmSource(phantom.replace(label=label), ("a", "b", "c"), Preprocessing(SIDE))
+    rows = np.arange(len(phantom))
+    answers = predictions(source, rows, np.eye(3)[np.zeros(len(rows), int)])
+    found = gradcam.localisation(*model, source, answers, source.records)
+    assert found["n"] == 8
+    first = [i for i, boxed in enumerate(boxes) if boxed][:8]
+    area = [(b.x1 - b.x0) * (b.y1 - b.y0) / SIDE**2 for b in (boxes[i][0] for i in first)]
+    assert found["box_share"] == pytest.approx(np.mean(area))
+    # Brute force, film by film.
+    hits, mass = [], []
+    for i in first:
+        image = source[i]["image"]
+        small = np.asarray(gradcam.saliency(*model, image[None], jnp.array([0])))[0]
+        large = Image.fromarray(small).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        large = np.clip(np.asarray(large), 0, 1)
+        box = boxes[i][0]
+        y, x = np.unravel_index(large.argmax(), large.shape)
+        hits.append(box.x0 <= x < box.x1 and box.y0 <= y < box.y1)
+        mass.append(large[box.y0 : box.y1, box.x0 : box.x1].sum() / large.sum())
+    assert found["pointing_game"] == pytest.approx(np.mean(hits))
+    assert found["mass_in_box"] == pytest.approx(np.mean(mass), abs=1e-5)
+
+
+def test_films_without_boxes_are_not_judged(model, films):
+    rows = np.arange(4)
+    answers = predictions(films, rows, np.eye(3)[[0, 1, 2, 0]])
+    assert gradcam.localisation(*model, films, answers, films.records.take(rows)) is None
