@@ -74,7 +74,7 @@ def get_config(variant: str = "cpu"):
     # Cells at a time on this machine, each with an equal share of a GPU's memory.
     config.study.parallel_cells = 1
     config.ray_address = ""  # Of a Ray cluster, such as "auto": a cell a task, a GPU a cell.
-    config.bootstrap_samples = 2000  # Of the study's intervals.
+    config.bootstrap_samples = 1000  # Of the study's intervals.
     config.seed = 0  # Of the resampling.
     config.dtype = "float32"
     config.variants = _variants()

@@ -82,7 +82,16 @@ def test_calls_do_not_share_state():
 
 
 # Names of variables and attributes that hold a configuration or a group of one.
-_HOLDERS = {"config", "_config", "settings", "data", "optimizer", "augment"}
+_HOLDERS = {
+    "config",
+    "_config",
+    "settings",
+    "data",
+    "optimizer",
+    "augment",
+    "study",
+    "self_training",
+}
 
 
 def _reads(tree):

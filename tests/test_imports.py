@@ -120,6 +120,27 @@ def test_losses_and_metrics_import_no_model(module, allowed):
     )
 
 
+def test_studies_are_used_by_the_task_alone():
+    """A run knows nothing of the study that it may be a part of."""
+    assert (
+        offenders(
+            lambda m: not within(m, "infantxray.studies", "infantxray.study"),
+            lambda name: not within(name, "infantxray.studies", "infantxray.study"),
+        )
+        == []
+    )
+    # Statistics need no network and no file.
+    assert (
+        offenders(
+            lambda m: m == "infantxray.studies.statistics",
+            lambda n: (
+                not foreign(n) or within(n, "numpy", "scipy", "infantxray.evaluation.metrics")
+            ),
+        )
+        == []
+    )
+
+
 def test_training_knows_no_task_and_no_network():
     assert (
         offenders(
@@ -158,13 +179,13 @@ def test_tensorflow_is_reached_in_one_place():
     assert not any("clu" in ast.unparse(n) or "tensor" in ast.unparse(n) for n in top)
 
 
-def test_orbax_and_matplotlib_have_one_home_each():
-    for library, home in (
+def test_orbax_and_matplotlib_have_their_homes():
+    for library, *homes in (
         ("orbax", "infantxray.training.checkpoints"),
-        ("matplotlib", "infantxray.evaluation.figures"),
+        ("matplotlib", "infantxray.evaluation.figures", "infantxray.studies.figures"),
     ):
         where = [m for m, names in IMPORTS.items() if any(within(n, library) for n in names)]
-        assert where == [home]
+        assert where == homes
 
 
 def test_no_circles():

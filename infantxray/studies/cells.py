@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from data_pipeline.errors import UserError
-from infantxray.studies.plan import Cell, seconds_left
+from infantxray.studies.plan import Cell
+from infantxray.studies.timing import seconds_left
 
 _log = logging.getLogger(__name__)
 

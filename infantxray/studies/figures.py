@@ -22,6 +22,8 @@ from infantxray.studies.tables import NAMES
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _FIGURES = ("accuracy", "recall", "precision", "f1", "roc_auc")
+_STYLES = ("-", "--", ":")
+_MOST_BANDS = 4
 _GRID = np.linspace(0, 1, 101)
 _DARK = {
     "figure.facecolor": "#16181b",
@@ -77,6 +79,7 @@ def _bars(axes, x, estimates: Sequence[Estimate], i: int, label: str) -> None:
         color=colour(i),
         label=label,
         capsize=2,
+        linestyle=_style(i),
         linewidth=1.2 if len(x) > 1 else 0,
         elinewidth=1.0,
     )
@@ -106,7 +109,7 @@ def ablation(
                 continue
             estimate, seeds = row[variant]
             x = j + (i - (len(variants) - 1) / 2) * width
-            label = variant.replace("_", " ") if j == 0 else None
+            label = variant if j == 0 else None
             axes.bar(x, estimate.mean, 0.92 * width, color=colour(i), alpha=0.75, label=label)
             if np.isfinite(estimate.low):
                 error = [[estimate.mean - estimate.low], [estimate.high - estimate.mean]]
@@ -161,7 +164,7 @@ def curves(models: dict[str, Model]) -> Figure:
     for i, (label, model) in enumerate(models.items()):
         for axes, kind in ((left, _roc), (right, _precision_recall)):
             seeds = [kind(run) for run in model.runs]
-            _band(axes, _GRID, seeds, i, label)
+            _band(axes, _GRID, seeds, i, label, band=len(models) <= _MOST_BANDS)
     left.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
     prevalence = 1 / len(next(iter(models.values())).runs[0].classes)
     right.axhline(prevalence, color="#999999", linewidth=0.8)
@@ -173,10 +176,10 @@ def curves(models: dict[str, Model]) -> Figure:
     return figure
 
 
-def _band(axes, x, seeds: Sequence[np.ndarray], i: int, label: str) -> None:
+def _band(axes, x, seeds: Sequence[np.ndarray], i: int, label: str, band: bool = True) -> None:
     values = np.stack(seeds)
-    axes.plot(x, values.mean(0), color=colour(i), label=label)
-    if len(values) > 1:
+    axes.plot(x, values.mean(0), color=colour(i), linestyle=_style(i), label=label)
+    if len(values) > 1 and band:
         axes.fill_between(x, values.min(0), values.max(0), color=colour(i), alpha=0.2, linewidth=0)
 
 
@@ -269,6 +272,10 @@ def colour(i: int) -> str:
     """The i-th colour; black becomes white on dark pages."""
     value = COLOURS[i % len(COLOURS)]
     return _ink() if value == "#000000" else value
+
+
+def _style(i: int) -> str:
+    return _STYLES[i // len(COLOURS) % len(_STYLES)]
 
 
 def _ink() -> str:

@@ -13,20 +13,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from infantxray.evaluation.figures import RC
 from infantxray.evaluation.page import STYLE, inline, setting_lines, versions
 from infantxray.studies import commands
 from infantxray.studies.plan import Cell
 from infantxray.studies.tables import Table
 
+_CSS_PIXELS = 96 / RC["figure.dpi"]  # Figures as large as they were drawn: letters stay alike.
 _OWN_STYLE = """
-body { max-width: 72rem; }
-td small { display: block; font-size: .75rem; }
+body { max-width: 76rem; }
+table { font-size: .9rem; } th, td { padding: .2rem .55rem; vertical-align: top; }
+td small { display: block; font-size: .75em; }
+tbody td { border-bottom: 0; } tbody tr.new td { border-top: 1px solid var(--line); }
+th.left, td.left { text-align: left; padding-left: 0; }
+summary { cursor: pointer; }
 tr.foreign td { font-style: italic; color: var(--soft); }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: 1rem 0; font-size: .9rem; }
 nav a, p a { color: inherit; }
 ul.short { padding-left: 1.2rem; } ul.short li { margin: .3rem 0; }
 figure { margin: .6rem 0 1.2rem; }
-figure picture img { max-width: min(100%, 60rem); background: none; border-radius: 0; }
+figure picture img { max-width: 100%; height: auto; background: none; border-radius: 0; }
 .films { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .8rem; }
 .films figure { margin: 0; }
 .films img { width: 100%; background: #000; display: block; }
@@ -34,7 +40,7 @@ figcaption { font-size: .85rem; }
 .films figcaption { font-size: .75rem; line-height: 1.3; margin-top: .2rem; }
 .failed { border-left: .3rem solid #c62828; padding-left: .8rem; }
 code { overflow-wrap: anywhere; font-size: .8rem; }
-td code { white-space: pre-wrap; } td.left { text-align: left; white-space: normal; }
+td code { white-space: pre-wrap; }
 @media (max-width: 40rem) { th, td { padding: .25rem .5rem; font-size: .85rem; }
   th:first-child, td:first-child { position: sticky; left: 0; background: var(--bg);
     white-space: normal; max-width: 8rem; } }
@@ -70,7 +76,9 @@ class Picture:
             else ""
         )
         pixels = " class='pixels'" if self.pixels else ""
-        image = f"<img{pixels} alt='{heading or 'figure'}' src='{inline(self.light)}'>"
+        with Image.open(self.light) as opened:
+            width = "" if self.pixels else f" width={round(opened.width * _CSS_PIXELS)}"
+        image = f"<img{pixels}{width} alt='{heading or 'figure'}' src='{inline(self.light)}'>"
         return (
             (f"<h2{anchor}>{heading}</h2>" if heading else "")
             + f"<figure><picture>{source}{image}</picture>"
@@ -171,8 +179,9 @@ def _failures(failed: dict[int, str], cells: Sequence[Cell]) -> str:
         for index, why in sorted(failed.items())
     )
     return (
-        f"<div class='failed'><h2>{len(failed)} runs failed, twice</h2><p>They are missing from "
-        f"everything below. The same command tries them again.</p><ul>{items}</ul></div>"
+        f"<div class='failed'><h2>Failed twice: {len(failed)} of {len(cells)} runs</h2>"
+        "<p>They are missing from everything below. The same command tries them again.</p>"
+        f"<ul>{items}</ul></div>"
     )
 
 
@@ -184,7 +193,7 @@ def _runs(cells: Sequence[Cell]) -> str:
         total += seconds or 0.0
         command = html.escape(commands.printed(cell.command))
         rows += (
-            f"<tr><td>{cell.index}</td><td class=left>{html.escape(cell.title)}</td>"
+            f"<tr class=new><td>{cell.index}</td><td class=left>{html.escape(cell.title)}</td>"
             f"<td>{'–' if seconds is None else f'{seconds:.0f}'}</td>"
             f"<td class=left><details><summary>command</summary><code>{command}</code></details>"
             "</td></tr>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -79,43 +79,43 @@ def make_plan(config, folder: str) -> list[Cell]:
     Raises:
       UserError: a selection or a setting cannot be meant.
     """
-    selected = config.study
+    study = config.study
     _check_selections(config)
     planner = _Planner(config, folder)
-    chosen = {name: config.variants[name].to_dict() for name in selected.variants}
-    for encoder in selected.encoders:
+    chosen = {name: config.variants[name].to_dict() for name in study.variants}
+    for encoder in study.encoders:
         for variant in chosen.values():
-            for seed in selected.seeds:
+            for seed in study.seeds:
                 if variant["pretrained"]:
                     planner.stage_one(encoder, variant["pretrain"], seed)
-    if selected.frozen:
-        for encoder in selected.encoders:
-            for seed in selected.seeds:
+    if study.frozen:
+        for encoder in study.encoders:
+            for seed in study.seeds:
                 planner.probe(encoder, None, seed)
                 for variant in chosen.values():
                     if variant["pretrained"]:
                         planner.probe(encoder, variant["pretrain"], seed)
-    for fraction in selected.label_fractions:
-        for encoder in selected.encoders:
+    for fraction in study.label_fractions:
+        for encoder in study.encoders:
             for name, variant in chosen.items():
-                for seed in selected.seeds:
+                for seed in study.seeds:
                     planner.stage_two(encoder, name, variant, fraction, seed)
     return planner.cells
 
 
 def _check_selections(config) -> None:
-    selected = config.study
+    study = config.study
     for name in ("encoders", "variants", "seeds", "label_fractions"):
-        values = selected[name]
+        values = study[name]
         if not values or len(set(values)) < len(values):
             raise UserError(f"config.study.{name} is {values}; name at least one, each once")
-    for name in selected.variants:
+    for name in study.variants:
         if name not in config.variants:
             raise UserError(
                 f"config.study.variants names {name!r}; configs/study.py has "
                 f"{', '.join(config.variants)}"
             )
-    for fraction in selected.label_fractions:
+    for fraction in study.label_fractions:
         if not 0 < fraction <= 1:
             raise UserError(
                 f"config.study.label_fractions holds {fraction}; each must be above 0, at most 1"
@@ -243,44 +243,6 @@ def select(cells: Sequence[Cell], text: str) -> list[Cell]:
             )
         chosen.update(numbers)
     return [cells[i] for i in sorted(chosen)]
-
-
-def seconds_left(todo: Iterable[Cell], cells: Iterable[Cell], parallel: int) -> float | None:
-    """Estimated from how long finished cells took; None before any has.
-
-    A kind of cell is a task with an encoder. One that was never run is estimated from the same
-    task with other encoders, scaled by how this encoder compares with them in other tasks.
-    """
-    times: dict[tuple[str, str], list[float]] = {}
-    for cell in cells:
-        record = cell.read_record()
-        if record.get("finished"):
-            times.setdefault((cell.task, cell.encoder), []).append(record["seconds"])
-    known = {kind: sum(values) / len(values) for kind, values in times.items()}
-    if not known:
-        return None
-    return sum(_estimate(known, cell.task, cell.encoder) for cell in todo) / parallel
-
-
-def _estimate(known: dict[tuple[str, str], float], task: str, encoder: str) -> float:
-    if (task, encoder) in known:
-        return known[task, encoder]
-
-    def mean(values: list[float]) -> float:
-        return sum(values) / len(values)
-
-    everything = mean(list(known.values()))
-    of_task = [v for (t, _), v in known.items() if t == task]
-    if not of_task:
-        # Nothing of this task: what the encoder takes in others.
-        of_encoder = [v for (_, e), v in known.items() if e == encoder]
-        return mean(of_encoder) if of_encoder else everything
-    ratios = []
-    for (t, e), value in known.items():
-        if e == encoder:
-            others = [v for (t2, e2), v in known.items() if t2 == t and e2 != encoder]
-            ratios += [value / mean(others)] if others else []
-    return mean(of_task) * (mean(ratios) if ratios else 1.0)
 
 
 def describe(cells: Sequence[Cell], finished: set[int]) -> str:

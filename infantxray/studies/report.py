@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -14,16 +13,15 @@ from data_pipeline.decode import Preprocessing, load_image
 from data_pipeline.errors import UnreadableImage
 from data_pipeline.manifest import SPLITS
 from data_pipeline.splits import patient_keys
-from infantxray.evaluation import figures as run_figures
 from infantxray.evaluation.metrics import HEADLINES
-from infantxray.studies import figures, page
+from infantxray.studies import page, strata
 from infantxray.studies.baselines import MAJORITY, RIDGE, baselines
 from infantxray.studies.comparisons import Comparisons
-from infantxray.studies.page import Picture
+from infantxray.studies.drawing import Drawing, history
 from infantxray.studies.plan import Cell
 from infantxray.studies.results import Model, Results, read_results
 from infantxray.studies.tables import NAMES, Table, number, p_text
-from infantxray.training.writers import create_writer, read_history
+from infantxray.training.writers import create_writer
 
 _MISTAKES = 12
 _MISTAKE_SIDE = 224
@@ -64,14 +62,15 @@ def write(config, folder: str, cells: Sequence[Cell], failed: dict[int, str]) ->
         "differences": comparisons.differences(),
         "fractions": comparisons.label_fractions(),
         "frozen": comparisons.frozen(),
-        "conditions": comparisons.classes(focus),
-        "age_bands": comparisons.age_bands(focus),
-        "sites": comparisons.sites(focus),
+        "conditions": strata.classes(comparisons, focus),
+        "age_bands": strata.age_bands(comparisons, focus),
+        "sites": strata.sites(comparisons, focus),
+        "saliency": strata.saliency(comparisons),
     }
     for table in tables.values():
         if table is not None:
             table.write(os.path.join(folder, "tables"))
-    drawn = _Drawing(os.path.join(folder, "figures"), comparisons, references, focus)
+    drawn = Drawing(os.path.join(folder, "figures"), comparisons, references, focus)
     path = os.path.join(folder, "report.html")
     page.write(
         path,
@@ -100,6 +99,7 @@ def write(config, folder: str, cells: Sequence[Cell], failed: dict[int, str]) ->
             drawn.learning(config.finetune.best_metric),
             *drawn.reconstructions(cells),
             *drawn.saliency(),
+            tables["saliency"],
             _mistakes(results, focus, config.data),
         ],
         cells=cells,
@@ -115,7 +115,7 @@ def _focus(results: Results) -> Model:
     def score(model: Model) -> float:
         best = [
             max(
-                (row["validation/roc_auc"] or 0.0 for row in _history(cell)
+                (row["validation/roc_auc"] or 0.0 for row in history(cell)
                  if "validation/roc_auc" in row),
                 default=0.0,
             )
@@ -125,10 +125,6 @@ def _focus(results: Results) -> Model:
 
     candidates = [results.model(encoder, results.reference) for encoder in results.encoders]
     return max((model for model in candidates if model), key=score, default=results.models[0])
-
-
-def _history(cell: Cell) -> list[dict]:
-    return read_history(os.path.join(cell.folder, "history.jsonl"))
 
 
 def _title(results: Results) -> str:
@@ -274,7 +270,7 @@ def _write_hparams(folder: str, results: Results) -> None:
             where = os.path.join(folder, "hparams", f"cell{cell.index:04d}")
             if os.path.isdir(where):
                 continue
-            summary = json.loads(Path(cell.folder, "metrics.json").read_text(encoding="utf-8"))
+            summary = strata.read_metrics(cell)
             writer = create_writer(where)
             writer.write_hparams(
                 {
@@ -292,211 +288,3 @@ def _write_hparams(folder: str, results: Results) -> None:
             scalars = {f"test/{n}": summary[n] for n in HEADLINES if summary[n] is not None}
             writer.write_scalars(summary["checkpoint_step"], scalars)
             writer.close()
-
-
-class _Drawing:
-    """Draws the figures of a report; each is None where there is nothing to draw."""
-
-    def __init__(self, folder: str, comparisons: Comparisons, references: dict, focus: Model):
-        os.makedirs(folder, exist_ok=True)
-        self._folder = folder
-        self._comparisons = comparisons
-        self._results = comparisons.results
-        self._references = references
-        self._focus = focus
-
-    def _picture(self, name: str, title: str, caption: str, draw, *arguments) -> Picture:
-        paths = figures.save(self._folder, name, lambda: draw(*arguments))
-        return Picture(title, caption, *paths)
-
-    def _main(self) -> str:
-        return "accuracy" if self._results.classes else "age_mae_months"
-
-    def _of_reference(self) -> list[Model]:
-        results = self._results
-        models = [results.model(encoder, results.reference) for encoder in results.encoders]
-        return [model for model in models if model]
-
-    def _of_focus(self) -> dict[str, Model]:
-        results = self._results
-        found = {v: results.model(self._focus.encoder, v) for v in results.variants}
-        return {variant.replace("_", " "): model for variant, model in found.items() if model}
-
-    def performance(self) -> Picture | None:
-        if not self._results.classes:
-            return None
-        rows = {}
-        for model in self._of_reference():
-            sampled = self._comparisons.sampled(model)
-            rows[model.encoder] = {name: sampled.estimate(name) for name in HEADLINES}
-        return self._picture(
-            "performance",
-            "Performance of the encoders",
-            f"Variant “{self._results.reference}”, mean over seeds with 95 % intervals (the "
-            "paper's Figure 7).",
-            figures.performance,
-            rows,
-        )
-
-    def ablation(self) -> Picture:
-        results, name = self._results, self._main()
-        rows = {}
-        for encoder in results.encoders:
-            rows[encoder] = {}
-            for variant in results.variants:
-                model = results.model(encoder, variant)
-                if model:
-                    sampled = self._comparisons.sampled(model)
-                    rows[encoder][variant] = (sampled.estimate(name), sampled.observed[name])
-        lines = {
-            label: self._comparisons.reference_estimate(label, name).mean
-            for label in (RIDGE, MAJORITY)
-        }
-        return self._picture(
-            "ablation",
-            "Ablation",
-            f"{NAMES[name]} by variant: mean with 95 % interval, dots are seeds, lines are the "
-            "baselines (the paper's Figure 8).",
-            figures.ablation,
-            rows,
-            name,
-            lines,
-        )
-
-    def label_fractions(self) -> Picture | None:
-        results = self._results
-        if len(results.fractions) < 2:
-            return None
-        name = "roc_auc" if results.classes else "age_mae_months"
-        lines = {}
-        for label in self._of_focus():
-            variant = label.replace(" ", "_")
-            models = [
-                results.model(self._focus.encoder, variant, fraction)
-                for fraction in results.fractions
-            ]
-            lines[label] = [
-                (model.label_fraction, self._comparisons.sampled(model).estimate(name))
-                for model in models
-                if model
-            ]
-        return self._picture(
-            "label_fractions",
-            "How many labels it takes",
-            f"{self._focus.encoder}: mean over seeds with 95 % intervals.",
-            figures.by_labels,
-            lines,
-            name,
-        )
-
-    def curves(self) -> Picture | None:
-        if not self._results.classes:
-            return None
-        return self._picture(
-            "roc_and_precision_recall",
-            "ROC and precision-recall",
-            f"{self._focus.encoder}: means over conditions and seeds; bands hold all seeds. Grey: "
-            "chance.",
-            figures.curves,
-            self._of_focus(),
-        )
-
-    def curves_by_encoder(self) -> Picture | None:
-        models = {model.encoder: model for model in self._of_reference()}
-        if not self._results.classes or len(models) < 2:
-            return None
-        return self._picture(
-            "roc_and_precision_recall_by_encoder",
-            "",
-            f"The same by encoder, variant “{self._results.reference}”.",
-            figures.curves,
-            models,
-        )
-
-    def confusion(self) -> Picture | None:
-        if not self._results.classes:
-            return None
-        return self._picture(
-            "confusion_matrices",
-            "Confusion matrices",
-            f"Variant “{self._results.reference}”, per cent of each true condition, mean over "
-            "seeds (the paper's Figure 4).",
-            figures.confusion,
-            self._of_reference(),
-        )
-
-    def ages(self) -> Picture | None:
-        run = self._focus.runs[0]
-        if not (np.isfinite(run.age_predicted_months) & np.isfinite(run.age_months)).any():
-            return None
-        return self._picture(
-            "ages",
-            "Predicted ages",
-            f"{self._focus.encoder}, {self._focus.name}, first seed: a dot a test film.",
-            run_figures.age_figure,
-            run,
-        )
-
-    def reliability(self) -> Picture | None:
-        if not self._results.classes:
-            return None
-        return self._picture(
-            "calibration",
-            "Calibration",
-            f"{self._focus.encoder}: how often the models are right at each confidence, all seeds "
-            "together, with the expected calibration error. Below the line: too sure.",
-            figures.reliability,
-            self._of_focus(),
-        )
-
-    def learning(self, best_metric: str) -> Picture | None:
-        def curve(cells, name):
-            return [
-                [(r["step"], r[name]) for r in _history(c) if r.get(name) is not None]
-                for c in cells
-            ]
-
-        panels: dict[str, dict] = {}
-        variants = {label: model.cells for label, model in self._of_focus().items()}
-        for title, name in (
-            ("Training loss, stage two", "train/loss"),
-            (f"Validation {best_metric.replace('_', ' ')}", f"validation/{best_metric}"),
-        ):
-            lines = {label: curve(cells, name) for label, cells in variants.items()}
-            panels[title] = {label: seeds for label, seeds in lines.items() if all(seeds)}
-        return self._picture(
-            "learning_curves",
-            "Learning curves",
-            f"{self._focus.encoder}; mean over seeds, bands hold all seeds.",
-            figures.learning,
-            panels,
-        )
-
-    def reconstructions(self, cells: Sequence[Cell]) -> list[Picture]:
-        """The last panels of stage one, first seed of each encoder."""
-        shown: dict[tuple[str, str], Picture] = {}
-        for cell in cells:
-            path = os.path.join(cell.folder, "figures", "panels.png")
-            kind = (cell.encoder, cell.name)
-            if cell.task == "pretrain" and os.path.exists(path) and kind not in shown:
-                shown[kind] = Picture(
-                    "" if shown else "What stage one rebuilds",
-                    f"{cell.encoder}, {cell.name}: validation films, what the decoder makes of the "
-                    "encoder's last map, and the difference.",
-                    path,
-                    pixels=True,
-                )
-        return list(shown.values())
-
-    def saliency(self) -> list[Picture]:
-        path = os.path.join(self._focus.cells[0].folder, "figures", "saliency.png")
-        if not os.path.exists(path):
-            return []
-        return [
-            Picture(
-                "Where the answers come from",
-                f"Grad-CAM of {self._focus.encoder}, {self._focus.name}, first seed: of each "
-                "condition the film that it is surest about, right or wrong.",
-                path,
-            )
-        ]

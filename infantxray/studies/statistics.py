@@ -197,7 +197,7 @@ class Sampled:
         mean, sd = observed.mean(), observed.std(ddof=1) if count > 1 else np.nan
         weighted = drawn.mean(0) if self.seeds is None else (drawn * self.seeds.T).sum(0)
         weighted = weighted[np.isfinite(weighted)]
-        over_patients = np.nanmean(drawn, axis=0)
+        over_patients = drawn.mean(0)
         if len(weighted) < 2:
             return Estimate(mean, sd, np.nan, np.nan)
         variance = weighted.var()

@@ -21,6 +21,7 @@ NAMES = {
     "age_mae_months": "Age MAE, months",
 }
 NOTHING = "–"
+_FOLDED = 40  # Rows.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,15 +115,34 @@ class Table:
         )
 
     def html(self) -> str:
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.header)
-        body = ""
+        """A section of a page; a long table is folded."""
+        text = [all(isinstance(row[j], str) for row in self.rows) for j in range(len(self.header))]
+        # Columns of text at the left are read, the others are compared.
+        lead = text.index(False) if False in text else len(text)
+        left = [" class=left" if j < lead else "" for j in range(len(text))]
+        head = "".join(
+            f"<th{mark}>{html.escape(name)}</th>"
+            for name, mark in zip(self.header, left, strict=True)
+        )
+        body, above = "", None
         for i, row in enumerate(self.rows):
-            cells = "".join(f"<td>{_markup(cell, name)}</td>" for cell, name in self._named(row))
-            body += f"<tr{' class=foreign' if i in self.foreign else ''}>{cells}</tr>"
+            kinds = (("foreign", i in self.foreign), ("new", row[0] != above))
+            marks = [name for name, holds in kinds if holds]
+            cells = [_markup(cell, name) for cell, name in self._named(row)]
+            if row[0] == above and lead > 1:
+                cells[0] = ""
+            above = row[0]
+            markup = "".join(f"<td{mark}>{c}</td>" for c, mark in zip(cells, left, strict=True))
+            body += f"<tr class='{' '.join(marks)}'>{markup}</tr>"
+        table = (
+            f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            "</div>"
+        )
+        if len(self.rows) > _FOLDED:
+            table = f"<details><summary>{len(self.rows)} rows</summary>{table}</details>"
         return (
             f"<h2 id='{self.name}'>{html.escape(self.title)}</h2>"
-            f"<p class='soft'>{html.escape(self.caption)}</p><div class='wide'><table>"
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+            f"<p class='soft'>{html.escape(self.caption)}</p>{table}"
         )
 
     def _named(self, row: Sequence[Cell]):

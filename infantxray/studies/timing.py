@@ -1,0 +1,45 @@
+"""How long the rest of a study will take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from infantxray.studies.plan import Cell
+
+
+def seconds_left(todo: Iterable[Cell], cells: Iterable[Cell], parallel: int) -> float | None:
+    """Estimated from how long finished cells took; None before any has.
+
+    A kind of cell is a task with an encoder. One that was never run is estimated from the same
+    task with other encoders, scaled by how this encoder compares with them in other tasks.
+    """
+    times: dict[tuple[str, str], list[float]] = {}
+    for cell in cells:
+        record = cell.read_record()
+        if record.get("finished"):
+            times.setdefault((cell.task, cell.encoder), []).append(record["seconds"])
+    known = {kind: sum(values) / len(values) for kind, values in times.items()}
+    if not known:
+        return None
+    return sum(_estimate(known, cell.task, cell.encoder) for cell in todo) / parallel
+
+
+def _estimate(known: dict[tuple[str, str], float], task: str, encoder: str) -> float:
+    if (task, encoder) in known:
+        return known[task, encoder]
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    everything = mean(list(known.values()))
+    of_task = [v for (t, _), v in known.items() if t == task]
+    if not of_task:
+        # Nothing of this task: what the encoder takes in others.
+        of_encoder = [v for (_, e), v in known.items() if e == encoder]
+        return mean(of_encoder) if of_encoder else everything
+    ratios = []
+    for (t, e), value in known.items():
+        if e == encoder:
+            others = [v for (t2, e2), v in known.items() if t2 == t and e2 != encoder]
+            ratios += [value / mean(others)] if others else []
+    return mean(of_task) * (mean(ratios) if ratios else 1.0)

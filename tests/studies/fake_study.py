@@ -1,0 +1,121 @@
+"""Cells that were never trained: what a run leaves, with answers drawn at random.
+
+python tests/studies/fake_study.py FOLDER    # a report of eight encoders, to look at
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT)]
+
+from configs import study as study_config  # noqa: E402
+from data_pipeline.splits import keep_labels, patient_keys, write_split  # noqa: E402
+from infantxray import data, probe, workdir  # noqa: E402
+from infantxray.diagnosis import write_predictions  # noqa: E402
+from infantxray.evaluation import metrics  # noqa: E402
+from infantxray.evaluation.metrics import Predictions  # noqa: E402
+from infantxray.studies import plan  # noqa: E402
+
+SKILL = {"without_pretraining": 0.9, "without_apn": 1.1, "full": 1.3}
+
+
+def small_config():
+    """Two encoders, three variants and two seeds on 200 films of 32 pixels."""
+    config = study_config.get_config()
+    config.study.encoders = ("shufflenet", "mobilenet_v2")
+    config.study.seeds = (0, 1)
+    config.study.pretrain_data = "phantom:adult:films=60,phantom:infant:films=120"
+    config.data.train = "phantom:infant:films=120"
+    config.data.image_size = 32
+    config.bootstrap_samples = 200
+    return config
+
+
+def answer(records, classes, skill, rng, aged=True):
+    """Predictions that are the better the larger `skill` is."""
+    label = np.array([classes.index(name) if name else -1 for name in records.label])
+    logits = rng.normal(size=(len(records), len(classes)))
+    logits += skill * np.eye(len(classes))[np.maximum(label, 0)]
+    ages = records.age_months + rng.normal(size=len(records)) * 8 / (1 + skill)
+    return Predictions(
+        classes=classes,
+        probabilities=np.exp(logits) / np.exp(logits).sum(1, keepdims=True),
+        label=label,
+        age_months=records.age_months,
+        age_predicted_months=ages if aged else np.full(len(records), np.nan),
+        patient=patient_keys(records),
+    )
+
+
+def finish(cell, split, classes):
+    """Leaves in the folder of a cell what its run would."""
+    folder = Path(cell.folder)
+    rng = np.random.default_rng(cell.index)
+    workdir.prepare(str(folder), cell.config)
+    (folder / "figures").mkdir(exist_ok=True)
+    (folder / "finished").touch()
+    cell.write_record({"seconds": 60.0 + cell.index, "finished": True})
+    panels = rng.integers(256, size=(96, 256), dtype=np.uint8)
+    if cell.task == "pretrain":
+        Image.fromarray(panels).save(folder / "figures" / "panels.png")
+        return
+    train = keep_labels(split.train, cell.label_fraction, 0, "shared")
+    write_split(folder / "split.csv", type(split)(train, split.validation, split.test))
+    if cell.task == "probe":
+        for method in probe.METHODS:
+            answers = answer(split.test, classes, 0.5, rng)
+            write_predictions(folder / f"predictions_{method}.csv", answers, split.test)
+        (folder / "metrics.json").write_text("{}")
+        return
+    skill = SKILL[cell.name] * (0.5 + 0.5 * cell.label_fraction) + 0.1 * rng.normal()
+    answers = answer(split.test, classes, skill, rng, aged=cell.config.age_head)
+    write_predictions(folder / "predictions.csv", answers, split.test)
+    summary = metrics.summarise(answers, bootstrap_samples=0)
+    summary["checkpoint_step"] = 100
+    summary["saliency"] = {"n": 80, "pointing_game": 0.3, "mass_in_box": 0.2, "box_share": 0.1}
+    (folder / "metrics.json").write_text(json.dumps(metrics.to_json(summary)))
+    (folder / "report.html").touch()
+    Image.fromarray(panels).save(folder / "figures" / "saliency.png")
+    with open(folder / "history.jsonl", "w") as file:
+        for step in range(0, 101, 20):
+            row = {"step": step, "train/loss": 3 * np.exp(-step / 50) + 0.1 * rng.random()}
+            row["validation/roc_auc"] = 0.5 + 0.2 * step / 100 + 0.05 * rng.random()
+            file.write(json.dumps(row) + "\n")
+
+
+def finish_all(config, folder):
+    """Finishes every cell of a study; returns the plan."""
+    cells = plan.make_plan(config, str(folder))
+    split = data.divide_sources(config.data)
+    classes = tuple(sorted(set(split.train.label)))
+    for cell in cells:
+        finish(cell, split, classes)
+    return cells
+
+
+def read_csv(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def main(folder):
+    from infantxray.studies import report
+
+    plan.checkpoints.is_finished = lambda folder: Path(folder, "finished").exists()
+    config = small_config()
+    config.study.encoders = study_config.ENCODERS
+    config.study.seeds = (0, 1, 2)
+    config.study.label_fractions = (0.02, 0.1, 1.0)
+    config.data.train = "phantom:infant:films=600:site=both"
+    config.bootstrap_samples = 2000
+    print(report.write(config, folder, finish_all(config, folder), {5: "a reason"}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
