@@ -36,14 +36,20 @@ def compose(task: str, size: str, *overrides: dict) -> ConfigDict:
     Raises:
       UserError: an override names a setting that the task lacks, or is of another type.
     """
-    config = defaults(task, size)
+    config = defaults(task, size).lock()
     for override in overrides:
         for key, value in flatten(override).items():
             try:
                 config.update_from_flattened_dict({key: value})
-            except (KeyError, TypeError, AttributeError) as error:
-                reason = str(error).splitlines()[0].strip("'\"")
-                raise UserError(f"a variant of the study sets {task}.{key}: {reason}") from None
+            except KeyError:
+                raise UserError(
+                    f"a variant of the study sets {key} of {task}, which has no such setting"
+                ) from None
+            except TypeError:
+                raise UserError(
+                    f"a variant of the study sets {key} of {task} to {value!r}, which is of "
+                    "another type than in its configuration file"
+                ) from None
     return config
 
 

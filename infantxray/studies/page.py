@@ -41,7 +41,10 @@ figcaption { font-size: .85rem; }
 .failed { border-left: .3rem solid #c62828; padding-left: .8rem; }
 code { overflow-wrap: anywhere; font-size: .8rem; }
 td code { white-space: pre-wrap; }
-@media (max-width: 40rem) { th, td { padding: .25rem .5rem; font-size: .85rem; }
+@media (max-width: 40rem) { figure:has(picture) { overflow-x: auto; }
+  figure picture img:not(.pixels) { max-width: none; min-width: 36rem; }
+  figure:has(picture) figcaption { position: sticky; left: 0; }
+  th, td { padding: .25rem .5rem; font-size: .85rem; }
   th:first-child, td:first-child { position: sticky; left: 0; background: var(--bg);
     white-space: normal; max-width: 8rem; } }
 @media print { nav { display: none; } table { font-size: .7rem; } th, td { padding: .1rem .3rem; }

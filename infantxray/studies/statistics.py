@@ -17,6 +17,7 @@ from infantxray.evaluation.metrics import HEADLINES, Predictions
 
 _CHUNK = 250  # Bootstrap samples at a time, so that memory stays small.
 _CONFIDENCE = 0.95
+_UNBOUNDED = ("age_mae_months",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,12 +169,14 @@ class Sampled:
       seeds: `[B, S]`, weights of the seeds in each draw; None for a model without seeds, or one
         of which some seeds failed: then the interval covers patients alone.
       num_patients: whom the figures are of.
+      bounded: they are scores from 0 to 1, or errors from 0, and not differences.
     """
 
     observed: dict[str, np.ndarray]
     drawn: dict[str, np.ndarray]
     seeds: np.ndarray | None
     num_patients: int
+    bounded: bool = True
 
     def __sub__(self, other: Sampled) -> Sampled:
         """Differences, patient by patient and seed by seed."""
@@ -181,6 +184,7 @@ class Sampled:
             self,
             observed={n: self.observed[n] - other.observed[n] for n in self.observed},
             drawn={n: self.drawn[n] - other.drawn[n] for n in self.drawn},
+            bounded=False,
         )
 
     def estimate(self, name: str) -> Estimate:
@@ -210,7 +214,10 @@ class Sampled:
         error = np.sqrt(variance)
         half = stdtrit(degrees, (1 + _CONFIDENCE) / 2) * error
         p = 2 * stdtr(degrees, -abs(mean) / error)
-        return Estimate(*map(float, (mean, sd, mean - half, mean + half, p)))
+        low, high = mean - half, mean + half
+        if self.bounded:
+            low, high = max(low, 0.0), high if name in _UNBOUNDED else min(high, 1.0)
+        return Estimate(*map(float, (mean, sd, low, high, p)))
 
 
 def average(parts: Sequence[Sampled]) -> Sampled:
