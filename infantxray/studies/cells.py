@@ -254,7 +254,7 @@ def _outcome(cell: Cell, future: Future) -> str | None:
     finished = status == 0 and cell.is_finished()
     record = cell.read_record()
     cell.write_record(
-        {"seconds": round(record.get("seconds", 0.0) + seconds, 1), "finished": finished}
+        {"seconds": round(record.get("seconds", 0.0) + seconds, 3), "finished": finished}
     )
     if finished:
         return None
