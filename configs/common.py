@@ -57,6 +57,7 @@ def augment() -> ConfigDict:
     config.brightness = 0.1  # Of the intensity range.
     config.gamma = 0.2  # In log units.
     config.noise = 0.02  # Standard deviation, of the intensity range.
+    config.erase = 0.0  # The largest side of a square that is greyed out, of the image side.
     config.flip_left_right = False
     config.flip_up_down = False
     return config

@@ -11,6 +11,8 @@ takes under 2 minutes on two CPU cores, on embedded data (infant phantom, 64 px)
 is the paper's size: 224 px, for GPUs.
 """
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
@@ -21,8 +23,16 @@ def get_config(variant: str = "cpu"):
     config.pretrained = ""
     config.age_head = True  # AgePredictionNet; off in the paper's ablation "without APN".
     config.age_weight = 0.8  # α of Equation 4, as in the paper.
+    config.age_loss = "mse"  # Equation 3. Or "distribution": over ages, by the loss of DLDL-v2.
+    # How the two losses are weighed: "fixed" by α, or "uncertainty": learned (Kendall 2018), and α
+    # is then not used.
+    config.age_weighting = "fixed"
+    config.age_film = False  # The predicted age modulates what the condition head reads (FiLM).
     config.freeze_encoder = False  # True: a linear probe, only the heads learn.
     config.encoder_learning_rate_factor = 1.0
+    # Each pyramid level of the encoder learns so many times as fast as the next deeper one, so the
+    # first layers change least; 1 = all alike.
+    config.layer_decay = 1.0
     config.class_weights = "none"  # "balanced": inverse frequency in the loss.
     config.ema_decay = 0.0  # Above 0: evaluate an exponential moving average of the weights.
     # The checkpoint that is evaluated at the end: the best on the validation set by this metric.
@@ -30,6 +40,12 @@ def get_config(variant: str = "cpu"):
     config.early_stopping_evals = 0  # Stop after so many evaluations without a new best; 0 = never.
     config.bootstrap_samples = 1000
     config.train_steps = 300
+    # Self-training. A teacher first learns so many steps from the labelled films; then a student
+    # starts again from `pretrained` and learns train_steps from labels and, on all films of the
+    # training patients, from the teacher's answers. 0 = off.
+    config.self_training = ConfigDict()
+    config.self_training.teacher_steps = 0
+    config.self_training.labelled_fraction = 0.25  # Of a student's batch; also the teacher's batch.
 
     if variant == "paper":
         # The paper gives α alone. 224 px and batch 64 are customary; 30 epochs over 70,353

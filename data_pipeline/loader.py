@@ -5,6 +5,7 @@ A batch is a dictionary:
   label: int32 `[B]`, index of the class, -1 = unknown.
   age_months: float32 `[B]`, NaN = unknown.
   mask: float32 `[B]`, 0 = padding or a file that could not be read.
+  soft_label: float32 `[B, K]`, only where the films have soft labels.
 """
 
 from __future__ import annotations
@@ -70,6 +71,10 @@ class FilmSource:
       cache: folder of decoded images; used where it fits `preprocessing`.
       memory_mb: decoded films are kept in memory if all of them fit into so many MiB.
       bad_files: where unreadable files are listed.
+
+    Attributes:
+      labels: int32 `[N]`, -1 = unknown.
+      soft_labels: None, or float32 `[N, K]`, a teacher's probabilities: `soft_label` of a batch.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class FilmSource:
         self._substitute = substitute
         self.bad_files = bad_files if bad_files is not None else BadFiles()
         self.labels = class_indices(records.label, classes)
+        self.soft_labels: np.ndarray | None = None
         self._cache = None
         if cache:
             from data_pipeline.cache import find_cache
@@ -152,6 +158,8 @@ class FilmSource:
             "age_months": self.records.age_months[rows],
             "mask": np.ones(len(rows), np.float32),
         }
+        if self.soft_labels is not None:
+            batch["soft_label"] = self.soft_labels[rows]
         missing = range(len(rows))
         if self._cache is not None and self._memory is None:
             paths = self.records.image_path[rows]
@@ -162,12 +170,15 @@ class FilmSource:
         return batch
 
     def _example(self, row: int, image: np.ndarray, mask: float) -> Batch:
-        return {
+        example = {
             "image": image[..., None],
             "label": self.labels[row],
             "age_months": self.records.age_months[row],
             "mask": np.float32(mask),
         }
+        if self.soft_labels is not None:
+            example["soft_label"] = self.soft_labels[row]
+        return example
 
 
 def training_batches(
@@ -185,6 +196,39 @@ def training_batches(
         .repeat()
         .batch(batch_size, drop_remainder=True)
         .map(source.read_batch)
+        .to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=8))
+    )
+    return iter(dataset)
+
+
+def student_batches(
+    source: FilmSource, batch_size: int, *, num_labelled: int, seed: int, num_threads: int
+) -> grain.DatasetIterator:
+    """Shuffled batches without end: labelled films first, then any films without their labels.
+
+    Args:
+      source: with `soft_labels`.
+      batch_size: films of a batch.
+      num_labelled: so many of them are labelled and keep their label; the others, drawn from all
+        films, have label -1 and are learned by their soft label.
+      seed: of both orders.
+      num_threads: for decoding.
+    """
+
+    def draw(rows: np.ndarray, size: int) -> grain.MapDataset:
+        return grain.MapDataset.source(rows).seed(seed).shuffle().repeat().batch(size)
+
+    labelled = draw(np.flatnonzero(source.labels >= 0), num_labelled)
+    others = draw(np.arange(len(source)), batch_size - num_labelled)
+
+    def read(index: int) -> Batch:
+        batch = source.read_batch(np.concatenate([labelled[index], others[index]]))
+        batch["label"][num_labelled:] = -1
+        return batch
+
+    dataset = (
+        grain.MapDataset.range(len(others))
+        .map(read)
         .to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=8))
     )
     return iter(dataset)

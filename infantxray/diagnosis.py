@@ -32,6 +32,8 @@ def build_model(card: ModelCard, *, freeze_encoder: bool = False) -> DiagnosisMo
         create_encoder(card.encoder, dtype=dtype),
         num_classes=len(card.classes),
         age_head=card.age_mean_months is not None,
+        age_range=card.age_range,
+        age_film=card.age_film,
         freeze_encoder=freeze_encoder,
         dtype=dtype,
     )
@@ -94,6 +96,7 @@ class Predictor:
         def apply(variables, image):
             x = augment.normalise(augment.to_intensity(image))
             outputs = model.apply(variables, x, train=False)
+            outputs.pop("age_logits", None)
             if "logits" in outputs:
                 outputs["probabilities"] = jax.nn.softmax(outputs.pop("logits"))
             return outputs

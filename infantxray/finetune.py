@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import logging
 import os
@@ -11,11 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.errors import DataError, UserError
-from data_pipeline.loader import BadFiles, FilmSource, training_batches
+from data_pipeline.loader import BadFiles, FilmSource, student_batches, training_batches
 from data_pipeline.splits import Split, check_classes, check_unseen
 from infantxray import data, diagnosis, evaluate, runtime, workdir
 from infantxray.evaluation.calibration import calibration
 from infantxray.evaluation.metrics import headline
+from infantxray.models import create_encoder
+from infantxray.models.depth import pyramid_level
+from infantxray.models.diagnosis import age_bins
 from infantxray.torch_weights import import_encoder
 from infantxray.training import augment, checkpoints, loop, losses
 
@@ -48,30 +53,27 @@ def run(config, folder: str) -> None:
         num_threads=config.data.num_threads,
         patient_ids=config.data.patient_ids,
     )
-    task = make_task(
-        config,
-        card,
-        train.labels,
-        functools.partial(_validate, predictor, reader(split.validation, training=False)),
-    )
-    batches = training_batches(
-        train, config.batch_size, seed=config.seed, num_threads=config.data.num_threads
-    )
+    validate = functools.partial(_validate, predictor, reader(split.validation, training=False))
+    # Films of which nothing is known have nothing to teach, but to a student.
+    known = (train.labels >= 0) | (train.records.has_age & config.age_head)
+    informative = train if known.all() else reader(split.train.take(known), training=True)
     try:
-        loop.fit(
-            config,
-            folder,
-            task,
-            batches,
-            total_steps=runtime.total_steps(config, len(train)),
-            best_metric=config.best_metric,
-            lower_is_better=config.best_metric in ("loss", "age_mae_months"),
-            initialise=functools.partial(start_from, config),
-            encoder_factor=config.encoder_learning_rate_factor,
-            freeze_encoder=config.freeze_encoder,
-            ema_decay=config.ema_decay,
-            early_stopping_evals=config.early_stopping_evals,
-        )
+        if config.self_training.teacher_steps:
+            train.soft_labels = _ask_teacher(
+                config, folder, card, informative, train, validate, predictor
+            )
+            batches = student_batches(
+                train,
+                config.batch_size,
+                num_labelled=_teacher_batch_size(config),
+                seed=config.seed,
+                num_threads=config.data.num_threads,
+            )
+            steps = runtime.total_steps(config, len(train))
+        else:
+            batches = _batches(config, informative)
+            steps = runtime.total_steps(config, len(informative))
+        _fit(config, folder, card, batches, train.labels, validate, steps)
         evaluate.evaluate(
             folder,
             checkpoint=folder,
@@ -82,6 +84,64 @@ def run(config, folder: str) -> None:
         )
     finally:
         diagnosis.write_bad_files(folder, bad_files)
+
+
+def _batches(config, source: FilmSource):
+    return training_batches(
+        source, config.batch_size, seed=config.seed, num_threads=config.data.num_threads
+    )
+
+
+def _fit(config, folder, card, batches, labels, validate, total_steps: int) -> None:
+    """Trains a model of `config` into `folder`, or goes on with it."""
+    loop.fit(
+        config,
+        folder,
+        make_task(config, card, labels, validate),
+        batches,
+        total_steps=total_steps,
+        best_metric=config.best_metric,
+        lower_is_better=config.best_metric in ("loss", "age_mae_months"),
+        initialise=functools.partial(start_from, config),
+        learning_rate_factors=functools.partial(learning_rate_factors, config),
+        ema_decay=config.ema_decay,
+        early_stopping_evals=config.early_stopping_evals,
+    )
+
+
+def _teacher_batch_size(config) -> int:
+    return max(1, round(config.batch_size * config.self_training.labelled_fraction))
+
+
+def _ask_teacher(
+    config, folder: str, card, informative: FilmSource, films: FilmSource, validate, predictor
+) -> np.ndarray:
+    """The conditions of all training films in a teacher's opinion, float32 `[N, K]`.
+
+    The teacher is an ordinary model, in the folder `teacher` of the run. What it says is kept
+    there, so that a run which is stopped and started again goes on with the same answers.
+    """
+    if not card.classes:
+        raise DataError("config.self_training teaches conditions, and no training film has a label")
+    folder = os.path.join(folder, "teacher")
+    os.makedirs(folder, exist_ok=True)
+    answers = os.path.join(folder, "soft_labels.npy")
+    if os.path.exists(answers):
+        return np.load(answers)
+    settings = copy.deepcopy(config)
+    settings.batch_size = _teacher_batch_size(config)
+    steps = config.self_training.teacher_steps
+    _log.info("teacher: %d steps on %d films, in %s", steps, len(informative), folder)
+    card.write(folder)
+    batches = _batches(settings, informative)
+    _fit(settings, folder, card, batches, films.labels, validate, steps)
+    variables, _ = diagnosis.restore(folder, card)
+    predictions, _ = predictor(variables, films)
+    with open(answers + ".tmp", "wb") as file:
+        np.save(file, predictions.probabilities)
+    os.replace(answers + ".tmp", answers)
+    _log.info("student: learns from %d films", len(films))
+    return predictions.probabilities
 
 
 def _check_stage_one(config) -> None:
@@ -135,6 +195,14 @@ def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
     ages = data.age_statistics(split.train) if config.age_head else (None, None)
     how = data.preprocessing(config.data)
     card = workdir.ModelCard(config.encoder, config.dtype, how, classes, *ages)
+    if config.age_head:
+        known = split.train.age_months[split.train.has_age]
+        spread = config.age_loss == "distribution"
+        card = dataclasses.replace(
+            card,
+            age_film=config.age_film,
+            age_range_months=(float(known.min()), float(known.max())) if spread else None,
+        )
     card.write(folder)
     return split, card
 
@@ -173,6 +241,27 @@ def start_from(config, variables):
     return variables
 
 
+def learning_rate_factors(config, params):
+    """What multiplies the learning rate of each parameter of stage two: a tree like `params`."""
+    factors = jax.tree.map(lambda _: 1.0, params)
+    if config.freeze_encoder:
+        factors["encoder"] = jax.tree.map(lambda _: 0.0, params["encoder"])
+    elif config.layer_decay < 1:
+        encoder = create_encoder(config.encoder)
+        levels = pyramid_level(encoder, params["encoder"])
+        last = max(jax.tree.leaves(levels))
+        factors["encoder"] = jax.tree.map(
+            lambda level: (
+                config.encoder_learning_rate_factor * config.layer_decay ** (last - level)
+            ),
+            levels,
+        )
+    else:
+        factor = config.encoder_learning_rate_factor
+        factors["encoder"] = jax.tree.map(lambda _: factor, params["encoder"])
+    return factors
+
+
 def make_task(config, card: workdir.ModelCard, labels: np.ndarray, validate) -> loop.Task:
     """L = CE + α·MSE (Equation 4), each over the films whose label or age is known.
 
@@ -184,49 +273,89 @@ def make_task(config, card: workdir.ModelCard, labels: np.ndarray, validate) -> 
     """
     model = diagnosis.build_model(card, freeze_encoder=config.freeze_encoder)
     class_weights = jnp.asarray(_class_weights(config.class_weights, labels, len(card.classes)))
+    age_term = f"age_{config.age_loss}"
+    has_age = card.age_mean_months is not None
+    learned = config.age_weighting == "uncertainty" and has_age and bool(card.classes)
 
     def weights(batch):
         result = {}
         if card.classes:
-            known = (batch["label"] >= 0) * batch["mask"]
-            result["cross_entropy"] = known * class_weights[jnp.maximum(batch["label"], 0)]
-        if card.age_mean_months is not None:
-            result["age_mse"] = jnp.isfinite(batch["age_months"]) * batch["mask"]
+            weight = (batch["label"] >= 0) * class_weights[jnp.maximum(batch["label"], 0)]
+            if "soft_label" in batch:
+                taught = (batch["soft_label"] * class_weights[None, :]).sum(-1)
+                weight = jnp.where(batch["label"] >= 0, weight, taught)
+            result["cross_entropy"] = weight * batch["mask"]
+        if has_age:
+            result[age_term] = jnp.isfinite(batch["age_months"]) * batch["mask"]
         return result
 
     def compute(params, batch_stats, batch, key):
         image = augment.augment(augment.to_intensity(batch["image"]), key, config.augment)
+        inner = {name: tree for name, tree in params.items() if name != "task_weighting"}
         outputs, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
+            {"params": inner, "batch_stats": batch_stats},
             augment.normalise(image),
             train=True,
+            age=_standardised_age(card, batch) if card.age_film else None,
             mutable=["batch_stats"],
         )
-        return loss_terms(card, outputs, batch), updated.get("batch_stats", batch_stats)
+        terms = loss_terms(card, outputs, batch)
+        if learned:
+            terms = losses.weigh_by_uncertainty(terms, params["task_weighting"]["log_variance"])
+        return terms, updated.get("batch_stats", batch_stats)
 
     def init(key):
-        return diagnosis.init_variables(model, card.preprocessing.image_size, key)
+        variables = diagnosis.init_variables(model, card.preprocessing.image_size, key)
+        if learned:
+            log_variance = {name: jnp.zeros(()) for name in ("cross_entropy", age_term)}
+            variables["params"]["task_weighting"] = {"log_variance": log_variance}
+        return variables
 
     coefficients = {"cross_entropy": 1.0} if card.classes else {}
-    if card.age_mean_months is not None:
-        coefficients["age_mse"] = config.age_weight if card.classes else 1.0
+    if has_age:
+        coefficients[age_term] = config.age_weight if card.classes and not learned else 1.0
+
+    def log_weights(step, state, writer):
+        del writer
+        if not learned or step % config.log_every_steps:
+            return {}
+        log_variance = jax.device_get(state.params["task_weighting"]["log_variance"])
+        return {f"train/weight_{name}": float(np.exp(-s)) for name, s in log_variance.items()}
+
     return loop.Task(
         init=init,
         weights=weights,
         losses=compute,
         coefficients=coefficients,
         evaluate=validate,
+        on_step=log_weights,
     )
 
 
+def _standardised_age(card: workdir.ModelCard, batch) -> jax.Array:
+    return (batch["age_months"] - card.age_mean_months) / card.age_std_months
+
+
 def loss_terms(card: workdir.ModelCard, outputs, batch) -> dict[str, jax.Array]:
-    """Each film's cross-entropy and squared age error, `{name: [B]}`, unmasked."""
+    """Each film's cross-entropy and age loss, `{name: [B]}`, unmasked.
+
+    A film with a teacher's `soft_label` and no label of its own is compared with the former.
+    """
     terms = {}
     if "logits" in outputs:
         terms["cross_entropy"] = losses.cross_entropy(outputs["logits"], batch["label"])
-    if "age" in outputs:
-        age = (batch["age_months"] - card.age_mean_months) / card.age_std_months
-        terms["age_mse"] = losses.squared_error(outputs["age"], age)
+        if "soft_label" in batch:
+            taught = losses.soft_cross_entropy(outputs["logits"], batch["soft_label"])
+            terms["cross_entropy"] = jnp.where(batch["label"] >= 0, terms["cross_entropy"], taught)
+    if "age_logits" in outputs:
+        terms["age_distribution"] = losses.age_distribution(
+            outputs["age_logits"],
+            outputs["age"],
+            _standardised_age(card, batch),
+            jnp.asarray(age_bins(card.age_range)),
+        )
+    elif "age" in outputs:
+        terms["age_mse"] = losses.squared_error(outputs["age"], _standardised_age(card, batch))
     return terms
 
 

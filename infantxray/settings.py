@@ -54,6 +54,11 @@ _RULES = {
     "study.parallel_cells": (lambda v: v >= 1, "at least 1"),
     "age_weight": (lambda v: v >= 0, "0 or more: it is α of L = CE + α·MSE"),
     "encoder_learning_rate_factor": (lambda v: v >= 0, "0 or more"),
+    "age_loss": (lambda v: v in ("mse", "distribution"), "mse or distribution"),
+    "age_weighting": (lambda v: v in ("fixed", "uncertainty"), "fixed or uncertainty"),
+    "layer_decay": (lambda v: 0 < v <= 1, "above 0, at most 1"),
+    "self_training.teacher_steps": (lambda v: v >= 0, "0 (off) or more"),
+    "self_training.labelled_fraction": (lambda v: 0 < v < 1, "above 0 and below 1"),
     "class_weights": (lambda v: v in ("none", "balanced"), "none or balanced"),
     "ema_decay": (_is_fraction, "at least 0 and below 1"),
     "best_metric": (lambda v: v in BEST_METRICS, f"one of {', '.join(BEST_METRICS)}"),
@@ -71,6 +76,7 @@ _RULES = {
     "augment.brightness": (_is_fraction, "at least 0 and below 1"),
     "augment.gamma": (lambda v: v >= 0, "0 (off) or more"),
     "augment.noise": (lambda v: v >= 0, "0 (off) or more"),
+    "augment.erase": (lambda v: 0 <= v <= 1, "between 0 and 1"),
     "denoise.noise": (lambda v: v > 0, "above 0"),
     "masking.fraction": (lambda v: 0 < v < 1, "above 0 and below 1"),
     "masking.patch_size": (lambda v: v in (0, 4, 8, 16, 32), "0 (by image size), 4, 8, 16 or 32"),
@@ -134,6 +140,8 @@ def check(config) -> None:
             f"config.masking.patch_size ({config.masking.patch_size}) must be below "
             f"config.data.image_size ({config.data.image_size}): one patch would hide everything"
         )
+    if config.get("age_film") and not config.age_head:
+        raise ConfigError("config.age_film=True needs config.age_head=True")
     if "best_metric" in config and not config.age_head and config.best_metric == "age_mae_months":
         raise ConfigError("config.best_metric=age_mae_months needs config.age_head=True")
     if "encoder" in config:

@@ -28,6 +28,8 @@ class ModelCard:
       age_mean_months: of the training ages, which the network predicts standardised; None where
         there is no age head.
       age_std_months: likewise.
+      age_range_months: lowest and highest age of distribution regression; None for a single number.
+      age_film: whether the age modulates the features of the condition head.
     """
 
     encoder: str
@@ -36,6 +38,17 @@ class ModelCard:
     classes: tuple[str, ...] = ()
     age_mean_months: float | None = None
     age_std_months: float | None = None
+    age_range_months: tuple[float, float] | None = None
+    age_film: bool = False
+
+    @property
+    def age_range(self) -> tuple[float, float] | None:
+        """`age_range_months`, standardised."""
+        if self.age_range_months is None:
+            return None
+        low, high = self.age_range_months
+        mean, std = self.age_mean_months, self.age_std_months
+        return (low - mean) / std, (high - mean) / std
 
     def write(self, workdir: str) -> None:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -48,6 +61,8 @@ class ModelCard:
         values = _read_json(workdir, "preprocessing.json")
         values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
         values["classes"] = tuple(values["classes"])
+        if values.get("age_range_months"):
+            values["age_range_months"] = tuple(values["age_range_months"])
         return cls(**values)
 
 

@@ -1,6 +1,7 @@
 """Stage-two models in use, and the loss they are trained with."""
 
 import csv
+import dataclasses
 
 import flax.linen as nn
 import jax
@@ -184,6 +185,61 @@ def test_workdirs_that_cannot_predict_say_why(tmp_path):
         diagnosis.read_card(str(tmp_path))
 
 
+class TestAgeAsACondition:
+    """FiLM: the age modulates what the condition head reads."""
+
+    CARD = dataclasses.replace(make_card(), age_film=True)
+
+    def outputs(self, variables, age):
+        model = diagnosis.build_model(self.CARD)
+        image = jnp.asarray(np.random.default_rng(0).normal(size=(3, SIDE, SIDE, 1)), jnp.float32)
+        return model.apply(variables, image, train=False, age=age)
+
+    def test_at_first_it_changes_nothing(self):
+        model = diagnosis.build_model(self.CARD)
+        variables = diagnosis.init_variables(model, SIDE, jax.random.key(0))
+        young, old = (self.outputs(variables, jnp.full(3, age)) for age in (-1.0, 2.0))
+        np.testing.assert_array_equal(young["logits"], old["logits"])
+
+    def test_the_true_age_counts_where_it_is_known_and_else_the_predicted(self):
+        variables = make_variables(self.CARD)
+        predicted = self.outputs(variables, None)
+        mixed = self.outputs(variables, jnp.array([jnp.nan, 5.0, predicted["age"][2]]))
+        np.testing.assert_allclose(mixed["logits"][0], predicted["logits"][0], rtol=1e-5)
+        assert np.abs(mixed["logits"][1] - predicted["logits"][1]).max() > 1e-2
+        np.testing.assert_allclose(mixed["logits"][2], predicted["logits"][2], rtol=1e-4)
+
+    def test_the_condition_does_not_bend_the_age(self):
+        variables = make_variables(self.CARD)
+
+        def total(params):
+            return self.outputs(variables | {"params": params}, None)["logits"].sum()
+
+        grads = jax.grad(total)(variables["params"])
+        for leaf in jax.tree.leaves(grads["age_prediction_net"]):
+            np.testing.assert_array_equal(leaf, 0.0)
+        assert np.abs(grads["age_modulation"]["film"]["kernel"]).max() > 0
+
+
+def test_distribution_regression_predicts_within_its_range(source):
+    card = dataclasses.replace(make_card(), age_range_months=(1.0, 31.0))
+    predictions, _ = diagnosis.Predictor(card, batch_size=4, num_threads=1)(
+        make_variables(card), source
+    )
+    assert (predictions.age_predicted_months >= 1).all()
+    assert (predictions.age_predicted_months <= 31).all()
+    # Before training every age in the range is as likely: the middle.
+    fresh = diagnosis.init_variables(diagnosis.build_model(card), SIDE, jax.random.key(0))
+    predictions, _ = diagnosis.Predictor(card, batch_size=4, num_threads=1)(fresh, source)
+    np.testing.assert_allclose(predictions.age_predicted_months, 16.0, atol=1.0)
+
+
+def test_the_card_comes_back(tmp_path):
+    card = dataclasses.replace(make_card(), age_film=True, age_range_months=(1.0, 31.0))
+    card.write(str(tmp_path))
+    assert ModelCard.read(str(tmp_path)) == card
+
+
 class TestLoss:
     """L = CE + α·MSE, each over the films for which it is known."""
 
@@ -256,3 +312,62 @@ class TestLoss:
             np.testing.assert_array_equal(leaf, 0.0)
         assert np.abs(grads["condition_head"]["logits"]["kernel"]).max() > 0
         jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
+
+    def test_soft_labels_teach_where_there_is_no_label(self):
+        soft = np.array([[0.1, 0.2, 0.7]] * 4, np.float32)
+        task = self.task()
+        batch = self.BATCH | {"soft_label": soft}
+        assert task.weights(batch)["cross_entropy"].tolist() == [1, 1, 1, 0]
+        variables = task.init(jax.random.key(0))
+        run = jax.jit(task.losses)
+        values, _ = run(variables["params"], variables["batch_stats"], batch, jax.random.key(0))
+        plain, _ = run(variables["params"], variables["batch_stats"], self.BATCH, jax.random.key(0))
+        labelled = self.BATCH["label"] >= 0
+        np.testing.assert_array_equal(
+            values["cross_entropy"][labelled], plain["cross_entropy"][labelled]
+        )
+        # Against certainty about class 0, which is what an unknown label looks like.
+        assert values["cross_entropy"][1] != plain["cross_entropy"][1]
+
+    def test_learned_weighing_of_the_tasks(self):
+        task = self.task(age_weighting="uncertainty")
+        assert task.coefficients == {"cross_entropy": 1.0, "age_mse": 1.0}
+        variables = task.init(jax.random.key(0))
+
+        def total(params):
+            values, _ = task.losses(params, variables["batch_stats"], self.BATCH, jax.random.key(0))
+            weights = task.weights(self.BATCH)
+            return sum((values[k] * weights[k]).sum() for k in values)
+
+        grads = jax.grad(total)(variables["params"])["task_weighting"]["log_variance"]
+        assert set(grads) == {"cross_entropy", "age_mse"}
+        assert all(np.isfinite(g) and g != 0 for g in grads.values())
+
+    def test_distribution_regression_has_its_own_term(self):
+        card = dataclasses.replace(make_card(), age_range_months=(1.0, 40.0))
+        task = self.task(card, age_loss="distribution")
+        assert task.coefficients == {"cross_entropy": 1.0, "age_distribution": 0.8}
+        variables = task.init(jax.random.key(0))
+        values, _ = task.losses(
+            variables["params"], variables["batch_stats"], self.BATCH, jax.random.key(0)
+        )
+        assert (values["age_distribution"][:2] > 0).all()
+        assert values["age_distribution"][2] == 0
+
+
+def test_learning_rate_factors(monkeypatch):
+    params = {"encoder": {"a": 1, "b": 2, "c": 3}, "condition_head": {"kernel": 4}}
+    levels = {"a": 0, "b": 2, "c": 3}
+    monkeypatch.setattr(finetune, "pyramid_level", lambda encoder, params: levels)
+
+    def factors(**values):
+        config = finetune_config.get_config()
+        config.update(values)
+        return finetune.learning_rate_factors(config, params)
+
+    head = {"kernel": 1.0}
+    assert factors() == {"encoder": {"a": 1.0, "b": 1.0, "c": 1.0}, "condition_head": head}
+    assert factors(freeze_encoder=True)["encoder"] == {"a": 0.0, "b": 0.0, "c": 0.0}
+    decayed = factors(layer_decay=0.5, encoder_learning_rate_factor=0.2)
+    assert decayed["condition_head"] == head
+    assert decayed["encoder"] == pytest.approx({"a": 0.025, "b": 0.1, "c": 0.2})

@@ -1,6 +1,7 @@
 """Both stages, evaluation and prediction, as a user runs them, on a few small films."""
 
 import csv
+import functools
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from configs import predict as predict_config
 from configs import pretrain as pretrain_config
 from data_pipeline.errors import UserError
 from infantxray import evaluate, finetune, predict, pretrain, settings
+from infantxray.models import ENCODERS
+from infantxray.models.encoders import resnet
 from infantxray.training import checkpoints, loop
 from infantxray.training.writers import read_history
 
@@ -25,7 +28,19 @@ from infantxray.training.writers import read_history
 pytestmark = pytest.mark.xdist_group("end_to_end")
 
 PHANTOM = "phantom:infant:films=60"
-ENCODER = "shufflenet"
+ENCODER = "small"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_encoder():
+    """A ResNet of one narrow block a stage, known by name: it compiles in seconds."""
+    stages = tuple(
+        resnet.Stage(f"conv{n}", 1, 8, strides)
+        for n, strides in zip(range(2, 6), (1, 2, 2, 2), strict=True)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENCODERS, ENCODER, functools.partial(resnet.ResNet, stages=stages))
+        yield
 
 
 def small(config):
@@ -213,6 +228,54 @@ def test_a_stopped_run_goes_on_to_bit_identical_parameters(tmp_path, pretrained,
         assert (stopped / name).read_bytes() == (straight / name).read_bytes()
 
 
+def test_self_training_goes_on_wherever_it_was_stopped(tmp_path, pretrained, monkeypatch):
+    """Teacher and student in one command, with every switch of stage two that is off by default."""
+    config = stage_two(pretrained)
+    config.self_training.teacher_steps = 2
+    config.batch_size = 16
+    config.data.label_fraction = 0.5
+    config.age_loss = "distribution"
+    config.age_weighting = "uncertainty"
+    config.age_film = True
+    config.layer_decay = 0.7
+    config.augment.erase = 0.5
+    settings.check(config)
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    finetune.run(config, str(straight))
+    answers = np.load(straight / "teacher" / "soft_labels.npy")
+    np.testing.assert_allclose(answers.sum(1), 1.0, atol=1e-5)
+    with open(straight / "split.csv", newline="") as file:
+        train = [row for row in csv.DictReader(file) if row["split"] == "train"]
+    assert len(answers) == len(train)
+    assert 0 < sum(row["label"] == "" for row in train) < len(train)
+    tags = set().union(*(row.keys() for row in read_history(str(straight / "history.jsonl"))))
+    assert {"train/age_distribution", "train/weight_cross_entropy"} <= tags
+
+    make_train_step = loop.make_train_step
+
+    def stop_at_once(*args, **kwargs):
+        step = make_train_step(*args, **kwargs)
+
+        def wrapped(state, batch, key):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return step(state, batch, key)
+
+        return wrapped
+
+    # Each attempt makes one step: two of the teacher, then the student's.
+    for _ in range(3):
+        monkeypatch.setattr(loop, "make_train_step", stop_at_once)
+        with pytest.raises(loop.Interrupted):
+            finetune.run(config, str(stopped))
+        monkeypatch.undo()
+        if (stopped / "teacher" / "soft_labels.npy").exists():
+            break
+    finetune.run(config, str(stopped))
+    np.testing.assert_array_equal(np.load(stopped / "teacher" / "soft_labels.npy"), answers)
+    assert arrays(stopped) == arrays(straight)
+    assert (stopped / "metrics.json").read_bytes() == (straight / "metrics.json").read_bytes()
+
+
 def test_a_finished_run_stops_at_once(finetuned, pretrained, monkeypatch):
     before = (finetuned / "report.html").stat().st_mtime_ns
     monkeypatch.setattr(loop, "fit", None)  # Calling it would fail.
@@ -231,7 +294,7 @@ def test_other_settings_in_the_same_workdir_are_refused(finetuned, pretrained):
 def test_a_stage_one_of_another_encoder_is_refused(pretrained, tmp_path):
     config = stage_two(pretrained)
     config.encoder = "mobilenet_v2"
-    with pytest.raises(UserError, match=r"shufflenet.*mobilenet_v2"):
+    with pytest.raises(UserError, match=r"small.*mobilenet_v2"):
         finetune.run(config, str(tmp_path / "run"))
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+AGE_BINS = 41  # of distribution regression: five months each, from 0 to 18 years
 
 
 class AgePredictionNet(nn.Module):
@@ -14,20 +17,61 @@ class AgePredictionNet(nn.Module):
 
     Attributes:
       hidden_features: width of the hidden layer.
+      age_range: None for one number (the paper); or the lowest and the highest standardised age:
+        the network then spreads a probability over `AGE_BINS` ages between them, and its age is
+        the mean of that distribution (Gao et al., "Age estimation using expectation of label
+        distribution learning", IJCAI 2018).
       dtype: of the computation.
     """
 
     hidden_features: int = 256
+    age_range: tuple[float, float] | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, pooled: jax.Array) -> jax.Array:
-        """Pooled map `[B, C]` -> age `[B]`, standardised by the training set, float32."""
+    def __call__(self, pooled: jax.Array) -> dict[str, jax.Array]:
+        """Pooled map `[B, C]` -> `age` `[B]`, standardised by the training set, float32.
+
+        With `age_range` also `age_logits` `[B, AGE_BINS]`.
+        """
         x = nn.Dense(self.hidden_features, dtype=self.dtype, name="hidden")(pooled)
         x = nn.relu(x)
         # Small: before training everybody is about as old as the training set's mean.
         init = nn.initializers.normal(0.01)
-        return nn.Dense(1, dtype=jnp.float32, kernel_init=init, name="age")(x)[..., 0]
+        if self.age_range is None:
+            return {"age": nn.Dense(1, dtype=jnp.float32, kernel_init=init, name="age")(x)[..., 0]}
+        logits = nn.Dense(AGE_BINS, dtype=jnp.float32, kernel_init=init, name="age_bins")(x)
+        return {"age": nn.softmax(logits) @ age_bins(self.age_range), "age_logits": logits}
+
+
+def age_bins(age_range: tuple[float, float]) -> np.ndarray:
+    """The ages `[AGE_BINS]` between which distribution regression spreads its probability."""
+    return np.linspace(*age_range, AGE_BINS, dtype=np.float32)
+
+
+class AgeFiLM(nn.Module):
+    """The age scales and shifts the features that the condition is read from.
+
+    What is normal depends on age: a liver that reaches far down is a sign at ten years and none
+    at ten days. Feature-wise linear modulation, Perez et al., AAAI 2018.
+
+    Attributes:
+      hidden_features: width of the hidden layer.
+      dtype: of the computation.
+    """
+
+    hidden_features: int = 64
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, pooled: jax.Array, age: jax.Array) -> jax.Array:
+        """Pooled map `[B, C]` and standardised age `[B]` -> `[B, C]`; at first unchanged."""
+        x = nn.Dense(self.hidden_features, dtype=self.dtype, name="hidden")(age[:, None])
+        x = nn.relu(x)
+        init = nn.initializers.zeros
+        x = nn.Dense(2 * pooled.shape[-1], dtype=self.dtype, kernel_init=init, name="film")(x)
+        scale, shift = jnp.split(x, 2, axis=-1)
+        return pooled * (1.0 + scale) + shift
 
 
 class ConditionHead(nn.Module):
@@ -56,6 +100,8 @@ class DiagnosisModel(nn.Module):
       encoder: see `infantxray.models.create_encoder`.
       num_classes: how many conditions; with 0 there is no condition head (age alone).
       age_head: whether AgePredictionNet is there.
+      age_range: see `AgePredictionNet`.
+      age_film: the condition is read from features that the age modulates; needs `age_head`.
       freeze_encoder: run the encoder with its running statistics and pass no gradient into it.
       dtype: of the computation.
     """
@@ -63,6 +109,8 @@ class DiagnosisModel(nn.Module):
     encoder: nn.Module
     num_classes: int
     age_head: bool = True
+    age_range: tuple[float, float] | None = None
+    age_film: bool = False
     freeze_encoder: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -70,28 +118,43 @@ class DiagnosisModel(nn.Module):
         if self.num_classes:
             self.condition_head = ConditionHead(self.num_classes)
         if self.age_head:
-            self.age_prediction_net = AgePredictionNet(dtype=self.dtype)
+            self.age_prediction_net = AgePredictionNet(age_range=self.age_range, dtype=self.dtype)
+        if self.age_film:
+            self.age_modulation = AgeFiLM(dtype=self.dtype)
 
-    def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    def __call__(
+        self, image: jax.Array, *, train: bool, age: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """Image `[B, H, W, 1]`, normalised -> `heads` of its last map."""
         latent = self.encoder(image, train=train and not self.freeze_encoder)[-1]
         if self.freeze_encoder:
             latent = jax.lax.stop_gradient(latent)
-        return self.heads(latent)
+        return self.heads(latent, age)
 
     def latent(self, image: jax.Array) -> jax.Array:
         """Image `[B, H, W, 1]` -> last map `[B, H/32, W/32, C]`, in inference mode."""
         return self.encoder(image, train=False)[-1]
 
-    def heads(self, latent: jax.Array) -> dict[str, jax.Array]:
+    def heads(self, latent: jax.Array, age: jax.Array | None = None) -> dict[str, jax.Array]:
         """Last map `[B, h, w, C]` -> `logits` `[B, K]` and `age` `[B]` (standardised), float32.
 
         Saliency differentiates this with respect to the map.
+
+        Args:
+          latent: last map.
+          age: standardised, `[B]`, NaN = unknown: what `age_film` goes by in training, so that the
+            condition head does not learn from the first, wrong ages. Where it is unknown, and in
+            use, the predicted age stands in.
         """
         pooled = latent.mean(axis=(1, 2))
-        outputs = {}
+        outputs = self.age_prediction_net(pooled) if self.age_head else {}
         if self.num_classes:
-            outputs["logits"] = self.condition_head(pooled)
-        if self.age_head:
-            outputs["age"] = self.age_prediction_net(pooled)
+            features = pooled
+            if self.age_film:
+                # The age is learned from ages; the condition must not bend it to its own use.
+                shown = jax.lax.stop_gradient(outputs["age"])
+                if age is not None:
+                    shown = jnp.where(jnp.isfinite(age), jnp.nan_to_num(age), shown)
+                features = self.age_modulation(pooled, shown)
+            outputs["logits"] = self.condition_head(features)
         return outputs

@@ -29,8 +29,8 @@ def augment(image: jax.Array, key: jax.Array, settings) -> jax.Array:
     """A random variation of each image.
 
     Geometry (rotation, scale, shift, and flips where asked for) is one bilinear resampling; then
-    contrast, brightness, gamma and noise. Every example has a key of its own, so the result does
-    not depend on how the batch is spread over devices.
+    contrast, brightness, gamma, erasing and noise. Every example has a key of its own, so the
+    result does not depend on how the batch is spread over devices.
 
     Args:
       image: intensities in [0, 1], `[B, H, W, 1]`.
@@ -48,6 +48,8 @@ def _augment_one(image: jax.Array, key: jax.Array, settings) -> jax.Array:
     geometry_key, tone_key, noise_key = jax.random.split(key, 3)
     image = _resample(image, geometry_key, settings)
     image = _tone(image, tone_key, settings)
+    if settings.erase:
+        image = _erase(image, jax.random.fold_in(key, 3), settings)
     if settings.noise:
         image = image + settings.noise * jax.random.normal(noise_key, image.shape)
     return jnp.clip(image, 0.0, 1.0)
@@ -97,3 +99,13 @@ def _tone(image: jax.Array, key: jax.Array, settings) -> jax.Array:
     image = (image - mean) * (1.0 + settings.contrast * u[0]) + mean
     image = image + settings.brightness * u[1]
     return jnp.clip(image, 0.0, 1.0) ** jnp.exp(settings.gamma * u[2])
+
+
+def _erase(image: jax.Array, key: jax.Array, settings) -> jax.Array:
+    """A square of random size and place takes the image's mean (Zhong et al., AAAI 2020)."""
+    height, width = image.shape[:2]
+    side, y, x = jax.random.uniform(key, (3,))
+    half = 0.5 * side * settings.erase * min(height, width)
+    rows = jnp.abs(jnp.arange(height, dtype=jnp.float32) + 0.5 - y * height) < half
+    columns = jnp.abs(jnp.arange(width, dtype=jnp.float32) + 0.5 - x * width) < half
+    return jnp.where((rows[:, None] & columns[None, :])[..., None], image.mean(), image)

@@ -183,8 +183,7 @@ def fit(
     best_metric: str,
     lower_is_better: bool,
     initialise: Callable[[PyTree], PyTree] = lambda variables: variables,
-    encoder_factor: float = 1.0,
-    freeze_encoder: bool = False,
+    learning_rate_factors: Callable[[PyTree], PyTree] | None = None,
     ema_decay: float = 0.0,
     early_stopping_evals: int = 0,
 ) -> tuple[TrainState, Progress]:
@@ -200,8 +199,7 @@ def fit(
       lower_is_better: of that metric.
       initialise: changes the fresh variables, such as by restoring an encoder. Not called when
         the run is resumed.
-      encoder_factor: see `create_optimizer`.
-      freeze_encoder: see `create_optimizer`.
+      learning_rate_factors: parameters -> `factors` of `create_optimizer`.
       ema_decay: of the moving average of the parameters; 0 = none.
       early_stopping_evals: stop after so many evaluations without a new best; 0 = never.
 
@@ -215,11 +213,12 @@ def fit(
     sharding = DataParallel()
     sharding.check_batch_size(config.batch_size, config.accumulate_steps)
     schedule = optimizer.learning_rate_schedule(config.optimizer, total_steps)
-    tx = optimizer.create_optimizer(
-        config.optimizer, total_steps, encoder_factor=encoder_factor, freeze_encoder=freeze_encoder
-    )
     base_key = jax.random.key(config.seed)
     init_key, step_key = jax.random.split(base_key)
+    factors = None
+    if learning_rate_factors is not None:
+        factors = learning_rate_factors(jax.eval_shape(task.init, init_key)["params"])
+    tx = optimizer.create_optimizer(config.optimizer, total_steps, factors)
     manager = checkpoints.Checkpoints(workdir)
 
     def create(variables) -> TrainState:

@@ -1,4 +1,4 @@
-"""Losses of the paper, one value an example: masks and means are applied once, in the loop."""
+"""Losses, one value an example: masks and means are applied once, in the loop."""
 
 from __future__ import annotations
 
@@ -50,6 +50,71 @@ def squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
     # The NaN is replaced before the subtraction: NaN times a zero mask would still be NaN.
     known = jnp.isfinite(target)
     return jnp.where(known, prediction - jnp.where(known, target, 0.0), 0.0) ** 2
+
+
+def soft_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """Cross-entropy with a distribution over the classes, such as a teacher's answer.
+
+    Args:
+      logits: `[B, K]`.
+      target: probabilities, `[B, K]`.
+
+    Returns:
+      `[B]`, in nats.
+    """
+    _check_shapes(logits.shape, target.shape)
+    return optax.softmax_cross_entropy(logits, target)
+
+
+def age_distribution(
+    logits: jax.Array, prediction: jax.Array, target: jax.Array, bins: jax.Array
+) -> jax.Array:
+    """Distribution regression of the age, with the loss of DLDL-v2.
+
+    The cross-entropy with a normal distribution around the true age, one bin wide, plus the
+    absolute error of the mean. Gao et al., IJCAI 2018.
+
+    Args:
+      logits: over the bins, `[B, N]`.
+      prediction: mean of that distribution, `[B]`.
+      target: standardised age, `[B]`; where it is NaN (unknown) the value is 0, with zero gradient.
+      bins: standardised ages, evenly spaced, `[N]`.
+
+    Returns:
+      `[B]`.
+    """
+    _check_shapes(prediction.shape, target.shape)
+    _check_shapes(logits.shape[1:], bins.shape)
+    known = jnp.isfinite(target)
+    age = jnp.where(known, target, 0.0)
+    width = bins[1] - bins[0]
+    distribution = jax.nn.softmax(-(((bins[None, :] - age[:, None]) / width) ** 2) / 2)
+    # A shift of the loss: it is zero where the distribution is met exactly.
+    entropy = optax.softmax_cross_entropy(jnp.log(distribution + 1e-12), distribution)
+    divergence = optax.softmax_cross_entropy(logits, distribution) - entropy
+    return jnp.where(known, divergence + jnp.abs(prediction - age), 0.0)
+
+
+def weigh_by_uncertainty(
+    terms: dict[str, jax.Array], log_variance: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Losses of several tasks, weighed by what each task's noise is learned to be.
+
+    `exp(-s) L + s / 2` for the cross-entropy, and with `exp(-s) / 2` for a regression, where `s`
+    is the logarithm of the variance. Kendall, Gal and Cipolla, CVPR 2018, equations 5 and 10.
+
+    Args:
+      terms: loss of each example in each task, `{name: [B]}`; the cross-entropy by that name.
+      log_variance: the learned `s` of each task, `{name: []}`.
+
+    Returns:
+      `{name: [B]}`, to be added up.
+    """
+    return {
+        name: jnp.exp(-log_variance[name]) * value * (1.0 if name == "cross_entropy" else 0.5)
+        + 0.5 * log_variance[name]
+        for name, value in terms.items()
+    }
 
 
 def _check_shapes(prediction: tuple[int, ...], target: tuple[int, ...]) -> None:

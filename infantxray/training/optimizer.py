@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import optax
+
+PyTree = Any
 
 
 def learning_rate_schedule(settings, total_steps: int) -> optax.Schedule:
@@ -18,19 +22,21 @@ def learning_rate_schedule(settings, total_steps: int) -> optax.Schedule:
 
 
 def create_optimizer(
-    settings, total_steps: int, *, encoder_factor: float = 1.0, freeze_encoder: bool = False
+    settings, total_steps: int, factors: PyTree | None = None
 ) -> optax.GradientTransformation:
     """The optimizer of `config.optimizer`.
 
     Args:
       settings: `config.optimizer`.
       total_steps: length of the schedule.
-      encoder_factor: multiplies the learning rate of the subtree `encoder`.
-      freeze_encoder: leave the subtree `encoder` as it is.
+      factors: a tree like the parameters of numbers that multiply the learning rate; 0 leaves a
+        parameter as it is. None: 1 for all.
     """
     schedule = learning_rate_schedule(settings, total_steps)
 
     def branch(factor: float) -> optax.GradientTransformation:
+        if factor == 0:
+            return optax.set_to_zero()
         steps = []
         if settings.name == "adamw":
             steps.append(optax.scale_by_adam())
@@ -41,17 +47,12 @@ def create_optimizer(
         steps.append(optax.scale_by_learning_rate(lambda step: factor * schedule(step)))
         return optax.chain(*steps)
 
-    branches = {
-        "encoder": optax.set_to_zero() if freeze_encoder else branch(encoder_factor),
-        "rest": branch(1.0),
-    }
-    optimizer = optax.partition(
-        branches,
-        lambda params: {
-            name: jax.tree.map(lambda _: "encoder" if name == "encoder" else "rest", subtree)  # noqa: B023
-            for name, subtree in params.items()
-        },
-    )
+    if factors is None:
+        optimizer = branch(1.0)
+    else:
+        values = sorted(set(jax.tree.leaves(factors)))
+        names = jax.tree.map(lambda factor: f"{factor:g}", factors)
+        optimizer = optax.partition({f"{value:g}": branch(value) for value in values}, names)
     if settings.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(settings.clip_norm), optimizer)
     return optimizer

@@ -7,7 +7,13 @@ from PIL import Image
 
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError, UnreadableImage
-from data_pipeline.loader import BadFiles, FilmSource, evaluation_batches, training_batches
+from data_pipeline.loader import (
+    BadFiles,
+    FilmSource,
+    evaluation_batches,
+    student_batches,
+    training_batches,
+)
 from data_pipeline.manifest import Records
 
 SIDE = 8
@@ -214,3 +220,41 @@ def test_the_iterator_is_one_that_can_be_checkpointed(folder):
         iterator.get_state()
         != training_batches(source(folder), 2, seed=0, num_threads=1).get_state()
     )
+
+
+class TestStudentBatches:
+    """Labelled films first, then any films by their soft labels."""
+
+    def source(self, folder, rows=(0, 1, 2, 4, 5, 6, 7), **options):
+        films = source(folder, rows, **options)
+        films.soft_labels = np.stack([[i / 10, 1 - i / 10] for i in rows]).astype(np.float32)
+        return films
+
+    def batches(self, films, n=6, seed=0):
+        iterator = student_batches(films, 5, num_labelled=2, seed=seed, num_threads=2)
+        return iterator, take(iterator, n)
+
+    def test_who_is_where(self, folder):
+        _, batches = self.batches(self.source(folder))
+        for batch in batches:
+            assert (batch["label"][:2] >= 0).all()
+            assert (batch["label"][2:] == -1).all()
+            assert set(films(batch)[:2]) <= {0, 1, 4, 5}
+            np.testing.assert_allclose(batch["soft_label"][:, 0], np.array(films(batch)) / 10)
+        # Eighteen draws of the others: every film came, labelled or not.
+        assert {film for batch in batches for film in films(batch)[2:]} == {0, 1, 2, 4, 5, 6, 7}
+
+    def test_state_resumes_exactly(self, folder):
+        iterator, _ = self.batches(self.source(folder), n=3)
+        state = iterator.get_state()
+        expected = [films(batch) for batch in take(iterator, 4)]
+        again, _ = self.batches(self.source(folder), n=1)
+        again.set_state(state)
+        assert [films(batch) for batch in take(again, 4)] == expected
+
+    def test_a_substitute_brings_its_own_soft_label(self, folder):
+        films_with_damage = self.source(folder, (0, 3, 4), on_error="skip", substitute=True)
+        _, batches = self.batches(films_with_damage)
+        for batch in batches:
+            assert 3 not in films(batch)
+            np.testing.assert_allclose(batch["soft_label"][:, 0], np.array(films(batch)) / 10)

@@ -180,6 +180,19 @@ def test_noise_has_the_stated_deviation_and_differs_between_films():
     assert abs(np.corrcoef(out[0].ravel(), out[1].ravel())[0, 1]) < 0.1
 
 
+def test_erasing_greys_out_one_square_up_to_the_stated_side():
+    image = np.tile(np.linspace(0, 1, SIDE, dtype=np.float32), (SIDE, 1))[None, ..., None]
+    image = np.repeat(image, 200, axis=0)
+    changed = run(image, erase=0.5) != image
+    # The mean is 0.5, which no pixel has: what is erased is what changed.
+    rows, columns = changed.any(axis=2)[..., 0], changed.any(axis=1)[..., 0]
+    np.testing.assert_array_equal(changed[..., 0], rows[:, :, None] & columns[:, None, :])
+    sides = np.maximum(rows.sum(1), columns.sum(1))
+    assert 12 <= sides.max() <= 16
+    assert sides.min() <= 3
+    assert (np.abs(run(image, erase=0.5)[changed] - 0.5) < 1e-5).all()
+
+
 def test_keys_decide(noise):
     on = {"rotation_degrees": 10.0, "noise": 0.1}
     np.testing.assert_array_equal(run(noise, **on), run(noise, **on))

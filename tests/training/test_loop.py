@@ -514,8 +514,14 @@ class TestFit:
             start.append(jax.device_get(variables["params"]["encoder"]))
             return variables
 
+        def freeze(params):
+            return {
+                name: jax.tree.map(lambda _: float(name != "encoder"), tree)  # noqa: B023
+                for name, tree in params.items()
+            }
+
         state, _ = fit(
-            tmp_path, make_task(), settings=settings, steps=60, freeze_encoder=True,
+            tmp_path, make_task(), settings=settings, steps=60, learning_rate_factors=freeze,
             initialise=initialise,
         )  # fmt: skip
         losses = [row["train/loss"] for row in history(tmp_path) if "train/loss" in row]

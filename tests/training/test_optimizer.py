@@ -22,8 +22,15 @@ ONES = jax.tree.map(jnp.ones_like, PARAMS)
 ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)
 
 
-def first_update(config, grads, **options):
-    tx = create_optimizer(config, 10, **options)
+def factors(encoder, head=1.0):
+    return {
+        "encoder": jax.tree.map(lambda _: encoder, PARAMS["encoder"]),
+        "head": jax.tree.map(lambda _: head, PARAMS["head"]),
+    }
+
+
+def first_update(config, grads, *options):
+    tx = create_optimizer(config, 10, *options)
     return tx.update(grads, tx.init(PARAMS), PARAMS)[0]
 
 
@@ -38,6 +45,17 @@ def test_schedule_warms_up_then_falls_to_zero_like_a_cosine():
     assert (np.diff(values[10:]) < 0).all()
 
 
+def test_factors_of_one_change_nothing():
+    config = settings(warmup_fraction=0.0, weight_decay=0.1)
+    for a, b in zip(
+        *map(
+            jax.tree.leaves, (first_update(config, ONES), first_update(config, ONES, factors(1.0)))
+        ),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0.0), (1, 0.05), (1, 0.9), (3, 0.9), (50, 0.0)])
 def test_short_runs_and_no_warm_up_have_a_finite_schedule(steps, warmup):
     rate = learning_rate_schedule(settings(learning_rate=1.0, warmup_fraction=warmup), steps)
@@ -49,9 +67,9 @@ def test_short_runs_and_no_warm_up_have_a_finite_schedule(steps, warmup):
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_a_frozen_encoder_stays_as_it_is(name):
+def test_a_factor_of_zero_leaves_parameters_as_they_are(name):
     config = settings(name=name, warmup_fraction=0.0, weight_decay=0.1)
-    update = first_update(config, ONES, freeze_encoder=True)
+    update = first_update(config, ONES, factors(0.0))
     for leaf in jax.tree.leaves(update["encoder"]):
         np.testing.assert_array_equal(leaf, 0.0)
     for leaf in jax.tree.leaves(update["head"]):
@@ -59,9 +77,9 @@ def test_a_frozen_encoder_stays_as_it_is(name):
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_the_encoder_factor_scales_its_updates_alone(name):
+def test_a_factor_scales_the_updates_of_its_parameters_alone(name):
     config = settings(name=name, warmup_fraction=0.0)
-    plain, scaled = (first_update(config, ONES, encoder_factor=f) for f in (1.0, 0.1))
+    plain, scaled = (first_update(config, ONES, factors(f)) for f in (1.0, 0.1))
     for a, b in zip(*map(jax.tree.leaves, (plain["encoder"], scaled["encoder"])), strict=True):
         np.testing.assert_allclose(b, 0.1 * np.asarray(a), rtol=1e-5)
     for a, b in zip(*map(jax.tree.leaves, (plain["head"], scaled["head"])), strict=True):
