@@ -178,7 +178,8 @@ def curves(models: dict[str, Model]) -> Figure:
 
 def _band(axes, x, seeds: Sequence[np.ndarray], i: int, label: str, band: bool = True) -> None:
     values = np.stack(seeds)
-    axes.plot(x, values.mean(0), color=colour(i), linestyle=_style(i), label=label)
+    marker = "." if len(x) < 40 else None
+    axes.plot(x, values.mean(0), color=colour(i), linestyle=_style(i), marker=marker, label=label)
     if len(values) > 1 and band:
         axes.fill_between(x, values.min(0), values.max(0), color=colour(i), alpha=0.2, linewidth=0)
 

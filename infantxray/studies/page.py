@@ -24,6 +24,7 @@ _OWN_STYLE = """
 body { max-width: 76rem; }
 table { font-size: .9rem; } th, td { padding: .2rem .55rem; vertical-align: top; }
 td small { display: block; font-size: .75em; }
+th { white-space: normal; vertical-align: bottom; max-width: 8rem; }
 tbody td { border-bottom: 0; } tbody tr.new td { border-top: 1px solid var(--line); }
 th.left, td.left { text-align: left; padding-left: 0; }
 summary { cursor: pointer; }

@@ -39,9 +39,10 @@ def small_config():
 
 def answer(records, classes, skill, rng, aged=True):
     """Predictions that are the better the larger `skill` is."""
-    label = np.array([classes.index(name) if name else -1 for name in records.label])
+    label = np.array([classes.index(n) if n in classes else -1 for n in records.label])
     logits = rng.normal(size=(len(records), len(classes)))
-    logits += skill * np.eye(len(classes))[np.maximum(label, 0)]
+    if classes:
+        logits += skill * np.eye(len(classes))[np.maximum(label, 0)]
     ages = records.age_months + rng.normal(size=len(records)) * 8 / (1 + skill)
     return Predictions(
         classes=classes,

@@ -1,0 +1,349 @@
+"""The task itself, and what stands in the tables and on the page, from cells never trained."""
+
+import html.parser
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path[:0] = [str(Path(__file__).parent)]
+
+import fake_study  # noqa: E402
+
+from data_pipeline import splits  # noqa: E402
+from data_pipeline.errors import UserError  # noqa: E402
+from infantxray import data, study  # noqa: E402
+from infantxray.studies import cells, page, plan, report, results  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A finished study with two label fractions, and its report."""
+    folder = tmp_path_factory.mktemp("study")
+    config = fake_study.small_config()
+    config.study.label_fractions = (0.5, 1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan.checkpoints, "is_finished", marked)
+        cells_ = fake_study.finish_all(config, folder)
+        report.write(config, str(folder), cells_, {})
+    return config, folder, cells_
+
+
+def marked(folder):
+    return Path(folder, "finished").exists()
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Cells finish at once, but for those in the returned set; a report is an empty file."""
+    broken = set()
+    monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
+    ready = {}
+
+    def run_cells(todo, planned, finished, runner):
+        if not ready:
+            ready["split"] = data.divide_sources(fake_study.small_config().data)
+            ready["classes"] = tuple(sorted(set(ready["split"].train.label)))
+        failed = {}
+        for cell in todo:
+            if cell.index in broken:
+                failed[cell.index] = "a reason <b>"
+            else:
+                fake_study.finish(cell, ready["split"], ready["classes"])
+                finished.add(cell.index)
+        return failed
+
+    def write(config, folder, planned, failed):
+        path = Path(folder, "report.html")
+        path.write_text(json.dumps(failed))
+        return str(path)
+
+    monkeypatch.setattr(cells, "run_cells", run_cells)
+    monkeypatch.setattr(report, "write", write)
+    return broken
+
+
+def one_encoder():
+    config = fake_study.small_config()
+    config.study.encoders = ("shufflenet",)
+    config.study.frozen = False
+    return config
+
+
+def rows(folder, name):
+    return fake_study.read_csv(folder / "tables" / f"{name}.csv")
+
+
+def test_table_1_holds_the_mean_and_sd_of_the_seeds(written):
+    _, folder, planned = written
+    table = {row["encoder"]: row for row in rows(folder, "table1_encoders")}
+    for encoder in ("shufflenet", "mobilenet_v2"):
+        accuracies = []
+        for cell in planned:
+            kind = (cell.task, cell.encoder, cell.name, cell.label_fraction)
+            if kind == ("finetune", encoder, "full", 1.0):
+                scores = json.loads(Path(cell.folder, "metrics.json").read_text())
+                accuracies.append(scores["accuracy"])
+        assert len(accuracies) == 2
+        row = table[encoder]
+        assert float(row["accuracy"]) == pytest.approx(np.mean(accuracies), abs=1e-6)
+        assert float(row["accuracy_sd"]) == pytest.approx(np.std(accuracies, ddof=1), abs=1e-6)
+        assert float(row["accuracy_low"]) < np.mean(accuracies) < float(row["accuracy_high"])
+    assert table["resnet50: the paper, on other data"]["accuracy"] == "0.8249"
+    assert table["resnet50: the paper, on other data"]["f1"] == ""
+
+
+def test_baselines_stand_in_the_tables(written):
+    config, folder, _ = written
+    split = data.divide_sources(config.data)
+    (majority,) = [
+        row for row in rows(folder, "table1_encoders") if row["encoder"].startswith("majority")
+    ]
+    labels, counts = np.unique(split.train.label.astype(str), return_counts=True)
+    accuracies = {label: (split.test.label == label).mean() for label in labels}
+    best = [accuracies[label] for label in labels[counts == counts.max()]]
+    assert float(majority["accuracy"]) in [pytest.approx(value) for value in best]
+    assert float(majority["roc_auc"]) == 0.5
+    error = np.abs(split.test.age_months - split.train.age_months.mean()).mean()
+    assert float(majority["age_mae_months"]) == pytest.approx(error, rel=1e-4)
+    for name in ("table2_ablation", "frozen_features", "label_fractions"):
+        assert any("ridge on 32 x 32 pixels" in row.values() for row in rows(folder, name))
+
+
+def test_table_2_has_all_variants_and_the_papers(written):
+    _, folder, _ = written
+    table = rows(folder, "table2_ablation")
+    ours = [row for row in table if row["encoder"] == "shufflenet"]
+    assert [row["variant"] for row in ours] == ["without pretraining", "without APN", "full"]
+    assert [bool(row["age_mae_months"]) for row in ours] == [True, False, True]
+    paper = [row["accuracy"] for row in table if "paper" in row["encoder"]]
+    assert paper == ["0.7797", "0.8004", "0.8249"]
+
+
+def test_differences_are_those_of_table_2(written):
+    _, folder, _ = written
+    accuracy = {
+        (row["encoder"], row["variant"]): float(row["accuracy"])
+        for row in rows(folder, "table2_ablation")
+    }
+    table = rows(folder, "differences")
+    assert len(table) == 2 * 3  # Two others, two encoders and their mean.
+    found = {(row["difference"], row["encoder"]): row for row in table}
+    for other in ("without pretraining", "without APN"):
+        parts = []
+        for encoder in ("shufflenet", "mobilenet_v2"):
+            row = found[f"full − {other}", encoder]
+            parts.append(accuracy[encoder, "full"] - accuracy[encoder, other])
+            assert float(row["accuracy"]) == pytest.approx(parts[-1], abs=1e-9)
+            assert float(row["accuracy_p_holm"]) >= float(row["accuracy_p"])
+        mean = found[f"full − {other}", "mean of all encoders"]
+        assert float(mean["accuracy"]) == pytest.approx(np.mean(parts), abs=1e-9)
+
+
+def test_fewer_labels_make_a_table_and_a_figure(written):
+    _, folder, _ = written
+    table = rows(folder, "label_fractions")
+    assert {row["labels"] for row in table} == {"50%", "100%"}
+    assert (folder / "figures" / "label_fractions.svg").exists()
+
+
+def test_parts_of_the_test_set_add_up(written):
+    config, folder, _ = written
+    films = len(data.divide_sources(config.data).test)
+    for name in ("age_bands", "conditions"):
+        table = rows(folder, name)
+        assert sum(int(row["films"]) for row in table) == films
+        assert all("(few)" in row["patients"] for row in table if int(row["films"]) < 10)
+
+
+def test_every_table_is_there_in_three_forms(written):
+    _, folder, _ = written
+    names = {path.stem for path in (folder / "tables").iterdir()}
+    assert names >= {"table1_encoders", "table2_ablation", "differences", "frozen_features"}
+    for name in names:
+        latex = (folder / "tables" / f"{name}.tex").read_text(encoding="utf-8")
+        columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", latex)[1]
+        for line in latex.splitlines():
+            if line.endswith("\\\\"):
+                assert line.replace("\\&", "").count("&") == len(columns) - 1
+        assert not re.search(r"[±−–×]", latex)
+        assert re.search(r"(?<!\\)[_%#]", latex.split("\\toprule")[1].split("\\label")[0]) is None
+        lines = (folder / "tables" / f"{name}.md").read_text(encoding="utf-8").splitlines()
+        assert len({line.count("|") for line in lines[2:]}) == 1
+
+
+def test_every_figure_is_there_in_both_forms_with_something_on_it(written):
+    _, folder, _ = written
+    pictures = sorted((folder / "figures").glob("*.png"))
+    assert len(pictures) == 18
+    for path in pictures:
+        assert np.asarray(Image.open(path).convert("L")).std() > 3, path.name
+        if not path.stem.endswith("_dark"):
+            assert path.with_suffix(".svg").read_text(encoding="utf-8").count("<") > 50
+
+
+class Parser(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources, self.links, self.ids = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.sources += [v for k, v in attributes.items() if k in ("src", "srcset")]
+        self.links += [attributes["href"]] if tag == "a" else []
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        if tag not in ("meta", "img", "source", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_else(written):
+    _, folder, _ = written
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    found = Parser()
+    found.feed(text)
+    assert found.sources
+    assert all(source.startswith("data:image/png;base64,") for source in found.sources)
+    assert all(link.startswith("#") for link in found.links)
+    assert {link[1:] for link in found.links} <= set(found.ids)
+    assert len(set(found.ids)) == len(found.ids)
+    assert "http" not in re.sub(r"data:image/png;base64,[^']*", "", text)
+    for what in ("data fingerprint", "jax", "prefers-color-scheme: dark", "@media print"):
+        assert what in text
+
+
+def test_hparams_are_there_for_every_tuned_cell(written):
+    _, folder, planned = written
+    tuned = [cell for cell in planned if cell.task == "finetune"]
+    assert len(list((folder / "hparams").iterdir())) == len(tuned)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    cell = tuned[-1]
+    events = EventAccumulator(str(folder / "hparams" / f"cell{cell.index:04d}")).Reload()
+    assert (
+        "hparams" in events.summary_metadata["_hparams_/session_start_info"].plugin_data.plugin_name
+    )
+    scores = json.loads(Path(cell.folder, "metrics.json").read_text())
+    (event,) = events.Tensors("test/accuracy")
+    assert tensor_util.make_ndarray(event.tensor_proto) == pytest.approx(scores["accuracy"])
+
+
+def test_another_set_of_films_is_refused(written, tmp_path, monkeypatch):
+    config, _, _ = written
+    monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
+    config = config.copy_and_resolve_references()
+    config.study.frozen = False
+    planned = plan.make_plan(config, str(tmp_path))
+    split = data.divide_sources(config.data)
+    classes = tuple(sorted(set(split.train.label)))
+    tuned = [cell for cell in planned if cell.task == "finetune"]
+    fake_study.finish(tuned[0], split, classes)
+    shorter = splits.Split(split.train, split.validation, split.test.take(np.arange(5)))
+    fake_study.finish(tuned[1], shorter, classes)
+    with pytest.raises(UserError, match="answers for other films"):
+        results.read_results(planned, "shared")
+
+
+def test_nothing_finished_is_nothing_to_report(tmp_path, fake):
+    planned = plan.make_plan(one_encoder(), str(tmp_path))
+    with pytest.raises(UserError, match="nothing to report"):
+        results.read_results(planned, "shared")
+
+
+def test_a_study_runs_reports_and_is_done(tmp_path, fake, capsys, caplog):
+    caplog.set_level(logging.INFO)
+    config = one_encoder()
+    study.run(config, str(tmp_path))
+    assert (tmp_path / "report.html").exists()
+    assert "to run" in capsys.readouterr().out
+    study.run(config, str(tmp_path))
+    assert "to run" not in capsys.readouterr().out
+    assert "0 to run now" in caplog.text
+
+
+def test_failures_are_told_and_the_rest_is_reported(tmp_path, fake):
+    config = one_encoder()
+    planned = plan.make_plan(config, str(tmp_path))
+    fake.update(c.index for c in planned if c.name == "without_apn" and c.seed == 1)
+    with pytest.raises(SystemExit) as ended:
+        study.run(config, str(tmp_path))
+    assert ended.value.code == 1
+    told = json.loads((tmp_path / "report.html").read_text())
+    assert list(told.values()) == ["a reason <b>"]
+    fake.clear()
+    study.run(config, str(tmp_path))
+    assert json.loads((tmp_path / "report.html").read_text()) == {}
+
+
+def test_the_page_tells_failures_first(tmp_path, written):
+    _, _, planned = written
+    path = str(tmp_path / "report.html")
+    failed = {3: "a reason <b>"}
+    parts = {"short": ["a sentence"], "parts": [None], "cells": planned, "config": {"seed": 0}}
+    page.write(path, title="title", subtitle="", failed=failed, **parts)
+    text = Path(path).read_text(encoding="utf-8")
+    assert f"Failed twice: 1 of {len(planned)} runs" in text
+    assert "a reason &lt;b&gt;" in text
+    assert text.index("Failed twice") < text.index("a sentence")
+    page.write(path, title="title", subtitle="", failed={}, **parts)
+    assert "Failed" not in Path(path).read_text(encoding="utf-8")
+
+
+def test_selected_cells_make_no_report_until_all_are_finished(tmp_path, fake, caplog):
+    caplog.set_level(logging.INFO)
+    config = one_encoder()
+    last = len(plan.make_plan(config, str(tmp_path))) - 1
+    config.study.cells = str(last)
+    with pytest.raises(UserError, match=f"cell {last} needs cell"):
+        study.run(config, str(tmp_path))
+    config.study.cells = f"0-{last - 1}"
+    study.run(config, str(tmp_path))
+    assert "no report yet" in caplog.text
+    assert not (tmp_path / "report.html").exists()
+    config.study.cells = str(last)
+    study.run(config, str(tmp_path))
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_dry_run_leaves_nothing(tmp_path, fake, capsys):
+    config = one_encoder()
+    config.study.dry_run = True
+    study.run(config, str(tmp_path / "study"))
+    assert "finetune" in capsys.readouterr().out
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_study_may_grow_and_its_settings_may_not_change(tmp_path, fake):
+    config = one_encoder()
+    config.study.seeds = (0,)
+    study.run(config, str(tmp_path))
+    config.study.seeds = (0, 1)
+    study.run(config, str(tmp_path))
+    config.finetune.optimizer.learning_rate = 0.5
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate .0\.001 -> 0\.5"):
+        study.run(config, str(tmp_path))
+
+
+def test_ages_alone_and_one_seed(tmp_path, monkeypatch):
+    """No conditions, one seed: what cannot be computed is left out, not zero."""
+    config = one_encoder()
+    config.study.seeds = (0,)
+    monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
+    planned = plan.make_plan(config, str(tmp_path))
+    split = data.divide_sources(config.data)
+    for cell in planned:
+        fake_study.finish(cell, split, ())
+    report.write(config, str(tmp_path), planned, {})
+    (row, *_) = rows(tmp_path, "table1_encoders")
+    assert row["accuracy"] == ""
+    assert float(row["age_mae_months"]) > 0
+    assert row["age_mae_months_sd"] == ""
+    assert "One seed" in (tmp_path / "report.html").read_text(encoding="utf-8")
