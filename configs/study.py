@@ -7,8 +7,8 @@ three variants, three seeds. So few steps say little about the method: they show
 measures and how wide its intervals are. Selections:
 
     python main.py --config=configs/study.py --config.study.dry_run=True
-    python main.py --config=configs/study.py --config.study.encoders="('densenet121', 'vgg19')" \
-        --config.study.label_fractions="(0.02, 0.1, 1.0)" --config.finetune.train_steps=300
+    python main.py --config=configs/study.py --config.study.encoders=densenet121,vgg19 \
+        --config.study.label_fractions=0.02,0.1,1.0 --config.finetune.train_steps=300
     python main.py --config=configs/study.py --config.study.cells=0-5
 
 is everything of the paper: eight encoders, five seeds, 224 px, for GPUs:

@@ -79,8 +79,11 @@ def make_plan(config, folder: str) -> list[Cell]:
     Raises:
       UserError: a selection or a setting cannot be meant.
     """
-    study = config.study
-    _check_selections(config)
+    study = config.study.copy_and_resolve_references()
+    for name in ("encoders", "variants"):
+        # "vgg19,resnet50" is understood as well as "('vgg19', 'resnet50')".
+        study[name] = tuple(n.strip() for value in study[name] for n in value.split(","))
+    _check_selections(config, study)
     planner = _Planner(config, folder)
     chosen = {name: config.variants[name].to_dict() for name in study.variants}
     for encoder in study.encoders:
@@ -103,8 +106,7 @@ def make_plan(config, folder: str) -> list[Cell]:
     return planner.cells
 
 
-def _check_selections(config) -> None:
-    study = config.study
+def _check_selections(config, study) -> None:
     for name in ("encoders", "variants", "seeds", "label_fractions"):
         values = study[name]
         if not values or len(set(values)) < len(values):

@@ -135,12 +135,12 @@ class Resampling:
         rng = np.random.default_rng(seed)
         self._keys = np.unique(patient)
         n = len(self._keys)
-        self._patients = rng.multinomial(n, np.full(n, 1 / n), size=samples)
+        self.patients = rng.multinomial(n, np.full(n, 1 / n), size=samples)
         # One seed fewer than there are: the variance over draws is then that of the mean, while
         # with as many draws it is too small by (n - 1) / n, a third for three seeds (Rao and Wu,
         # J Am Stat Assoc 1988;83:231-241).
         draws = num_seeds - 1
-        self._seeds = (
+        self.seeds = (
             rng.multinomial(draws, np.full(num_seeds, 1 / num_seeds), size=samples) / draws
             if draws
             else np.ones((samples, 1))
@@ -149,12 +149,12 @@ class Resampling:
     def figures(self, runs: Sequence[Predictions]) -> Sampled:
         """The figures of a model's runs, one a seed, on the test set and its draws."""
         here = np.isin(self._keys, runs[0].patient)
-        weights = np.concatenate([np.ones((1, here.sum()), int), self._patients[:, here]])
+        weights = np.concatenate([np.ones((1, here.sum()), int), self.patients[:, here]])
         found = [weighted_figures(run, weights) for run in runs]
         return Sampled(
             observed={name: np.array([f[name][0] for f in found]) for name in found[0]},
             drawn={name: np.stack([f[name][1:] for f in found]) for name in found[0]},
-            seeds=self._seeds if len(runs) == self._seeds.shape[1] else None,
+            seeds=self.seeds if len(runs) == self.seeds.shape[1] else None,
             num_patients=int(here.sum()),
         )
 

@@ -29,11 +29,11 @@ SMALL = [
         f"--config.{stage}.{setting}"
         for stage in ("pretrain", "finetune")
         for setting in (
-            "train_steps=6",
+            "train_steps=4",
             "batch_size=8",
-            "eval_every_steps=3",
-            "checkpoint_every_steps=2",
-            "log_every_steps=2",
+            "eval_every_steps=2",
+            "checkpoint_every_steps=1",
+            "log_every_steps=1",
         )
     ),
 ]
@@ -50,6 +50,7 @@ def start(folder, variants):
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "JAX_NUM_CPU_DEVICES": "4",  # The programs of other tests, so that they need no compiling.
     }
     return subprocess.Popen(
         command,
@@ -70,9 +71,9 @@ def finish(folder, variants):
 
 def kill(process, how):
     """Ends a study: everything at once, the study alone, or politely."""
-    if how == "all":
+    if how == "everything":
         os.killpg(process.pid, signal.SIGKILL)
-    elif how == "study":
+    elif how == "the study alone":
         process.kill()  # What it was running lives on.
     else:
         process.terminate()
@@ -80,27 +81,35 @@ def kill(process, how):
 
 
 def run(kills, folder, variants, seed=0):
-    """Runs a study in one go, and another with kills; returns what was killed, and both tables."""
+    """Kills studies at random moments and lets them finish.
+
+    A study that is quicker than the next kill is followed by another one.
+
+    Returns:
+      What was killed when, and the tables of each study; the first was never killed.
+    """
     rng = random.Random(seed)
-    whole, killed = Path(folder, "whole"), Path(folder, "killed")
+    finish(Path(folder, "0"), variants)
+    moments, ended = [], [tables(Path(folder, "0"))]
     started = time.monotonic()
-    finish(whole, variants)
+    finish(Path(folder, "1"), variants)  # The first one also compiled.
     duration = time.monotonic() - started
-    moments = []
+    ended.append(tables(Path(folder, "1")))
     while len(moments) < kills:
-        process = start(killed, variants)
-        # Later kills find less to do, and must not always come too late.
-        moment = rng.uniform(0, duration / (1 + len(moments) / 4))
-        how = rng.choice(["all", "study", "politely"])
+        studied = Path(folder, str(len(ended)))
+        moment = rng.uniform(0, duration / 3)
+        process = start(studied, variants)
         try:
             process.communicate(timeout=moment)
+            ended.append(tables(studied))
         except subprocess.TimeoutExpired:
+            how = rng.choice(["everything", "the study alone", "politely"])
             kill(process, how)
-            moments.append(f"{how} after {moment:.1f} s")
-        else:
-            break  # It was quicker.
-    finish(killed, variants)
-    return moments, tables(whole), tables(killed)
+            moments.append(f"study {len(ended)}: {how}, after {moment:.1f} s")
+    if not Path(folder, str(len(ended)), "tables").exists():
+        finish(Path(folder, str(len(ended))), variants)
+        ended.append(tables(Path(folder, str(len(ended)))))
+    return moments, ended
 
 
 def tables(folder):
@@ -108,10 +117,19 @@ def tables(folder):
 
 
 def test_a_killed_study_ends_with_the_same_tables(tmp_path):
-    moments, whole, killed = run(1, tmp_path, ["full"])
-    assert len(moments) == 1
+    finish(tmp_path / "whole", ["full"])
+    process = start(tmp_path / "killed", ["full"])
+    tuned = tmp_path / "killed" / "finetune" / "shufflenet" / "full" / "fraction1" / "seed0"
+    # In the middle of stage two.
+    while process.poll() is None and not (tuned / "checkpoints" / "1").exists():
+        time.sleep(0.05)
+    kill(process, "everything")
+    assert not (tuned / "metrics.json").exists()
+    finish(tmp_path / "killed", ["full"])
+    assert "resumed at step" in (tuned / "cell.log").read_text()
+    whole = tables(tmp_path / "whole")
     assert len(whole) >= 12
-    assert whole == killed
+    assert tables(tmp_path / "killed") == whole
 
 
 def main(argv):
@@ -119,10 +137,13 @@ def main(argv):
     seed = int(argv[2]) if len(argv) > 2 else 0
     variants = ["without_pretraining", "without_apn", "full"]
     with tempfile.TemporaryDirectory() as folder:
-        moments, whole, killed = run(kills, folder, variants, seed)
+        moments, ended = run(kills, folder, variants, seed)
     print("\n".join(moments))
-    different = [name for name in whole if killed.get(name) != whole[name]]
-    print(f"{len(moments)} kills; {len(whole)} files of tables, different: {different or 'none'}")
+    different = [i for i, one in enumerate(ended) if one != ended[0]]
+    print(
+        f"{len(moments)} kills of {len(ended) - 2} studies, each with {len(ended[0])} files of "
+        f"tables; studies that differ from an uninterrupted one: {different or 'none'}"
+    )
     sys.exit(bool(different))
 
 

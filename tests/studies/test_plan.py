@@ -120,6 +120,11 @@ def test_selections():
             plan.select(cells, text)
 
 
+def test_names_may_be_separated_by_commas():
+    cells = make_plan(encoders=("vgg19, shufflenet",), variants=("full,without_apn",))
+    assert [c.encoder for c in cells if c.task == "pretrain"] == ["vgg19"] * 2 + ["shufflenet"] * 2
+
+
 @pytest.mark.parametrize(
     ("selections", "message"),
     [

@@ -136,11 +136,11 @@ def simulate(trials, num_patients, num_seeds, seed_sd, shift=0.0, samples=200, s
         run = seed_sd * rng.normal(size=(num_seeds, 1))
         right = cut + shift + patient + run + rng.normal(size=(num_seeds, num_patients)) > 0
         draws = Resampling(np.arange(num_patients), num_seeds, samples, int(rng.integers(2**31)))
-        weights = draws._patients / num_patients
+        weights = draws.patients / num_patients
         yield Sampled(
             observed={"accuracy": right.mean(1)},
             drawn={"accuracy": right @ weights.T},
-            seeds=draws._seeds,
+            seeds=draws.seeds,
             num_patients=num_patients,
         ).estimate("accuracy")
 
