@@ -11,7 +11,7 @@ measures and how wide its intervals are. Selections:
         --config.study.label_fractions=0.02,0.1,1.0 --config.finetune.train_steps=300
     python main.py --config=configs/study.py --config.study.cells=0-5
 
-is everything of the paper: eight encoders, five seeds, 224 px, for GPUs:
+The whole of the paper: eight encoders, five seeds, 224 px, for GPUs:
 
     python main.py --config=configs/study.py:paper --workdir=/shared/study \
         --config.study.pretrain_data=manifest:/data/adult.csv,manifest:/data/infant.csv \
