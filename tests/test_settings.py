@@ -2,7 +2,7 @@ import copy
 
 import pytest
 
-from configs import evaluate, finetune, predict, pretrain
+from configs import evaluate, finetune, predict, pretrain, probe, study
 from data_pipeline.errors import UserError
 from infantxray import settings
 from infantxray.evaluation.metrics import HEADLINES
@@ -117,7 +117,9 @@ def test_every_rule_is_tested():
     stage_one = {"objective", "images_every_steps", "probe_every_steps", "probe_images"}
     stage_one |= {"denoise__noise", "masking__fraction", "masking__patch_size", "views__blur"}
     views = {key.replace("augment", "views") for key in BAD if key.startswith("augment__")}
-    assert {key.replace(".", "__") for key in settings._RULES} == BAD.keys() | stage_one | views
+    others = {"study__size", "study__parallel_cells", "train_films"}
+    rules = {key.replace(".", "__") for key in settings._RULES}
+    assert rules == BAD.keys() | stage_one | views | others
 
 
 @pytest.mark.parametrize(
@@ -137,6 +139,22 @@ def test_every_rule_is_tested():
 )
 def test_rules_of_stage_one(key, value):
     changed = pretrain.get_config()
+    changed.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError, match=f"config.{key} is {value!r}"):
+        check(changed)
+
+
+@pytest.mark.parametrize(
+    ("module", "key", "value"),
+    [
+        (study, "study.size", "small"),
+        (study, "study.parallel_cells", 0),
+        (probe, "train_films", 0),
+    ],
+)
+def test_rules_of_other_tasks(module, key, value):
+    changed = module.get_config()
+    check(changed)
     changed.update_from_flattened_dict({key: value})
     with pytest.raises(ConfigError, match=f"config.{key} is {value!r}"):
         check(changed)
