@@ -61,6 +61,23 @@ def get_config(variant: str = "cpu"):
         config.eval_every_steps = 500
         config.checkpoint_every_steps = 500
         config.early_stopping_evals = 10
+    elif variant == "best":
+        config.self_training.teacher_steps = 200
+        config.batch_size = 64
+        config.train_steps = 400
+        config.ema_decay = 0.99
+        config.augment.rotation_degrees = 12.0
+        config.augment.scale = 0.2
+        config.augment.shift = 0.1
+        config.augment.contrast = 0.4
+        config.augment.brightness = 0.2
+        config.augment.gamma = 0.4
+        config.augment.noise = 0.04
+        config.augment.erase = 0.5
+        config.eval_every_steps = 50
+        config.checkpoint_every_steps = 50
     elif variant != "cpu":
-        raise ValueError(f"configs/finetune.py has the variants cpu and paper, not {variant!r}")
+        raise ValueError(
+            f"configs/finetune.py has the variants cpu, paper and best, not {variant!r}"
+        )
     return config

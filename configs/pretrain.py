@@ -82,6 +82,18 @@ def get_config(variant: str = "cpu"):
         config.images_every_steps = 1000
         config.probe_every_steps = 2000
         config.probe_images = 5000
+    elif variant == "best":
+        config.objective = "masked_hog"
+        config.optimizer.learning_rate = 2e-3
+        config.batch_size = 32
+        config.train_steps = 1500
+        config.log_every_steps = 50
+        config.eval_every_steps = 500
+        config.checkpoint_every_steps = 250
+        config.images_every_steps = 500
+        config.probe_every_steps = 500
     elif variant != "cpu":
-        raise ValueError(f"configs/pretrain.py has the variants cpu and paper, not {variant!r}")
+        raise ValueError(
+            f"configs/pretrain.py has the variants cpu, paper and best, not {variant!r}"
+        )
     return config

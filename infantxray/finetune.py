@@ -55,7 +55,7 @@ def run(config, folder: str) -> None:
     )
     validate = functools.partial(_validate, predictor, reader(split.validation, training=False))
     # Films of which nothing is known have nothing to teach, but to a student.
-    known = (train.labels >= 0) | (train.records.has_age & config.age_head)
+    known = (train.labels >= 0) | (train.records.has_age & (card.age_mean_months is not None))
     informative = train if known.all() else reader(split.train.take(known), training=True)
     try:
         if config.self_training.teacher_steps:
@@ -192,10 +192,17 @@ def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
                 config.data.patient_ids,
                 f"stage one must not see who stage two scores ({name}), but it trained on",
             )
-    ages = data.age_statistics(split.train) if config.age_head else (None, None)
+    ages = (None, None)
+    if config.age_head:
+        try:
+            ages = data.age_statistics(split.train)
+        except DataError as error:
+            if not classes or config.age_film or config.best_metric == "age_mae_months":
+                raise
+            _log.warning("no AgePredictionNet: %s", error)
     how = data.preprocessing(config.data)
     card = workdir.ModelCard(config.encoder, config.dtype, how, classes, *ages)
-    if config.age_head:
+    if ages[0] is not None:
         known = split.train.age_months[split.train.has_age]
         spread = config.age_loss == "distribution"
         card = dataclasses.replace(

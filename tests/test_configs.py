@@ -70,7 +70,7 @@ def test_opens_with_its_command(name):
 def test_an_unknown_variant_is_refused(name):
     get_config = importlib.import_module(f"configs.{name}").get_config
     if inspect.signature(get_config).parameters:
-        with pytest.raises(ValueError, match=f"configs/{name}.py has the variants cpu and paper"):
+        with pytest.raises(ValueError, match=f"configs/{name}.py has the variants cpu.* paper"):
             get_config("big")
 
 

@@ -314,6 +314,25 @@ def test_stage_one_on_the_test_patients_is_refused(pretrained, tmp_path):
         finetune.run(config, str(tmp_path / "run"))
 
 
+def test_films_without_ages_are_learned_without_the_age_head(tmp_path, caplog):
+    """The settings as they stand run on data of which no age is known."""
+    manifest = tmp_path / "films.csv"
+    manifest.write_text(
+        "image_path,patient_id,label\n"
+        + "".join(f"{i}.png,p{i},{'mass' if i % 2 else 'normal'}\n" for i in range(40))
+    )
+    config = stage_two()
+    config.data.train = f"manifest:{manifest}"
+    for name in ("run", "other"):
+        (tmp_path / name).mkdir()
+    _, card = finetune._open_data(config, str(tmp_path / "run"))
+    assert card.age_mean_months is None
+    assert "no AgePredictionNet: 0 training films have a known age" in caplog.text
+    config.age_film = True
+    with pytest.raises(UserError, match="age_head=False"):
+        finetune._open_data(config, str(tmp_path / "other"))
+
+
 def test_ages_alone_can_be_learned(tmp_path):
     films = tmp_path / "films"
     films.mkdir()

@@ -1,8 +1,14 @@
+import csv
+import json
+
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neighbors import NearestNeighbors
 
-from infantxray.probe import fit_linear
+from configs import probe as probe_config
+from infantxray import probe
+from infantxray.probe import fit_linear, fit_ridge, nearest
 
 
 def clusters(n, seed, spread=1.0, k=3, d=5):
@@ -46,3 +52,58 @@ def test_a_class_without_films_is_improbable():
     probabilities = fit_linear(features, labels, 4)(features)
     assert probabilities.shape == (90, 4)
     assert probabilities[:, 3].max() < 0.1
+
+
+def test_ridge_is_that_of_scikit_learn():
+    features, _ = clusters(120, 0)
+    targets = np.random.default_rng(0).normal(size=(120, 2)) + features[:, :1] / 10
+    other, _ = clusters(30, 1)
+    mean, std = features.mean(0), features.std(0)
+    reference = Ridge(alpha=0.5 * 120).fit((features - mean) / std, targets)
+    expected = reference.predict((other - mean) / std)
+    np.testing.assert_allclose(fit_ridge(features, targets, 0.5)(other), expected, rtol=1e-4)
+
+
+def test_neighbours_are_those_of_scikit_learn():
+    features, _ = clusters(90, 0)
+    other, _ = clusters(20, 1)
+    rows, weights = nearest(features, other)
+    mean, std = features.mean(0), features.std(0) + 1e-6
+    reference = NearestNeighbors(n_neighbors=20, metric="cosine").fit((features - mean) / std)
+    distance, expected = reference.kneighbors((other - mean) / std)
+    assert [set(row) for row in rows] == [set(row) for row in expected]
+    np.testing.assert_allclose(weights.sum(1), 1.0, rtol=1e-5)
+    votes = np.exp(-distance / 0.07)
+    np.testing.assert_allclose(weights, votes / votes.sum(1, keepdims=True), rtol=1e-3, atol=1e-6)
+
+
+def test_fewer_films_than_neighbours():
+    features, _ = clusters(3, 0)
+    rows, weights = nearest(features, features)
+    assert rows.shape == weights.shape == (3, 3)
+    assert rows[:, 0].tolist() == [0, 1, 2]  # Each is nearest to itself.
+
+
+def test_a_frozen_encoder_is_probed(tmp_path):
+    config = probe_config.get_config()
+    config.encoder = "shufflenet"
+    config.data.train = "phantom:infant:films=60"
+    config.data.image_size = 32
+    config.data.label_fraction = 0.8
+    config.train_films = 40
+    config.batch_size = 8
+    config.bootstrap_samples = 5
+    probe.run(config, str(tmp_path))
+    summary = json.loads((tmp_path / "metrics.json").read_text())
+    with open(tmp_path / "split.csv", newline="") as file:
+        tested = [row["image_path"] for row in csv.DictReader(file) if row["split"] == "test"]
+    for method in ("linear", "knn"):
+        with open(tmp_path / f"predictions_{method}.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["image_path"] for row in rows] == tested
+        assert all(row["age_predicted_months"] for row in rows)
+        assert summary[method]["n"] == len(tested)
+        assert 0 <= summary[method]["accuracy"] <= 1
+    before = (tmp_path / "metrics.json").stat().st_mtime_ns
+    probe.run(config, str(tmp_path))  # Finished: nothing to do.
+    assert (tmp_path / "metrics.json").stat().st_mtime_ns == before

@@ -27,6 +27,7 @@ def test_the_configs_as_they_stand_pass():
     for module in (pretrain, finetune):
         check(module.get_config())
         check(module.get_config("paper"))
+        check(module.get_config("best"))
 
 
 # One bad value at each side of every rule, and one value at its edge that is allowed.
