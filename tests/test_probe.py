@@ -1,6 +1,8 @@
 import csv
 import json
 
+import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -8,6 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from configs import probe as probe_config
 from infantxray import probe
+from infantxray.models import encoders
 from infantxray.probe import fit_linear, fit_ridge, nearest
 
 
@@ -84,9 +87,25 @@ def test_fewer_films_than_neighbours():
     assert rows[:, 0].tolist() == [0, 1, 2]  # Each is nearest to itself.
 
 
-def test_a_frozen_encoder_is_probed(tmp_path):
+class Tiny(nn.Module):
+    """An encoder that compiles at once: means of patches, and their squares."""
+
+    in_channels: int = 1
+    dtype: jnp.dtype = jnp.float32
+    num_features: int = 8
+
+    @nn.compact
+    def __call__(self, image, *, train):
+        del train
+        mean = nn.avg_pool(image, (8, 8), (8, 8))
+        mean = nn.Dense(8)(jnp.concatenate([mean, mean**2], axis=-1))
+        return (None, None, None, mean)
+
+
+def test_a_frozen_encoder_is_probed(tmp_path, monkeypatch):
+    monkeypatch.setitem(encoders.ENCODERS, "tiny", Tiny)
     config = probe_config.get_config()
-    config.encoder = "shufflenet"
+    config.encoder = "tiny"
     config.data.train = "phantom:infant:films=60"
     config.data.image_size = 32
     config.data.label_fraction = 0.8

@@ -111,6 +111,14 @@ def test_curve_is_scikit_learns():
         np.testing.assert_allclose(a, b)
 
 
+def test_precision_and_recall_are_scikit_learns():
+    probabilities, label = random_case(3, ties=True)
+    recall, precision = metrics.pr_curve(label == 1, probabilities[:, 1])
+    theirs = reference.precision_recall_curve(label == 1, probabilities[:, 1])
+    np.testing.assert_allclose(precision, theirs[0][:-1][::-1])
+    np.testing.assert_allclose(recall, theirs[1][:-1][::-1])
+
+
 def test_area_needs_both_sides():
     assert math.isnan(metrics.roc_auc(np.ones(3, bool), np.arange(3.0)))
     assert math.isnan(metrics.roc_auc(np.zeros(3, bool), np.arange(3.0)))
