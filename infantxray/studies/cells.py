@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from data_pipeline.errors import UserError
@@ -284,7 +284,7 @@ class _StopOnSignal:
         self._runner.stop()
         signal.signal(signum, self._previous[signum])
 
-    def __enter__(self) -> Iterator:
+    def __enter__(self) -> _StopOnSignal:
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGTERM, signal.SIGINT):
                 self._previous[signum] = signal.signal(signum, self._request)

@@ -90,22 +90,35 @@ class Picture:
         )
 
 
-def films(title: str, caption: str, pictures: Sequence[tuple[np.ndarray, str]]) -> str:
-    """A section of films, uint8 `[S, S]`, each with its caption."""
-    figures = ""
-    for image, text in pictures:
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG")
-        data = base64.b64encode(buffer.getvalue()).decode()
-        text = html.escape(text)
-        figures += (
-            f"<figure><img alt='{text}' src='data:image/png;base64,{data}'>"
-            f"<figcaption>{text}</figcaption></figure>"
+@dataclasses.dataclass(frozen=True)
+class Films:
+    """A section of films.
+
+    Attributes:
+      title: a heading.
+      caption: what they are.
+      films: uint8 `[S, S]`, each with its caption.
+    """
+
+    title: str
+    caption: str
+    films: Sequence[tuple[np.ndarray, str]]
+
+    def html(self) -> str:
+        figures = ""
+        for image, text in self.films:
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, "PNG")
+            data = base64.b64encode(buffer.getvalue()).decode()
+            text = html.escape(text)
+            figures += (
+                f"<figure><img alt='{text}' src='data:image/png;base64,{data}'>"
+                f"<figcaption>{text}</figcaption></figure>"
+            )
+        return (
+            f"<h2 id='{_anchor(self.title)}'>{html.escape(self.title)}</h2>"
+            f"<p class='soft'>{html.escape(self.caption)}</p><div class='films'>{figures}</div>"
         )
-    return (
-        f"<h2 id='{_anchor(title)}'>{html.escape(title)}</h2>"
-        f"<p class='soft'>{html.escape(caption)}</p><div class='films'>{figures}</div>"
-    )
 
 
 def write(
@@ -115,7 +128,7 @@ def write(
     subtitle: str,
     short: Sequence[str],
     failed: dict[int, str],
-    parts: Sequence[Table | Picture | str | None],
+    parts: Sequence[Table | Picture | Films | None],
     cells: Sequence[Cell],
     config: dict,
 ) -> None:
@@ -139,7 +152,7 @@ def write(
         "<h2>In short</h2><ul class='short'>"
         + "".join(f"<li>{html.escape(sentence)}</li>" for sentence in short)
         + "</ul>",
-        *(part if isinstance(part, str) else part.html() for part in shown),
+        *(part.html() for part in shown),
         _runs(cells),
         f"<h2 id='made'>How this was made</h2><p class='soft'>{html.escape(versions())}</p>"
         "<p class='soft'>All tables are in <code>tables/</code> beside this page, as CSV, Markdown "
@@ -163,12 +176,11 @@ def _anchor(title: str) -> str:
 
 
 def _navigation(parts: Sequence) -> str:
-    links = []
-    for part in parts:
-        if isinstance(part, Table):
-            links.append((part.name, part.title))
-        elif isinstance(part, Picture) and part.title:
-            links.append((_anchor(part.title), part.title))
+    links = [
+        (part.name if isinstance(part, Table) else _anchor(part.title), part.title)
+        for part in parts
+        if part.title
+    ]
     links += [("runs", "All runs"), ("made", "How this was made")]
     return (
         "<nav>" + "".join(f"<a href='#{a}'>{html.escape(text)}</a>" for a, text in links) + "</nav>"

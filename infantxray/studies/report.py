@@ -227,7 +227,7 @@ def _data_table(results: Results, patient_ids: str) -> Table:
     )
 
 
-def _mistakes(results: Results, focus: Model, settings) -> str | None:
+def _mistakes(results: Results, focus: Model, settings) -> page.Films | None:
     """The films that the model is surest and wrong about, mean over seeds."""
     if not results.classes:
         return None
@@ -255,7 +255,7 @@ def _mistakes(results: Results, focus: Model, settings) -> str | None:
         pictures.append((image, text))
     if not pictures:
         return None
-    return page.films(
+    return page.Films(
         "Worst mistakes",
         f"Test films that {focus.encoder} ({focus.name}) is surest and wrong about; probabilities "
         "are means over seeds.",

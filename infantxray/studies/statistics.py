@@ -135,7 +135,8 @@ class Resampling:
         rng = np.random.default_rng(seed)
         self._keys = np.unique(patient)
         n = len(self._keys)
-        self.patients = rng.multinomial(n, np.full(n, 1 / n), size=samples)
+        # Nobody is drawn 65,536 times, and hospitals have many patients.
+        self.patients = rng.multinomial(n, np.full(n, 1 / n), size=samples).astype(np.uint16)
         # One seed fewer than there are: the variance over draws is then that of the mean, while
         # with as many draws it is too small by (n - 1) / n, a third for three seeds (Rao and Wu,
         # J Am Stat Assoc 1988;83:231-241).
@@ -149,7 +150,7 @@ class Resampling:
     def figures(self, runs: Sequence[Predictions]) -> Sampled:
         """The figures of a model's runs, one a seed, on the test set and its draws."""
         here = np.isin(self._keys, runs[0].patient)
-        weights = np.concatenate([np.ones((1, here.sum()), int), self.patients[:, here]])
+        weights = np.concatenate([np.ones((1, here.sum()), np.uint16), self.patients[:, here]])
         found = [weighted_figures(run, weights) for run in runs]
         return Sampled(
             observed={name: np.array([f[name][0] for f in found]) for name in found[0]},
