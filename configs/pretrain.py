@@ -39,13 +39,13 @@ def views() -> ConfigDict:
     """
     config = common.augment()
     config.rotation_degrees = 15.0
-    config.scale = 0.4  # The larger of two views shows half the area.
-    config.shift = 0.15
-    config.contrast = 0.4
-    config.brightness = 0.2
-    config.gamma = 0.4
-    config.noise = 0.05
-    config.blur = 0.015  # Largest standard deviation, of the image side.
+    config.scale = 0.3  # Of two views one may show three times the area of the other.
+    config.shift = 0.1
+    config.contrast = 0.3
+    config.brightness = 0.15
+    config.gamma = 0.3
+    config.noise = 0.03
+    config.blur = 0.01  # Largest standard deviation, of the image side.
     return config
 
 
