@@ -173,26 +173,31 @@ class Drawing:
             self._of_focus(),
         )
 
-    def learning(self, best_metric: str) -> Picture | None:
-        def curve(cells, name):
-            return [
-                [(r["step"], r[name]) for r in history(c) if r.get(name) is not None] for c in cells
-            ]
-
-        panels: dict[str, dict] = {}
-        variants = {label: model.cells for label, model in self._of_focus().items()}
+    def learning(self, cells: Sequence[Cell], best_metric: str) -> Picture:
+        """Stage one of every encoder, and stage two of one."""
+        panels: dict[str, dict] = {"Validation loss, stage one": {}}
+        finished = [c for c in cells if c.task == "pretrain" and history(c)]
+        several = len({cell.name for cell in finished}) > 1
+        for cell in finished:
+            label = f"{cell.encoder}, {cell.name}" if several else cell.encoder
+            points = _points(cell, f"validation/{cell.config.objective}")
+            panels["Validation loss, stage one"].setdefault(label, []).append(points)
+        shown = NAMES.get(best_metric, best_metric)
         for title, name in (
             ("Training loss, stage two", "train/loss"),
-            (f"Validation {best_metric.replace('_', ' ')}", f"validation/{best_metric}"),
+            (f"Validation {shown}, stage two", f"validation/{best_metric}"),
         ):
-            lines = {label: curve(cells, name) for label, cells in variants.items()}
-            panels[title] = {label: seeds for label, seeds in lines.items() if all(seeds)}
+            panels[title] = {
+                label: [_points(cell, name) for cell in model.cells]
+                for label, model in self._of_focus().items()
+            }
         return self._picture(
             "learning_curves",
             "Learning curves",
-            f"{self._focus.encoder}; mean over seeds, bands hold all seeds.",
+            f"Stage one of all encoders; stage two of {self._focus.encoder}. Mean over seeds, bands "
+            "hold all seeds.",
             figures.learning,
-            panels,
+            {title: lines for title, lines in panels.items() if lines},
         )
 
     def reconstructions(self, cells: Sequence[Cell]) -> list[Picture]:
@@ -223,6 +228,10 @@ class Drawing:
                 path,
             )
         ]
+
+
+def _points(cell: Cell, name: str) -> list[tuple[int, float]]:
+    return [(row["step"], row[name]) for row in history(cell) if row.get(name) is not None]
 
 
 def history(cell: Cell) -> list[dict]:

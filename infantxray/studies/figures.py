@@ -248,7 +248,7 @@ def learning(panels: dict[str, dict[str, list[list[tuple[int, float]]]]]) -> Fig
             steps = sorted(set.intersection(*(set(dict(points)) for points in seeds)))
             values = [np.array([dict(points)[step] for step in steps]) for points in seeds]
             if steps:
-                _band(axes, steps, values, i, label)
+                _band(axes, steps, values, i, label, band=len(lines) <= _MOST_BANDS)
         axes.set(title=title, xlabel="step")
         if axes.lines:
             axes.legend(fontsize=7)

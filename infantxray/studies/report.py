@@ -96,7 +96,7 @@ def write(config, folder: str, cells: Sequence[Cell], failed: dict[int, str]) ->
             tables["sites"],
             drawn.ages(),
             drawn.reliability(),
-            drawn.learning(config.finetune.best_metric),
+            drawn.learning(cells, config.finetune.best_metric),
             *drawn.reconstructions(cells),
             *drawn.saliency(),
             tables["saliency"],
