@@ -194,8 +194,8 @@ class Drawing:
         return self._picture(
             "learning_curves",
             "Learning curves",
-            f"Stage one of all encoders; stage two of {self._focus.encoder}. Mean over seeds, bands "
-            "hold all seeds.",
+            f"Stage one of all encoders; stage two of {self._focus.encoder}. Mean over seeds, "
+            "bands hold all seeds.",
             figures.learning,
             {title: lines for title, lines in panels.items() if lines},
         )
