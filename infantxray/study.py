@@ -8,7 +8,7 @@ import sys
 
 from data_pipeline.errors import UserError
 from infantxray import workdir
-from infantxray.studies import cells, plan
+from infantxray.studies import cells, plan, report
 
 _log = logging.getLogger(__name__)
 
@@ -50,9 +50,9 @@ def run(config, folder: str) -> None:
     missing = [cell for cell in planned if not (cell.index in finished or cell.is_finished())]
     if config.study.cells and missing:
         _log.info("%d cells are still to run: no report yet", len(missing))
+    elif all(cell in missing for cell in planned if cell.task == "finetune"):
+        _log.info("no stage two is finished: there is nothing to report")
     else:
-        from infantxray.studies import report  # After the cells: it imports matplotlib.
-
         path = report.write(config, folder, planned, failed)
         _log.info("report: %s", path)
     if failed:

@@ -7,6 +7,7 @@ One kill in the tests; ten, of all three variants, with
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,46 +17,39 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-SMALL = [
-    "--config.study.encoders=('shufflenet',)",
-    "--config.study.seeds=(0,)",
-    "--config.study.frozen=False",
-    "--config.study.pretrain_data=phantom:infant:films=60",
-    "--config.data.train=phantom:infant:films=60",
-    "--config.data.image_size=32",
-    "--config.bootstrap_samples=200",
-    "--config.finetune.bootstrap_samples=0",
-    *(
-        f"--config.{stage}.{setting}"
-        for stage in ("pretrain", "finetune")
-        for setting in (
-            "train_steps=4",
-            "batch_size=8",
-            "eval_every_steps=2",
-            "checkpoint_every_steps=1",
-            "log_every_steps=1",
-        )
-    ),
-]
+ENVIRONMENT = {
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    "JAX_NUM_CPU_DEVICES": "4",  # The programs of other tests, so that they need no compiling.
+}
+SMALL = {
+    "study.encoders": "shufflenet",
+    "study.seeds": "0,",
+    "study.frozen": "False",
+    "study.pretrain_data": "phantom:infant:films=60",
+    "data.train": "phantom:infant:films=60",
+    "data.image_size": "32",
+    "bootstrap_samples": "200",
+    "finetune.bootstrap_samples": "0",
+}
+for stage in ("pretrain", "finetune"):
+    SMALL[f"{stage}.train_steps"] = "4"
+    SMALL[f"{stage}.batch_size"] = "8"
+    SMALL[f"{stage}.eval_every_steps"] = "2"
+    SMALL[f"{stage}.checkpoint_every_steps"] = "1"
+    SMALL[f"{stage}.log_every_steps"] = "1"
 
 
 def start(folder, variants):
     """Starts a study in a process group of its own."""
-    names = ", ".join(repr(name) for name in variants)
-    command = [
-        sys.executable, "main.py", "--config=configs/study.py", f"--workdir={folder}",
-        f"--config.study.variants=({names},)", *SMALL,
-    ]  # fmt: skip
-    environment = {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-        "JAX_NUM_CPU_DEVICES": "4",  # The programs of other tests, so that they need no compiling.
-    }
+    settings = {**SMALL, "study.variants": ",".join(variants)}
     return subprocess.Popen(
-        command,
+        [
+            *(sys.executable, "main.py", "--config=configs/study.py", f"--workdir={folder}"),
+            *(f"--config.{key}={value}" for key, value in settings.items()),
+        ],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, **ENVIRONMENT},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -117,19 +111,22 @@ def tables(folder):
 
 
 def test_a_killed_study_ends_with_the_same_tables(tmp_path):
-    finish(tmp_path / "whole", ["full"])
-    process = start(tmp_path / "killed", ["full"])
-    tuned = tmp_path / "killed" / "finetune" / "shufflenet" / "full" / "fraction1" / "seed0"
+    process = start(tmp_path, ["full"])
+    tuned = tmp_path / "finetune" / "shufflenet" / "full" / "fraction1" / "seed0"
     # In the middle of stage two.
     while process.poll() is None and not (tuned / "checkpoints" / "1").exists():
-        time.sleep(0.05)
+        time.sleep(0.02)
     kill(process, "everything")
     assert not (tuned / "metrics.json").exists()
-    finish(tmp_path / "killed", ["full"])
+    finish(tmp_path, ["full"])
     assert "resumed at step" in (tuned / "cell.log").read_text()
-    whole = tables(tmp_path / "whole")
-    assert len(whole) >= 12
-    assert tables(tmp_path / "killed") == whole
+    killed = tables(tmp_path)
+    assert len(killed) >= 12
+    for folder in (tuned, tmp_path / "tables", tmp_path / "baselines"):
+        shutil.rmtree(folder)
+    finish(tmp_path, ["full"])
+    assert "resumed at step" not in (tuned / "cell.log").read_text()
+    assert tables(tmp_path) == killed
 
 
 def main(argv):

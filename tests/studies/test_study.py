@@ -283,6 +283,16 @@ def test_failures_are_told_and_the_rest_is_reported(tmp_path, fake):
     assert json.loads((tmp_path / "report.html").read_text()) == {}
 
 
+def test_nothing_but_failures_makes_no_report(tmp_path, fake, caplog):
+    caplog.set_level(logging.INFO)
+    fake.update(range(100))
+    with pytest.raises(SystemExit) as ended:
+        study.run(one_encoder(), str(tmp_path))
+    assert ended.value.code == 1
+    assert "nothing to report" in caplog.text
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_the_page_tells_failures_first(tmp_path, written):
     _, _, planned = written
     path = str(tmp_path / "report.html")
