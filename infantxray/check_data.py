@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import dataclasses
 import logging
 import os
 from collections import defaultdict
@@ -20,29 +19,13 @@ from data_pipeline.sources import open_sources
 from data_pipeline.splits import patient_keys
 from infantxray import data
 from infantxray.evaluation import data_page
+from infantxray.evaluation.data_page import Problem
 from infantxray.evaluation.shortcuts import TOGETHER, Shortcut, shortcuts
 
 _log = logging.getLogger(__name__)
 _OTHER = "other stage"
 _FEW_PATIENTS = 10
 _LOGGED = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """Something found.
-
-    Attributes:
-      severity: `"error"`, which makes the exit code 1, or `"warning"`.
-      kind: for scripts, such as `"patient on two sides"`.
-      message: for people.
-      rows: the films concerned.
-    """
-
-    severity: str
-    kind: str
-    message: str
-    rows: tuple[int, ...] = ()
 
 
 def run(config, workdir: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -11,9 +11,6 @@ from PIL import Image
 from data_pipeline.decode import dicom_file
 from data_pipeline.decode.isolation import run_isolated, time_limit
 from data_pipeline.decode.radiograph import Refused
-
-if TYPE_CHECKING:
-    from data_pipeline.decode.dicom import Layout
 
 _RLE = "1.2.840.10008.1.2.5"
 _JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
@@ -39,6 +36,36 @@ _OPTIONAL = {
     "1.2.840.10008.1.2.4.203": ("High-Throughput JPEG 2000", "pylibjpeg-openjpeg==2.6.0"),
 }
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the pixel data is laid out, checked.
+
+    Attributes:
+      rows, columns: the film's size.
+      samples: values a pixel, 1 or 3.
+      photometric: photometric interpretation.
+      planar: colours one after the other rather than pixel by pixel.
+      allocated: bits a value takes, 8 or 16.
+      stored: bits of it that are used.
+      high_bit: position of the highest of them.
+      signed: two's complement.
+    """
+
+    rows: int
+    columns: int
+    samples: int
+    photometric: str
+    planar: bool
+    allocated: int
+    stored: int
+    high_bit: int
+    signed: bool
+
+    @property
+    def color(self) -> bool:
+        return self.samples == 3
 
 
 def decode(dicom: dicom_file.DicomFile, layout: Layout, least: int | None) -> np.ndarray:

@@ -166,37 +166,7 @@ def refuse_foreign(dicom: DicomFile) -> None:
         raise Refused(f"it holds {frames[0]:.0f} frames; a radiograph is one")
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How the pixel data is laid out, checked.
-
-    Attributes:
-      rows, columns: the film's size.
-      samples: values a pixel, 1 or 3.
-      photometric: photometric interpretation.
-      planar: colours one after the other rather than pixel by pixel.
-      allocated: bits a value takes, 8 or 16.
-      stored: bits of it that are used.
-      high_bit: position of the highest of them.
-      signed: two's complement.
-    """
-
-    rows: int
-    columns: int
-    samples: int
-    photometric: str
-    planar: bool
-    allocated: int
-    stored: int
-    high_bit: int
-    signed: bool
-
-    @property
-    def color(self) -> bool:
-        return self.samples == 3
-
-
-def _layout(dicom: DicomFile) -> Layout:
+def _layout(dicom: DicomFile) -> codecs.Layout:
     rows, columns = dicom.number(_ROWS), dicom.number(_COLUMNS)
     if rows is None or columns is None:
         raise Refused("its header gives no size (Rows, Columns)")
@@ -218,7 +188,7 @@ def _layout(dicom: DicomFile) -> Layout:
         raise Refused(f"its pixels are {samples} x {name}; greys, RGB and YBR can be read")
     if samples == 3 and allocated != 8:
         raise Refused("its colours have more than 8 bits")
-    return Layout(
+    return codecs.Layout(
         rows=rows,
         columns=columns,
         samples=samples,
@@ -283,7 +253,7 @@ def _date(text: str) -> datetime.date | None:
 
 
 def _render(
-    dicom: DicomFile, layout: Layout, stored: np.ndarray
+    dicom: DicomFile, layout: codecs.Layout, stored: np.ndarray
 ) -> tuple[np.ndarray, int, tuple[str, ...]]:
     """Stored values `[H, W]`, unsigned, to greys at full range, bright = dense."""
     bits, notes = layout.stored, []
@@ -329,7 +299,7 @@ def _histogram(stored: np.ndarray, length: int) -> np.ndarray:
     return counts
 
 
-def _padding(dicom: DicomFile, layout: Layout, bits: int) -> int | None:
+def _padding(dicom: DicomFile, layout: codecs.Layout, bits: int) -> int | None:
     """The stored value that marks pixels outside the film."""
     value = dicom.number(_PADDING)
     if value is None:
@@ -340,7 +310,7 @@ def _padding(dicom: DicomFile, layout: Layout, bits: int) -> int | None:
 
 
 def _modality_values(
-    dicom: DicomFile, layout: Layout, values: np.ndarray, bits: int
+    dicom: DicomFile, layout: codecs.Layout, values: np.ndarray, bits: int
 ) -> tuple[np.ndarray, int]:
     """Values after the modality LUT or the rescale, and the bits that they span."""
     lut = _lut(dicom, dicom.items.get(_MODALITY_LUT), layout.signed)
@@ -394,7 +364,7 @@ def _lut_index(values: np.ndarray, first: int, count: int) -> np.ndarray:
 
 def _window(
     dicom: DicomFile,
-    layout: Layout,
+    layout: codecs.Layout,
     values: np.ndarray,
     counts: np.ndarray,
     bits: int,

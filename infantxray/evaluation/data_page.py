@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -19,9 +19,6 @@ from data_pipeline.manifest import Records
 from infantxray.evaluation.metrics import AGE_BANDS
 from infantxray.evaluation.page import STYLE, table
 from infantxray.evaluation.shortcuts import MEASURES, TOGETHER, Shortcut
-
-if TYPE_CHECKING:
-    from infantxray.check_data import Problem
 
 _PICTURE = Preprocessing(image_size=112)
 _SAMPLES = 24
@@ -41,6 +38,23 @@ svg .mark { fill: #3b82c4; } svg .axis { stroke: var(--line); }
 li { overflow-wrap: anywhere; margin: .15rem 0; } .good b { color: #2e7d32; }
 td.alarm { background: #ffd54f; color: #1a1a1a; font-weight: 600; }
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Something found.
+
+    Attributes:
+      severity: `"error"`, which makes the exit code 1, or `"warning"`.
+      kind: for scripts, such as `"patient on two sides"`.
+      message: for people.
+      rows: the films concerned.
+    """
+
+    severity: str
+    kind: str
+    message: str
+    rows: tuple[int, ...] = ()
 
 
 def write(
