@@ -42,9 +42,7 @@ def views() -> ConfigDict:
     config.scale = 0.3  # Of two views one may show three times the area of the other.
     config.shift = 0.1
     config.contrast = 0.3
-    config.brightness = 0.15
     config.gamma = 0.3
-    config.noise = 0.03
     config.blur = 0.01  # Largest standard deviation, of the image side.
     return config
 
