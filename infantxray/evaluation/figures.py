@@ -7,6 +7,7 @@ import os
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from infantxray.evaluation.gradcam import Example
 from infantxray.evaluation.metrics import Predictions, roc_curve
@@ -161,6 +162,10 @@ def saliency_figure(examples: list[Example]) -> Figure:
     for axes, example in zip(grid, examples, strict=False):
         axes.imshow(example.image, cmap="gray", vmin=0, vmax=255)
         axes.imshow(example.saliency, cmap="inferno", alpha=0.45 * example.saliency)
+        if example.box:
+            box = example.box
+            corner, width, height = (box.x0 - 0.5, box.y0 - 0.5), box.x1 - box.x0, box.y1 - box.y0
+            axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=COLOURS[5]))
         right = example.truth == example.predicted
         axes.set_title(
             f"{example.truth}\n{'✓' if right else '✗ ' + example.predicted} "

@@ -15,7 +15,7 @@ from PIL import Image
 from data_pipeline.decode import PHANTOM_PREFIX
 from data_pipeline.loader import FilmSource
 from data_pipeline.manifest import Records
-from data_pipeline.phantom import truth
+from data_pipeline.phantom import Box, truth
 from infantxray.evaluation.metrics import Predictions
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.training import augment
@@ -33,6 +33,7 @@ class Example:
       truth: name of the true condition.
       predicted: name of the predicted one.
       probability: that the model gives the predicted condition.
+      box: where the finding is; None where nobody knows.
     """
 
     image: np.ndarray
@@ -40,6 +41,7 @@ class Example:
     truth: str
     predicted: str
     probability: float
+    box: Box | None = None
 
 
 def saliency(model: DiagnosisModel, variables, image: jax.Array, target: jax.Array) -> jax.Array:
@@ -99,9 +101,16 @@ def examples(
             truth=predictions.classes[int(predictions.label[i])],
             predicted=predictions.classes[int(target[j])],
             probability=float(confidence[i]),
+            box=_true_box(records.image_path[i], image.shape[1]),
         )
         for j, i in enumerate(chosen)
     ]
+
+
+def _true_box(path: str, size: int) -> Box | None:
+    """Where the finding of a phantom film is; None for other films and those without a place."""
+    boxes = truth(path, size).boxes if path.startswith(PHANTOM_PREFIX) else ()
+    return boxes[0] if boxes else None
 
 
 _saliency = jax.jit(saliency, static_argnums=0)
@@ -135,13 +144,11 @@ def localisation(
     films = []
     for k in range(count):
         of_class = np.flatnonzero(predictions.label == k)
-        for i in [i for i in of_class if records.image_path[i].startswith(PHANTOM_PREFIX)][
-            :_LOCALISED
-        ]:
+        for i in of_class[:_LOCALISED]:
             example = source[row_of[records.image_path[i]]]["image"]
-            boxes = truth(records.image_path[i], example.shape[0]).boxes
-            if boxes:
-                films.append((example, k, boxes[0]))
+            box = _true_box(records.image_path[i], example.shape[0])
+            if box:
+                films.append((example, k, box))
     if not films:
         return None
     hits, mass, share = [], [], []

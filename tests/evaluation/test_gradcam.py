@@ -99,6 +99,7 @@ def test_one_example_a_class_the_surest_right_or_wrong(model, films):
     found = gradcam.examples(*model, films, predictions(films, rows, probabilities), records)
     assert [(e.truth, e.predicted) for e in found] == [("a", "b"), ("b", "a")]
     assert [e.probability for e in found] == pytest.approx([0.7, 0.9])
+    assert [example.box for example in found] == [None, None]
     for example, row in zip(found, (1, 3), strict=True):
         np.testing.assert_array_equal(example.image, film(row % 4, row // 2)[..., 0])
         assert example.image.dtype == np.uint8
@@ -130,6 +131,8 @@ def test_saliency_is_held_against_the_true_boxes(model):
     answers = predictions(source, rows, np.eye(3)[np.zeros(len(rows), int)])
     found = gradcam.localisation(*model, source, answers, source.records)
     assert found["n"] == 8
+    (shown,) = gradcam.examples(*model, source, answers, source.records)
+    assert (shown.box,) in boxes
     first = [i for i, boxed in enumerate(boxes) if boxed][:8]
     area = [(b.x1 - b.x0) * (b.y1 - b.y0) / SIDE**2 for b in (boxes[i][0] for i in first)]
     assert found["box_share"] == pytest.approx(np.mean(area))

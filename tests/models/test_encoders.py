@@ -1,4 +1,4 @@
-"""The eight encoders keep one contract, and learn."""
+"""The eight encoders keep one contract. That they learn is tested with the objectives."""
 
 from functools import lru_cache
 
@@ -165,26 +165,6 @@ def test_every_multiple_of_32_gives_whole_strides(family, side):
         image,
     )
     assert [m.shape[1:3] for m in maps] == [(side // s, side // s) for s in (4, 8, 16, 32)]
-
-
-@pytest.mark.parametrize("family", SMALL)
-def test_step_reaches_every_parameter_and_statistic(family):
-    encoder = SMALL[family]
-    image = jax.random.normal(jax.random.key(0), (8, 64, 64, 1))
-    variables = jax.jit(lambda key: encoder.init(key, image, train=False))(jax.random.key(1))
-    params, before = variables["params"], variables.get("batch_stats", {})
-    step = jax.jit(make_step(encoder))
-
-    # A step first: the last scale of a residual block starts at zero, which no gradient passes.
-    params, batch_stats, loss, _ = step(params, before, image)
-    params, batch_stats, loss, gradient = step(params, batch_stats, image)
-    zero = jax.tree.map(lambda g: bool((g == 0).all()), gradient)
-    assert not [path for path, is_zero in jax.tree_util.tree_leaves_with_path(zero) if is_zero]
-    kept = jax.tree.map(lambda a, b: bool((a == b).all()), before, batch_stats)
-    assert not [path for path, is_kept in jax.tree_util.tree_leaves_with_path(kept) if is_kept]
-    params, batch_stats, loss, _ = step(params, batch_stats, image)
-    assert np.isfinite(loss)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((params, batch_stats)))
 
 
 @pytest.mark.parametrize("family", SMALL)
