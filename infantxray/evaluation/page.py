@@ -40,8 +40,8 @@ _CAPTIONS = {
     "saliency": (
         "Where the answer comes from",
         "Grad-CAM of the predicted condition, for the film of each condition that the model is "
-        "surest about, with a frame around the finding where its place is known. The last map has one "
-        "cell for 32 pixels, so this is coarse.",
+        "surest about, with a frame around the finding where its place is known. The last map has "
+        "one cell for 32 pixels, so this is coarse.",
     ),
     "panels": (
         "What stage one learned to rebuild",

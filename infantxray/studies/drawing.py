@@ -224,8 +224,8 @@ class Drawing:
             Picture(
                 "Where the answers come from",
                 f"Grad-CAM of {self._focus.encoder}, {self._focus.name}, first seed: of each "
-                "condition the film that it is surest about, right or wrong, with a frame around the "
-                "finding where its place is known.",
+                "condition the film that it is surest about, right or wrong, with a frame around "
+                "the finding where its place is known.",
                 path,
             )
         ]
