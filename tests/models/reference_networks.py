@@ -11,11 +11,11 @@ def create_reference(name: str):
     torch = importlib.import_module("torch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the packages' own
+        _define_missing_operators(torch)
         if name == "shufflenet":
             from pytorchcv.model_provider import get_model
 
             return get_model("shufflenet_g3_w1").eval()
-        _define_missing_operators(torch)
         if name in ("xception", "hrnet_w32"):
             import timm
 
