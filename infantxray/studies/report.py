@@ -21,7 +21,7 @@ from infantxray.studies.drawing import Drawing, history
 from infantxray.studies.plan import Cell
 from infantxray.studies.results import Model, Results, read_results
 from infantxray.studies.tables import NAMES, Table, number, p_text
-from infantxray.training.writers import create_writer
+from infantxray.training.writers import EventFileWriter
 
 _MISTAKES = 12
 _MISTAKE_SIDE = 224
@@ -271,7 +271,7 @@ def _write_hparams(folder: str, results: Results) -> None:
             if os.path.isdir(where):
                 continue
             summary = strata.read_metrics(cell)
-            writer = create_writer(where)
+            writer = EventFileWriter(where)  # Needs no TensorFlow, whose import takes seconds.
             writer.write_hparams(
                 {
                     "encoder": cell.encoder,
