@@ -134,23 +134,26 @@ def test_a_stop_is_handed_on_and_is_no_failure(tmp_path, runner):
 
 
 def test_a_cell_that_outlived_its_study_is_waited_for(tmp_path, runner):
-    cell = stub(tmp_path, 0, f"time = __import__('time'); time.sleep(1); {DONE}")
+    slow = (
+        "import os, sys, time; open(sys.argv[1] + '/started', 'w'); "
+        "[time.sleep(0.02) for _ in range(3000) if not os.path.exists(sys.argv[1] + '/go')]; "
+    ) + f"{append(tmp_path, 'first')}; {DONE}"
+    cell = stub(tmp_path, 0, slow)
     starter = (
         "import os, sys; from infantxray.studies import cells; "
         f"cells.run_command({cell.command!r}, {cell.folder!r}, dict(os.environ))"
     )
     root = Path(__file__).resolve().parents[2]
     study = subprocess.Popen([sys.executable, "-c", starter], cwd=root)
-    wait_for(tmp_path / "0" / "cell.log")
-    time.sleep(0.3)  # Until its process has started.
+    wait_for(tmp_path / "0" / "started")
     study.kill()
     study.wait()
-    assert not cell.is_finished()
-    again = stub(tmp_path, 0, f"import sys; assert {append(tmp_path, 'again')}; " + DONE)
     with open(tmp_path / "0" / "cell.lock") as lock:
         assert not cells._try_lock(lock)  # Held by the orphan alone.
+    threading.Timer(0.3, (tmp_path / "0" / "go").touch).start()
+    again = stub(tmp_path, 0, f"{append(tmp_path, 'second')}; {DONE}")
     assert cells.run_cells([again], [again], set(), runner) == {}
-    assert cell.is_finished()
+    assert (tmp_path / "order").read_text().split() == ["first", "second"]
 
 
 def test_the_last_line_of_an_error_is_told(tmp_path):
