@@ -17,6 +17,12 @@ The whole of the paper: eight encoders, five seeds, 224 px, for GPUs:
         --config.study.pretrain_data=manifest:/data/adult.csv,manifest:/data/infant.csv \
         --config.data.train=manifest:/data/infant.csv
 
+The comparison of docs/results.md, the paper's recipe, `best` and their controls at equal budgets:
+
+    python main.py --config=configs/study.py:best --workdir=runs/recipes \
+        --config.study.pretrain_data=manifest:/data/adult.csv,manifest:/data/infant.csv \
+        --config.data.train=manifest:/data/infant.csv
+
 The same command again goes on where it was stopped. docs/study.md has Slurm arrays and Ray.
 """
 
@@ -47,6 +53,28 @@ def _variants() -> ConfigDict:
     return config
 
 
+def _recipes(finetune_config: ConfigDict) -> ConfigDict:
+    """The arms of docs/results.md. Beside `best`, which they are compared with: the weights that
+    stage two starts from, and whether a teacher comes first, change; the number of films that
+    stage two draws does not."""
+    settings = finetune_config.self_training
+    teacher_batch = round(finetune_config.batch_size * settings.labelled_fraction)
+    films = finetune_config.train_steps * finetune_config.batch_size
+    films += settings.teacher_steps * teacher_batch
+    labels_alone = {
+        "self_training": {"teacher_steps": 0},
+        "train_steps": round(films / finetune_config.batch_size),
+    }
+    paper = {"objective": "l1", "optimizer": {"learning_rate": 1e-3}, "augment": {"noise": 0.02}}
+    config = ConfigDict()
+    config.random = {"pretrained": False, "pretrain": {}, "finetune": labels_alone}
+    config.paper = {"pretrained": True, "pretrain": paper, "finetune": labels_alone}
+    config.masked = {"pretrained": True, "pretrain": {}, "finetune": labels_alone}
+    config.random_self_training = {"pretrained": False, "pretrain": {}, "finetune": {}}
+    config.best = {"pretrained": True, "pretrain": {}, "finetune": {}}
+    return config
+
+
 def _stage(config: ConfigDict) -> ConfigDict:
     """The settings of a stage that the study does not set cell by cell."""
     with config.unlocked():
@@ -56,8 +84,8 @@ def _stage(config: ConfigDict) -> ConfigDict:
 
 
 def get_config(variant: str = "cpu"):
-    if variant not in ("cpu", "paper"):
-        raise ValueError(f"configs/study.py has the variants cpu and paper, not {variant!r}")
+    if variant not in ("cpu", "paper", "best"):
+        raise ValueError(f"configs/study.py has the variants cpu, paper and best, not {variant!r}")
     config = ConfigDict()
     config.task = "study"
     config.study = ConfigDict()
@@ -65,6 +93,8 @@ def get_config(variant: str = "cpu"):
     config.study.encoders = ("shufflenet", "resnet50")
     config.study.variants = ("without_pretraining", "without_apn", "full")  # Of config.variants.
     config.study.seeds = (0, 1, 2)
+    # Empty: every seed has a stage one of its own. Or fewer, which take turns: stage one is long.
+    config.study.pretrain_seeds = ()
     config.study.label_fractions = (1.0,)  # Of the training patients, for stage two.
     # The films of stage one, without labels; those of stage two are data.train.
     config.study.pretrain_data = "phantom:adult,phantom:infant"
@@ -91,6 +121,14 @@ def get_config(variant: str = "cpu"):
         config.dtype = "bfloat16"
         config.data.image_size = 224
         config.data.num_threads = 16
+        return config
+    if variant == "best":
+        config.study.encoders = ("resnet50",)
+        config.study.seeds = (0, 1, 2, 3, 4)
+        config.study.label_fractions = (0.02, 0.1, 1.0)
+        config.variants = _recipes(config.finetune)
+        config.study.variants = ("random", "paper", "masked", "random_self_training", "best")
+        config.study.pretrain_seeds = (0, 1)
         return config
     for stage in (config.pretrain, config.finetune):
         stage.train_steps = 100

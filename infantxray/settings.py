@@ -51,7 +51,7 @@ _RULES = {
     "probe_every_steps": (lambda v: v >= 0, "0 (never) or more"),
     "probe_images": (lambda v: v >= 1, "at least 1"),
     "train_films": (lambda v: v >= 1, "at least 1"),
-    "study.size": (lambda v: v in ("cpu", "paper"), "cpu or paper"),
+    "study.size": (lambda v: v in ("cpu", "paper", "best"), "cpu, paper or best"),
     "study.parallel_cells": (lambda v: v >= 1, "at least 1"),
     "age_weight": (lambda v: v >= 0, "0 or more: it is α of L = CE + α·MSE"),
     "encoder_learning_rate_factor": (lambda v: v >= 0, "0 or more"),

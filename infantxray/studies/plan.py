@@ -86,14 +86,15 @@ def make_plan(config, folder: str) -> list[Cell]:
     _check_selections(config, study)
     planner = _Planner(config, folder)
     chosen = {name: config.variants[name].to_dict() for name in study.variants}
+    first = study.pretrain_seeds or study.seeds
     for encoder in study.encoders:
         for variant in chosen.values():
-            for seed in study.seeds:
+            for seed in first:
                 if variant["pretrained"]:
                     planner.stage_one(encoder, variant["pretrain"], seed)
     if study.frozen:
         for encoder in study.encoders:
-            for seed in study.seeds:
+            for seed in first:
                 planner.probe(encoder, None, seed)
                 for variant in chosen.values():
                     if variant["pretrained"]:
@@ -101,8 +102,9 @@ def make_plan(config, folder: str) -> list[Cell]:
     for fraction in study.label_fractions:
         for encoder in study.encoders:
             for name, variant in chosen.items():
-                for seed in study.seeds:
-                    planner.stage_two(encoder, name, variant, fraction, seed)
+                for i, seed in enumerate(study.seeds):
+                    start = first[i % len(first)]
+                    planner.stage_two(encoder, name, variant, fraction, seed, start)
     return planner.cells
 
 
@@ -111,6 +113,8 @@ def _check_selections(config, study) -> None:
         values = study[name]
         if not values or len(set(values)) < len(values):
             raise UserError(f"config.study.{name} is {values}; name at least one, each once")
+    if len(set(study.pretrain_seeds)) < len(study.pretrain_seeds):
+        raise UserError(f"config.study.pretrain_seeds is {study.pretrain_seeds}; name each once")
     for name in study.variants:
         if name not in config.variants:
             raise UserError(
@@ -153,14 +157,17 @@ class _Planner:
             base["pretrained"] = needs[0].folder
         return self._add("probe", encoder, name, seed, [base], needs)
 
-    def stage_two(self, encoder: str, name: str, variant: dict, fraction: float, seed: int) -> Cell:
+    def stage_two(
+        self, encoder: str, name: str, variant: dict, fraction: float, seed: int, start: int
+    ) -> Cell:
+        """`start` is the seed of the stage one that it goes on from."""
         base = {
             **self._config.finetune.to_dict(),
             "data": {**self._data, "label_fraction": float(fraction)},
         }
         needs = []
         if variant["pretrained"]:
-            needs = [self.stage_one(encoder, variant["pretrain"], seed)]
+            needs = [self.stage_one(encoder, variant["pretrain"], start)]
             base["pretrained"] = needs[0].folder
         return self._add(
             "finetune", encoder, name, seed, [base, variant["finetune"]], needs, fraction

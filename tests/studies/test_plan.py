@@ -43,6 +43,32 @@ def test_stage_one_is_run_once_and_shared():
     assert len({cell.folder for cell in cells}) == len(cells)
 
 
+def test_few_stages_one_take_turns():
+    cells = make_plan(seeds=(0, 1, 2, 5, 7), pretrain_seeds=(3, 4), encoders=("resnet50",))
+    assert [cell.seed for cell in cells if cell.task == "pretrain"] == [3, 4]
+    full = [cell for cell in cells if cell.task == "finetune" and cell.name == "full"]
+    assert [cell.seed for cell in full] == [0, 1, 2, 5, 7]
+    assert [cells[cell.needs[0]].seed for cell in full] == [3, 4, 3, 4, 3]
+
+
+def test_recipes_draw_equally_many_films():
+    """The arms of docs/results.md."""
+    config = study_config.get_config("best")
+    films = {}
+    for cell in plan.make_plan(config, "/study"):
+        if cell.task == "finetune":
+            run = cell.config
+            teacher_batch = round(run.batch_size * run.self_training.labelled_fraction)
+            drawn = run.train_steps * run.batch_size
+            drawn += run.self_training.teacher_steps * teacher_batch
+            films.setdefault(cell.name, set()).add(drawn)
+    assert films.keys() == {"random", "paper", "masked", "random_self_training", "best"}
+    assert len(set.union(*films.values())) == 1
+    stage_one = [c.config for c in plan.make_plan(config, "/study") if c.task == "pretrain"]
+    assert {run.objective for run in stage_one} == {"l1", "masked_hog"}
+    assert len({(run.train_steps, run.batch_size) for run in stage_one}) == 1
+
+
 def test_cells_are_ordinary_runs_with_the_settings_of_the_study():
     config = make_config(label_fractions=(0.1, 1.0))
     config.data.image_size = 96
