@@ -65,7 +65,7 @@ def _recipes(finetune_config: ConfigDict) -> ConfigDict:
         "self_training": {"teacher_steps": 0},
         "train_steps": round(films / finetune_config.batch_size),
     }
-    paper = {"objective": "l1", "optimizer": {"learning_rate": 1e-3}, "augment": {"noise": 0.02}}
+    paper = {"objective": "l1"}
     config = ConfigDict()
     config.random = {"pretrained": False, "pretrain": {}, "finetune": labels_alone}
     config.paper = {"pretrained": True, "pretrain": paper, "finetune": labels_alone}
