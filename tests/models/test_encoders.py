@@ -45,6 +45,8 @@ LAST_FEATURES = {
     "densenet121": 1024,
     "resnet50": 2048,
 }
+# Compile fast: the programs run once.
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # One network a family with as few layers as keep every kind of layer.
 SMALL = {
     "vgg": vgg.VGG(stages=tuple(vgg.Stage(1, 8) for _ in range(5))),
@@ -170,7 +172,7 @@ def test_every_multiple_of_32_gives_whole_strides(family, side):
 @pytest.mark.parametrize("family", SMALL)
 def test_one_and_four_devices_agree(family):
     encoder = SMALL[family]
-    image = jax.random.normal(jax.random.key(0), (8, 64, 64, 1))
+    image = jax.random.normal(jax.random.key(0), (8, 32, 32, 1))
     variables = jax.jit(lambda key: encoder.init(key, image, train=False))(jax.random.key(1))
     results = []
     for devices in (1, 4):
@@ -182,13 +184,13 @@ def test_one_and_four_devices_agree(family):
             make_step(encoder),
             in_shardings=(replicated, replicated, batch),
             out_shardings=replicated,
+            compiler_options=FAST,
         )
         state = variables["params"], variables.get("batch_stats", {})
-        for _ in range(2):
-            *state, loss, _ = step(*state, jax.device_put(image, batch))
+        *state, loss, _ = step(*state, jax.device_put(image, batch))
         results.append(jax.device_get((state, loss)))
     for one, four in zip(*map(jax.tree.leaves, results), strict=True):
-        # By norm: a few steps amplify rounding in single weights.
+        # By norm: a step amplifies rounding in single weights.
         assert np.linalg.norm(four - one) <= 1e-3 * np.linalg.norm(one) + 1e-4
 
 
