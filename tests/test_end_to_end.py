@@ -21,7 +21,7 @@ from data_pipeline.errors import UserError
 from infantxray import evaluate, finetune, predict, pretrain, settings
 from infantxray.models import ENCODERS
 from infantxray.models.encoders import resnet
-from infantxray.training import checkpoints, loop
+from infantxray.training import checkpoints, loop, sharding
 from infantxray.training.writers import read_history
 
 # All in one process, so that the two runs which most tests look at are made once.
@@ -40,6 +40,9 @@ def _small_encoder():
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ENCODERS, ENCODER, functools.partial(resnet.ResNet, stages=stages))
+        # Two processors cannot run two test processes of four devices each without waiting most of
+        # the time. That devices agree is tested where steps are.
+        patch.setattr(sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
         yield
 
 

@@ -169,7 +169,8 @@ def test_every_multiple_of_32_gives_whole_strides(family, side):
     assert [m.shape[1:3] for m in maps] == [(side // s, side // s) for s in (4, 8, 16, 32)]
 
 
-@pytest.mark.parametrize("family", SMALL)
+# HRNet is made of ResNet's layers, and takes as long to compile as all others.
+@pytest.mark.parametrize("family", [name for name in SMALL if name != "hrnet"])
 def test_one_and_four_devices_agree(family):
     encoder = SMALL[family]
     image = jax.random.normal(jax.random.key(0), (8, 32, 32, 1))
