@@ -42,7 +42,8 @@ def _small_encoder():
         patch.setitem(ENCODERS, ENCODER, functools.partial(resnet.ResNet, stages=stages))
         # Two processors cannot run two test processes of four devices each without waiting most of
         # the time. That devices agree is tested where steps are.
-        patch.setattr(sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
+        one = jax.devices()[:1]
+        patch.setattr(sharding.jax, "devices", lambda: one)
         yield
 
 
