@@ -2,7 +2,7 @@
 
     python main.py --config=configs/study.py
 
-takes under half an hour on two CPU cores, on embedded data: two encoders at 64 px, the paper's
+is sized for half an hour on two CPU cores (not timed yet), on embedded data: two encoders at 64 px, the paper's
 three variants, three seeds. So few steps say little about the method: they show what the study
 measures and how wide its intervals are. Selections:
 
