@@ -17,7 +17,7 @@ from data_pipeline.decode import Preprocessing, load_image
 from data_pipeline.errors import UnreadableImage
 from data_pipeline.manifest import Records
 from infantxray.evaluation.metrics import AGE_BANDS
-from infantxray.evaluation.page import STYLE, table
+from infantxray.evaluation.page import table, write_document
 from infantxray.evaluation.shortcuts import MEASURES, TOGETHER, Shortcut
 
 _PICTURE = Preprocessing(image_size=112)
@@ -87,13 +87,7 @@ def write(
         _outliers(records, problems),
         _groups(records, groups),
     ]
-    Path(path).write_text(
-        "<!doctype html><html lang='en'><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>infantxray: check of the data</title><style>{STYLE}{_OWN_STYLE}</style>"
-        f"<body>{''.join(parts)}</body></html>\n",
-        encoding="utf-8",
-    )
+    write_document(str(path), "infantxray: check of the data", parts, _OWN_STYLE)
 
 
 def _summary(records, keys, films, groups, problems) -> str:

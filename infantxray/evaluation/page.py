@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from infantxray.evaluation.metrics import HEADLINES
@@ -97,14 +98,19 @@ def write(path: str, config: dict, summary: dict, pictures: dict[str, str]) -> N
             f"<figcaption>{caption}</figcaption></figure>"
         )
     parts.append(_provenance(config))
-    page = (
+    write_document(path, f"infantxray: {config['encoder']}", parts)
+
+
+def write_document(path: str, title: str, parts: Iterable[str], style: str = "") -> None:
+    """Writes parts of a body as a page with the common style, and `style` beside it."""
+    text = (
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>infantxray: {html.escape(config['encoder'])}</title><style>{STYLE}</style>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style>"
         f"<body>{''.join(parts)}</body></html>\n"
     )
     # Whole or not at all: a run counts as finished once its report is there.
-    Path(path + ".tmp").write_text(page, encoding="utf-8")
+    Path(path + ".tmp").write_text(text, encoding="utf-8")
     os.replace(path + ".tmp", path)
 
 

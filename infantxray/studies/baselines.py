@@ -84,8 +84,11 @@ def _ridge(settings, split: Split, classes, films: Records) -> tuple[np.ndarray,
     ages = np.full(len(films), np.nan)
     aged = np.isfinite(age)
     if aged.any():
-        error = lambda found: -np.nanmean(np.abs(found[:, 0] - age_val))  # noqa: E731
-        ages = best(aged, age[aged, None].astype(np.float64), error)[:, 0]
+
+        def closeness(found):
+            return -np.nanmean(np.abs(found[:, 0] - age_val))
+
+        ages = best(aged, age[aged, None].astype(np.float64), closeness)[:, 0]
     return probabilities, ages
 
 

@@ -16,6 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from data_pipeline.errors import UserError
 from infantxray.studies.plan import Cell
 from infantxray.studies.timing import seconds_left
+from infantxray.training.stopping import StopOnSignal
 
 _log = logging.getLogger(__name__)
 
@@ -205,7 +206,7 @@ def run_cells(todo: Sequence[Cell], plan: Sequence[Cell], finished: set[int], ru
     attempts = dict.fromkeys((cell.index for cell in todo), 0)
     failed: dict[int, str] = {}
     running: dict[Future, Cell] = {}
-    with _StopOnSignal(runner) as stop:
+    with StopOnSignal(runner.stop) as stop:
         while waiting or running:
             for cell in list(waiting):
                 broken = [need for need in cell.needs if need in failed]
@@ -268,28 +269,3 @@ def _time_left(left: Sequence[Cell], plan: Sequence[Cell], runner) -> str:
     if not left or seconds is None:
         return ""
     return f"; about {max(1, round(seconds / 60))} min left"
-
-
-class _StopOnSignal:
-    """Hands SIGTERM and the first SIGINT on to the running cells."""
-
-    def __init__(self, runner):
-        self.requested = False
-        self._runner = runner
-        self._previous: dict[int, object] = {}
-
-    def _request(self, signum, frame) -> None:
-        del frame
-        self.requested = True
-        self._runner.stop()
-        signal.signal(signum, self._previous[signum])
-
-    def __enter__(self) -> _StopOnSignal:
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                self._previous[signum] = signal.signal(signum, self._request)
-        return self
-
-    def __exit__(self, *_):
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)

@@ -6,15 +6,13 @@ import base64
 import dataclasses
 import html
 import io
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from infantxray.evaluation.figures import RC
-from infantxray.evaluation.page import STYLE, inline, setting_lines, versions
+from infantxray.evaluation.page import inline, setting_lines, versions, write_document
 from infantxray.studies import commands
 from infantxray.studies.plan import Cell
 from infantxray.studies.tables import Table
@@ -161,14 +159,7 @@ def write(
         + html.escape("\n".join(setting_lines(config)))
         + "</pre></details>",
     ]
-    text = (
-        "<!doctype html><html lang='en'><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(title)}</title><style>{STYLE}{_OWN_STYLE}</style>"
-        f"<body>{''.join(body)}</body></html>\n"
-    )
-    Path(path + ".tmp").write_text(text, encoding="utf-8")
-    os.replace(path + ".tmp", path)
+    write_document(path, title, body, _OWN_STYLE)
 
 
 def _anchor(title: str) -> str:

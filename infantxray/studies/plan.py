@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
 from infantxray import settings, workdir
+from infantxray.models import ENCODERS
 from infantxray.studies import commands
 from infantxray.training import checkpoints
 
@@ -115,6 +116,11 @@ def _check_selections(config, study) -> None:
             raise UserError(f"config.study.{name} is {values}; name at least one, each once")
     if len(set(study.pretrain_seeds)) < len(study.pretrain_seeds):
         raise UserError(f"config.study.pretrain_seeds is {study.pretrain_seeds}; name each once")
+    for name in study.encoders:
+        if name not in ENCODERS:
+            raise UserError(
+                f"config.study.encoders names {name!r}; there are {', '.join(ENCODERS)}"
+            )
     for name in study.variants:
         if name not in config.variants:
             raise UserError(

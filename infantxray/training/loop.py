@@ -8,9 +8,7 @@ import itertools
 import logging
 import math
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,6 +23,7 @@ from data_pipeline.errors import UserError
 from infantxray.training import checkpoints, optimizer, writers
 from infantxray.training.sharding import DataParallel
 from infantxray.training.state import TrainState
+from infantxray.training.stopping import StopOnSignal
 
 PyTree = Any
 Batch = Mapping[str, jax.Array]
@@ -309,7 +308,7 @@ def fit(
         stack.callback(manager.close)
         stack.callback(writer.close)
         stack.callback(bar.close)
-        stop = stack.enter_context(_StopOnSignal())
+        stop = stack.enter_context(StopOnSignal())
         if start == 0:
             log(0, task.on_step(0, state, writer))
         for step in itertools.count(start + 1):
@@ -412,28 +411,3 @@ class _Clock:
         before = time.perf_counter()
         yield
         self._started += time.perf_counter() - before
-
-
-class _StopOnSignal:
-    """Turns SIGTERM and the first SIGINT into a request to stop after the current step."""
-
-    def __init__(self):
-        self.requested = False
-        self._previous: dict[int, Any] = {}
-
-    def _request(self, signum, frame) -> None:
-        del frame
-        self.requested = True
-        # A second one ends the process at once.
-        signal.signal(signum, self._previous[signum])
-
-    def __enter__(self):
-        # Python allows signal handlers in the main thread alone.
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                self._previous[signum] = signal.signal(signum, self._request)
-        return self
-
-    def __exit__(self, *_):
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)

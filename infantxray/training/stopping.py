@@ -1,0 +1,41 @@
+"""Being asked to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class StopOnSignal:
+    """Turns SIGTERM and the first SIGINT into a request to stop; a second one ends the process.
+
+    Args:
+      on_request: called when the request comes, inside the signal handler.
+
+    Attributes:
+      requested: whether it came.
+    """
+
+    def __init__(self, on_request: Callable[[], None] = lambda: None):
+        self.requested = False
+        self._on_request = on_request
+        self._previous: dict[int, Any] = {}
+
+    def _request(self, signum, frame) -> None:
+        del frame
+        self.requested = True
+        self._on_request()
+        signal.signal(signum, self._previous[signum])
+
+    def __enter__(self) -> StopOnSignal:
+        # Python allows signal handlers in the main thread alone.
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                self._previous[signum] = signal.signal(signum, self._request)
+        return self
+
+    def __exit__(self, *_):
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
