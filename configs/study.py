@@ -17,11 +17,15 @@ The whole of the paper: eight encoders, five seeds, 224 px, for GPUs:
         --config.study.pretrain_data=manifest:/data/adult.csv,manifest:/data/infant.csv \
         --config.data.train=manifest:/data/infant.csv
 
-The comparison of docs/results.md, the paper's recipe, `best` and their controls at equal budgets:
+The comparisons of docs/results.md, each at equal budgets: the paper's recipe, `best` and their
+controls; `best` without one of its terms at a time; stage one by its objective; the age term:
 
     python main.py --config=configs/study.py:best --workdir=runs/recipes \
         --config.study.pretrain_data=manifest:/data/adult.csv,manifest:/data/infant.csv \
         --config.data.train=manifest:/data/infant.csv
+    python main.py --config=configs/study.py:ablation --workdir=runs/ablation
+    python main.py --config=configs/study.py:objectives --workdir=runs/objectives
+    python main.py --config=configs/study.py:age --workdir=runs/age
 
 The same command again goes on where it was stopped. docs/study.md has Slurm arrays and Ray.
 """
@@ -42,6 +46,17 @@ ENCODERS = (
 )
 
 
+# Variants of this file, and what each takes from configs/pretrain.py and configs/finetune.py.
+SIZES = {
+    "cpu": "cpu",
+    "paper": "paper",
+    "best": "best",
+    "ablation": "best",
+    "objectives": "best",
+    "age": "cpu",
+}
+
+
 def _variants() -> ConfigDict:
     """What is compared, by name: whether stage two starts from a stage one, and what each of the
     two stages changes of its settings. Variants that change nothing of stage one, or the same,
@@ -53,18 +68,22 @@ def _variants() -> ConfigDict:
     return config
 
 
-def _recipes(finetune_config: ConfigDict) -> ConfigDict:
-    """The arms of docs/results.md. Beside `best`, which they are compared with: the weights that
-    stage two starts from, and whether a teacher comes first, change; the number of films that
-    stage two draws does not."""
+def _labels_alone(finetune_config: ConfigDict) -> dict:
+    """Stage two without a teacher, drawing as many films as teacher and student together."""
     settings = finetune_config.self_training
     teacher_batch = round(finetune_config.batch_size * settings.labelled_fraction)
     films = finetune_config.train_steps * finetune_config.batch_size
     films += settings.teacher_steps * teacher_batch
-    labels_alone = {
+    return {
         "self_training": {"teacher_steps": 0},
         "train_steps": round(films / finetune_config.batch_size),
     }
+
+
+def _recipes(finetune_config: ConfigDict) -> ConfigDict:
+    """`best`, and what it is compared with: the weights that stage two starts from, and whether a
+    teacher comes first, change; the number of films that stage two draws does not."""
+    labels_alone = _labels_alone(finetune_config)
     paper = {"objective": "l1"}
     config = ConfigDict()
     config.random = {"pretrained": False, "pretrain": {}, "finetune": labels_alone}
@@ -72,6 +91,48 @@ def _recipes(finetune_config: ConfigDict) -> ConfigDict:
     config.masked = {"pretrained": True, "pretrain": {}, "finetune": labels_alone}
     config.random_self_training = {"pretrained": False, "pretrain": {}, "finetune": {}}
     config.best = {"pretrained": True, "pretrain": {}, "finetune": {}}
+    return config
+
+
+def _terms(finetune_config: ConfigDict) -> ConfigDict:
+    """`best`, and `best` without one of its terms at a time."""
+    usual = common.augment().to_dict()
+    config = ConfigDict()
+    config.without_masking = {"pretrained": True, "pretrain": {"objective": "l1"}, "finetune": {}}
+    for name, change in (
+        ("without_teacher", _labels_alone(finetune_config)),
+        ("without_strong_augmentation", {"augment": usual}),
+        ("without_erasing", {"augment": {"erase": usual["erase"]}}),
+        ("without_average", {"ema_decay": 0.0}),
+        ("best", {}),
+    ):
+        config[name] = {"pretrained": True, "pretrain": {}, "finetune": change}
+    return config
+
+
+def _objectives(finetune_config: ConfigDict) -> ConfigDict:
+    """Random weights and every objective of stage one, then labels alone."""
+    labels_alone = _labels_alone(finetune_config)
+    config = ConfigDict()
+    config.random = {"pretrained": False, "pretrain": {}, "finetune": labels_alone}
+    for name in ("l1", "denoise", "simsiam", "masked_pixels", "masked_hog"):
+        objective = {"objective": name}
+        config[name] = {"pretrained": True, "pretrain": objective, "finetune": labels_alone}
+    return config
+
+
+def _age_terms() -> ConfigDict:
+    """What stage two makes of the ages, all else as in the paper's method; compared with none."""
+    config = ConfigDict()
+    for name, change in (
+        ("mse", {}),
+        ("learned_weights", {"age_weighting": "uncertainty"}),
+        ("distribution", {"age_loss": "distribution"}),
+        ("condition", {"age_film": True}),
+        ("all", {"age_weighting": "uncertainty", "age_loss": "distribution", "age_film": True}),
+        ("none", {"age_head": False}),
+    ):
+        config[name] = {"pretrained": True, "pretrain": {}, "finetune": change}
     return config
 
 
@@ -84,12 +145,16 @@ def _stage(config: ConfigDict) -> ConfigDict:
 
 
 def get_config(variant: str = "cpu"):
-    if variant not in ("cpu", "paper", "best"):
-        raise ValueError(f"configs/study.py has the variants cpu, paper and best, not {variant!r}")
+    if variant not in SIZES:
+        names = ", ".join(list(SIZES)[:-1])
+        raise ValueError(
+            f"configs/study.py has the variants {names} and {list(SIZES)[-1]}, not {variant!r}"
+        )
+    size = SIZES[variant]
     config = ConfigDict()
     config.task = "study"
     config.study = ConfigDict()
-    config.study.size = variant  # Of configs/pretrain.py and configs/finetune.py.
+    config.study.size = size  # Of configs/pretrain.py and configs/finetune.py.
     config.study.encoders = ("shufflenet", "resnet50")
     config.study.variants = ("without_pretraining", "without_apn", "full")  # Of config.variants.
     config.study.seeds = (0, 1, 2)
@@ -111,8 +176,8 @@ def get_config(variant: str = "cpu"):
     config.data = common.data()  # Of both stages.
     with config.data.unlocked():
         del config.data["label_fraction"]  # A selection of the study.
-    config.pretrain = _stage(pretrain.get_config(variant))
-    config.finetune = _stage(finetune.get_config(variant))
+    config.pretrain = _stage(pretrain.get_config(size))
+    config.finetune = _stage(finetune.get_config(size))
     with config.finetune.unlocked():
         del config.finetune["pretrained"]
     if variant == "paper":
@@ -122,13 +187,24 @@ def get_config(variant: str = "cpu"):
         config.data.image_size = 224
         config.data.num_threads = 16
         return config
-    if variant == "best":
+    if variant != "cpu":
         config.study.encoders = ("resnet50",)
-        config.study.seeds = (0, 1, 2, 3, 4)
-        config.study.label_fractions = (0.02, 0.1, 1.0)
-        config.variants = _recipes(config.finetune)
-        config.study.variants = ("random", "paper", "masked", "random_self_training", "best")
-        config.study.pretrain_seeds = (0, 1)
+        if variant == "best":
+            config.variants = _recipes(config.finetune)
+            config.study.seeds = (0, 1, 2, 3, 4)
+            config.study.pretrain_seeds = (0, 1)
+            config.study.label_fractions = (0.02, 0.1, 1.0)
+        elif variant == "ablation":
+            config.variants = _terms(config.finetune)
+            config.study.label_fractions = (0.02,)
+        elif variant == "objectives":
+            config.variants = _objectives(config.finetune)
+            config.study.pretrain_seeds = (0,)
+            config.study.label_fractions = (0.02, 0.1, 1.0)
+        else:
+            config.variants = _age_terms()
+            config.finetune.train_steps = 600
+        config.study.variants = tuple(config.variants)
         return config
     for stage in (config.pretrain, config.finetune):
         stage.train_steps = 100

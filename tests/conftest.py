@@ -4,6 +4,15 @@ rank without a word, and there are four devices, so that sharding is always exer
 import os
 from pathlib import Path
 
+# Most programs here run a few times only: compile them fast, in this process and in its children.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
+
 import jax
 import pytest
 

@@ -22,7 +22,8 @@ def variants(name):
     module = importlib.import_module(f"configs.{name}")
     yield module.get_config()
     if inspect.signature(module.get_config).parameters:
-        yield module.get_config("paper")
+        for variant in re.findall(r"configs/\w+\.py:(\w+)", module.__doc__):
+            yield module.get_config(variant)
 
 
 def keys(config, prefix=""):

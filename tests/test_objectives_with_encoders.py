@@ -22,8 +22,6 @@ from infantxray.objectives import OBJECTIVES
 SIDE, IMAGES = 32, 4
 STEPS = 3
 WIDEST = 2048  # Channels of a last map.
-# Compile fast: the programs run a few times.
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class Elsewhere(nn.Module):
@@ -58,7 +56,7 @@ def objective_loss(name, width):
 def compile_objective(name):
     """Its variables, and variables, films, key -> loss, gradient and statistics."""
     shapes, loss = objective_loss(name, WIDEST)
-    return fill(shapes), jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST)
+    return fill(shapes), jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 def compile_encoder(name):
@@ -85,8 +83,8 @@ def compile_encoder(name):
 
     return (
         {"batch_stats": {}} | fill(shapes),
-        jax.jit(forward, compiler_options=FAST),
-        jax.jit(descend, compiler_options=FAST),
+        jax.jit(forward),
+        jax.jit(descend),
     )
 
 

@@ -45,8 +45,6 @@ LAST_FEATURES = {
     "densenet121": 1024,
     "resnet50": 2048,
 }
-# Compile fast: the programs run once.
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # One network a family with as few layers as keep every kind of layer.
 SMALL = {
     "vgg": vgg.VGG(stages=tuple(vgg.Stage(1, 8) for _ in range(5))),
@@ -185,7 +183,6 @@ def test_one_and_four_devices_agree(family):
             make_step(encoder),
             in_shardings=(replicated, replicated, batch),
             out_shardings=replicated,
-            compiler_options=FAST,
         )
         state = variables["params"], variables.get("batch_stats", {})
         *state, loss, _ = step(*state, jax.device_put(image, batch))
