@@ -106,32 +106,43 @@ class Comparisons:
         """Paired differences between the reference and the other variants; None for one."""
         results = self.results
         others = [name for name in results.variants if name != results.reference]
-        pairs: list[tuple[str, str, Sampled]] = []
-        for other in others:
-            found = []
-            for encoder in results.encoders:
-                ours = results.model(encoder, results.reference)
-                theirs = results.model(encoder, other)
-                paired = ours and theirs and _same_seeds(ours, theirs)
-                if paired:
-                    found.append(self.sampled(ours) - self.sampled(theirs))
-                    pairs.append((other, encoder, found[-1]))
-            if len(found) > 1 and len({len(part.observed["accuracy"]) for part in found}) == 1:
-                pairs.append((other, _MEAN, average(found)))
+        pairs: list[tuple[str, str, float, Sampled]] = []
+        missing: list[str] = []
+        for fraction in reversed(results.fractions):
+            for other in others:
+                found = []
+                for encoder in results.encoders:
+                    ours = results.model(encoder, results.reference, fraction)
+                    theirs = results.model(encoder, other, fraction)
+                    if not ours or not theirs:
+                        continue
+                    seeds = _common_seeds(ours, theirs)
+                    if len(seeds) < max(len(ours.cells), len(theirs.cells)):
+                        missing.append(f"{encoder}, {words(other)}, {fraction:.0%} of the labels")
+                    if seeds:
+                        difference = self._of_seeds(ours, seeds) - self._of_seeds(theirs, seeds)
+                        found.append(difference)
+                        pairs.append((other, encoder, fraction, difference))
+                if len(found) > 1 and len({len(part.observed["accuracy"]) for part in found}) == 1:
+                    pairs.append((other, _MEAN, fraction, average(found)))
         if not pairs:
             return None
-        estimates = [[sampled.estimate(name) for name in TESTED] for _, _, sampled in pairs]
+        estimates = [[sampled.estimate(name) for name in TESTED] for *_, sampled in pairs]
         p = np.array([[e.p for e in row] for row in estimates])
         # Two questions, each with its own correction: does it help at all, and for which encoders.
-        mean = np.array([encoder == _MEAN for _, encoder, _ in pairs])
+        mean = np.array([encoder == _MEAN for _, encoder, _, _ in pairs])
         corrected = np.full(p.shape, np.nan)
         for family in (mean, ~mean):
             corrected[family] = holm(p[family].ravel()).reshape(-1, len(TESTED))
         tests = [int(np.isfinite(p[family]).sum()) for family in (~mean, mean) if family.any()]
+        several = len(results.fractions) > 1
         rows = [
             [f"{results.reference} − {words(other)}", encoder]
+            + [f"{fraction:.0%}"] * several
             + [Difference(e, float(p)) for e, p in zip(row, adjusted, strict=True)]
-            for (other, encoder, _), row, adjusted in zip(pairs, estimates, corrected, strict=True)
+            for (other, encoder, fraction, _), row, adjusted in zip(
+                pairs, estimates, corrected, strict=True
+            )
         ]
         over = "patients and seeds" if results.seeds > 1 else "patients"
         scope = (
@@ -149,10 +160,22 @@ class Comparisons:
             f"correction for the {tests[0]} tests of single encoders"
             + (f", and for the {tests[1]} of their means apart" if len(tests) > 1 else "")
             + ". Bold: p < .05 after correction. "
-            "For the age error, negative is better.",
-            ["Difference", "Encoder", *(NAMES[name] for name in TESTED)],
+            + "For the age error, negative is better."
+            + (
+                f" Seeds that one side lacks are left out, and intervals cover patients alone, "
+                f"of: {'; '.join(missing)}."
+                if missing
+                else ""
+            ),
+            ["Difference", "Encoder", *["Labels"] * several, *(NAMES[name] for name in TESTED)],
             rows,
         )
+
+    def _of_seeds(self, model: Model, seeds: list[int]) -> Sampled:
+        if len(seeds) == len(model.cells):
+            return self.sampled(model)
+        runs = zip(model.cells, model.runs, strict=True)
+        return self.resampling.figures([run for cell, run in runs if cell.seed in seeds])
 
     def frozen(self) -> Table | None:
         """Linear probe and nearest neighbours on frozen features, beside fine-tuning."""
@@ -233,5 +256,6 @@ def words(name: str) -> str:
     return name.replace("_", " ").replace("apn", "APN")
 
 
-def _same_seeds(one: Model, other: Model) -> bool:
-    return [cell.seed for cell in one.cells] == [cell.seed for cell in other.cells]
+def _common_seeds(one: Model, other: Model) -> list[int]:
+    theirs = {cell.seed for cell in other.cells}
+    return [cell.seed for cell in one.cells if cell.seed in theirs]

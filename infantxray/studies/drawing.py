@@ -9,6 +9,7 @@ import numpy as np
 
 from infantxray.evaluation import figures as run_figures
 from infantxray.evaluation.metrics import HEADLINES
+from infantxray.objectives import OBJECTIVES
 from infantxray.studies import figures
 from infantxray.studies.baselines import MAJORITY, RIDGE
 from infantxray.studies.comparisons import Comparisons, words
@@ -175,13 +176,19 @@ class Drawing:
 
     def learning(self, cells: Sequence[Cell], best_metric: str) -> Picture:
         """Stage one of every encoder, and stage two of one."""
-        panels: dict[str, dict] = {"Validation loss, stage one": {}}
+        loss, probe = "Validation loss, stage one", "ROC AUC of a linear probe, stage one"
+        panels: dict[str, dict] = {loss: {}, probe: {}}
         finished = [c for c in cells if c.task == "pretrain" and history(c)]
         several = len({cell.name for cell in finished}) > 1
+        objectives = {cell.config.objective for cell in finished}
         for cell in finished:
             label = f"{cell.encoder}, {cell.name}" if several else cell.encoder
-            points = _points(cell, f"validation/{cell.config.objective}")
-            panels["Validation loss, stage one"].setdefault(label, []).append(points)
+            if len(objectives) == 1:  # Losses of different objectives cannot be compared.
+                points = _points(cell, f"validation/{cell.config.objective}")
+                panels[loss].setdefault(label, []).append(points)
+            points = _points(cell, "probe/roc_auc")
+            if len(points) > 1:
+                panels[probe].setdefault(label, []).append(points)
         shown = NAMES.get(best_metric, best_metric)
         for title, name in (
             ("Training loss, stage two", "train/loss"),
@@ -207,10 +214,11 @@ class Drawing:
             path = os.path.join(cell.folder, "figures", "panels.png")
             kind = (cell.encoder, cell.name)
             if cell.task == "pretrain" and os.path.exists(path) and kind not in shown:
+                names = OBJECTIVES[cell.config.objective].panel_names
                 shown[kind] = Picture(
-                    "" if shown else "What stage one rebuilds",
-                    f"{cell.encoder}, {cell.name}: validation films, what the decoder makes of the "
-                    "encoder's last map, and the difference.",
+                    "" if shown else "What stage one predicts",
+                    f"{cell.encoder}, {cell.name}, of validation films: "
+                    f"{', '.join(names).replace('_', ' ')}.",
                     path,
                     pixels=True,
                 )

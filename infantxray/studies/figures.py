@@ -239,16 +239,17 @@ def learning(panels: dict[str, dict[str, list[list[tuple[int, float]]]]]) -> Fig
 
     Bands hold all seeds.
     """
-    figure = Figure(figsize=(4.0 * len(panels), 3.2), layout="constrained")
-    for axes, (title, lines) in zip(
-        np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True
-    ):
-        for i, (label, seeds) in enumerate(lines.items()):
+    columns = len(panels) if len(panels) < 4 else 2
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.0 * columns, 3.2 * rows), layout="constrained")
+    for i, (title, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        for j, (label, seeds) in enumerate(lines.items()):
             # Steps that every seed has: one may have stopped early.
             steps = sorted(set.intersection(*(set(dict(points)) for points in seeds)))
             values = [np.array([dict(points)[step] for step in steps]) for points in seeds]
             if steps:
-                _band(axes, steps, values, i, label, band=len(lines) <= _MOST_BANDS)
+                _band(axes, steps, values, j, label, band=len(lines) <= _MOST_BANDS)
         axes.set(title=title, xlabel="step")
         if axes.lines:
             axes.legend(fontsize=7)

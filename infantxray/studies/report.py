@@ -181,7 +181,9 @@ def _short(comparisons, differences: Table | None, references, focus: Model) -> 
     )
     if differences is not None:
         at = differences.header.index(NAMES[name])
-        last = {row[0]: row for row in differences.rows}  # The mean of all encoders, if any.
+        # Of each variant and share of the labels: the mean of all encoders, if any.
+        labels = differences.header.index("Labels") if "Labels" in differences.header else 0
+        last = {(row[0], row[labels]): row for row in differences.rows}
         for row in last.values():
             cell = row[at]
             if not np.isfinite(cell.estimate.mean):
@@ -190,7 +192,8 @@ def _short(comparisons, differences: Table | None, references, focus: Model) -> 
             ends = (cell.estimate.low, cell.estimate.high)
             low, high = (number(value, NAMES[name], True) for value in ends)
             sentences.append(
-                f"{row[0]} ({row[1]}): {NAMES[name]} "
+                f"{row[0]} ({row[1]}{f', {row[labels]} of the labels' if labels else ''}): "
+                f"{NAMES[name]} "
                 f"{number(cell.estimate.mean, NAMES[name], True)} [{low}, {high}], "
                 f"{p_text(cell.p_holm)} after correction: {found}."
             )

@@ -18,7 +18,7 @@ import fake_study  # noqa: E402
 from data_pipeline import splits  # noqa: E402
 from data_pipeline.errors import UserError  # noqa: E402
 from infantxray import data, study  # noqa: E402
-from infantxray.studies import cells, page, plan, report, results  # noqa: E402
+from infantxray.studies import cells, comparisons, page, plan, report, results  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +132,8 @@ def test_differences_are_those_of_table_2(written):
         for row in rows(folder, "table2_ablation")
     }
     table = rows(folder, "differences")
-    assert len(table) == 2 * 3  # Two others, two encoders and their mean.
-    found = {(row["difference"], row["encoder"]): row for row in table}
+    assert len(table) == 2 * 2 * 3  # Label fractions, two others, two encoders and their mean.
+    found = {(row["difference"], row["encoder"]): row for row in table if row["labels"] == "100%"}
     for other in ("without pretraining", "without APN"):
         parts = []
         for encoder in ("shufflenet", "mobilenet_v2"):
@@ -143,6 +143,31 @@ def test_differences_are_those_of_table_2(written):
             assert float(row["accuracy_p_holm"]) >= float(row["accuracy_p"])
         mean = found[f"full − {other}", "mean of all encoders"]
         assert float(mean["accuracy"]) == pytest.approx(np.mean(parts), abs=1e-9)
+
+
+def test_a_seed_that_one_side_lacks_is_left_out_and_said(written, monkeypatch):
+    config, _, planned = written
+    lost = next(
+        cell
+        for cell in planned
+        if (cell.task, cell.encoder, cell.name) == ("finetune", "shufflenet", "without_apn")
+        and cell.label_fraction == 1.0
+    )
+    monkeypatch.setattr(
+        plan.checkpoints, "is_finished", lambda folder: marked(folder) and folder != lost.folder
+    )
+    found = results.read_results(planned, config.data.patient_ids)
+    table = comparisons.Comparisons(found, {}, samples=50, seed=0).differences()
+    assert "of: shufflenet, without APN, 100% of the labels" in table.caption
+    kept = {}
+    for name in ("full", "without_apn"):
+        model = found.model("shufflenet", name)
+        (run,) = [
+            run for cell, run in zip(model.cells, model.runs, strict=True) if cell.seed != lost.seed
+        ]
+        kept[name] = (run.probabilities.argmax(1) == run.label).mean()
+    (row,) = [row for row in table.rows if row[:3] == ["full − without APN", "shufflenet", "100%"]]
+    assert row[3].estimate.mean == pytest.approx(kept["full"] - kept["without_apn"])
 
 
 def test_fewer_labels_make_a_table_and_a_figure(written):
