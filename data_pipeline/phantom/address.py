@@ -57,7 +57,7 @@ _OPTIONS = {
     "site": (str, SITES.__contains__, "one of " + ", ".join(SITES)),
     "frequencies": (str, FREQUENCIES.__contains__, "one of " + ", ".join(FREQUENCIES)),
     "severity": (str, SEVERITIES.__contains__, "one of " + ", ".join(SEVERITIES)),
-    "dose": (float, lambda v: 1e-4 <= v <= 1e4, "a factor from 0.0001 to 10000"),
+    "dose": (float, lambda v: 1e-6 <= v <= 1e4, "a factor from 1e-6 to 10000"),
     "max_age_months": (int, lambda v: 1 <= v <= 216, "a whole number from 1 to 216"),
     "films": (int, lambda v: 1 <= v <= 10_000_000, "a whole number from 1 to 10000000"),
     "age_missing": (float, lambda v: 0 <= v <= 1, "a share from 0 to 1"),
