@@ -38,14 +38,15 @@ def simulate(rng, num_patients: int, num_seeds: int, seed_sd: float, models: int
         yield Sampled(
             observed={"accuracy": right.mean(1)},
             drawn={"accuracy": right @ (draws.patients.T / num_patients)},
-            seeds=draws.seeds,
+            seeds=draws.seed_weights(num_seeds),
             num_patients=num_patients,
         )
 
 
 def percentile(sampled: Sampled) -> tuple[float, float]:
     """The plain percentile interval of the same draws."""
-    values = (sampled.drawn["accuracy"] * sampled.seeds.T).sum(0)
+    weights = 1.0 if sampled.seeds is None else sampled.seeds.T
+    values = (sampled.drawn["accuracy"] * weights).sum(0)
     return tuple(np.percentile(values, [2.5, 97.5]))
 
 

@@ -204,13 +204,13 @@ def training_batches(
 def student_batches(
     source: FilmSource, batch_size: int, *, num_labelled: int, seed: int, num_threads: int
 ) -> grain.DatasetIterator:
-    """Shuffled batches without end: labelled films first, then any films without their labels.
+    """Shuffled batches without end: labelled films first, then any films.
 
     Args:
       source: with `soft_labels`.
       batch_size: films of a batch.
-      num_labelled: so many of them are labelled and keep their label; the others, drawn from all
-        films, have label -1 and are learned by their soft label.
+      num_labelled: so many of them are drawn from the labelled films; the others are drawn from
+        all, and learned by their soft label where they have no label.
       seed: of both orders.
       num_threads: for decoding.
     """
@@ -222,9 +222,7 @@ def student_batches(
     others = draw(np.arange(len(source)), batch_size - num_labelled)
 
     def read(index: int) -> Batch:
-        batch = source.read_batch(np.concatenate([labelled[index], others[index]]))
-        batch["label"][num_labelled:] = -1
-        return batch
+        return source.read_batch(np.concatenate([labelled[index], others[index]]))
 
     dataset = (
         grain.MapDataset.range(len(others))

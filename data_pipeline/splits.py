@@ -238,13 +238,18 @@ def keep_labels(records: Records, fraction: float, seed: int, patient_ids: str) 
     if fraction >= 1:
         return records
     keys = patient_keys(records, patient_ids)
+    names = np.empty(len(records), dtype=object)
+    for source in dict.fromkeys(records.source):
+        rows = np.flatnonzero(records.source == source)
+        names[rows] = _portable_names(records.take(rows))
+    name_of = dict(zip(keys, names, strict=True))
     strata: dict[str, set[str]] = {}
     for key, label, aged in zip(keys, records.label, records.has_age, strict=True):
         if label or aged:
             strata.setdefault(label, set()).add(key)
     kept: set[str] = set()
     for members in strata.values():
-        ordered = sorted(members, key=lambda key: _digest(seed, f"label:{key}"))
+        ordered = sorted(members, key=lambda key: (_digest(seed, f"label:{name_of[key]}"), key))
         kept.update(ordered[: max(1, round(fraction * len(ordered)))])
     keep = np.array([key in kept for key in keys])
     return records.replace(
@@ -299,13 +304,20 @@ def check_unchanged(path: str | os.PathLike, split: Split) -> None:
             )
         }
 
-    different = rows(read_split(path)) ^ rows(split)
+    before = read_split(path)
+    different = rows(before) ^ rows(split)
     if different:
         films = sorted({row[1] for row in different})
         raise DataError(
             f"the data is not what this run began with: {len(films)} films are new, gone, or have "
             f"another label, age or place in the split, such as {films[0]}; choose another "
             "--workdir, or delete that folder to start again"
+        )
+    if any(list(before[name].image_path) != list(split[name].image_path) for name in SPLITS):
+        raise DataError(
+            "the films come in another order than when this run began, so it cannot go on where it "
+            "was; put the rows of the manifest back in order, choose another --workdir, or delete "
+            "that folder to start again"
         )
 
 

@@ -106,6 +106,7 @@ class Predictor:
     def __call__(self, variables, source: FilmSource) -> tuple[Predictions, Records]:
         """Films -> `Predictions` and the records they belong to (without unreadable files)."""
         card = self.card
+        variables = jax.device_put(variables, self._sharding.replicated)
         outputs, masks = [], []
         for batch in evaluation_batches(source, self._batch_size, num_threads=self._num_threads):
             image = jax.device_put(batch["image"], self._sharding.batch)

@@ -23,6 +23,7 @@ from infantxray.models.depth import pyramid_level
 from infantxray.models.diagnosis import age_bins
 from infantxray.torch_weights import import_encoder
 from infantxray.training import augment, checkpoints, loop, losses
+from infantxray.training.sharding import DataParallel
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def run(config, folder: str) -> None:
             batches = student_batches(
                 train,
                 config.batch_size,
-                num_labelled=_teacher_batch_size(config),
+                num_labelled=_num_labelled(config),
                 seed=config.seed,
                 num_threads=config.data.num_threads,
             )
@@ -109,8 +110,10 @@ def _fit(config, folder, card, batches, labels, validate, total_steps: int) -> N
     )
 
 
-def _teacher_batch_size(config) -> int:
-    return max(1, round(config.batch_size * config.self_training.labelled_fraction))
+def _num_labelled(config) -> int:
+    """How many films of a student's batch are drawn from the labelled ones."""
+    share = round(config.batch_size * config.self_training.labelled_fraction)
+    return min(max(share, 1), config.batch_size - 1)
 
 
 def _ask_teacher(
@@ -129,7 +132,9 @@ def _ask_teacher(
     if os.path.exists(answers):
         return np.load(answers)
     settings = copy.deepcopy(config)
-    settings.batch_size = _teacher_batch_size(config)
+    # As many as a student sees, rounded up to what all devices share.
+    settings.batch_size = DataParallel().evaluation_batch_size(_num_labelled(config))
+    settings.accumulate_steps = 1
     steps = config.self_training.teacher_steps
     _log.info("teacher: %d steps on %d films, in %s", steps, len(informative), folder)
     card.write(folder)
@@ -168,6 +173,20 @@ def _check_stage_one(config) -> None:
         _log.warning("stage one read its films another way: %s", card.preprocessing)
 
 
+def check_scored(config, split: Split, roles: tuple[str, ...]) -> None:
+    """Raises `DataError` where a part that is scored is empty, or was seen by stage one."""
+    for role in roles:
+        if not len(split[role]):
+            raise DataError(f"no film is left for {role}; raise config.data.{role}_fraction")
+        if config.pretrained and not config.pretrained.startswith("torch:"):
+            check_unseen(
+                os.path.join(os.path.expanduser(config.pretrained), "split.csv"),
+                split[role],
+                config.data.patient_ids,
+                f"stage one must not see who is scored here ({role}), but it trained on",
+            )
+
+
 def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
     """The divided records, and the card of the model that they call for."""
     split = data.open_split(config.data, folder)
@@ -180,18 +199,7 @@ def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
             f"no training film has a label, so config.best_metric={config.best_metric} cannot be "
             "computed; set config.best_metric=age_mae_months to train on ages alone"
         )
-    for name in ("validation", "test"):
-        if not len(split[name]):
-            raise DataError(f"no film is left for {name}; raise config.data.{name}_fraction")
-    if config.pretrained and not config.pretrained.startswith("torch:"):
-        stage_one = os.path.join(os.path.expanduser(config.pretrained), "split.csv")
-        for name in ("validation", "test"):
-            check_unseen(
-                stage_one,
-                split[name],
-                config.data.patient_ids,
-                f"stage one must not see who stage two scores ({name}), but it trained on",
-            )
+    check_scored(config, split, ("validation", "test"))
     ages = (None, None)
     if config.age_head:
         try:

@@ -210,7 +210,8 @@ class Probe:
             )
 
         def pooled(variables, image):
-            inner = {name: tree["encoder"] for name, tree in variables.items()}
+            # Without BatchNorm, as in VGG19, an encoder has no statistics.
+            inner = {n: tree["encoder"] for n, tree in variables.items() if "encoder" in tree}
             x = augment.normalise(augment.to_intensity(image))
             return encoder.apply(inner, x, train=False)[-1].mean(axis=(1, 2)).astype(jnp.float32)
 

@@ -29,6 +29,7 @@ METHODS = ("linear", "knn")
 _ITERATIONS = 100
 _L2 = 1e-2  # On standardised features.
 _NEIGHBOURS = 20
+_CHUNK = 1024  # Films whose neighbours are sought at a time.
 _TEMPERATURE = 0.07
 
 
@@ -113,10 +114,14 @@ def nearest(features: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.nda
         x = (x - mean) / std
         return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
-    cosine = direction(other) @ direction(features).T
+    base = direction(features).T
     k = min(_NEIGHBOURS, len(features))
-    rows = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
-    weights = np.exp((np.take_along_axis(cosine, rows, 1) - 1) / _TEMPERATURE)
+    rows, weights = np.empty((len(other), k), np.int64), np.empty((len(other), k))
+    for start in range(0, len(other), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        cosine = direction(other[part]) @ base
+        rows[part] = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
+        weights[part] = np.exp((np.take_along_axis(cosine, rows[part], 1) - 1) / _TEMPERATURE)
     return rows, weights / weights.sum(1, keepdims=True)
 
 
@@ -192,6 +197,7 @@ def run(config, folder: str) -> None:
         _log.info("%s is finished: see metrics.json in it", folder)
         return
     split = data.open_split(config.data, folder)
+    finetune.check_scored(config, split, ("test",))
     classes = data.find_classes(config.data, split.train)
     how = data.preprocessing(config.data)
     card = workdir.ModelCard(config.encoder, config.dtype, how, classes)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -133,6 +135,18 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(tmp_path):
     assert list(first.test.image_path) == list(again.test.image_path)
     labelled_manifest(tmp_path, changed="new.png,new,a\n")
     with pytest.raises(DataError, match="not what this run began with"):
+        data.open_split(config, str(tmp_path))
+
+
+def test_films_in_another_order_are_not_gone_on_with(tmp_path):
+    """What is kept by row, a teacher's answers and the place in the batches, would be wrong."""
+    path = labelled_manifest(tmp_path)
+    config = settings(train=path)
+    data.open_split(config, str(tmp_path))
+    manifest = Path(path.removeprefix("manifest:"))
+    header, *rows = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([header, *reversed(rows)]) + "\n")
+    with pytest.raises(DataError, match="another order"):
         data.open_split(config, str(tmp_path))
 
 

@@ -17,10 +17,11 @@ from configs import evaluate as evaluate_config
 from configs import finetune as finetune_config
 from configs import predict as predict_config
 from configs import pretrain as pretrain_config
+from configs import probe as probe_config
 from data_pipeline.errors import UserError
-from infantxray import evaluate, finetune, predict, pretrain, settings
+from infantxray import evaluate, finetune, predict, pretrain, probe, settings
 from infantxray.models import ENCODERS
-from infantxray.models.encoders import resnet
+from infantxray.models.encoders import resnet, vgg
 from infantxray.training import checkpoints, loop, sharding
 from infantxray.training.writers import read_history
 
@@ -136,6 +137,23 @@ def test_stage_one_leaves_the_test_patients_out(pretrained, finetuned):
     assert tested
     assert tested <= patients(pretrained, "test")
     assert not tested & patients(pretrained, "train")
+
+
+def test_an_encoder_without_batchnorm_goes_through_both_stages(tmp_path, monkeypatch):
+    """It has no statistics beside its parameters: the decoder's are there alone, or none."""
+    plain = functools.partial(vgg.VGG, stages=(vgg.Stage(1, 8),) * 5)
+    monkeypatch.setitem(ENCODERS, "plain", plain)
+    config = stage_one()
+    config.encoder = "plain"
+    config.train_steps = 2
+    pretrain.run(config, str(tmp_path / "one"))
+    rows = read_history(str(tmp_path / "one" / "history.jsonl"))
+    assert [row["step"] for row in rows if "probe/accuracy" in row] == [0, 2]
+    config = stage_two(tmp_path / "one")
+    config.encoder = "plain"
+    config.train_steps = 2
+    finetune.run(config, str(tmp_path / "two"))
+    assert json.loads((tmp_path / "two" / "metrics.json").read_text())["n"] > 0
 
 
 def test_stage_two_leaves_what_it_promises(finetuned):
@@ -316,6 +334,11 @@ def test_stage_one_on_the_test_patients_is_refused(pretrained, tmp_path):
     config.data.train = f"manifest:{manifest}"
     with pytest.raises(UserError, match="stage one must not see"):
         finetune.run(config, str(tmp_path / "run"))
+    frozen = probe_config.get_config()
+    frozen.encoder, frozen.pretrained = ENCODER, str(pretrained)
+    frozen.data.train, frozen.data.image_size = config.data.train, 32
+    with pytest.raises(UserError, match="stage one must not see"):
+        probe.run(frozen, str(tmp_path / "probe"))
 
 
 def test_films_without_ages_are_learned_without_the_age_head(tmp_path, caplog):

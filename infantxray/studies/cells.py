@@ -213,6 +213,8 @@ def run_cells(todo: Sequence[Cell], plan: Sequence[Cell], finished: set[int], ru
                 if broken:
                     failed[cell.index] = f"needs cell {broken[0]}, which failed"
                     waiting.remove(cell)
+                elif stop.requested:
+                    break
                 elif len(running) < runner.slots and finished.issuperset(cell.needs):
                     waiting.remove(cell)
                     attempts[cell.index] += 1

@@ -161,9 +161,10 @@ class Comparisons:
             + (f", and for the {tests[1]} of their means apart" if len(tests) > 1 else "")
             + ". Bold: p < .05 after correction. "
             + "For the age error, negative is better."
+            + self._given()
             + (
-                f" Seeds that one side lacks are left out, and intervals cover patients alone, "
-                f"of: {'; '.join(missing)}."
+                f" Seeds that one side lacks are left out (where one is left, the interval covers "
+                f"patients alone): {'; '.join(missing)}."
                 if missing
                 else ""
             ),
@@ -243,8 +244,23 @@ class Comparisons:
         return (
             f"{spread}; in brackets the 95 % interval over {over} (bootstrap), on "
             f"{len(results.films):,} films of {patients:,} test patients. Recall, precision, F1 "
-            "and ROC AUC are means over conditions."
+            "and ROC AUC are means over conditions." + self._given()
         )
+
+    def _given(self) -> str:
+        """What intervals and tests take as it is."""
+        results = self.results
+        text = ""
+        for model in results.models:
+            starts = {cell.config.pretrained for cell in model.cells} - {""}
+            if 0 < len(starts) < len(model.cells):
+                text = (
+                    " Seeds share stages one: intervals are about these stages one, and say little "
+                    "of others."
+                )
+        if min(results.fractions) < 1:
+            text += " Who keeps the labels is one draw of patients, the same for all."
+        return text
 
 
 def _paper_row(accuracy: float) -> list:

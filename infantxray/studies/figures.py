@@ -198,7 +198,11 @@ def _roc(run) -> np.ndarray:
     for positive, score in _each_class(run):
         false, true = roc_curve(positive, score)
         found.append(np.interp(_GRID, false, true))
-    return np.mean(found, axis=0)
+    return _mean_curve(found)
+
+
+def _mean_curve(found: list[np.ndarray]) -> np.ndarray:
+    return np.mean(found, axis=0) if found else np.full(_GRID.shape, np.nan)
 
 
 def _precision_recall(run) -> np.ndarray:
@@ -209,7 +213,7 @@ def _precision_recall(run) -> np.ndarray:
         # The best precision at this recall or more: the usual interpolation.
         best = np.maximum.accumulate(precision[::-1])[::-1]
         found.append(best[np.searchsorted(recall, _GRID).clip(max=len(best) - 1)])
-    return np.mean(found, axis=0)
+    return _mean_curve(found)
 
 
 def reliability(models: dict[str, Model]) -> Figure:

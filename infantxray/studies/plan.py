@@ -182,7 +182,7 @@ class _Planner:
     def _stage_one_name(self, overrides: dict) -> str:
         changed = commands.flatten(overrides)
         objective = changed.pop("objective", self._config.pretrain.objective)
-        return "-".join([objective, *(f"{k.split('.')[-1]}={v}" for k, v in changed.items())])
+        return "-".join([objective, *(f"{k}={v}" for k, v in changed.items())])
 
     def _add(self, task, encoder, name, seed, overrides, needs=(), fraction=1.0) -> Cell:
         parts = [task, encoder, name.replace(" ", "-"), f"seed{seed}"]

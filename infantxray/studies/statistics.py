@@ -137,15 +137,26 @@ class Resampling:
         n = len(self._keys)
         # Nobody is drawn 65,536 times, and hospitals have many patients.
         self.patients = rng.multinomial(n, np.full(n, 1 / n), size=samples).astype(np.uint16)
+        self._samples = samples
+        self._seed = seed
+        self._seeds: dict[int, np.ndarray | None] = {}
+        self._seeds[num_seeds] = self._draw_seeds(rng, num_seeds)
+
+    def _draw_seeds(self, rng: np.random.Generator, count: int) -> np.ndarray | None:
         # One seed fewer than there are: the variance over draws is then that of the mean, while
         # with as many draws it is too small by (n - 1) / n, a third for three seeds (Rao and Wu,
         # J Am Stat Assoc 1988;83:231-241).
-        draws = num_seeds - 1
-        self.seeds = (
-            rng.multinomial(draws, np.full(num_seeds, 1 / num_seeds), size=samples) / draws
-            if draws
-            else np.ones((samples, 1))
-        )
+        draws = count - 1
+        if not draws:
+            return None
+        return rng.multinomial(draws, np.full(count, 1 / count), size=self._samples) / draws
+
+    def seed_weights(self, count: int) -> np.ndarray | None:
+        """The same draws for all models of so many seeds, `[B, count]`; None for one."""
+        if count not in self._seeds:
+            rng = np.random.default_rng([self._seed, count])
+            self._seeds[count] = self._draw_seeds(rng, count)
+        return self._seeds[count]
 
     def figures(self, runs: Sequence[Predictions]) -> Sampled:
         """The figures of a model's runs, one a seed, on the test set and its draws."""
@@ -155,7 +166,7 @@ class Resampling:
         return Sampled(
             observed={name: np.array([f[name][0] for f in found]) for name in found[0]},
             drawn={name: np.stack([f[name][1:] for f in found]) for name in found[0]},
-            seeds=self.seeds if len(runs) == self.seeds.shape[1] else None,
+            seeds=self.seed_weights(len(runs)),
             num_patients=int(here.sum()),
         )
 
@@ -167,8 +178,8 @@ class Sampled:
     Attributes:
       observed: `{name: [S]}`, on the test set.
       drawn: `{name: [S, B]}`, on resampled patients.
-      seeds: `[B, S]`, weights of the seeds in each draw; None for a model without seeds, or one
-        of which some seeds failed: then the interval covers patients alone.
+      seeds: `[B, S]`, weights of the seeds in each draw; None for a model without seeds or with
+        one: then the interval covers patients alone.
       num_patients: whom the figures are of.
       bounded: they are scores from 0 to 1, or errors from 0, and not differences.
     """

@@ -22,7 +22,7 @@ _FEW_PATIENTS = 10
 
 def classes(comparisons: Comparisons, model: Model) -> Table | None:
     """Every condition, of one model."""
-    if not comparisons.results.classes:
+    if not comparisons.results.classes or not (model.runs[0].label >= 0).any():
         return None
     sampled = comparisons.sampled(model)
     ridge = comparisons.resampling.figures([comparisons.reference(baselines.RIDGE)])

@@ -289,6 +289,22 @@ def test_smaller_label_fractions_are_subsets_of_larger_ones_by_patient():
     )
 
 
+@pytest.mark.parametrize("patient_ids", ["shared", "source"])
+def test_the_same_films_keep_their_labels_wherever_they_lie(patient_ids):
+    """With ids and without; the split itself is tested above."""
+    kept = []
+    for root in ("/data", "/elsewhere/data"):
+        patients = [f"p{i}" for i in range(30)] + [""] * 30
+        records = films(patients, ["mass"] * 60)
+        records = records.replace(
+            image_path=np.array([f"{root}/{i}.png" for i in range(60)], dtype=object),
+            source=np.full(60, f"manifest:{root}/films.csv", dtype=object),
+        )
+        kept.append(keep_labels(records, 0.3, 0, patient_ids).has_label)
+    assert 10 < kept[0].sum() < 26
+    np.testing.assert_array_equal(*kept)
+
+
 def test_ages_without_label_are_reduced_too():
     records = films([f"p{i}" for i in range(20)], [""] * 20, ages=[4.0] * 20)
     assert keep_labels(records, 0.25, 0, "shared").has_age.sum() == 5

@@ -101,7 +101,7 @@ def test_variants_with_another_stage_one_get_runs_of_their_own():
     }  # fmt: skip
     cells = plan.make_plan(config, "/study")
     first = [cell for cell in cells if cell.task == "pretrain"]
-    assert {cell.name for cell in first} == {"l1", "l1-name=sgd"}
+    assert {cell.name for cell in first} == {"l1", "l1-optimizer.name=sgd"}
     assert len(first) == 2 * 2 * 2
     for cell in cells:
         if cell.name.startswith("sgd"):

@@ -140,7 +140,7 @@ def simulate(trials, num_patients, num_seeds, seed_sd, shift=0.0, samples=200, s
         yield Sampled(
             observed={"accuracy": right.mean(1)},
             drawn={"accuracy": right @ weights.T},
-            seeds=draws.seeds,
+            seeds=draws.seed_weights(num_seeds),
             num_patients=num_patients,
         ).estimate("accuracy")
 

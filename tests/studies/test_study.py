@@ -158,7 +158,7 @@ def test_a_seed_that_one_side_lacks_is_left_out_and_said(written, monkeypatch):
     )
     found = results.read_results(planned, config.data.patient_ids)
     table = comparisons.Comparisons(found, {}, samples=50, seed=0).differences()
-    assert "of: shufflenet, without APN, 100% of the labels" in table.caption
+    assert "alone): shufflenet, without APN, 100% of the labels" in table.caption
     kept = {}
     for name in ("full", "without_apn"):
         model = found.model("shufflenet", name)
@@ -382,3 +382,24 @@ def test_ages_alone_and_one_seed(tmp_path, monkeypatch):
     assert float(row["age_mae_months"]) > 0
     assert row["age_mae_months_sd"] == ""
     assert "One seed" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("known", [("mass",), ()])
+def test_a_test_set_of_one_condition_or_without_labels_is_reported(tmp_path, monkeypatch, known):
+    config = one_encoder()
+    monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
+    planned = plan.make_plan(config, str(tmp_path))
+    split = data.divide_sources(config.data)
+    classes = tuple(sorted(set(split.train.label)))
+    if known:
+        test = split.test.take(np.isin(split.test.label, known))
+    else:
+        test = split.test.replace(label=np.full(len(split.test), "", dtype=object))
+    split = splits.Split(split.train, split.validation, test)
+    for cell in planned:
+        fake_study.finish(cell, split, classes)
+    report.write(config, str(tmp_path), planned, {})
+    row = rows(tmp_path, "table1_encoders")[0]
+    assert row["roc_auc"] == ""
+    assert float(row["age_mae_months"]) > 0
+    assert bool(row["accuracy"]) == bool(known)
