@@ -243,7 +243,10 @@ def main() -> None:
             draw().save(Path(arguments.images) / f"phantom_{name}.png", optimize=True)
         return
     title = f"# {VERSION}" + (": a floor from raw pixels" if arguments.floor else "")
-    command = "python benchmarks/phantom.py" + (" --floor" if arguments.floor else "")
+    names = [f'--real "{text.partition("=")[0]}=..."' for text in arguments.real]
+    command = " ".join(
+        ["python benchmarks/phantom.py", *(["--floor"] if arguments.floor else []), *names]
+    )
     versions = f"Python {platform.python_version()}, NumPy {np.__version__}, {platform.machine()}"
     lines = [title, "", f"`{command}`, {datetime.date.today()}, {versions}.", ""]
     if arguments.floor:

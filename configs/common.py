@@ -18,7 +18,8 @@ def data() -> ConfigDict:
     # "shared": the same patient_id in two sources is the same person. "source": ids of one source
     # mean nothing in another (hospitals that both count from 1).
     config.patient_ids = "shared"
-    config.classes = ()  # Empty: the labels found in the training data.
+    # Empty: the labels found in the training data. Or names, separated by commas.
+    config.classes = ()
     # Of the training patients; the rest keep their images and lose labels and ages, in both stages
     # (stage one uses labels for its probe alone).
     config.label_fraction = 1.0

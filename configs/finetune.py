@@ -9,6 +9,12 @@ takes under 2 minutes on two CPU cores, on embedded data (infant phantom, 64 px)
         --config.data.train=manifest:/data/infant.csv --config.pretrained=runs/pretrain
 
 is the paper's size: 224 px, for GPUs.
+
+    python main.py --config=configs/finetune.py:best \
+        --config.data.train=manifest:/data/infant.csv --config.pretrained=runs/best
+
+goes on from `configs/pretrain.py:best`: a teacher learns from the labels, a student from labels and
+from the teacher's answers for films without, with stronger augmentation (docs/results.md).
 """
 
 from ml_collections import ConfigDict
@@ -41,8 +47,8 @@ def get_config(variant: str = "cpu"):
     config.bootstrap_samples = 1000
     config.train_steps = 300
     # Self-training. A teacher first learns so many steps from the labelled films; then a student
-    # starts again from `pretrained` and learns train_steps from labels and, on all films of the
-    # training patients, from the teacher's answers. 0 = off.
+    # starts again from `pretrained` and learns train_steps from labels and, on training films
+    # without one, from the teacher's answers. 0 = off.
     config.self_training = ConfigDict()
     config.self_training.teacher_steps = 0
     config.self_training.labelled_fraction = 0.25  # Of a student's batch; also the teacher's batch.

@@ -17,7 +17,7 @@ The whole of the paper: eight encoders, five seeds, 224 px, for GPUs:
         --config.study.pretrain_data=manifest:/data/adult.csv,manifest:/data/infant.csv \
         --config.data.train=manifest:/data/infant.csv
 
-The comparisons of docs/results.md, each at equal budgets: the paper's recipe, `best` and their
+The comparisons of docs/results.md, each at equal budgets: the paper's objective, `best` and their
 controls; `best` without one of its terms at a time; stage one by its objective; the age term:
 
     python main.py --config=configs/study.py:best --workdir=runs/recipes \

@@ -1,8 +1,8 @@
 """Who is trained on, who is validated on, who is tested: by patient, stratified by condition.
 
-A patient's place depends on its own source, its own id and the seed, and not on what else is
-loaded. So stage one, on adults and infants, and stage two, on infants alone, agree on who is
-tested without talking to each other.
+A patient's place depends on what its own source lists, the fractions and the seed, and not on what
+else is loaded. So stage one, on adults and infants, and stage two, on infants alone, agree on who
+is tested without talking to each other.
 """
 
 from __future__ import annotations

@@ -104,6 +104,8 @@ def find_classes(settings, train: Records) -> tuple[str, ...]:
     found = set(train.label[train.has_label].tolist())
     if settings.classes:
         classes = tuple(settings.classes)
+        if len(classes) == 1 and classes[0] not in found:
+            classes = tuple(name.strip() for name in classes[0].split(","))
         if len(set(classes)) < len(classes):
             raise DataError(f"config.data.classes names a class twice: {', '.join(classes)}")
         for name in classes:

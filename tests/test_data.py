@@ -98,6 +98,7 @@ def test_classes_that_are_set_come_in_their_order_and_the_rest_is_unknown(caplog
     train = records(["a", "b", "c"])
     with caplog.at_level("INFO", "infantxray"):
         assert data.find_classes(settings(classes=("c", "a")), train) == ("c", "a")
+        assert data.find_classes(settings(classes=("c, a",)), train) == ("c", "a")
     assert "taken as unknown: b" in caplog.text
     with pytest.raises(DataError, match=r"names 'd', which no training film carries.*a, b, c"):
         data.find_classes(settings(classes=("a", "d")), train)
