@@ -44,7 +44,7 @@ class BasicBlock(nn.Module):
         y = self.conv(features, 3, name="conv1")(x)
         y = nn.relu(self.norm(name="norm1")(y))
         y = self.conv(features, 3, name="conv2")(y)
-        y = self.norm(name="norm2")(y)
+        y = self.norm(scale_init=layers.residual_scale(True), name="norm2")(y)
         return layers.relu_sum(x, y)
 
 

@@ -56,6 +56,15 @@ class Conv(nn.Module):
         return x
 
 
+def residual_scale(plain: bool) -> nn.initializers.Initializer:
+    """Of the last normalisation before a sum: a block with a plain shortcut starts as identity.
+
+    Without it deep networks learn nothing from random weights in the first hundreds of steps.
+    Goyal et al., "Accurate, large minibatch SGD", 2017, section 5.1.
+    """
+    return nn.initializers.zeros_init() if plain else nn.initializers.ones_init()
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation with PyTorch's settings.
 

@@ -61,8 +61,9 @@ class Bottleneck(nn.Module):
         y = self.conv(width, 3, strides=self.strides, groups=width, name="depthwise")(y)
         y = nn.relu6(self.norm(name="depthwise_norm")(y))
         y = self.conv(self.features, name="projection")(y)
-        y = self.norm(name="projection_norm")(y)
-        return (x + y if x.shape == y.shape else y), expanded
+        added = x.shape == y.shape
+        y = self.norm(scale_init=layers.residual_scale(added), name="projection_norm")(y)
+        return (x + y if added else y), expanded
 
 
 class MobileNetV2(nn.Module):

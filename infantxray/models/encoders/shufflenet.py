@@ -59,7 +59,7 @@ class Unit(nn.Module):
         y = self.norm(name="norm2")(y)
         features = self.features - x.shape[-1] if joined else self.features
         y = self.conv(features, groups=GROUPS, name="gconv2")(y)
-        y = self.norm(name="norm3")(y)
+        y = self.norm(scale_init=layers.residual_scale(not joined), name="norm3")(y)
         if joined:
             x = average_pool(x, size=3, strides=2, padding=1)
             return nn.relu(jnp.concatenate([y, x], axis=-1))

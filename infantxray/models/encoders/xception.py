@@ -63,7 +63,9 @@ class Block(nn.Module):
             if number > 1 or not self.activated:
                 y = nn.relu(y)
             y = SeparableConv(features, self.conv, name=f"sepconv{number}")(y)
-            y = self.norm(name=f"norm{number}")(y)
+            last = number == len(self.stage.features)
+            init = layers.residual_scale(last and self.stage.strides == 1)
+            y = self.norm(scale_init=init, name=f"norm{number}")(y)
         if self.stage.strides > 1:
             y = max_pool(y, size=3, strides=self.stage.strides, padding=1)
             x = self.conv(y.shape[-1], strides=self.stage.strides, name="projection")(x)
