@@ -2,9 +2,9 @@
 
     python main.py --config=configs/study.py
 
-is sized for half an hour on two CPU cores (not timed yet), on embedded data: two encoders at
-64 px, the paper's three variants, three seeds. So few steps say little about the method: they show
-what the study measures and how wide its intervals are. Selections:
+takes 21 minutes on two CPU cores, on embedded data: two encoders at 64 px, the paper's three
+variants, three seeds. So few steps say little about the method: they show what the study measures
+and how wide its intervals are. Selections:
 
     python main.py --config=configs/study.py --config.study.dry_run=True
     python main.py --config=configs/study.py --config.study.encoders=densenet121,vgg19 \
