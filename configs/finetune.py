@@ -10,8 +10,8 @@ takes under 2 minutes on two CPU cores, on embedded data (infant phantom, 64 px)
 
 is the paper's size: 224 px, for GPUs.
 
-    python main.py --config=configs/finetune.py:best \
-        --config.data.train=manifest:/data/infant.csv --config.pretrained=runs/best
+    python main.py --config=configs/finetune.py:best --workdir=runs/best/finetune \
+        --config.data.train=manifest:/data/infant.csv --config.pretrained=runs/best/pretrain
 
 goes on from `configs/pretrain.py:best`: a teacher learns from the labels, a student from labels and
 from the teacher's answers for films without, with stronger augmentation (docs/results.md).

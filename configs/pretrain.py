@@ -10,7 +10,7 @@ takes about two minutes on two CPU cores, on embedded data (adult and infant pha
 is the paper's size: 224 px, for GPUs. `/data/infant.csv` is the manifest that stage two uses as
 well: its test patients are left out here.
 
-    python main.py --config=configs/pretrain.py:best \
+    python main.py --config=configs/pretrain.py:best --workdir=runs/best/pretrain \
         --config.data.train=manifest:/data/adult.csv,manifest:/data/infant.csv
 
 is what we would start from where labels are few: masked prediction of edges instead of Equation 1

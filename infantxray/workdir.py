@@ -118,8 +118,8 @@ def _read_json(workdir: str, name: str) -> dict:
 
 def write_json(path: str, values: dict) -> None:
     """Writes a file of a run, whole or not at all."""
-    # Whoever is interrupted here leaves the old file, not half a new one.
-    # Several processes of a study may write the same settings at once.
+    # Whoever is interrupted here leaves the old file, not half a new one, and several processes of
+    # a study may write the same settings at once.
     temporary = f"{path}.{os.urandom(4).hex()}.tmp"
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(values, file, indent=2, ensure_ascii=False)
