@@ -56,7 +56,7 @@ def draw_all(
 
 def learning_curves(history: list[dict]) -> Figure:
     """Training loss, and the validation figures, by step."""
-    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
 
     def curve(axes, name, label, i):
@@ -73,8 +73,8 @@ def learning_curves(history: list[dict]) -> Figure:
         curve(right, f"validation/{name}", name.replace("_", " "), i)
     right.set(xlabel="step", ylim=(0, 1), title="Validation")
     for axes in (left, right):
-        if axes.lines:
-            axes.legend()
+        if axes.lines:  # Below, where a legend hides no line.
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return figure
 
 
