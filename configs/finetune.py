@@ -41,7 +41,8 @@ def get_config(variant: str = "cpu"):
     config.layer_decay = 1.0
     config.class_weights = "none"  # "balanced": inverse frequency in the loss.
     config.ema_decay = 0.0  # Above 0: evaluate an exponential moving average of the weights.
-    # The checkpoint that is evaluated at the end: the best on the validation set by this metric.
+    # The checkpoint that is evaluated at the end: the best on the validation films by this metric,
+    # or the last where fewer than 100 of them have an answer for it.
     config.best_metric = "roc_auc"  # Or accuracy, recall, precision, f1, loss, age_mae_months.
     config.early_stopping_evals = 0  # Stop after so many evaluations without a new best; 0 = never.
     config.bootstrap_samples = 1000

@@ -16,6 +16,5 @@ def get_config():
     config.task = "predict"
     config.checkpoint = "runs/finetune"  # The workdir of stage two.
     config.batch_size = 32
-    config.data = common.test_data()
-    config.data.test = "phantom:infant"
+    config.data = common.test_data()  # data.test has to be named.
     return config

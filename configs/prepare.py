@@ -5,8 +5,8 @@
 
 Worth it from some ten thousand films on: reading decoded films is at least twenty times faster.
 The same command again goes on where it stopped, and adds films that have come since. Afterwards
-give the other tasks --config.data.cache=/data/decoded and the same image_size; films of 224 pixels
-take 50 kB each.
+give pretrain, finetune, probe and study --config.data.cache=/data/decoded and the same image_size,
+evaluate and predict the cache alone; films of 224 pixels take 50 kB each.
 """
 
 from ml_collections import ConfigDict

@@ -60,7 +60,7 @@ SIZES = {
 def _variants() -> ConfigDict:
     """What is compared, by name: whether stage two starts from a stage one, and what each of the
     two stages changes of its settings. Variants that change nothing of stage one, or the same,
-    share its runs."""
+    share its runs. `labels_alone`: without a teacher, but drawing equally many films."""
     config = ConfigDict()
     config.without_pretraining = {"pretrained": False, "pretrain": {}, "finetune": {}}
     config.without_apn = {"pretrained": True, "pretrain": {}, "finetune": {"age_head": False}}
@@ -68,39 +68,35 @@ def _variants() -> ConfigDict:
     return config
 
 
-def _labels_alone(finetune_config: ConfigDict) -> dict:
-    """Stage two without a teacher, drawing as many films as teacher and student together."""
-    settings = finetune_config.self_training
-    teacher_batch = round(finetune_config.batch_size * settings.labelled_fraction)
-    films = finetune_config.train_steps * finetune_config.batch_size
-    films += settings.teacher_steps * teacher_batch
-    return {
-        "self_training": {"teacher_steps": 0},
-        "train_steps": round(films / finetune_config.batch_size),
-    }
-
-
-def _recipes(finetune_config: ConfigDict) -> ConfigDict:
+def _recipes() -> ConfigDict:
     """`best`, and what it is compared with: the weights that stage two starts from, and whether a
     teacher comes first, change; the number of films that stage two draws does not."""
-    labels_alone = _labels_alone(finetune_config)
-    paper = {"objective": "l1"}
     config = ConfigDict()
-    config.random = {"pretrained": False, "pretrain": {}, "finetune": labels_alone}
-    config.paper = {"pretrained": True, "pretrain": paper, "finetune": labels_alone}
-    config.masked = {"pretrained": True, "pretrain": {}, "finetune": labels_alone}
-    config.random_self_training = {"pretrained": False, "pretrain": {}, "finetune": {}}
-    config.best = {"pretrained": True, "pretrain": {}, "finetune": {}}
+    for name, pretrained, pretrain_change, labels_alone in (
+        ("random", False, {}, True),
+        ("paper", True, {"objective": "l1"}, True),
+        ("masked", True, {}, True),
+        ("random_self_training", False, {}, False),
+        ("best", True, {}, False),
+    ):
+        config[name] = {
+            "pretrained": pretrained,
+            "pretrain": pretrain_change,
+            "finetune": {},
+            "labels_alone": labels_alone,
+        }
     return config
 
 
-def _terms(finetune_config: ConfigDict) -> ConfigDict:
+def _terms() -> ConfigDict:
     """`best`, and `best` without one of its terms at a time."""
     usual = common.augment().to_dict()
     config = ConfigDict()
     config.without_masking = {"pretrained": True, "pretrain": {"objective": "l1"}, "finetune": {}}
+    config.without_teacher = {
+        "pretrained": True, "pretrain": {}, "finetune": {}, "labels_alone": True,
+    }  # fmt: skip
     for name, change in (
-        ("without_teacher", _labels_alone(finetune_config)),
         ("without_strong_augmentation", {"augment": usual}),
         ("without_erasing", {"augment": {"erase": usual["erase"]}}),
         ("without_average", {"ema_decay": 0.0}),
@@ -110,14 +106,17 @@ def _terms(finetune_config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _objectives(finetune_config: ConfigDict) -> ConfigDict:
+def _objectives() -> ConfigDict:
     """Random weights and every objective of stage one, then labels alone."""
-    labels_alone = _labels_alone(finetune_config)
     config = ConfigDict()
-    config.random = {"pretrained": False, "pretrain": {}, "finetune": labels_alone}
-    for name in ("l1", "denoise", "simsiam", "masked_pixels", "masked_hog"):
-        objective = {"objective": name}
-        config[name] = {"pretrained": True, "pretrain": objective, "finetune": labels_alone}
+    for name in ("random", "l1", "denoise", "simsiam", "masked_pixels", "masked_hog"):
+        pretrained = name != "random"
+        config[name] = {
+            "pretrained": pretrained,
+            "pretrain": {"objective": name} if pretrained else {},
+            "finetune": {},
+            "labels_alone": True,
+        }
     return config
 
 
@@ -166,7 +165,7 @@ def get_config(variant: str = "cpu"):
     config.study.frozen = True  # A linear probe and k-NN on the frozen features of every encoder.
     config.study.cells = ""  # Empty: all. Or numbers of the plan, such as "0-11,20".
     config.study.dry_run = False  # True: print the plan and stop.
-    # Cells at a time on this machine, each with an equal share of a GPU's memory.
+    # Cells at a time on this machine. Several are dealt out to its GPUs; one alone has them all.
     config.study.parallel_cells = 1
     config.ray_address = ""  # Of a Ray cluster, such as "auto": a cell a task, a GPU a cell.
     config.bootstrap_samples = 1000  # Of the study's intervals.
@@ -190,15 +189,15 @@ def get_config(variant: str = "cpu"):
     if variant != "cpu":
         config.study.encoders = ("resnet50",)
         if variant == "best":
-            config.variants = _recipes(config.finetune)
+            config.variants = _recipes()
             config.study.seeds = (0, 1, 2, 3, 4)
             config.study.pretrain_seeds = (0, 1)
             config.study.label_fractions = (0.02, 0.1, 1.0)
         elif variant == "ablation":
-            config.variants = _terms(config.finetune)
+            config.variants = _terms()
             config.study.label_fractions = (0.02,)
         elif variant == "objectives":
-            config.variants = _objectives(config.finetune)
+            config.variants = _objectives()
             config.study.pretrain_seeds = (0,)
             config.study.label_fractions = (0.02, 0.1, 1.0)
         else:

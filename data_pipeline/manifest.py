@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import logging
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 REQUIRED_COLUMNS = ("image_path",)
 OPTIONAL_COLUMNS = ("patient_id", "age_months", "sex", "view", "label", "split", "site")
@@ -136,8 +139,8 @@ def read_manifest(path: str | os.PathLike, *, source: str | None = None) -> Reco
     """Reads a manifest: CSV with a header line, one radiograph a row, UTF-8.
 
     `image_path` is required and relative to the manifest's own folder (absolute paths work too).
-    `patient_id, age_months, sex, view, label, split, site` are used where present; other columns
-    are ignored.
+    `patient_id, age_months, sex, view, label, split, site` are used where present, however they
+    are capitalised (`Patient ID`); a message names the columns that are not used.
 
     Raises:
       DataError: the file is missing, empty, not CSV text, lacks `image_path`, or a cell has a
@@ -161,12 +164,13 @@ def read_manifest(path: str | os.PathLike, *, source: str | None = None) -> Reco
 
 
 def _parse(rows, path: Path, source: str) -> Records:
-    header = [name.strip() for name in next(rows, [])]
+    written = [name.strip() for name in next(rows, [])]
+    header = [name.lower().replace(" ", "_").replace("-", "_") for name in written]
     for name in REQUIRED_COLUMNS:
         if name not in header:
             raise DataError(
                 f"manifest {path} has no column {name!r} (columns found: "
-                f"{', '.join(header) or 'none'}); add it: the path of each image, relative to the "
+                f"{', '.join(written) or 'none'}); add it: the path of each image, relative to the "
                 "manifest"
             )
     known = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
@@ -174,6 +178,9 @@ def _parse(rows, path: Path, source: str) -> Records:
     if repeated:
         raise DataError(f"manifest {path} has the column {repeated[0]!r} more than once")
     position = {name: header.index(name) for name in known if name in header}
+    unused = [name for name, key in zip(written, header, strict=True) if key not in known]
+    if unused:
+        _log.info("%s: columns not used: %s (known: %s)", path, ", ".join(unused), ", ".join(known))
     columns: dict[str, list] = {name: [] for name in position}
     appends = [(name, at, columns[name].append) for name, at in position.items()]
     folder = str(path.parent.absolute())

@@ -101,6 +101,7 @@ def _split_source(records, keys, validation_fraction, test_fraction, seed) -> di
     name_of = dict(zip(keys, _portable_names(records), strict=True))
     given: dict[str, str] = {}
     label_of: dict[str, str] = {}
+    known = set(keys[records.has_label | records.has_age])
     names, counts = np.unique(records.label.astype(str), return_counts=True)
     frequency = dict(zip(names.tolist(), counts.tolist(), strict=True))
     frequency[""] = len(records) + 1  # A known condition always stands before an unknown one.
@@ -114,17 +115,17 @@ def _split_source(records, keys, validation_fraction, test_fraction, seed) -> di
         if (frequency[label], label) < (frequency[rarest], rarest):
             label_of[key] = label
     roles_given = set(given.values()) - {""}
-    labelled = bool(records.has_label.any() or records.has_age.any())
     fractions = {
-        # Films without label and age can test nothing: they stay for training.
-        "test": test_fraction if "test" not in roles_given and labelled else 0.0,
+        "test": test_fraction if "test" not in roles_given and known else 0.0,
         "validation": validation_fraction if "validation" not in roles_given else 0.0,
     }
     strata: dict[str, list[str]] = {}
     role = {}
     for key, split in given.items():
         role[key] = split or "train"
-        if role[key] == "train":
+        # Patients of whom nothing is known can test nothing and stay for training. Where a source
+        # has no others, some of them show how well stage one rebuilds.
+        if role[key] == "train" and (key in known or not known):
             strata.setdefault(label_of[key], []).append(key)
     for members in strata.values():
         members.sort(key=lambda key: _digest(seed, name_of[key]))

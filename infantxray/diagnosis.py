@@ -156,7 +156,7 @@ def write_predictions(path: str, predictions: Predictions, records: Records) -> 
                     records.patient_id[i],
                     records.label[i],
                     predictions.classes[int(probabilities.argmax())] if len(probabilities) else "",
-                    *(f"{p:.6f}" for p in probabilities),
+                    *(f"{p:.7g}" for p in probabilities),
                     _number(records.age_months[i]),
                     _number(predictions.age_predicted_months[i]),
                 ]

@@ -6,13 +6,17 @@ import json
 import logging
 import os
 
+import numpy as np
+
 from data_pipeline.errors import DataError
 from data_pipeline.loader import BadFiles, FilmSource, class_indices
+from data_pipeline.manifest import Records
 from data_pipeline.sources import open_sources
 from data_pipeline.splits import check_unseen, read_split
 from infantxray import data, diagnosis, runtime, workdir
 from infantxray.evaluation import figures, gradcam, metrics, page
 from infantxray.evaluation.calibration import calibration
+from infantxray.objectives import OBJECTIVES
 from infantxray.training.writers import read_history
 
 _log = logging.getLogger(__name__)
@@ -26,15 +30,15 @@ def run(config, folder: str) -> None:
     split_csv = os.path.join(os.path.expanduser(config.checkpoint), "split.csv")
     workdir.prepare(folder, config)
     if config.data.test:
-        records = open_sources(config.data.test)
-        # A set with a split of its own is scored on its test part.
-        records = records.take(records.split == "test") if any(records.split == "test") else records
+        records = _test_part(config.data)
+        _warn_of_other_conditions(records, card.classes)
         check_unseen(split_csv, records, patient_ids, "this model was trained on")
         stage_one = _stage_one_split(config.checkpoint)
         if stage_one:
             check_unseen(stage_one, records, patient_ids, "stage one of this model was trained on")
     else:
         records = read_split(split_csv).test
+        stage_one = _stage_one_split(config.checkpoint)
     if not len(records):
         raise DataError("there are no test films")
     bad_files = BadFiles()
@@ -55,20 +59,53 @@ def run(config, folder: str) -> None:
             predictor=predictor,
             bootstrap_samples=config.bootstrap_samples,
             seed=config.seed,
+            stage_one_known=stage_one is not None,
         )
     finally:
         diagnosis.write_bad_files(folder, bad_files)
 
 
-def _stage_one_split(checkpoint: str) -> str:
-    """`split.csv` of the stage one that a model started from; empty where there is none."""
+def _test_part(settings) -> Records:
+    """The films of `config.data`; of a source with a split of its own those for testing."""
+    records = open_sources(settings.test)
+    test = records.split == "test"
+    if settings.given_splits == "ignore" or not test.any() or test.all():
+        return records
+    _log.info(
+        "scored: %d of %d films, the test part of the split that they bring "
+        "(config.data.given_splits=ignore scores all)",
+        test.sum(),
+        len(records),
+    )
+    return records.take(test)
+
+
+def _warn_of_other_conditions(records: Records, classes: tuple[str, ...]) -> None:
+    if not classes:
+        return
+    names, counts = np.unique(records.label[records.has_label].astype(str), return_counts=True)
+    for name, count in zip(names.tolist(), counts.tolist(), strict=True):
+        if name not in classes:
+            _log.warning(
+                "%d films of %r are left out of the diagnosis: the model knows %s",
+                count,
+                name,
+                ", ".join(classes),
+            )
+
+
+def _stage_one_split(checkpoint: str) -> str | None:
+    """`split.csv` of the stage one that a model started from.
+
+    Empty where there was no stage one here, None where its folder is gone.
+    """
     pretrained = workdir.read_config(checkpoint)["pretrained"]
     path = os.path.join(os.path.expanduser(pretrained), "split.csv")
     if not pretrained or pretrained.startswith("torch:"):
         return ""
     if not os.path.exists(path):
         _log.warning("%s is gone: whether stage one saw these patients cannot be checked", path)
-        return ""
+        return None
     return path
 
 
@@ -80,6 +117,7 @@ def evaluate(
     predictor: diagnosis.Predictor,
     bootstrap_samples: int,
     seed: int,
+    stage_one_known: bool = True,
 ) -> dict:
     """Writes `metrics.json`, `predictions.csv`, `figures/` and `report.html` into `folder`.
 
@@ -90,6 +128,7 @@ def evaluate(
       predictor: runs its model.
       bootstrap_samples: for the intervals.
       seed: of the resampling.
+      stage_one_known: whether it could be checked whom stage one was trained on.
 
     Returns:
       What `metrics.json` holds.
@@ -109,6 +148,8 @@ def evaluate(
         "sources": list(dict.fromkeys(records.source.tolist())),
         "checkpoint_step": step,
         "n_unreadable": len(source) - len(records),
+        "n_without_patient_id": int((records.patient_id == "").sum()),
+        "stage_one_known": stage_one_known,
     }
     found = gradcam.localisation(predictor.model, variables, source, predictions, records)
     if found:
@@ -126,11 +167,14 @@ def evaluate(
         gradcam.examples(predictor.model, variables, source, predictions, records),
     )
     config = workdir.read_config(checkpoint)
-    panels = os.path.join(os.path.expanduser(config["pretrained"]), "figures", "panels.png")
+    stage_one = os.path.expanduser(config["pretrained"])
+    panels = os.path.join(stage_one, "figures", "panels.png")
+    panel_names = ()
     if config["pretrained"] and os.path.exists(panels):
         pictures["panels"] = panels
+        panel_names = OBJECTIVES[workdir.read_config(stage_one)["objective"]].panel_names
     path = os.path.join(folder, "report.html")
-    page.write(path, config, summary, pictures)
+    page.write(path, config, summary, pictures, panel_names)
     shown = [name for name in metrics.HEADLINES if summary[name] is not None]
     _log.info(
         "test: %s", ", ".join(f"{name} {summary[name]:.4g}" for name in shown) or "nothing to score"

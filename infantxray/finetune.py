@@ -21,11 +21,16 @@ from infantxray.evaluation.metrics import headline
 from infantxray.models import create_encoder
 from infantxray.models.depth import pyramid_level
 from infantxray.models.diagnosis import age_bins
+from infantxray.settings import LOWER_IS_BETTER
 from infantxray.torch_weights import import_encoder
 from infantxray.training import augment, checkpoints, loop, losses
 from infantxray.training.sharding import DataParallel
 
 _log = logging.getLogger(__name__)
+
+# With fewer validation films than this the figure that a checkpoint is chosen by is mostly chance:
+# on a dozen films an AUC of 1 is soon reached, long before training is at its end.
+_FEW_FILMS = 100
 
 
 def run(config, folder: str) -> None:
@@ -54,14 +59,16 @@ def run(config, folder: str) -> None:
         num_threads=config.data.num_threads,
         patient_ids=config.data.patient_ids,
     )
-    validate = functools.partial(_validate, predictor, reader(split.validation, training=False))
+    validation = reader(split.validation, training=False)
+    validate = functools.partial(_validate, predictor, validation)
+    best_metric = _chosen_by(config, validation)
     # Films of which nothing is known have nothing to teach, but to a student.
     known = (train.labels >= 0) | (train.records.has_age & (card.age_mean_months is not None))
     informative = train if known.all() else reader(split.train.take(known), training=True)
     try:
-        if config.self_training.teacher_steps:
+        if _wants_teacher(config, card, train):
             train.soft_labels = _ask_teacher(
-                config, folder, card, informative, train, validate, predictor
+                config, folder, card, informative, train, validate, predictor, best_metric
             )
             batches = student_batches(
                 train,
@@ -74,7 +81,7 @@ def run(config, folder: str) -> None:
         else:
             batches = _batches(config, informative)
             steps = runtime.total_steps(config, len(informative))
-        _fit(config, folder, card, batches, train.labels, validate, steps)
+        _fit(config, folder, card, batches, train.labels, validate, steps, best_metric)
         evaluate.evaluate(
             folder,
             checkpoint=folder,
@@ -93,7 +100,23 @@ def _batches(config, source: FilmSource):
     )
 
 
-def _fit(config, folder, card, batches, labels, validate, total_steps: int) -> None:
+def _chosen_by(config, validation: FilmSource) -> str | None:
+    """The metric that a checkpoint is chosen by; None where too few films have an answer for it."""
+    aged = config.best_metric == "age_mae_months"
+    known = validation.records.has_age if aged else validation.labels >= 0
+    count = int(known.sum())
+    if count >= _FEW_FILMS:
+        return config.best_metric
+    _log.warning(
+        "%d validation films with a known %s are too few to choose a checkpoint by: the last step "
+        "counts, and nothing stops early",
+        count,
+        "age" if aged else "condition",
+    )
+    return None
+
+
+def _fit(config, folder, card, batches, labels, validate, total_steps: int, best_metric) -> None:
     """Trains a model of `config` into `folder`, or goes on with it."""
     loop.fit(
         config,
@@ -101,8 +124,8 @@ def _fit(config, folder, card, batches, labels, validate, total_steps: int) -> N
         make_task(config, card, labels, validate),
         batches,
         total_steps=total_steps,
-        best_metric=config.best_metric,
-        lower_is_better=config.best_metric in ("loss", "age_mae_months"),
+        best_metric=best_metric,
+        lower_is_better=config.best_metric in LOWER_IS_BETTER,
         initialise=functools.partial(start_from, config),
         learning_rate_factors=functools.partial(learning_rate_factors, config),
         ema_decay=config.ema_decay,
@@ -116,16 +139,33 @@ def _num_labelled(config) -> int:
     return min(max(share, 1), config.batch_size - 1)
 
 
+def _wants_teacher(config, card, films: FilmSource) -> bool:
+    """Whether a teacher comes first. Where every film has its label it has nothing to say."""
+    if not config.self_training.teacher_steps:
+        return False
+    if not card.classes:
+        raise DataError("config.self_training teaches conditions, and no training film has a label")
+    if (films.labels >= 0).all():
+        _log.info("every training film has a label: no teacher is needed")
+        return False
+    return True
+
+
 def _ask_teacher(
-    config, folder: str, card, informative: FilmSource, films: FilmSource, validate, predictor
+    config,
+    folder: str,
+    card,
+    informative: FilmSource,
+    films: FilmSource,
+    validate,
+    predictor,
+    best_metric: str | None,
 ) -> np.ndarray:
     """The conditions of all training films in a teacher's opinion, float32 `[N, K]`.
 
     The teacher is an ordinary model, in the folder `teacher` of the run. What it says is kept
     there, so that a run which is stopped and started again goes on with the same answers.
     """
-    if not card.classes:
-        raise DataError("config.self_training teaches conditions, and no training film has a label")
     folder = os.path.join(folder, "teacher")
     os.makedirs(folder, exist_ok=True)
     answers = os.path.join(folder, "soft_labels.npy")
@@ -139,7 +179,7 @@ def _ask_teacher(
     _log.info("teacher: %d steps on %d films, in %s", steps, len(informative), folder)
     card.write(folder)
     batches = _batches(settings, informative)
-    _fit(settings, folder, card, batches, films.labels, validate, steps)
+    _fit(settings, folder, card, batches, films.labels, validate, steps, best_metric)
     variables, _ = diagnosis.restore(folder, card)
     predictions, _ = predictor(variables, films)
     with open(answers + ".tmp", "wb") as file:
@@ -166,11 +206,12 @@ def _check_stage_one(config) -> None:
         )
     if not checkpoints.is_finished(config.pretrained):
         _log.warning("stage one in %s is not finished: its latest step is used", config.pretrained)
-    if (card.preprocessing.resize, card.preprocessing.trim_borders) != (
-        config.data.resize,
-        config.data.trim_borders,
-    ):
-        _log.warning("stage one read its films another way: %s", card.preprocessing)
+    if card.preprocessing != data.preprocessing(config.data):
+        _log.warning(
+            "stage one read its films another way: %s; here: %s",
+            card.preprocessing,
+            data.preprocessing(config.data),
+        )
 
 
 def check_scored(config, split: Split, roles: tuple[str, ...]) -> None:
@@ -195,11 +236,15 @@ def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
     if not classes and not config.age_head:
         raise DataError("no training film has a label, and config.age_head is off")
     if not classes and config.best_metric != "age_mae_months":
+        advice = "set config.best_metric=age_mae_months to train on ages alone"
+        if not split.train.has_age.any():
+            advice = "nor an age; a manifest gives them in its columns label and age_months"
         raise DataError(
             f"no training film has a label, so config.best_metric={config.best_metric} cannot be "
-            "computed; set config.best_metric=age_mae_months to train on ages alone"
+            f"computed; {advice}"
         )
     check_scored(config, split, ("validation", "test"))
+    _check_conditions(config, split, classes)
     ages = (None, None)
     if config.age_head:
         try:
@@ -220,6 +265,24 @@ def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
         )
     card.write(folder)
     return split, card
+
+
+def _check_conditions(config, split: Split, classes: tuple[str, ...]) -> None:
+    """Raises `DataError` where a scored film has a condition that no training film has."""
+    for role in ("validation", "test"):
+        found = set(split[role].label[split[role].has_label])
+        unknown = sorted(found - set(classes))
+        # Whoever names the classes leaves the others out on purpose.
+        if unknown and classes and not config.data.classes:
+            raise DataError(
+                f"films for {role} have a condition that no training film has: "
+                f"{', '.join(map(repr, unknown))} (training films have {', '.join(classes)}); "
+                "correct the spelling, or list the classes in config.data.classes to leave the "
+                "others out"
+            )
+        missing = [name for name in classes if name not in found]
+        if missing and found:
+            _log.warning("no film for %s has: %s", role, ", ".join(missing))
 
 
 def _log_labels(card: workdir.ModelCard, source: FilmSource) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, UserError
 from data_pipeline.loader import BadFiles
 from data_pipeline.sources import open_sources
 from infantxray import data, diagnosis, runtime, workdir
@@ -17,6 +17,8 @@ def run(config, folder: str) -> None:
     """Writes `predictions.csv` of `config.data.test` into the workdir `folder`."""
     runtime.setup()
     card = diagnosis.read_card(config.checkpoint)
+    if not config.data.test:
+        raise UserError("name the films: --config.data.test=folder:/data/new_films")
     records = open_sources(config.data.test)
     workdir.prepare(folder, config)
     bad_files = BadFiles()

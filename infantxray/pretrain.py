@@ -93,12 +93,16 @@ def run(config, folder: str) -> None:
     finally:
         bad_files.write(os.path.join(folder, "bad_files.csv"))
     best = "none" if progress.best is None else f"{progress.best:.4g} at step {progress.best_step}"
+    target = config.data.train.rpartition(",")[2].strip()
     _log.info(
-        "finished: best validation %s %s; go on with "
-        "python main.py --config=configs/finetune.py --config.pretrained=%s",
+        "finished: best validation %s %s; go on with python main.py --config=configs/finetune.py "
+        "--config.pretrained=%s --config.encoder=%s --config.data.train=%s, and with the same "
+        "other settings of config.data",
         objective.name,
         best,
         os.path.relpath(folder),
+        config.encoder,
+        target,
     )
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+from importlib import metadata
 
 import jax
+
+from infantxray import cpu_memory
 
 _log = logging.getLogger(__name__)
 
@@ -17,6 +20,8 @@ def setup() -> None:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "infantxray", "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if jax.config.jax_platforms == "cpu" or not metadata.entry_points(group="jax_plugins"):
+        cpu_memory.keep_freed_memory()  # Before JAX starts its threads.
     devices = jax.devices()
     _log.info("%d x %s", len(devices), devices[0].device_kind)
 

@@ -24,6 +24,7 @@ OBJECTIVES = ("l1", "denoise", "masked_pixels", "masked_hog", "simsiam")
 OPTIMIZERS = ("adamw", "sgd")
 DTYPES = ("float32", "bfloat16")
 BEST_METRICS = ("roc_auc", "accuracy", "recall", "precision", "f1", "loss", "age_mae_months")
+LOWER_IS_BETTER = ("loss", "age_mae_months")
 
 
 class ConfigError(UserError):
@@ -169,6 +170,10 @@ def _check_pretrained(pretrained: str) -> None:
     if place != pretrained:
         if not os.path.isfile(path):
             raise ConfigError(f"config.pretrained: the file {place} does not exist")
+    elif os.path.isfile(path):
+        raise ConfigError(
+            f"config.pretrained: {place} is a file; for PyTorch weights write torch:{place}"
+        )
     elif not os.path.isdir(os.path.join(path, "checkpoints")):
         raise ConfigError(
             f"config.pretrained: no stage-one checkpoint in {place}; run configs/pretrain.py with "

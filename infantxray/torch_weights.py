@@ -8,6 +8,7 @@ A file is a `.safetensors`, for which PyTorch is not needed, or a state dict sav
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -17,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -25,6 +25,8 @@ from safetensors.numpy import save_file
 from data_pipeline.errors import UserError
 from infantxray.models import create_encoder
 from infantxray.models.encoders.vgg import VGG19
+
+_log = logging.getLogger(__name__)
 
 Rules = list[tuple[str, str]]
 
@@ -182,7 +184,7 @@ def import_encoder(
     skipped = [
         key for key in weights if key not in wanted and not key.endswith("num_batches_tracked")
     ]
-    logging.info(
+    _log.info(
         "%s: %d weights of %s matched, %d skipped (%s), %d missing, %d of another shape",
         path, len(found), name, len(skipped), _list(skipped), len(missing), len(mismatched),
     )  # fmt: skip

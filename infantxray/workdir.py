@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import glob
 import json
 import logging
 import os
@@ -12,8 +14,13 @@ from data_pipeline.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-# Settings that change how a run goes, not what comes out of it.
-_HARMLESS = ("log_every_steps", "data.num_threads", "data.memory_mb", "data.cache")
+# Settings that change how a run goes, not what comes out of it, or what is done where it stopped
+# at a file that cannot be read.
+_HARMLESS = ("log_every_steps", "data.num_threads", "data.memory_mb", "data.cache", "data.on_error")
+# What a run has come to, by its files.
+_RESULTS = ("checkpoints/[0-9]*", "teacher/checkpoints/[0-9]*", "metrics.json", "predictions.csv")
+# What it wrote before that.
+_BEGUN = ("config.json", "split.csv", "preprocessing.json", "history.jsonl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +76,18 @@ class ModelCard:
 def prepare(workdir: str, config) -> None:
     """Makes the folder of a run and records the configuration in it.
 
+    A run that ended in an error before it came to anything, such as over a mistyped path, is
+    forgotten: what is put right there may be another setting.
+
     Raises:
       UserError: the folder holds a run with other settings; they are named.
     """
     os.makedirs(workdir, exist_ok=True)
+    if os.path.exists(os.path.join(workdir, "config.json")) and not _has_results(workdir):
+        read_config(workdir)  # Raises where the file is not of a run.
+        for name in _BEGUN:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(workdir, name))
     changed = changed_settings(workdir, config)
     if changed:
         raise UserError(
@@ -89,8 +104,11 @@ def write_config(workdir: str, config) -> None:
 
 
 def changed_settings(workdir: str, config) -> list[str]:
-    """What a run in this folder was started with that is different now; empty without a run."""
-    if not os.path.exists(os.path.join(workdir, "config.json")):
+    """What a run in this folder was started with that is different now.
+
+    Empty without a run, or where it has not come to anything.
+    """
+    if not os.path.exists(os.path.join(workdir, "config.json")) or not _has_results(workdir):
         return []
     before, after = _flat(read_config(workdir)), _flat(json.loads(config.to_json_best_effort()))
     return [
@@ -100,9 +118,17 @@ def changed_settings(workdir: str, config) -> list[str]:
     ]
 
 
+def _has_results(workdir: str) -> bool:
+    folder = glob.escape(workdir)
+    return any(glob.glob(os.path.join(folder, pattern)) for pattern in _RESULTS)
+
+
 def read_config(workdir: str) -> dict:
     """The resolved configuration of a run."""
-    return _read_json(workdir, "config.json")
+    config = _read_json(workdir, "config.json")
+    if not isinstance(config, dict) or "task" not in config:
+        raise UserError(f"config.json in {workdir} is not of a run of this program")
+    return config
 
 
 def _read_json(workdir: str, name: str) -> dict:

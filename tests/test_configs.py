@@ -85,6 +85,7 @@ def test_calls_do_not_share_state():
 # Names of variables and attributes that hold a configuration or a group of one.
 _HOLDERS = {
     "config",
+    "variant",
     "_config",
     "settings",
     "data",

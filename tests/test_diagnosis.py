@@ -18,6 +18,8 @@ from data_pipeline.loader import FilmSource
 from data_pipeline.manifest import Records
 from infantxray import diagnosis, finetune
 from infantxray.evaluation.metrics import Predictions
+from infantxray.models.diagnosis import DiagnosisModel
+from infantxray.models.encoders.vgg import VGG, Stage
 from infantxray.training import augment
 from infantxray.training.checkpoints import Checkpoints
 from infantxray.training.state import TrainState
@@ -150,8 +152,8 @@ def test_predictions_csv(tmp_path):
     assert rows == [
         ["image_path", "patient_id", "label", "predicted", "p_normal", "p_mass", "age_months",
          "age_predicted_months"],
-        ["/x/a, b.png", "p", "mass", "mass", "0.250000", "0.750000", "100", "101.25"],
-        ["/x/c.png", "", "", "normal", "1.000000", "0.000000", "", ""],
+        ["/x/a, b.png", "p", "mass", "mass", "0.25", "0.75", "100", "101.25"],
+        ["/x/c.png", "", "", "normal", "1", "0", "", ""],
     ]  # fmt: skip
 
 
@@ -219,6 +221,36 @@ class TestAgeAsACondition:
         for leaf in jax.tree.leaves(grads["age_prediction_net"]):
             np.testing.assert_array_equal(leaf, 0.0)
         assert np.abs(grads["age_modulation"]["film"]["kernel"]).max() > 0
+
+
+def test_heads_do_not_feel_the_scale_of_an_encoder_without_batchnorm():
+    """Stage one leaves VGG19 with a last map of any size; a large one made the loss infinite."""
+    model = DiagnosisModel(VGG(stages=(Stage(1, 4),) * 5), num_classes=3)
+    image = jax.random.normal(jax.random.key(0), (6, 32, 32, 1))
+    variables = model.init(jax.random.key(1), image, train=False)
+
+    def run(variables, train):
+        outputs, updated = model.apply(variables, image, train=train, mutable=["batch_stats"])
+        return outputs, {"params": variables["params"], **updated}
+
+    small, after_small = run(variables, True)
+    last = variables["params"]["encoder"]["conv5_1"]
+    large = jax.tree.map(lambda x: x, variables)
+    large["params"]["encoder"]["conv5_1"] = jax.tree.map(lambda x: 1e12 * x, last)
+    big, after_big = run(large, True)
+    for name in ("logits", "age"):
+        assert np.std(small[name]) > 0
+        # Up to epsilon, which the small one feels.
+        np.testing.assert_allclose(big[name], small[name], rtol=0.2, atol=1e-3)
+        assert np.isfinite(run(after_big, False)[0][name]).all()
+    mean = [np.abs(v["batch_stats"]["latent_norm"]["mean"]).max() for v in (after_small, after_big)]
+    assert mean[1] > 1e9 * mean[0] > 0
+    assert (
+        "latent_norm"
+        not in DiagnosisModel(Encoder(), num_classes=3).init(jax.random.key(1), image, train=False)[
+            "params"
+        ]
+    )
 
 
 def test_distribution_regression_predicts_within_its_range(source):

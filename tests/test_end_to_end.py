@@ -201,6 +201,37 @@ def test_evaluating_on_training_patients_is_refused(finetuned, tmp_path):
         evaluate.run(config, str(tmp_path / "out"))
 
 
+def test_an_external_set_with_a_split_and_other_conditions(finetuned, tmp_path, caplog):
+    """What is not scored is said: films of other parts, and conditions the model does not know."""
+    caplog.set_level("INFO", logger="infantxray")
+    rows = ["image_path,patient_id,label,split"]
+    for i, (label, split) in enumerate(
+        [("mass", "test"), ("Mass", "test"), ("", "test"), ("mass", "train"), ("mass", "")]
+    ):
+        Image.fromarray(np.full((32, 32), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,new{i},{label},{split}")
+    (tmp_path / "films.csv").write_text("\n".join(rows) + "\n")
+    config = evaluate_config.get_config()
+    config.checkpoint, config.bootstrap_samples = str(finetuned), 20
+    config.data.test = f"manifest:{tmp_path / 'films.csv'}"
+    settings.check(config)
+    evaluate.run(config, str(tmp_path / "part"))
+    assert "scored: 3 of 5 films, the test part" in caplog.text
+    assert "1 films of 'Mass' are left out of the diagnosis" in caplog.text
+    found = json.loads((tmp_path / "part" / "metrics.json").read_text())
+    assert (found["n"], found["n_with_condition"], found["n_without_patient_id"]) == (3, 1, 0)
+    config.data.given_splits = "ignore"
+    evaluate.run(config, str(tmp_path / "all"))
+    assert json.loads((tmp_path / "all" / "metrics.json").read_text())["n"] == 5
+
+
+def test_prediction_needs_films(finetuned, tmp_path):
+    config = predict_config.get_config()
+    config.checkpoint = str(finetuned)
+    with pytest.raises(UserError, match="name the films"):
+        predict.run(config, str(tmp_path))
+
+
 def test_prediction_takes_a_folder_and_skips_what_is_no_image(finetuned, tmp_path):
     films = tmp_path / "films"
     films.mkdir()

@@ -27,8 +27,16 @@ def test_tuples_and_types_survive_the_comparison(tmp_path):
     assert workdir.read_config(str(tmp_path))["data"]["classes"] == ["mass", "normal"]
 
 
-def test_another_setting_is_refused_and_named(tmp_path):
+@pytest.fixture(params=["checkpoints/50/state", "metrics.json", "teacher/checkpoints/9/state"])
+def result(request):
+    """A file that a run has once it has come to something."""
+    return request.param
+
+
+def test_another_setting_is_refused_and_named(tmp_path, result):
     workdir.prepare(str(tmp_path), finetune.get_config())
+    (tmp_path / result).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / result).touch()
     before = (tmp_path / "config.json").read_text()
     changed = finetune.get_config()
     changed.optimizer.learning_rate = 0.5
@@ -45,9 +53,36 @@ def test_another_setting_is_refused_and_named(tmp_path):
         workdir.prepare(str(tmp_path), changed)
 
 
+def test_a_run_that_came_to_nothing_is_forgotten(tmp_path):
+    """Over a mistyped path, say: the right one is another setting."""
+    workdir.prepare(str(tmp_path), finetune.get_config())
+    (tmp_path / "split.csv").write_text("of the wrong data")
+    (tmp_path / "checkpoints").mkdir()
+    changed = finetune.get_config()
+    changed.data.train = "manifest:/data/right.csv"
+    assert workdir.changed_settings(str(tmp_path), changed) == []
+    workdir.prepare(str(tmp_path), changed)
+    assert workdir.read_config(str(tmp_path))["data"]["train"] == "manifest:/data/right.csv"
+    assert not (tmp_path / "split.csv").exists()
+
+
+def test_files_that_are_not_of_a_run_are_kept(tmp_path):
+    (tmp_path / "split.csv").write_text("mine")
+    workdir.prepare(str(tmp_path), finetune.get_config())
+    assert (tmp_path / "split.csv").read_text() == "mine"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"mine": 1}')
+    with pytest.raises(UserError, match="is not of a run of this program"):
+        workdir.prepare(str(other), finetune.get_config())
+    assert (other / "config.json").read_text() == '{"mine": 1}'
+
+
 def test_settings_that_do_not_change_the_result_may_change(tmp_path):
     workdir.prepare(str(tmp_path), finetune.get_config())
+    (tmp_path / "metrics.json").touch()
     changed = finetune.get_config()
+    changed.data.on_error = "skip"
     changed.log_every_steps = 1
     changed.data.num_threads = 1
     changed.data.cache = "/cache"

@@ -56,8 +56,10 @@ def draw_all(
 
 def learning_curves(history: list[dict]) -> Figure:
     """Training loss, and the validation figures, by step."""
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    aged = any(row.get("validation/age_mae_months") is not None for row in history)
+    figure = Figure(figsize=(10 if aged else 8, 3.2), layout="constrained")
+    panels = figure.subplots(1, 3 if aged else 2)
+    left, middle = panels[:2]
 
     def curve(axes, name, label, i):
         points = [(row["step"], row[name]) for row in history if row.get(name) is not None]
@@ -65,14 +67,19 @@ def learning_curves(history: list[dict]) -> Figure:
             marker = "." if len(points) < 40 else None
             axes.plot(*zip(*points, strict=True), marker=marker, color=COLOURS[i], label=label)
 
-    terms = ("train/loss", "train/cross_entropy", "train/age_mse", "validation/loss")
+    terms = ("train/loss", "train/cross_entropy", "train/age_mse", "train/age_distribution",
+             "validation/loss")  # fmt: skip
     for i, name in enumerate(terms):
         curve(left, name, name.replace("_", " "), i)
     left.set(xlabel="step", ylabel="loss", title="Loss")
     for i, name in enumerate(("accuracy", "f1", "roc_auc")):
-        curve(right, f"validation/{name}", name.replace("_", " "), i)
-    right.set(xlabel="step", ylim=(0, 1), title="Validation")
-    for axes in (left, right):
+        curve(middle, f"validation/{name}", name.replace("_", " "), i)
+    middle.set(xlabel="step", ylim=(0, 1), title="Validation")
+    if aged:
+        curve(panels[-1], "validation/age_mae_months", "mean absolute error", 3)
+        panels[-1].set(xlabel="step", ylabel="months", title="Validation, age")
+        panels[-1].set_ylim(bottom=0)
+    for axes in panels:
         if axes.lines:  # Below, where a legend hides no line.
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return figure

@@ -272,7 +272,12 @@ def summarise(predictions: Predictions, *, bootstrap_samples: int = 1000, seed: 
       seed: of the resampling.
     """
     figures = headline(predictions)
-    result = {"n": len(predictions), "n_patients": len(set(predictions.patient.tolist()))}
+    result = {
+        "n": len(predictions),
+        "n_patients": len(set(predictions.patient.tolist())),
+        "n_with_condition": int((predictions.label >= 0).sum()),
+        "n_with_age": int(np.isfinite(predictions.age_months).sum()),
+    }
     result |= figures
     result["not_computed"] = missing_reasons(predictions)
     if predictions.classes:

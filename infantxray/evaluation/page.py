@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from infantxray.evaluation.metrics import HEADLINES
@@ -44,10 +44,7 @@ _CAPTIONS = {
         "surest about, with a frame around the finding where its place is known. The last map has "
         "one cell for 32 pixels, so this is coarse.",
     ),
-    "panels": (
-        "What stage one learned to rebuild",
-        "Validation films, what the decoder makes of the encoder's last map, and the difference.",
-    ),
+    "panels": ("What stage one saw and made", "Validation films"),
 }
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 STYLE = """
@@ -77,7 +74,13 @@ details pre { overflow-x: auto; font-size: .8rem; }
 """
 
 
-def write(path: str, config: dict, summary: dict, pictures: dict[str, str]) -> None:
+def write(
+    path: str,
+    config: dict,
+    summary: dict,
+    pictures: dict[str, str],
+    panel_names: Sequence[str] = (),
+) -> None:
     """Writes the report of one stage-two model.
 
     Args:
@@ -85,6 +88,7 @@ def write(path: str, config: dict, summary: dict, pictures: dict[str, str]) -> N
       config: that the model was trained with.
       summary: what `metrics.json` holds.
       pictures: `{name: path of a PNG}`.
+      panel_names: of the rows of the picture `panels`, of stage one.
     """
     parts = [_header(config, summary), _cards(summary)]
     if "per_class" in summary:
@@ -93,6 +97,9 @@ def write(path: str, config: dict, summary: dict, pictures: dict[str, str]) -> N
     for name, picture in pictures.items():
         title, caption = _CAPTIONS[name]
         pixels = " class='pixels'" if name == "panels" else ""
+        if name == "panels":
+            rows = ", ".join(panel_names).replace("_", " ")
+            caption += f"; from above: {rows}." if rows else "."
         parts.append(
             f"<h2>{title}</h2><figure><img alt='{title}' src='{inline(picture)}'{pixels}>"
             f"<figcaption>{caption}</figcaption></figure>"
@@ -116,14 +123,26 @@ def write_document(path: str, title: str, parts: Iterable[str], style: str = "")
 
 def _header(config: dict, summary: dict) -> str:
     start = config["pretrained"] or "random weights"
-    data = ", ".join(summary["sources"])
-    unreadable = summary["n_unreadable"]
+    n = summary["n"]
+    told = f"{summary['n_patients']:,} patients whom neither stage was trained on"
+    if not summary["stage_one_known"]:
+        told = f"{summary['n_patients']:,} patients whom stage two was not trained on (stage one's "
+        told += "folder is gone: whether it was cannot be checked)"
+    told = [told]
+    for name, what in (("n_with_condition", "condition"), ("n_with_age", "age")):
+        if 0 < summary[name] < n:
+            told.append(f"{summary[name]:,} films with a known {what}")
+    if summary["n_without_patient_id"]:
+        told.append(
+            f"{summary['n_without_patient_id']:,} films without a patient id count as a patient "
+            "each: whether others of the same patient were trained on cannot be known"
+        )
+    told += [f"data {', '.join(summary['sources'])}", f"encoder from {start}"]
+    if summary["n_unreadable"]:
+        told.append(f"{summary['n_unreadable']} unreadable files left out (bad_files.csv)")
     return (
-        f"<h1>{html.escape(config['encoder'])} on {summary['n']:,} test films</h1>"
-        f"<p class='soft'>{summary['n_patients']:,} patients whom neither stage was trained on · "
-        f"data {html.escape(data)} · encoder from {html.escape(start)}"
-        + (f" · {unreadable} unreadable files left out (bad_files.csv)" if unreadable else "")
-        + "</p>"
+        f"<h1>{html.escape(config['encoder'])} on {n:,} test films</h1>"
+        f"<p class='soft'>{html.escape(' · '.join(told), quote=False)}</p>"
     )
 
 

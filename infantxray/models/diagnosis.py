@@ -121,6 +121,10 @@ class DiagnosisModel(nn.Module):
             self.age_prediction_net = AgePredictionNet(age_range=self.age_range, dtype=self.dtype)
         if self.age_film:
             self.age_modulation = AgeFiLM(dtype=self.dtype)
+        if not getattr(self.encoder, "normalised", True):
+            # The scale of such a last map is whatever stage one left: its decoder, which
+            # normalises what it reads, does not feel it, and VGG19's grew to 1e10 in 300 steps.
+            self.latent_norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5)
 
     def __call__(
         self, image: jax.Array, *, train: bool, age: jax.Array | None = None
@@ -129,13 +133,15 @@ class DiagnosisModel(nn.Module):
         latent = self.encoder(image, train=train and not self.freeze_encoder)[-1]
         if self.freeze_encoder:
             latent = jax.lax.stop_gradient(latent)
-        return self.heads(latent, age)
+        return self.heads(latent, age, train=train)
 
     def latent(self, image: jax.Array) -> jax.Array:
         """Image `[B, H, W, 1]` -> last map `[B, H/32, W/32, C]`, in inference mode."""
         return self.encoder(image, train=False)[-1]
 
-    def heads(self, latent: jax.Array, age: jax.Array | None = None) -> dict[str, jax.Array]:
+    def heads(
+        self, latent: jax.Array, age: jax.Array | None = None, *, train: bool = False
+    ) -> dict[str, jax.Array]:
         """Last map `[B, h, w, C]` -> `logits` `[B, K]` and `age` `[B]` (standardised), float32.
 
         Saliency differentiates this with respect to the map.
@@ -145,8 +151,11 @@ class DiagnosisModel(nn.Module):
           age: standardised, `[B]`, NaN = unknown: what `age_film` goes by in training, so that the
             condition head does not learn from the first, wrong ages. Where it is unknown, and in
             use, the predicted age stands in.
+          train: normalise by this batch, where the encoder has no BatchNorm of its own.
         """
         pooled = latent.mean(axis=(1, 2))
+        if not getattr(self.encoder, "normalised", True):
+            pooled = self.latent_norm(pooled.astype(jnp.float32), use_running_average=not train)
         outputs = self.age_prediction_net(pooled) if self.age_head else {}
         if self.num_classes:
             features = pooled

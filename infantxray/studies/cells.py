@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import logging
+import math
 import os
+import queue
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from data_pipeline.errors import UserError
@@ -103,8 +106,20 @@ def last_error(folder: str) -> str:
     return (said or ["it said nothing"])[-1].removeprefix("error: ")
 
 
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """The NVIDIA GPUs that processes with this environment would see; empty without any."""
+    if "CUDA_VISIBLE_DEVICES" in environment:
+        named = environment["CUDA_VISIBLE_DEVICES"].split(",")
+        return [name.strip() for name in named if name.strip() not in ("", "-1")]
+    devices = (path.removeprefix("/dev/nvidia") for path in glob.glob("/dev/nvidia[0-9]*"))
+    return sorted((name for name in devices if name.isdigit()), key=int)
+
+
 class LocalRunner:
     """Runs up to `slots` cells at a time on this machine.
+
+    One cell at a time has all GPUs. Several are dealt out to the GPUs in turn, and those on one
+    GPU divide its memory.
 
     Args:
       slots: how many.
@@ -114,15 +129,29 @@ class LocalRunner:
     def __init__(self, slots: int, environment: dict[str, str]):
         self.slots = slots
         self._environment = dict(environment)
-        if slots > 1:
-            self._environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{_GPU_SHARE / slots:.3f}"
+        self._shares: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+        gpus = visible_gpus(environment)
+        for i in range(slots):
+            share = {}
+            if slots > 1:
+                together = math.ceil(slots / max(len(gpus), 1))
+                share["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{_GPU_SHARE / together:.3f}"
+                if gpus:
+                    share["CUDA_VISIBLE_DEVICES"] = gpus[i % len(gpus)]
+            self._shares.put(share)
         self._pool = ThreadPoolExecutor(slots)
         self._stopping = threading.Event()
 
     def submit(self, cell: Cell) -> Future:
-        return self._pool.submit(
-            run_command, cell.command, cell.folder, self._environment, self._stopping.is_set
-        )
+        return self._pool.submit(self._run, cell)
+
+    def _run(self, cell: Cell) -> tuple[int, float]:
+        share = self._shares.get()
+        try:
+            environment = self._environment | share
+            return run_command(cell.command, cell.folder, environment, self._stopping.is_set)
+        finally:
+            self._shares.put(share)
 
     def stop(self) -> None:
         """Asks the running cells to save and stop; their futures end soon after."""

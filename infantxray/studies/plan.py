@@ -175,9 +175,11 @@ class _Planner:
         if variant["pretrained"]:
             needs = [self.stage_one(encoder, variant["pretrain"], start)]
             base["pretrained"] = needs[0].folder
-        return self._add(
-            "finetune", encoder, name, seed, [base, variant["finetune"]], needs, fraction
-        )
+        overrides = [base, variant["finetune"]]
+        if variant.get("labels_alone", False):
+            run = commands.compose("finetune", self._config.study.size, *overrides)
+            overrides.append(_labels_alone(run))
+        return self._add("finetune", encoder, name, seed, overrides, needs, fraction)
 
     def _stage_one_name(self, overrides: dict) -> str:
         changed = commands.flatten(overrides)
@@ -210,6 +212,22 @@ class _Planner:
         self.cells.append(cell)
         self._by_folder[folder] = cell
         return cell
+
+
+def _labels_alone(run: ConfigDict) -> dict:
+    """Stage two without a teacher, drawing as many films as teacher and student together."""
+    if not run.train_steps:
+        raise UserError(
+            "variants that learn from labels alone draw as many films as the others, so a study of "
+            "them needs config.finetune.train_steps, not train_epochs"
+        )
+    settings = run.self_training
+    teacher_batch = round(run.batch_size * settings.labelled_fraction)
+    films = run.train_steps * run.batch_size + settings.teacher_steps * teacher_batch
+    return {
+        "self_training": {"teacher_steps": 0},
+        "train_steps": round(films / run.batch_size),
+    }
 
 
 def _check(config: ConfigDict, task: str) -> None:

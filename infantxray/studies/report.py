@@ -14,6 +14,7 @@ from data_pipeline.errors import UnreadableImage
 from data_pipeline.manifest import SPLITS
 from data_pipeline.splits import patient_keys
 from infantxray.evaluation.metrics import HEADLINES
+from infantxray.settings import LOWER_IS_BETTER
 from infantxray.studies import page, strata
 from infantxray.studies.baselines import MAJORITY, RIDGE, baselines
 from infantxray.studies.comparisons import Comparisons
@@ -55,7 +56,7 @@ def write(config, folder: str, cells: Sequence[Cell], failed: dict[int, str]) ->
         for fraction, split in results.splits.items()
     }
     comparisons = Comparisons(results, references, config.bootstrap_samples, config.seed)
-    focus = _focus(results)
+    focus = _focus(results, config.finetune.best_metric)
     tables = {
         "encoders": comparisons.encoders(),
         "ablation": comparisons.ablation(),
@@ -109,19 +110,15 @@ def write(config, folder: str, cells: Sequence[Cell], failed: dict[int, str]) ->
     return path
 
 
-def _focus(results: Results) -> Model:
+def _focus(results: Results, best_metric: str) -> Model:
     """The encoder that details are shown of: the best on validation patients, not on the test."""
+    name = f"validation/{best_metric}"
+    sign = -1 if best_metric in LOWER_IS_BETTER else 1
 
     def score(model: Model) -> float:
-        best = [
-            max(
-                (row["validation/roc_auc"] or 0.0 for row in history(cell)
-                 if "validation/roc_auc" in row),
-                default=0.0,
-            )
-            for cell in model.cells
-        ]  # fmt: skip
-        return float(np.mean(best))
+        values = [[row[name] for row in history(cell) if row.get(name) is not None]
+                  for cell in model.cells]  # fmt: skip
+        return float(np.mean([max((sign * v for v in found), default=-np.inf) for found in values]))
 
     candidates = [results.model(encoder, results.reference) for encoder in results.encoders]
     return max((model for model in candidates if model), key=score, default=results.models[0])

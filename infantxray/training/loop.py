@@ -71,7 +71,7 @@ class Progress:
       data: state of the batch iterator.
       best: the best value so far of the metric that the best checkpoint is chosen by.
       best_step: and the step it was reached at.
-      evals_since_best: evaluations without a new best.
+      evals_since_best: evaluations without a better one.
       finished: nothing is left to do.
     """
 
@@ -179,7 +179,7 @@ def fit(
     batches,
     *,
     total_steps: int,
-    best_metric: str,
+    best_metric: str | None,
     lower_is_better: bool,
     initialise: Callable[[PyTree], PyTree] = lambda variables: variables,
     learning_rate_factors: Callable[[PyTree], PyTree] | None = None,
@@ -194,7 +194,8 @@ def fit(
       task: what to train.
       batches: a Grain iterator over training batches.
       total_steps: how many updates in all.
-      best_metric: the validation metric that the best checkpoint is chosen by.
+      best_metric: the validation metric that the best checkpoint is chosen by, of equals the
+        last; None: the latest counts as the best, and nothing stops early.
       lower_is_better: of that metric.
       initialise: changes the fresh variables, such as by restoring an encoder. Not called when
         the run is resumed.
@@ -293,14 +294,16 @@ def fit(
             metrics = task.evaluate(state.eval_variables)
         log(step, {f"validation/{name}": value for name, value in metrics.items()})
         value = metrics.get(best_metric, math.nan)
-        better = math.isfinite(value) and (
-            progress.best is None
-            or (value < progress.best if lower_is_better else value > progress.best)
+        before = math.nan if progress.best is None else progress.best
+        better = math.isfinite(value) and not (
+            value > before if lower_is_better else value < before
         )
-        if better:
-            progress.best, progress.best_step, progress.evals_since_best = value, step, 0
-        else:
+        if better and value != before:
+            progress.evals_since_best = 0
+        elif best_metric is not None:
             progress.evals_since_best += 1
+        if better:
+            progress.best, progress.best_step = value, step
         text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         _log.info("step %d: validation %s%s", step, text, " (best)" if better else "")
 
@@ -349,7 +352,7 @@ def fit(
                     f"stopped at step {step} of {total_steps}, saved; the same command goes on"
                 )
         writer.flush()
-    if progress.best is None:
+    if progress.best is None and best_metric is not None:
         _log.warning(
             "no evaluation gave a finite %s: the latest checkpoint counts as the best", best_metric
         )

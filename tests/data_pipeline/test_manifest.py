@@ -90,6 +90,19 @@ def test_newborns_have_an_age(tmp_path):
     assert records.has_age.tolist() == [True, False]
 
 
+def test_capitals_and_spaces_in_the_header_do_not_matter(tmp_path, caplog):
+    """A `Split` that was passed over in silence would put test patients into training."""
+    (tmp_path / "m.csv").write_text(
+        "Image_Path,Patient ID,Label,SPLIT,Age-Months,Folder\na.png,p1,mass,test,7,x\n"
+    )
+    with caplog.at_level("INFO", logger="data_pipeline"):
+        records = read_manifest(tmp_path / "m.csv")
+    assert records.patient_id.tolist() == ["p1"]
+    assert records.split.tolist() == ["test"]
+    assert records.age_months.tolist() == [7]
+    assert "columns not used: Folder (known: image_path, patient_id" in caplog.text
+
+
 def test_unknown_columns_are_ignored_and_order_does_not_matter(tmp_path):
     path = _write(tmp_path, "comment,label,image_path, patient_id \nhello,mass,a.png,p1\n")
     records = read_manifest(path)

@@ -172,6 +172,16 @@ def test_films_without_label_and_age_are_not_wasted_on_testing():
     assert count(roles(aged), "test") == 4
 
 
+def test_nor_are_those_of_a_source_that_knows_of_others():
+    """A large cohort of which a few are labelled: the many are what stage one learns from."""
+    known = [f"k{i}" for i in range(20)]
+    unknown = [f"u{i}" for i in range(200)]
+    result = roles(films(known + unknown, ["mass", "normal"] * 10 + [""] * 200))
+    assert all(result[f"patient:{name}"] == "train" for name in unknown)
+    assert (count(result, "test"), count(result, "validation")) == (4, 4)
+    assert roles(films(known, ["mass", "normal"] * 10)).items() <= result.items()
+
+
 def test_ids_of_sources_that_both_count_from_one():
     a, b = cohort(30, "a", prefix=""), cohort(30, "b", prefix="")
     both = Records.concatenate([a, b])

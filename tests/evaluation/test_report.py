@@ -1,6 +1,7 @@
 """figures.py and page.py: what stands in `report.html`."""
 
 import base64
+import dataclasses
 import html.parser
 import json
 import re
@@ -47,6 +48,8 @@ def summarise(predictions):
         "sources": ["manifest:/b.csv"],
         "checkpoint_step": 5,
         "n_unreadable": 2,
+        "n_without_patient_id": 7,
+        "stage_one_known": True,
     }
     return metrics.to_json(result)
 
@@ -124,6 +127,33 @@ def test_the_page_needs_nothing_else(report):
     assert not re.search(r"https?://|@import|url\(", text)
 
 
+def test_the_header_counts_what_is_known(tmp_path):
+    """Films without a condition or age stand in `n` and are scored by nothing."""
+    predictions = make_predictions()
+    label, age = predictions.label.copy(), predictions.age_months.copy()
+    label[:50], age[:11] = -1, np.nan
+    predictions = dataclasses.replace(predictions, label=label, age_months=age)
+    summary = summarise(predictions) | {"stage_one_known": False}
+    config = json.loads(finetune.get_config().to_json_best_effort())
+    page.write(str(tmp_path / "report.html"), config, summary, {})
+    shown = "".join(parse((tmp_path / "report.html").read_text(encoding="utf-8")).text)
+    assert "60 test films" in shown
+    assert "10 films with a known condition" in shown
+    assert "49 films with a known age" in shown
+    assert "neither stage" not in shown
+    assert "cannot be checked" in shown
+
+
+def test_pictures_of_stage_one_are_named_by_its_objective(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "panels.png")
+    config = json.loads(finetune.get_config().to_json_best_effort())
+    pictures = {"panels": str(tmp_path / "panels.png")}
+    summary = summarise(make_predictions())
+    page.write(str(tmp_path / "r.html"), config, summary, pictures, ("input", "first_view"))
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Validation films; from above: input, first view." in text
+
+
 def test_names_are_escaped(report):
     text, _, _ = report
     assert "<script" not in text
@@ -149,6 +179,8 @@ def test_the_page_shows_the_numbers(report):
     assert "60 test films" in shown
     assert "30 patients" in shown
     assert "2 unreadable files" in shown
+    assert "7 films without a patient id count as a patient each" in shown
+    assert "patients whom neither stage was trained on" in shown
     assert "data manifest:/b.csv" in shown  # That was scored, not that it was trained on.
     assert "--config.optimizer.learning_rate=0.001" in shown
 

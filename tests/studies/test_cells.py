@@ -102,6 +102,36 @@ def test_cells_run_side_by_side_with_shares_of_the_memory(tmp_path):
     assert (tmp_path / "0" / "share").read_text() == "0.450"
 
 
+@pytest.mark.parametrize(
+    ("gpus", "slots", "expected"),
+    [
+        ("", 2, ["none 0.450", "none 0.450"]),
+        ("-1", 2, ["none 0.450", "none 0.450"]),
+        ("0, GPU-b", 2, ["0 0.900", "GPU-b 0.900"]),
+        ("4,5", 3, ["4 0.450", "4 0.450", "5 0.450"]),
+        ("4,5", 1, ["4,5 whole"]),
+    ],
+)
+def test_cells_are_dealt_out_to_the_gpus(tmp_path, gpus, slots, expected):
+    say = (
+        "name = os.environ['CUDA_VISIBLE_DEVICES']; "
+        "share = os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', 'whole'); "
+        "name = 'none' if name in ('', '-1') else name; "
+        "open(folder + '/gpu', 'w').write(name + ' ' + share); "
+        "others = [os.path.dirname(folder) + f'/{i}/gpu' for i in range(" + str(slots) + ")]; "
+        "[time.sleep(0.02) for _ in range(3000) if not all(map(os.path.exists, others))]"
+    )
+    plan = [stub(tmp_path, i, f"{DONE}; {say}") for i in range(slots)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("XLA_PYTHON")}
+    runner = cells.LocalRunner(slots, environment | {"CUDA_VISIBLE_DEVICES": gpus})
+    try:
+        assert cells.run_cells(plan, plan, set(), runner) == {}
+    finally:
+        runner.close()
+    found = sorted((tmp_path / str(i) / "gpu").read_text() for i in range(slots))
+    assert found == sorted(expected)
+
+
 def wait_for(path, seconds=60):
     for _ in range(seconds * 50):
         if path.exists():

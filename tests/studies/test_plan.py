@@ -51,9 +51,13 @@ def test_few_stages_one_take_turns():
     assert [cells[cell.needs[0]].seed for cell in full] == [3, 4, 3, 4, 3]
 
 
-def test_recipes_draw_equally_many_films():
-    """The arms of docs/results.md."""
+@pytest.mark.parametrize("changed", [False, True])
+def test_recipes_draw_equally_many_films(changed):
+    """The arms of docs/results.md, also where the command line changes their length."""
     config = study_config.get_config("best")
+    if changed:
+        config.finetune.train_steps, config.finetune.batch_size = 300, 32
+        config.finetune.self_training.labelled_fraction = 0.5
     films = {}
     for cell in plan.make_plan(config, "/study"):
         if cell.task == "finetune":
@@ -63,10 +67,17 @@ def test_recipes_draw_equally_many_films():
             drawn += run.self_training.teacher_steps * teacher_batch
             films.setdefault(cell.name, set()).add(drawn)
     assert films.keys() == {"random", "paper", "masked", "random_self_training", "best"}
-    assert len(set.union(*films.values())) == 1
+    assert set.union(*films.values()) == {200 * 16 + (300 * 32 if changed else 400 * 64)}
     stage_one = [c.config for c in plan.make_plan(config, "/study") if c.task == "pretrain"]
     assert {run.objective for run in stage_one} == {"l1", "masked_hog"}
     assert len({(run.train_steps, run.batch_size) for run in stage_one}) == 1
+
+
+def test_labels_alone_need_a_number_of_steps():
+    config = study_config.get_config("best")
+    config.finetune.train_steps, config.finetune.train_epochs = 0, 3.0
+    with pytest.raises(UserError, match=r"needs config\.finetune\.train_steps, not train_epochs"):
+        plan.make_plan(config, "/study")
 
 
 def test_cells_are_ordinary_runs_with_the_settings_of_the_study():

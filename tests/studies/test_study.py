@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -403,3 +404,20 @@ def test_a_test_set_of_one_condition_or_without_labels_is_reported(tmp_path, mon
     assert row["roc_auc"] == ""
     assert float(row["age_mae_months"]) > 0
     assert bool(row["accuracy"]) == bool(known)
+
+
+@pytest.mark.parametrize(("metric", "expected"), [("age_mae_months", "b"), ("roc_auc", "a")])
+def test_details_are_of_the_encoder_that_validation_prefers(monkeypatch, metric, expected):
+    """By the metric that checkpoints are chosen by, in its own direction."""
+    values = {"a": [7.0, 8.0, None], "b": [9.0, 5.0, 7.5]}
+    monkeypatch.setattr(
+        report, "history", lambda cell: [{f"validation/{metric}": v} for v in values[cell]] + [{}]
+    )
+    models = {name: types.SimpleNamespace(name=name, cells=[name]) for name in values}
+    if metric == "roc_auc":
+        values |= {"a": [0.7, 0.9, None], "b": [0.8, 0.8, 0.8]}
+    found = types.SimpleNamespace(
+        encoders=list(values), reference="full", models=list(models.values()),
+        model=lambda encoder, variant: models[encoder],
+    )  # fmt: skip
+    assert report._focus(found, metric).name == expected

@@ -395,8 +395,8 @@ class TestFit:
         [
             ((0.5, 0.2, 0.3, 0.4, 0.9), True, 2),
             ((0.5, 0.2, 0.3, 0.9, 0.4), False, 4),
-            ((0.5, 1.0, 1.0, 0.9, 1.0), False, 2),  # Of equals the first.
-            ((0.5, 0.1, 0.1, 0.9, 0.1), True, 2),
+            ((0.5, 1.0, 1.0, 0.9, 0.8), False, 3),  # Of equals the last.
+            ((0.5, 0.1, 0.1, 0.9, 0.1), True, 5),
             ((math.nan, math.nan, 0.3, math.nan, math.nan), True, 3),
             ((0.5, math.inf, 0.7, math.nan, 0.1), True, 5),
         ],
@@ -409,6 +409,15 @@ class TestFit:
         assert progress.best == values[best - 1]
         assert checkpoints.best_step(str(tmp_path)) == 2 * best
         assert checkpoints.checkpoint_steps(str(tmp_path)) == sorted({2 * best, 10})
+
+    def test_without_a_metric_to_choose_by_the_latest_counts_as_the_best(self, tmp_path):
+        settings = config(eval_every_steps=2, checkpoint_every_steps=1)
+        task = make_task(evaluate=scripted((0.1, 0.2, 0.3, 0.4, 0.5)))
+        options = {"best_metric": None, "early_stopping_evals": 1}
+        _, progress = fit(tmp_path, task, settings=settings, **options)
+        assert (progress.best, progress.finished) == (None, True)
+        assert checkpoints.checkpoint_steps(str(tmp_path)) == [10]
+        assert checkpoints.best_step(str(tmp_path)) == 10
 
     def test_the_best_survives_a_resumption(self, tmp_path):
         settings = config(eval_every_steps=2, checkpoint_every_steps=1)
@@ -435,9 +444,9 @@ class TestFit:
                 **options,
             )
         _, progress = fit(tmp_path, make_task(evaluate=scripted([0.3, 0.1, 0.0])), **options)
-        # Best at 4; 6, 8 and 10 are no better, an equal value included.
-        assert (progress.finished, progress.best_step) == (True, 4)
-        assert checkpoints.checkpoint_steps(str(tmp_path)) == [4, 10]
+        # Best at 4; 6, 8 and 10 are no better. Of equals the last is kept.
+        assert (progress.finished, progress.best_step) == (True, 10)
+        assert checkpoints.checkpoint_steps(str(tmp_path)) == [10]
 
     def test_a_loss_that_is_not_finite_names_the_steps_and_keeps_a_good_checkpoint(self, tmp_path):
         def poison(index, batch):

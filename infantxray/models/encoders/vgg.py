@@ -40,6 +40,8 @@ class VGG(nn.Module):
     dtype: layers.Dtype = jnp.float32
     stages: tuple[Stage, ...] = VGG19
 
+    normalised = False
+
     @property
     def pyramid_features(self) -> tuple[int, ...]:
         features = tuple(stage.features for stage in self.stages)
