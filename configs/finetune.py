@@ -44,7 +44,8 @@ def get_config(variant: str = "cpu"):
     # The checkpoint that is evaluated at the end: the best on the validation films by this metric,
     # or the last where fewer than 100 of them have an answer for it.
     config.best_metric = "roc_auc"  # Or accuracy, recall, precision, f1, loss, age_mae_months.
-    config.early_stopping_evals = 0  # Stop after so many evaluations without a new best; 0 = never.
+    # Stop after so many evaluations without a better one; 0 = never. Nor where the last counts.
+    config.early_stopping_evals = 0
     config.bootstrap_samples = 1000
     config.train_steps = 300
     # Self-training. A teacher first learns so many steps from the labelled films; then a student

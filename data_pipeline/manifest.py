@@ -176,7 +176,10 @@ def _parse(rows, path: Path, source: str) -> Records:
     known = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
     repeated = sorted({name for name in header if name in known and header.count(name) > 1})
     if repeated:
-        raise DataError(f"manifest {path} has the column {repeated[0]!r} more than once")
+        names = [name for name, key in zip(written, header, strict=True) if key == repeated[0]]
+        raise DataError(
+            f"manifest {path} has the column {repeated[0]!r} more than once: {', '.join(names)}"
+        )
     position = {name: header.index(name) for name in known if name in header}
     unused = [name for name, key in zip(written, header, strict=True) if key not in known]
     if unused:

@@ -115,22 +115,21 @@ def _split_source(records, keys, validation_fraction, test_fraction, seed) -> di
         if (frequency[label], label) < (frequency[rarest], rarest):
             label_of[key] = label
     roles_given = set(given.values()) - {""}
-    fractions = {
-        "test": test_fraction if "test" not in roles_given and known else 0.0,
-        "validation": validation_fraction if "validation" not in roles_given else 0.0,
-    }
     strata: dict[str, list[str]] = {}
     role = {}
     for key, split in given.items():
         role[key] = split or "train"
-        # Patients of whom nothing is known can test nothing and stay for training. Where a source
-        # has no others, some of them show how well stage one rebuilds.
-        if role[key] == "train" and (key in known or not known):
+        if role[key] == "train":
             strata.setdefault(label_of[key], []).append(key)
     for members in strata.values():
         members.sort(key=lambda key: _digest(seed, name_of[key]))
-    for name, fraction in fractions.items():
-        _take(strata, role, name, fraction, seed)
+    if "test" not in roles_given:
+        # Patients of whom nothing is known can test nothing. (How well stage one rebuilds them can
+        # be validated.)
+        testable = {label: [k for k in members if k in known] for label, members in strata.items()}
+        _take(testable, role, "test", test_fraction, seed)
+    if "validation" not in roles_given:
+        _take(strata, role, "validation", validation_fraction, seed)
     return role
 
 

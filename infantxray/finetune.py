@@ -59,7 +59,8 @@ def run(config, folder: str) -> None:
         num_threads=config.data.num_threads,
         patient_ids=config.data.patient_ids,
     )
-    validation = reader(split.validation, training=False)
+    answered = split.validation.has_label | split.validation.has_age
+    validation = reader(split.validation.take(answered), training=False)
     validate = functools.partial(_validate, predictor, validation)
     best_metric = _chosen_by(config, validation)
     # Films of which nothing is known have nothing to teach, but to a student.
@@ -80,7 +81,7 @@ def run(config, folder: str) -> None:
             steps = runtime.total_steps(config, len(train))
         else:
             batches = _batches(config, informative)
-            steps = runtime.total_steps(config, len(informative))
+            steps = runtime.total_steps(config, len(informative)) + teachers_share(config)
         _fit(config, folder, card, batches, train.labels, validate, steps, best_metric)
         evaluate.evaluate(
             folder,
@@ -149,6 +150,15 @@ def _wants_teacher(config, card, films: FilmSource) -> bool:
         _log.info("every training film has a label: no teacher is needed")
         return False
     return True
+
+
+def teachers_share(config) -> int:
+    """As many steps of the student's batch as a teacher's films would make; 0 without a teacher.
+
+    Who learns without one takes them besides, so that both draw equally many films.
+    """
+    films = config.self_training.teacher_steps * _num_labelled(config)
+    return round(films / config.batch_size)
 
 
 def _ask_teacher(
@@ -244,7 +254,7 @@ def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
             f"computed; {advice}"
         )
     check_scored(config, split, ("validation", "test"))
-    _check_conditions(config, split, classes)
+    check_conditions(config, split, classes)
     ages = (None, None)
     if config.age_head:
         try:
@@ -267,7 +277,7 @@ def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
     return split, card
 
 
-def _check_conditions(config, split: Split, classes: tuple[str, ...]) -> None:
+def check_conditions(config, split: Split, classes: tuple[str, ...]) -> None:
     """Raises `DataError` where a scored film has a condition that no training film has."""
     for role in ("validation", "test"):
         found = set(split[role].label[split[role].has_label])

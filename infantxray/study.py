@@ -7,7 +7,9 @@ import os
 import sys
 
 from data_pipeline.errors import UserError
-from infantxray import workdir
+from data_pipeline.splits import check_classes
+from infantxray import data, workdir
+from infantxray.finetune import check_conditions
 from infantxray.studies import cells, plan, report
 
 _log = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ def run(config, folder: str) -> None:
     _log.info("%d cells, %d finished, %d to run now", len(planned), len(finished), len(todo))
     if config.study.dry_run:
         return
+    if any(cell.task == "finetune" for cell in todo):
+        _check_data(config)
     os.makedirs(folder, exist_ok=True)
     workdir.write_config(folder, config)
     failed = {}
@@ -60,6 +64,14 @@ def run(config, folder: str) -> None:
             "%d of %d cells failed; the same command tries them again", len(failed), len(todo)
         )
         sys.exit(1)
+
+
+def _check_data(config) -> None:
+    """Refuses, before stage one is trained for days, data that stage two would refuse."""
+    split = data.divide_sources(config.data)
+    classes = data.find_classes(config.data, split.train)
+    check_classes(split, classes, config.data.patient_ids)
+    check_conditions(config, split, classes)
 
 
 def _check_needs(todo, finished: set[int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import glob
 import json
 import logging
@@ -17,10 +18,16 @@ _log = logging.getLogger(__name__)
 # Settings that change how a run goes, not what comes out of it, or what is done where it stopped
 # at a file that cannot be read.
 _HARMLESS = ("log_every_steps", "data.num_threads", "data.memory_mb", "data.cache", "data.on_error")
-# What a run has come to, by its files.
-_RESULTS = ("checkpoints/[0-9]*", "teacher/checkpoints/[0-9]*", "metrics.json", "predictions.csv")
-# What it wrote before that.
-_BEGUN = ("config.json", "split.csv", "preprocessing.json", "history.jsonl")
+# What a run has written before it comes to anything.
+_BEGUN = (
+    "config.json",
+    "split.csv",
+    "preprocessing.json",
+    "history.jsonl",
+    "bad_files.csv",
+    "events.out.*",
+)
+_locks: dict[str, int] = {}  # Of the folders that this process works in, to its end.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,14 +87,20 @@ def prepare(workdir: str, config) -> None:
     forgotten: what is put right there may be another setting.
 
     Raises:
-      UserError: the folder holds a run with other settings; they are named.
+      UserError: the folder holds a run with other settings; they are named. Or another process
+        is at work in it.
     """
     os.makedirs(workdir, exist_ok=True)
+    _lock(workdir)
     if os.path.exists(os.path.join(workdir, "config.json")) and not _has_results(workdir):
-        read_config(workdir)  # Raises where the file is not of a run.
+        if read_config(workdir)["task"] != config.task:
+            raise UserError(
+                f"{workdir} holds a run of another task, {read_config(workdir)['task']}; choose "
+                "another --workdir"
+            )
         for name in _BEGUN:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(os.path.join(workdir, name))
+            for path in glob.glob(os.path.join(glob.escape(workdir), name)):
+                os.remove(path)
     changed = changed_settings(workdir, config)
     if changed:
         raise UserError(
@@ -118,9 +131,33 @@ def changed_settings(workdir: str, config) -> list[str]:
     ]
 
 
+def _lock(workdir: str) -> None:
+    """Keeps other processes out of the folder until this one ends."""
+    key = os.path.realpath(workdir)
+    if key in _locks:
+        return
+    descriptor = os.open(os.path.join(workdir, "run.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(
+            f"another process is at work in {workdir}; wait for it, or choose another --workdir"
+        ) from None
+    except OSError:
+        pass  # A file system without locks.
+    _locks[key] = descriptor
+
+
 def _has_results(workdir: str) -> bool:
-    folder = glob.escape(workdir)
-    return any(glob.glob(os.path.join(folder, pattern)) for pattern in _RESULTS)
+    """Whether a run in this folder has come to anything."""
+    if any(os.path.exists(os.path.join(workdir, n)) for n in ("metrics.json", "predictions.csv")):
+        return True
+    for folder in ("checkpoints", os.path.join("teacher", "checkpoints")):
+        with contextlib.suppress(FileNotFoundError):
+            if any(name.isdigit() for name in os.listdir(os.path.join(workdir, folder))):
+                return True
+    return False
 
 
 def read_config(workdir: str) -> dict:

@@ -1,8 +1,11 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from configs import finetune
+from configs import finetune, pretrain
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import UserError
 from infantxray import workdir
@@ -57,13 +60,35 @@ def test_a_run_that_came_to_nothing_is_forgotten(tmp_path):
     """Over a mistyped path, say: the right one is another setting."""
     workdir.prepare(str(tmp_path), finetune.get_config())
     (tmp_path / "split.csv").write_text("of the wrong data")
-    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "events.out.1").touch()
+    (tmp_path / "checkpoints" / "50.orbax-checkpoint-tmp").mkdir(parents=True)
     changed = finetune.get_config()
     changed.data.train = "manifest:/data/right.csv"
     assert workdir.changed_settings(str(tmp_path), changed) == []
     workdir.prepare(str(tmp_path), changed)
     assert workdir.read_config(str(tmp_path))["data"]["train"] == "manifest:/data/right.csv"
     assert not (tmp_path / "split.csv").exists()
+    assert not (tmp_path / "events.out.1").exists()
+
+
+def test_another_task_and_another_process_are_kept_out(tmp_path):
+    workdir.prepare(str(tmp_path / "one"), finetune.get_config())
+    with pytest.raises(UserError, match="another task, finetune"):
+        workdir.prepare(str(tmp_path / "one"), pretrain.get_config())
+    script = (
+        "import sys; from configs import finetune; from infantxray import workdir; "
+        "workdir.prepare(sys.argv[1], finetune.get_config()); print('in', flush=True); input()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "two")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=Path(__file__).parents[1],
+    ) as other:  # fmt: skip
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(UserError, match="another process is at work in"):
+            workdir.prepare(str(tmp_path / "two"), finetune.get_config())
+        other.communicate("\n")
+    workdir.prepare(str(tmp_path / "two"), finetune.get_config())
 
 
 def test_files_that_are_not_of_a_run_are_kept(tmp_path):
@@ -130,4 +155,4 @@ def test_home_folders_are_understood(tmp_path, monkeypatch):
 
 def test_nothing_half_written_is_left(tmp_path):
     workdir.prepare(str(tmp_path), finetune.get_config())
-    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "run.lock"}

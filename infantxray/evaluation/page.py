@@ -25,7 +25,7 @@ _NAMES = {
 _CAPTIONS = {
     "learning_curves": (
         "Learning curves",
-        "Training loss, and the figures on validation patients by which the checkpoint was chosen.",
+        "Training loss, and figures on validation patients.",
     ),
     "confusion_matrix": (
         "Confusion matrix",

@@ -96,6 +96,8 @@ class ConditionHead(nn.Module):
 class DiagnosisModel(nn.Module):
     """Encoder, condition head and, unless switched off, AgePredictionNet.
 
+    The pooled map of an encoder that has no BatchNorm (VGG19) goes through one of its own.
+
     Attributes:
       encoder: see `infantxray.models.create_encoder`.
       num_classes: how many conditions; with 0 there is no condition head (age alone).
@@ -124,7 +126,7 @@ class DiagnosisModel(nn.Module):
         if not getattr(self.encoder, "normalised", True):
             # The scale of such a last map is whatever stage one left: its decoder, which
             # normalises what it reads, does not feel it, and VGG19's grew to 1e10 in 300 steps.
-            self.latent_norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5)
+            self.latent_norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, use_fast_variance=False)
 
     def __call__(
         self, image: jax.Array, *, train: bool, age: jax.Array | None = None

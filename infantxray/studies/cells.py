@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 _RAY = "ray==2.60.0"
 _ATTEMPTS = 2
+_GPU_FILES = "/dev/nvidia[0-9]*"
 _GPU_SHARE = 0.9  # Of its memory, divided among the cells at a time.
 _LOG = "cell.log"
 _POLL_SECONDS = 0.1
@@ -111,8 +112,8 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     if "CUDA_VISIBLE_DEVICES" in environment:
         named = environment["CUDA_VISIBLE_DEVICES"].split(",")
         return [name.strip() for name in named if name.strip() not in ("", "-1")]
-    devices = (path.removeprefix("/dev/nvidia") for path in glob.glob("/dev/nvidia[0-9]*"))
-    return sorted((name for name in devices if name.isdigit()), key=int)
+    # CUDA counts those that it sees from 0, whatever the numbers of their device files.
+    return [str(i) for i in range(len(glob.glob(_GPU_FILES)))]
 
 
 class LocalRunner:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
 from infantxray import settings, workdir
+from infantxray.finetune import teachers_share
 from infantxray.models import ENCODERS
 from infantxray.studies import commands
 from infantxray.training import checkpoints
@@ -216,17 +217,16 @@ class _Planner:
 
 def _labels_alone(run: ConfigDict) -> dict:
     """Stage two without a teacher, drawing as many films as teacher and student together."""
+    if not run.self_training.teacher_steps:
+        return {}
     if not run.train_steps:
         raise UserError(
             "variants that learn from labels alone draw as many films as the others, so a study of "
             "them needs config.finetune.train_steps, not train_epochs"
         )
-    settings = run.self_training
-    teacher_batch = round(run.batch_size * settings.labelled_fraction)
-    films = run.train_steps * run.batch_size + settings.teacher_steps * teacher_batch
     return {
         "self_training": {"teacher_steps": 0},
-        "train_steps": round(films / run.batch_size),
+        "train_steps": run.train_steps + teachers_share(run),
     }
 
 

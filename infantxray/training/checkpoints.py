@@ -22,8 +22,8 @@ class CheckpointError(UserError):
 class _LatestAndBest:
     """Which checkpoints Orbax keeps.
 
-    Its own `BestN` keeps the last of equal ones and forgets, when a run is resumed, the metrics
-    of earlier checkpoints; what the loop's progress calls best must be what is kept.
+    Its own `BestN` forgets, when a run is resumed, the metrics of earlier checkpoints; what the
+    loop's progress calls best must be what is kept.
     """
 
     best_step = 0

@@ -236,6 +236,8 @@ def fit(
         )
         state, saved = manager.restore(abstract)
         progress = Progress(**saved)
+        if best_metric is None:
+            progress = dataclasses.replace(progress, best=None, best_step=0, evals_since_best=0)
         batches.set_state(progress.data)
         _log.info("resumed at step %d", int(state.step))
     start = int(state.step)

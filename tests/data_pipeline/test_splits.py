@@ -177,9 +177,11 @@ def test_nor_are_those_of_a_source_that_knows_of_others():
     known = [f"k{i}" for i in range(20)]
     unknown = [f"u{i}" for i in range(200)]
     result = roles(films(known + unknown, ["mass", "normal"] * 10 + [""] * 200))
-    assert all(result[f"patient:{name}"] == "train" for name in unknown)
-    assert (count(result, "test"), count(result, "validation")) == (4, 4)
+    assert {result[f"patient:{name}"] for name in unknown} == {"train", "validation"}
+    assert (count(result, "test"), count(result, "validation")) == (4, 44)
     assert roles(films(known, ["mass", "normal"] * 10)).items() <= result.items()
+    one = roles(films(["k", *unknown], ["mass"] + [""] * 200))
+    assert (count(one, "test"), count(one, "validation")) == (0, 40)
 
 
 def test_ids_of_sources_that_both_count_from_one():

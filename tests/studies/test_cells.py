@@ -102,6 +102,15 @@ def test_cells_run_side_by_side_with_shares_of_the_memory(tmp_path):
     assert (tmp_path / "0" / "share").read_text() == "0.450"
 
 
+def test_gpus_are_counted_from_zero(tmp_path, monkeypatch):
+    """In a container that is given the machine's GPUs 3 and 5 alone."""
+    for name in ("nvidia3", "nvidia5", "nvidiactl"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(cells, "_GPU_FILES", str(tmp_path / "nvidia[0-9]*"))
+    assert cells.visible_gpus({}) == ["0", "1"]
+    assert cells.visible_gpus({"CUDA_VISIBLE_DEVICES": "7"}) == ["7"]
+
+
 @pytest.mark.parametrize(
     ("gpus", "slots", "expected"),
     [
