@@ -71,6 +71,9 @@ def optimizer() -> ConfigDict:
     config.warmup_fraction = 0.05  # Of all steps.
     config.weight_decay = 1e-4  # On kernels alone, not on biases and normalisation.
     config.clip_norm = 1.0  # Of the whole gradient; 0 = no clipping.
+    # Times learning_rate, for encoders without BatchNorm (VGG19). At the rate that suits the others
+    # their weights turn over in a few steps, and they learn nothing.
+    config.factor_without_batchnorm = 0.03
     return config
 
 

@@ -24,6 +24,7 @@ from infantxray.models.diagnosis import age_bins
 from infantxray.settings import LOWER_IS_BETTER
 from infantxray.torch_weights import import_encoder
 from infantxray.training import augment, checkpoints, loop, losses
+from infantxray.training.optimizer import encoder_factor
 from infantxray.training.sharding import DataParallel
 
 _log = logging.getLogger(__name__)
@@ -334,18 +335,16 @@ def learning_rate_factors(config, params):
     factors = jax.tree.map(lambda _: 1.0, params)
     if config.freeze_encoder:
         factors["encoder"] = jax.tree.map(lambda _: 0.0, params["encoder"])
-    elif config.layer_decay < 1:
-        encoder = create_encoder(config.encoder)
+        return factors
+    encoder = create_encoder(config.encoder)
+    factor = config.encoder_learning_rate_factor * encoder_factor(config.optimizer, encoder)
+    if config.layer_decay < 1:
         levels = pyramid_level(encoder, params["encoder"])
         last = max(jax.tree.leaves(levels))
         factors["encoder"] = jax.tree.map(
-            lambda level: (
-                config.encoder_learning_rate_factor * config.layer_decay ** (last - level)
-            ),
-            levels,
+            lambda level: factor * config.layer_decay ** (last - level), levels
         )
     else:
-        factor = config.encoder_learning_rate_factor
         factors["encoder"] = jax.tree.map(lambda _: factor, params["encoder"])
     return factors
 

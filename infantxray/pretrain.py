@@ -18,6 +18,7 @@ from infantxray.evaluation import metrics as evaluation_metrics
 from infantxray.models import create_encoder
 from infantxray.objectives import OBJECTIVES
 from infantxray.training import augment, checkpoints, loop
+from infantxray.training.optimizer import encoder_factor
 from infantxray.training.sharding import DataParallel
 
 _log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ def run(config, folder: str) -> None:
             total_steps=total_steps,
             best_metric=objective.name,
             lower_is_better=True,
+            learning_rate_factors=functools.partial(_learning_rate_factors, config, encoder),
         )
     finally:
         bad_files.write(os.path.join(folder, "bad_files.csv"))
@@ -104,6 +106,16 @@ def run(config, folder: str) -> None:
         config.encoder,
         target,
     )
+
+
+def _learning_rate_factors(config, encoder, params):
+    """What multiplies the learning rate of each parameter; None: 1 for all."""
+    factor = encoder_factor(config.optimizer, encoder)
+    if factor == 1:
+        return None
+    factors = jax.tree.map(lambda _: 1.0, params)
+    factors["encoder"] = jax.tree.map(lambda _: factor, params["encoder"])
+    return factors
 
 
 def _validation_loss(objective):

@@ -71,6 +71,7 @@ _RULES = {
     "optimizer.warmup_fraction": (_is_fraction, "at least 0 and below 1"),
     "optimizer.weight_decay": (lambda v: v >= 0, "0 or more"),
     "optimizer.clip_norm": (lambda v: v >= 0, "0 (off) or more"),
+    "optimizer.factor_without_batchnorm": (lambda v: v > 0, "above 0"),
     "augment.rotation_degrees": (lambda v: 0 <= v <= 180, "between 0 and 180"),
     "augment.scale": (_is_fraction, "at least 0 and below 1"),
     "augment.shift": (_is_fraction, "at least 0 and below 1"),

@@ -403,3 +403,8 @@ def test_learning_rate_factors(monkeypatch):
     decayed = factors(layer_decay=0.5, encoder_learning_rate_factor=0.2)
     assert decayed["condition_head"] == head
     assert decayed["encoder"] == pytest.approx({"a": 0.025, "b": 0.1, "c": 0.2})
+    # Without BatchNorm an encoder learns at a fraction of the rate; heads do not.
+    plain = factors(encoder="vgg19", encoder_learning_rate_factor=0.5)
+    assert plain["encoder"] == pytest.approx(dict.fromkeys("abc", 0.015))
+    assert plain["condition_head"] == head
+    assert factors(encoder="vgg19", freeze_encoder=True)["encoder"] == dict.fromkeys("abc", 0.0)

@@ -44,6 +44,7 @@ BAD = {
     "checkpoint_every_steps": [0],
     "age_weight": [-0.1, float("nan")],
     "encoder_learning_rate_factor": [-1.0],
+    "optimizer__factor_without_batchnorm": [0.0, -1.0],
     "age_loss": ["mae"],
     "age_weighting": ["learned"],
     "layer_decay": [0.0, 1.1],

@@ -182,7 +182,7 @@ def fit(
     best_metric: str | None,
     lower_is_better: bool,
     initialise: Callable[[PyTree], PyTree] = lambda variables: variables,
-    learning_rate_factors: Callable[[PyTree], PyTree] | None = None,
+    learning_rate_factors: Callable[[PyTree], PyTree | None] = lambda params: None,
     ema_decay: float = 0.0,
     early_stopping_evals: int = 0,
 ) -> tuple[TrainState, Progress]:
@@ -215,9 +215,7 @@ def fit(
     schedule = optimizer.learning_rate_schedule(config.optimizer, total_steps)
     base_key = jax.random.key(config.seed)
     init_key, step_key = jax.random.split(base_key)
-    factors = None
-    if learning_rate_factors is not None:
-        factors = learning_rate_factors(jax.eval_shape(task.init, init_key)["params"])
+    factors = learning_rate_factors(jax.eval_shape(task.init, init_key)["params"])
     tx = optimizer.create_optimizer(config.optimizer, total_steps, factors)
     manager = checkpoints.Checkpoints(workdir)
 
