@@ -2,7 +2,8 @@
 
     python main.py --config=configs/pretrain.py
 
-takes about two minutes on two CPU cores, on embedded data (adult and infant phantoms, 64 px).
+takes two to two and a half minutes on two CPU cores, on embedded data (adult and infant phantoms,
+64 px).
 
     python main.py --config=configs/pretrain.py:paper \
         --config.data.train=manifest:/data/adult.csv,manifest:/data/infant.csv
