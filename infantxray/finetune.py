@@ -21,10 +21,10 @@ from infantxray.evaluation.metrics import headline
 from infantxray.models import create_encoder
 from infantxray.models.depth import pyramid_level
 from infantxray.models.diagnosis import age_bins
+from infantxray.models.encoders import has_batchnorm
 from infantxray.settings import LOWER_IS_BETTER
 from infantxray.torch_weights import import_encoder
 from infantxray.training import augment, checkpoints, loop, losses
-from infantxray.training.optimizer import encoder_factor
 from infantxray.training.sharding import DataParallel
 
 _log = logging.getLogger(__name__)
@@ -337,7 +337,9 @@ def learning_rate_factors(config, params):
         factors["encoder"] = jax.tree.map(lambda _: 0.0, params["encoder"])
         return factors
     encoder = create_encoder(config.encoder)
-    factor = config.encoder_learning_rate_factor * encoder_factor(config.optimizer, encoder)
+    factor = config.encoder_learning_rate_factor
+    if not has_batchnorm(encoder):
+        factor *= config.optimizer.factor_without_batchnorm
     if config.layer_decay < 1:
         levels = pyramid_level(encoder, params["encoder"])
         last = max(jax.tree.leaves(levels))

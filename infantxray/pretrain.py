@@ -16,9 +16,9 @@ from data_pipeline.loader import BadFiles, FilmSource, evaluation_batches, train
 from infantxray import data, probe, runtime, workdir
 from infantxray.evaluation import metrics as evaluation_metrics
 from infantxray.models import create_encoder
+from infantxray.models.encoders import has_batchnorm
 from infantxray.objectives import OBJECTIVES
 from infantxray.training import augment, checkpoints, loop
-from infantxray.training.optimizer import encoder_factor
 from infantxray.training.sharding import DataParallel
 
 _log = logging.getLogger(__name__)
@@ -110,9 +110,9 @@ def run(config, folder: str) -> None:
 
 def _learning_rate_factors(config, encoder, params):
     """What multiplies the learning rate of each parameter; None: 1 for all."""
-    factor = encoder_factor(config.optimizer, encoder)
-    if factor == 1:
+    if has_batchnorm(encoder):
         return None
+    factor = config.optimizer.factor_without_batchnorm
     factors = jax.tree.map(lambda _: 1.0, params)
     factors["encoder"] = jax.tree.map(lambda _: factor, params["encoder"])
     return factors

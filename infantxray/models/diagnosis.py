@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infantxray.models.encoders import has_batchnorm
+
 AGE_BINS = 41  # of distribution regression: five months each, from 0 to 18 years
 
 
@@ -123,7 +125,7 @@ class DiagnosisModel(nn.Module):
             self.age_prediction_net = AgePredictionNet(age_range=self.age_range, dtype=self.dtype)
         if self.age_film:
             self.age_modulation = AgeFiLM(dtype=self.dtype)
-        if not getattr(self.encoder, "normalised", True):
+        if not has_batchnorm(self.encoder):
             # The scale of such a last map is whatever stage one left: its decoder, which
             # normalises what it reads, does not feel it, and VGG19's grew to 1e10 in 300 steps.
             self.latent_norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, use_fast_variance=False)
@@ -156,7 +158,7 @@ class DiagnosisModel(nn.Module):
           train: normalise by this batch, where the encoder has no BatchNorm of its own.
         """
         pooled = latent.mean(axis=(1, 2))
-        if not getattr(self.encoder, "normalised", True):
+        if not has_batchnorm(self.encoder):
             pooled = self.latent_norm(pooled.astype(jnp.float32), use_running_average=not train)
         outputs = self.age_prediction_net(pooled) if self.age_head else {}
         if self.num_classes:

@@ -21,16 +21,6 @@ def learning_rate_schedule(settings, total_steps: int) -> optax.Schedule:
     )
 
 
-def encoder_factor(settings, encoder) -> float:
-    """What multiplies the learning rate of an encoder: less than 1 where it has no BatchNorm.
-
-    Args:
-      settings: `config.optimizer`.
-      encoder: see `infantxray.models.create_encoder`.
-    """
-    return 1.0 if getattr(encoder, "normalised", True) else settings.factor_without_batchnorm
-
-
 def create_optimizer(
     settings, total_steps: int, factors: PyTree | None = None
 ) -> optax.GradientTransformation:

@@ -5,7 +5,8 @@ An encoder is a linen module with
 - `pyramid_features`, the channels of its four maps (strides 4, 8, 16 and 32), and
   `num_features`, those of the last;
 - `__call__(image, *, train)`, which maps [B, H, W, in_channels] to the four maps,
-  fine to coarse, after activation. H and W are multiples of 32.
+  fine to coarse, after activation. H and W are multiples of 32;
+- `normalised = False` where no BatchNorm keeps the last map in scale (see `has_batchnorm`).
 
 Parameters and BatchNorm statistics are float32 whatever the dtype of the computation.
 """
@@ -25,6 +26,12 @@ from infantxray.models.encoders.resnet import ResNet
 from infantxray.models.encoders.shufflenet import ShuffleNet
 from infantxray.models.encoders.vgg import VGG
 from infantxray.models.encoders.xception import Xception
+
+
+def has_batchnorm(encoder: nn.Module) -> bool:
+    """False of encoders whose maps have whatever scale their weights give them: VGG19."""
+    return getattr(encoder, "normalised", True)
+
 
 ENCODERS = {
     "vgg19": VGG,
