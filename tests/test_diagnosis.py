@@ -16,7 +16,7 @@ from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import UserError
 from data_pipeline.loader import FilmSource
 from data_pipeline.manifest import Records
-from infantxray import diagnosis, finetune
+from infantxray import diagnosis, diagnosis_loss, finetune
 from infantxray.evaluation.metrics import Predictions
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.models.encoders.vgg import VGG, Stage
@@ -288,7 +288,7 @@ class TestLoss:
         for name in config.augment:
             config.augment[name] = type(config.augment[name])(0)
         config.update(values)
-        return finetune.make_task(config, card or make_card(), self.LABELS, None)
+        return diagnosis_loss.make_task(config, card or make_card(), self.LABELS, None)
 
     def test_what_counts_is_what_is_known(self):
         weights = self.task().weights(self.BATCH)
