@@ -11,6 +11,7 @@ from PIL import Image
 from data_pipeline.decode import dicom_file
 from data_pipeline.decode.isolation import run_isolated, time_limit
 from data_pipeline.decode.radiograph import Refused
+from data_pipeline.decode.raster import is_colored
 
 _RLE = "1.2.840.10008.1.2.5"
 _JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
@@ -35,7 +36,6 @@ _OPTIONAL = {
     "1.2.840.10008.1.2.4.202": ("High-Throughput JPEG 2000", "pylibjpeg-openjpeg==2.6.0"),
     "1.2.840.10008.1.2.4.203": ("High-Throughput JPEG 2000", "pylibjpeg-openjpeg==2.6.0"),
 }
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +68,12 @@ class Layout:
         return self.samples == 3
 
 
-def decode(dicom: dicom_file.DicomFile, layout: Layout, least: int | None) -> np.ndarray:
-    """Stored values, unsigned, uint8 or uint16 `[H, W]`; of a colour image its luminance.
+def decode(
+    dicom: dicom_file.DicomFile, layout: Layout, least: int | None
+) -> tuple[np.ndarray, bool]:
+    """Stored values, unsigned, uint8 or uint16 `[H, W]`, and whether the picture shows colour.
+
+    Of a colour picture the values are its luminance; greys stored as colour show none.
 
     Args:
       dicom: the parsed file.
@@ -89,18 +93,18 @@ def decode(dicom: dicom_file.DicomFile, layout: Layout, least: int | None) -> np
         raise Refused("its pixel data is compressed, and its header does not say how")
     frame = dicom_file.single_frame(data)
     if syntax == _RLE:
-        return _luminance(_rle(frame, layout), layout)
+        return _grey(_rle(frame, layout), layout)
     if syntax in (_JPEG_BASELINE, _JPEG_EXTENDED) and _jpeg_precision(frame) == 8:
         return _jpeg(frame, layout, least)
     limit = time_limit(layout.rows * layout.columns)
     if syntax in _JPEG_2000:
-        return run_isolated(f"{__name__}:jpeg_2000", frame, layout, timeout_s=limit)
+        return run_isolated(f"{__name__}:jpeg_2000", frame, layout, cpu_s=limit)
     if syntax in _OPTIONAL:
-        return run_isolated(f"{__name__}:optional", frame, layout, syntax, timeout_s=limit)
+        return run_isolated(f"{__name__}:optional", frame, layout, syntax, cpu_s=limit)
     raise Refused("its transfer syntax is unknown or for video")
 
 
-def _native(data: memoryview, layout: Layout, little_endian: bool) -> np.ndarray:
+def _native(data: memoryview, layout: Layout, little_endian: bool) -> tuple[np.ndarray, bool]:
     count = layout.rows * layout.columns * layout.samples
     if layout.photometric.startswith("YBR_FULL_422"):
         raise Refused("its colours are stored at half resolution without compression")
@@ -113,18 +117,19 @@ def _native(data: memoryview, layout: Layout, little_endian: bool) -> np.ndarray
         values = np.frombuffer(data, "<u2" if little_endian else ">u2", count)
         values = values.astype(np.uint16, copy=False)
     if layout.samples == 1:
-        return values.reshape(layout.rows, layout.columns)
+        return values.reshape(layout.rows, layout.columns), False
     if layout.planar:
         values = values.reshape(3, layout.rows, layout.columns).transpose(1, 2, 0)
-    return _luminance(values.reshape(layout.rows, layout.columns, 3), layout)
+    return _grey(values.reshape(layout.rows, layout.columns, 3), layout)
 
 
-def _luminance(values: np.ndarray, layout: Layout) -> np.ndarray:
-    if layout.samples == 1:
-        return values
-    if layout.photometric.startswith("YBR"):
-        return np.ascontiguousarray(values[..., 0])
-    return np.rint(values.astype(np.float32) @ _LUMA).astype(np.uint8)
+def _grey(values: np.ndarray, layout: Layout) -> tuple[np.ndarray, bool]:
+    """Greys `[H, W]` of stored values `[H, W]` or `[H, W, 3]`, and whether they show colour."""
+    if not layout.color:
+        return values, False
+    bands = [Image.fromarray(np.ascontiguousarray(values[..., i])) for i in range(3)]
+    image = Image.merge("YCbCr" if layout.photometric.startswith("YBR") else "RGB", bands)
+    return np.asarray(image.convert("L")), is_colored(image)
 
 
 def _rle(frame: bytes, layout: Layout) -> np.ndarray:
@@ -178,16 +183,16 @@ def _jpeg_precision(frame: bytes) -> int:
     return 0
 
 
-def _jpeg(frame: bytes, layout: Layout, least: int | None) -> np.ndarray:
+def _jpeg(frame: bytes, layout: Layout, least: int | None) -> tuple[np.ndarray, bool]:
     with Image.open(io.BytesIO(frame), formats=("JPEG",)) as image:
         _same_size(image, layout)
         if least is not None:
             scale = least / min(layout.rows, layout.columns)
             image.draft(None, (-int(-image.width * scale // 1), -int(-image.height * scale // 1)))
-        return np.asarray(image.convert("L"))
+        return np.asarray(image.convert("L")), layout.color and is_colored(image)
 
 
-def jpeg_2000(frame: bytes, layout: Layout) -> np.ndarray:
+def jpeg_2000(frame: bytes, layout: Layout) -> tuple[np.ndarray, bool]:
     """JPEG 2000, signed values in two's complement. To be run isolated.
 
     Always in full: its own reduced scales are four times faster, but lie up to half a pixel beside
@@ -199,7 +204,7 @@ def jpeg_2000(frame: bytes, layout: Layout) -> np.ndarray:
     with Image.open(io.BytesIO(frame), formats=("JPEG2000",)) as image:
         _same_size(image, layout)
         if layout.color:
-            return np.array(image.convert("L"))
+            return np.array(image.convert("L")), is_colored(image)
         if image.mode not in ("L", "I;16"):
             raise Refused("its JPEG 2000 data contradicts its header")
         values = np.array(image)
@@ -208,7 +213,7 @@ def jpeg_2000(frame: bytes, layout: Layout) -> np.ndarray:
     if signed:
         values -= values.dtype.type(2 ** (precision - 1))
         values &= values.dtype.type(2**layout.stored - 1)
-    return values
+    return values, False
 
 
 def _jpeg_2000_header(frame: bytes) -> tuple[int, bool]:
@@ -228,7 +233,7 @@ def _same_size(image: Image.Image, layout: Layout) -> None:
         )
 
 
-def optional(frame: bytes, layout: Layout, syntax: str) -> np.ndarray:
+def optional(frame: bytes, layout: Layout, syntax: str) -> tuple[np.ndarray, bool]:
     """What needs a package that is not required. To be run isolated."""
     from pydicom.encaps import encapsulate
     from pydicom.pixels import get_decoder
@@ -254,6 +259,5 @@ def optional(frame: bytes, layout: Layout, syntax: str) -> np.ndarray:
         pixel_representation=int(layout.signed),
         pixel_keyword="PixelData",
     )
-    values = _luminance(values, layout)
     values = values.view(np.uint8 if values.itemsize == 1 else np.uint16)
-    return values & values.dtype.type(2**layout.stored - 1)
+    return _grey(values & values.dtype.type(2**layout.stored - 1), layout)

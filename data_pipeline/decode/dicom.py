@@ -9,7 +9,6 @@ in memory.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
 import math
 import re
@@ -18,17 +17,21 @@ from collections.abc import Callable
 import numpy as np
 
 from data_pipeline.decode import codecs
+from data_pipeline.decode.age import age_months
 from data_pipeline.decode.dicom_file import PIXEL_DATA, DicomFile, parse_dicom
+from data_pipeline.decode.percentiles import histogram, percentiles, window_by_percentiles
+from data_pipeline.decode.preprocessing import square_pixels
 from data_pipeline.decode.radiograph import Header, Radiograph, Refused, check_size
 
-_SOP_CLASS, _STUDY_DATE, _MODALITY = 0x00080016, 0x00080020, 0x00080060
+_SOP_CLASS, _STUDY_DATE, _MODALITY, _INTENT = 0x00080016, 0x00080020, 0x00080060, 0x00080068
 _STUDY_DESCRIPTION, _SERIES_DESCRIPTION = 0x00081030, 0x0008103E
 _PATIENT_ID, _BIRTH_DATE, _SEX, _AGE = 0x00100020, 0x00100030, 0x00100040, 0x00101010
 _SPECIES, _SPECIES_CODE, _BREED = 0x00102201, 0x00102202, 0x00102292
 _BODY_PART, _PROTOCOL, _PROCESSING = 0x00180015, 0x00181030, 0x00181400
 _IMAGER_SPACING, _VIEW = 0x00181164, 0x00185101
 _SAMPLES, _PHOTOMETRIC, _PLANAR = 0x00280002, 0x00280004, 0x00280006
-_FRAMES, _ROWS, _COLUMNS, _SPACING = 0x00280008, 0x00280010, 0x00280011, 0x00280030
+_FRAMES, _ROWS, _COLUMNS = 0x00280008, 0x00280010, 0x00280011
+_SPACING, _PIXEL_ASPECT = 0x00280030, 0x00280034
 _ALLOCATED, _STORED, _HIGH_BIT, _SIGNED = 0x00280100, 0x00280101, 0x00280102, 0x00280103
 _PADDING, _CENTER, _WIDTH = 0x00280120, 0x00281050, 0x00281051
 _INTERCEPT, _SLOPE, _WINDOW_FUNCTION = 0x00281052, 0x00281053, 0x00281056
@@ -42,6 +45,7 @@ _HEADER_TAGS = frozenset(
     | {_IMAGER_SPACING, _VIEW, _SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES, _ROWS, _COLUMNS}
     | {_SPACING, _ALLOCATED, _STORED, _HIGH_BIT, _SIGNED, _PADDING, _CENTER, _WIDTH}
     | {_INTERCEPT, _SLOPE, _WINDOW_FUNCTION, _PRESENTATION_SHAPE, _OVERLAY_BIT}
+    | {_INTENT, _PIXEL_ASPECT}
 )
 _SEQUENCES = frozenset({_MODALITY_LUT, _VOI_LUT, _SPECIES_CODE})
 
@@ -73,22 +77,17 @@ _OTHER_MODALITIES = {
 }
 _MAMMOGRAPHY_CLASSES = ("1.2.840.10008.5.1.4.1.1.1.2", "1.2.840.10008.5.1.4.1.1.13.1.3")
 _DENTAL_CLASS = "1.2.840.10008.5.1.4.1.1.1.3"
+_RAW_CLASS = "1.2.840.10008.5.1.4.1.1.1.1.1"  # Digital X-ray for processing.
 _ANIMAL = re.compile(r"\b(canine|feline|equine|bovine|avian|veterinar\w*)\b", re.IGNORECASE)
 
-_AGE_STRING = re.compile(r"(\d{3})([DWMY])")
-_DAYS_A_MONTH = 30.4375
-_MONTHS = {"D": 1 / _DAYS_A_MONTH, "W": 7 / _DAYS_A_MONTH, "M": 1.0, "Y": 12.0}
-_DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")
-# De-identification often writes the first day of a century for an unknown birth date.
-_PLACEHOLDER_BIRTH = datetime.date(1900, 1, 1)
-_MAX_AGE_MONTHS = 130 * 12
-
+# Sides of a pixel that differ by no more are equal, as measured ones never are exactly; ...
+_SQUARE = 0.01
+# ... and no detector or scanner has pixels that differ by more than this factor.
+_MAX_PIXEL_ASPECT = 4.0
 # A window is useless if it leaves more than this share of the film black or white, ...
 _MAX_SATURATED = 0.9
 # ... or if the film between its 1st and 99th percentile fills less than this share of the greys.
 _MIN_CONTRAST = 0.1
-_PERCENTILES = (0.5, 99.5)
-_PIECE = 2**18
 _HEADER_READ_BYTES = 2**18
 
 
@@ -108,13 +107,22 @@ def read_dicom(data: bytes, shortest_side: Callable[[int, int], int] | None = No
     if PIXEL_DATA not in dicom.elements:
         raise Refused("it has a header but no pixel data, or is cut short before it")
     layout = _layout(dicom)
-    least = shortest_side(layout.rows, layout.columns) if shortest_side else None
     header = _header(dicom)
-    stored = codecs.decode(dicom, layout, least)
+    notes = list(header.notes)
+    aspect = _pixel_aspect(dicom, notes)
+    least = None
+    if shortest_side and aspect == 1.0:
+        least = shortest_side(layout.rows, layout.columns)
+    stored, in_color = codecs.decode(dicom, layout, least)
     if layout.color:
-        return Radiograph(stored, dataclasses.replace(header, bits=layout.stored))
-    pixels, bits, notes = _render(dicom, layout, stored)
-    return Radiograph(pixels, dataclasses.replace(header, bits=bits, notes=header.notes + notes))
+        pixels, bits = stored, layout.stored
+        if in_color:
+            notes.append("in colour")
+    else:
+        pixels, bits = _render(dicom, layout, stored, notes)
+    if aspect != 1.0:
+        pixels = square_pixels(pixels, aspect)
+    return Radiograph(pixels, dataclasses.replace(header, bits=bits, notes=tuple(notes)))
 
 
 def read_header(path: str) -> Header:
@@ -203,9 +211,10 @@ def _layout(dicom: DicomFile) -> codecs.Layout:
 
 def _header(dicom: DicomFile) -> Header:
     notes = []
-    age = _age_months(dicom, notes)
-    spacing = dicom.decimals(_SPACING) or dicom.decimals(_IMAGER_SPACING)
-    valid = len(spacing) == 2 and min(spacing) > 0
+    dates = dicom.text(_BIRTH_DATE), dicom.text(_STUDY_DATE)
+    age = age_months(dicom.text(_AGE), *dates, notes)
+    if dicom.text(_INTENT).upper() == "FOR PROCESSING" or dicom.text(_SOP_CLASS) == _RAW_CLASS:
+        notes.append("raw detector data (FOR PROCESSING), not as a viewer shows a film")
     identifier = dicom.elements.get(_PATIENT_ID, b"")
     identifier = bytes(identifier[:256]).strip(b" \0")
     sex = dicom.text(_SEX).upper()
@@ -216,7 +225,7 @@ def _header(dicom: DicomFile) -> Header:
         view=_code(dicom.text(_VIEW)),
         body_part=_code(dicom.text(_BODY_PART)),
         modality=_code(dicom.text(_MODALITY)),
-        pixel_spacing_mm=(spacing[0], spacing[1]) if valid else (math.nan, math.nan),
+        pixel_spacing_mm=_pair(dicom, _SPACING, _IMAGER_SPACING) or (math.nan, math.nan),
         patient_key=key if identifier else "",
         bits=dicom.number(_STORED) or 0,
         size=(dicom.number(_ROWS) or 0, dicom.number(_COLUMNS) or 0),
@@ -230,33 +239,33 @@ def _code(text: str) -> str:
     return text if re.fullmatch(r"[A-Z0-9_ ]{1,16}", text) else ""
 
 
-def _age_months(dicom: DicomFile, notes: list[str]) -> float:
-    text = dicom.text(_AGE)
-    match = _AGE_STRING.fullmatch(text)
-    if match:
-        return int(match[1]) * _MONTHS[match[2]]
-    if text:
-        notes.append("age ignored: not three digits and D, W, M or Y")
-    birth, study = _date(dicom.text(_BIRTH_DATE)), _date(dicom.text(_STUDY_DATE))
-    if birth is None or study is None or birth <= _PLACEHOLDER_BIRTH or study < birth:
-        return math.nan
-    months = (study - birth).days / _DAYS_A_MONTH
-    return months if months <= _MAX_AGE_MONTHS else math.nan
+def _pair(dicom: DicomFile, *tags: int) -> tuple[float, float] | None:
+    """The first of these elements that holds two positive numbers."""
+    for tag in tags:
+        numbers = dicom.decimals(tag)
+        if len(numbers) == 2 and min(numbers) > 0:
+            return numbers[0], numbers[1]
+    return None
 
 
-def _date(text: str) -> datetime.date | None:
-    match = _DATE.fullmatch(text)
-    try:
-        return datetime.date(*map(int, match.groups())) if match else None
-    except ValueError:
-        return None
+def _pixel_aspect(dicom: DicomFile, notes: list[str]) -> float:
+    """A pixel's height over its width (PS3.3 C.7.6.3.1.7), 1 unless clearly another."""
+    height, width = _pair(dicom, _SPACING, _IMAGER_SPACING, _PIXEL_ASPECT) or (1.0, 1.0)
+    aspect = height / width
+    if abs(aspect - 1.0) <= _SQUARE:
+        return 1.0
+    if not 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
+        notes.append("pixels of impossible proportions; taken as square")
+        return 1.0
+    notes.append("pixels are not square; stretched to the film's proportions")
+    return aspect
 
 
 def _render(
-    dicom: DicomFile, layout: codecs.Layout, stored: np.ndarray
-) -> tuple[np.ndarray, int, tuple[str, ...]]:
-    """Stored values `[H, W]`, unsigned, to greys at full range, bright = dense."""
-    bits, notes = layout.stored, []
+    dicom: DicomFile, layout: codecs.Layout, stored: np.ndarray, notes: list[str]
+) -> tuple[np.ndarray, int]:
+    """Stored values `[H, W]`, unsigned, to greys at full range, bright = dense, and their bits."""
+    bits = layout.stored
     shift = layout.high_bit + 1 - bits
     if shift:
         stored = stored >> np.uint8(shift)
@@ -271,7 +280,7 @@ def _render(
     values = np.arange(2**bits, dtype=np.float64)
     if layout.signed:
         values[2 ** (bits - 1) :] -= 2**bits
-    counts = _histogram(stored, 2**bits)
+    counts = histogram(stored, 2**bits)
     padding = _padding(dicom, layout, bits)
     if padding is not None and counts[padding] < stored.size:
         counts[padding] = 0
@@ -287,16 +296,7 @@ def _render(
         greys[padding] = 0.0
     dtype = np.uint8 if stored.dtype == np.uint8 and _MODALITY_LUT not in dicom.items else np.uint16
     table = np.rint(np.clip(greys, 0, 1) * np.iinfo(dtype).max).astype(dtype)
-    return table[stored], bits, tuple(notes)
-
-
-def _histogram(stored: np.ndarray, length: int) -> np.ndarray:
-    """How often each value occurs. In pieces, because bincount makes int64 of what it is given."""
-    flat = stored.ravel()
-    counts = np.zeros(length, np.int64)
-    for at in range(0, flat.size, _PIECE):
-        counts += np.bincount(flat[at : at + _PIECE], minlength=length)
-    return counts
+    return table[stored], bits
 
 
 def _padding(dicom: DicomFile, layout: codecs.Layout, bits: int) -> int | None:
@@ -386,8 +386,7 @@ def _window(
     elif layout.allocated == 8 and bits <= 8:
         # Eight bits without a window are display values already.
         return (values - values.min()) / max(values.max() - values.min(), 1e-9)
-    low, high = _percentiles(values, counts, _PERCENTILES)
-    return np.clip((values - low) / max(high - low, 1e-9), 0.0, 1.0)
+    return window_by_percentiles(values, counts)
 
 
 def _stored_window(dicom: DicomFile, values: np.ndarray) -> np.ndarray | None:
@@ -415,17 +414,5 @@ def _shows(greys: np.ndarray, counts: np.ndarray) -> bool:
         return True  # nothing to see whatever the window
     total = counts.sum()
     saturated = counts[(greys <= 0.0) | (greys >= 1.0)].sum() / total
-    low, high = _percentiles(greys, counts, (1.0, 99.0))
+    low, high = percentiles(greys, counts, (1.0, 99.0))
     return saturated <= _MAX_SATURATED and high - low >= _MIN_CONTRAST
-
-
-def _percentiles(
-    values: np.ndarray, counts: np.ndarray, percentiles: tuple[float, float]
-) -> tuple[float, float]:
-    """Percentiles of a film from the counts of its values."""
-    order = np.argsort(values, kind="stable")
-    cumulative = np.cumsum(counts[order])
-    ranks = np.asarray(percentiles) / 100.0 * cumulative[-1]
-    at = np.minimum(np.searchsorted(cumulative, ranks), len(values) - 1)
-    low, high = values[order][at]
-    return float(low), float(high)

@@ -2,6 +2,8 @@
 
 JPEG 2000, JPEG Lossless, JPEG-LS and compressed TIFF are decoded by libraries with a history of
 memory errors on damaged files. A worker process takes the file's fate: the program gets a reason.
+The limit is on processor time, because what a busy machine does to the clock says nothing about a
+film, and must not decide which films are used.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +22,9 @@ from data_pipeline.decode.radiograph import Refused
 
 _MEMORY_BYTES = 2**30
 _START_TIMEOUT_S = 60.0
+# The last resort, for a decoder that waits for ever: so many times the processor time it may take.
+_WALL_TIMES = 15.0
+_TRIES = 2
 
 
 class _Worker:
@@ -42,20 +48,26 @@ class _Worker:
         )
         theirs.close()
         # Importing is not decoding: a busy machine must not cost the first file its time.
-        if not self._connection.poll(_START_TIMEOUT_S) or self._connection.recv() != "ready":
+        try:
+            if not self._connection.poll(_START_TIMEOUT_S):
+                raise TimeoutError
+            self._connection.recv()
+        except BaseException:
             self.stop()
-            raise Refused("the decoder process did not start")
+            raise
 
-    def call(self, function: str, args: tuple, timeout_s: float):
-        self._connection.send((function, args))
-        if not self._connection.poll(timeout_s):
+    def call(self, function: str, args: tuple, cpu_s: float):
+        self._connection.send((function, args, cpu_s))
+        if not self._connection.poll(_WALL_TIMES * cpu_s):
             raise TimeoutError
         return self._connection.recv()
 
-    def stop(self) -> None:
+    def stop(self) -> int:
+        """Ends the process; returns its exit code, that of its own end if it came first."""
         self._process.kill()
-        self._process.wait()
+        code = self._process.wait()
         self._connection.close()
+        return code
 
 
 class _Pool:
@@ -65,18 +77,27 @@ class _Pool:
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
 
-    def run(self, function: str, args: tuple, timeout_s: float):
+    def run(self, function: str, args: tuple, cpu_s: float):
+        for _ in range(_TRIES):
+            try:
+                return self._try(function, args, cpu_s)
+            except TimeoutError:
+                continue
+        raise Refused(f"its decoder did not answer, {_TRIES} times")
+
+    def _try(self, function: str, args: tuple, cpu_s: float):
+        """Raises `TimeoutError` where the clock ran out, which may be the machine's fault."""
         with self._lock:
             worker = self._idle.pop() if self._idle else None
         try:
             worker = worker or _Worker()
-            kind, value = worker.call(function, args, timeout_s)
+            kind, value = worker.call(function, args, cpu_s)
         except BaseException as error:
-            if worker is not None:
-                worker.stop()
-            if isinstance(error, TimeoutError):
-                raise Refused(f"its decoder did not finish within {timeout_s:.0f} s") from None
+            code = worker.stop() if worker is not None else None
             if isinstance(error, EOFError | ConnectionError):
+                if code == -signal.SIGPROF:
+                    taken = f"its decoder took more than {cpu_s:.0f} s of processor time"
+                    raise Refused(taken) from None
                 raise Refused("its decoder crashed") from None
             raise
         with self._lock:
@@ -102,17 +123,23 @@ atexit.register(_pool.stop)
 os.register_at_fork(after_in_child=_pool.forget)
 
 
-def run_isolated(function: str, *args, timeout_s: float):
+def run_isolated(function: str, *args, cpu_s: float):
     """Calls `module:name` with picklable arguments in a worker process and returns its result.
+
+    Args:
+      function: what to call.
+      args: its arguments.
+      cpu_s: seconds of processor time that it may take. On the clock it may take many times that,
+        and is tried twice.
 
     Raises:
       Refused: the function refused, failed, crashed, took too long or too much memory.
     """
-    return _pool.run(function, args, timeout_s)
+    return _pool.run(function, args, cpu_s)
 
 
 def time_limit(pixels: int) -> float:
-    """Seconds that decoding so many pixels may take: several times what it does take."""
+    """Seconds of processor time for decoding so many pixels: several times what it does take."""
     return 4.0 + max(0, pixels - 4_000_000) / 2_000_000
 
 
@@ -122,26 +149,31 @@ def serve(descriptor: int) -> None:
     import PIL.Image  # noqa: F401
 
     _limit_memory()
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     connection = Connection(descriptor)
     connection.send("ready")
     while True:
         try:
-            function, args = connection.recv()
+            function, args, cpu_s = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send(_answer(function, args))
+        connection.send(_answer(function, args, cpu_s))
 
 
-def _answer(function: str, args: tuple) -> tuple[str, object]:
+def _answer(function: str, args: tuple, cpu_s: float) -> tuple[str, object]:
     try:
         module, name = function.split(":")
-        return "ok", getattr(importlib.import_module(module), name)(*args)
+        decode = getattr(importlib.import_module(module), name)
+        signal.setitimer(signal.ITIMER_PROF, cpu_s)  # Ends the process, even inside a library.
+        return "ok", decode(*args)
     except Refused as refusal:
         return "refused", str(refusal)
     except MemoryError:
         return "refused", "its decoder ran out of memory"
     except BaseException as error:  # codecs in Rust panic past Exception
         return "refused", f"damaged or not what its format says ({type(error).__name__})"
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _limit_memory() -> None:

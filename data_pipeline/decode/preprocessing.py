@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from data_pipeline.decode.radiograph import DECODER_VERSION
+from data_pipeline.decode.radiograph import DECODER_VERSION, check_size
 from data_pipeline.errors import UserError
 
 RESIZE_MODES = ("pad", "squash", "crop")
@@ -106,22 +106,41 @@ def to_square(
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         pixels = np.ascontiguousarray(pixels[top : top + side, left : left + side])
-    if pixels.dtype == np.uint8 and dtype == np.uint8:
-        image = Image.fromarray(pixels)
-        resized = np.asarray(image.resize(inner, Image.Resampling.BILINEAR))
-    else:
-        # Pillow resizes 16 bits without loss in float alone.
-        image = Image.fromarray(pixels.astype(np.float32))
-        resized = np.asarray(image.resize(inner, Image.Resampling.BILINEAR))
-        maximum = np.iinfo(dtype).max
-        scale = np.float32(maximum / np.iinfo(pixels.dtype).max)
-        resized = np.clip(np.rint(resized * scale), 0, maximum).astype(dtype)
+    resized = _resize(pixels, inner, dtype)
     if inner == (size, size):
         return np.array(resized)
     square = np.zeros((size, size), dtype)
     top, left = (size - inner[1]) // 2, (size - inner[0]) // 2
     square[top : top + inner[1], left : left + inner[0]] = resized
     return square
+
+
+def square_pixels(pixels: np.ndarray, aspect: float) -> np.ndarray:
+    """A film `[H, W]` whose pixels are `aspect` times as high as wide, enlarged to square ones.
+
+    Raises:
+      Refused: it becomes larger than any film.
+    """
+    height, width = pixels.shape
+    if aspect > 1:
+        height = round(height * aspect)
+    else:
+        width = round(width / aspect)
+    check_size(height, width)
+    return _resize(pixels, (width, height), pixels.dtype)
+
+
+def _resize(pixels: np.ndarray, size: tuple[int, int], dtype: type) -> np.ndarray:
+    """Resizes to `size`, width and height, and to the full range of `dtype`."""
+    if pixels.dtype == np.uint8 and dtype == np.uint8:
+        image = Image.fromarray(pixels)
+        return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    # Pillow resizes 16 bits without loss in float alone.
+    image = Image.fromarray(pixels.astype(np.float32))
+    resized = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    maximum = np.iinfo(dtype).max
+    scale = np.float32(maximum / np.iinfo(pixels.dtype).max)
+    return np.clip(np.rint(resized * scale), 0, maximum).astype(dtype)
 
 
 def trim_borders(pixels: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 # Raised whenever a change here alters pixels: caches and checkpoints carry it.
-DECODER_VERSION = 1
+DECODER_VERSION = 2
 
 # Well above any radiograph (a stitched full-leg film has some 30 million pixels), and low enough
 # that one film stays far below a gigabyte of memory at every step of decoding.

@@ -10,17 +10,16 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_pipeline.decode.isolation import run_isolated, time_limit
+from data_pipeline.decode.percentiles import histogram, window_by_percentiles
 from data_pipeline.decode.radiograph import TOO_LARGE, Header, Radiograph, Refused, check_size
 
 FORMATS = ("PNG", "JPEG", "TIFF")
 _EXIF_ORIENTATION = 0x0112
-_TIFF_PHOTOMETRIC = 262
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 _START_OF_SCAN = b"\xff\xda"
 _MAX_SCANS = 40
 # Mean spread of red, green and blue, in grey levels, above which a picture shows colour.
 _MAX_COLOR = 10.0
-# Detectors deliver 10, 12, 14 or 16 bits, and exports often leave them in 16 without scaling.
-_DETECTOR_BITS = (8, 10, 12, 14, 16)
 
 
 def read_raster(data: bytes, shortest_side: Callable[[int, int], int] | None = None) -> Radiograph:
@@ -38,9 +37,10 @@ def read_raster(data: bytes, shortest_side: Callable[[int, int], int] | None = N
     with _open(data) as image:
         width, height = image.size
         check_size(height, width)
+        _refuse_deep_channels(image, data)
         if image.format == "TIFF" and image.info.get("compression") != "raw":
             limit = time_limit(height * width)
-            return run_isolated(f"{__name__}:decode_tiff", data, timeout_s=limit)
+            return run_isolated(f"{__name__}:decode_tiff", data, cpu_s=limit)
         if image.format == "JPEG":
             # Every scan of a progressive JPEG passes over the whole film, however little it holds.
             if data.count(_START_OF_SCAN) > _MAX_SCANS:
@@ -65,11 +65,23 @@ def _open(data: bytes) -> Image.Image:
         raise Refused(TOO_LARGE) from None
 
 
+def _refuse_deep_channels(image: Image.Image, data: bytes) -> None:
+    """Pillow reads the upper byte alone of these, which of a 12-bit film is next to nothing."""
+    if image.format == "PNG":
+        deep = data[24] == 16 and image.mode != "I;16"  # The header's bit depth.
+    else:
+        bits = image.tag_v2.get(_TIFF_BITS, (1,)) if image.format == "TIFF" else (8,)
+        deep = len(bits) > 1 and max(bits) > 8
+    if deep:
+        raise Refused("it has 16 bits in each of several channels; convert it to 16-bit grey")
+
+
 def _radiograph(image: Image.Image, size: tuple[int, int]) -> Radiograph:
     if getattr(image, "n_frames", 1) > 1:
         raise Refused(f"it holds {image.n_frames} pictures; a radiograph is one")
     inverted = _sixteen_bit_white_is_zero(image)
-    if image.format == "JPEG" and "exif" in image.info:  # TIFF turns itself in Pillow.
+    image.load()  # PNG may say so behind its pixels.
+    if image.format in ("JPEG", "PNG") and "exif" in image.info:  # TIFF turns itself in Pillow.
         # A damaged tag is no reason to lose the film.
         with contextlib.suppress(Exception):
             orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
@@ -94,7 +106,7 @@ def _greys(image: Image.Image) -> tuple[np.ndarray, int, tuple[str, ...]]:
     """Full-range pixels, bits stored, notes. Never through Pillow's clipping 16-to-8 conversion."""
     mode = image.mode
     if mode.startswith("I;16"):
-        return *full_range(np.asarray(image).astype(np.uint16, copy=False)), ()
+        return _sixteen_bits(np.asarray(image).astype(np.uint16, copy=False)), 16, ()
     if mode in ("I", "F"):
         raise Refused("its pixels are 32-bit or floating point; export it with 8 or 16 bits")
     if mode == "L" and "transparency" not in image.info:
@@ -113,11 +125,12 @@ def is_colored(image: Image.Image) -> bool:
     return float(np.ptp(small, axis=-1).mean()) > _MAX_COLOR
 
 
-def full_range(pixels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Spreads uint16 pixels of a 10-, 12-, 14- or 16-bit detector over 0 to 65535."""
-    maximum = int(pixels.max())
-    bits = next(b for b in _DETECTOR_BITS if maximum < 2**b)
-    if bits == 16:
-        return pixels, bits
-    table = np.rint(np.arange(2**bits) * (65535 / (2**bits - 1))).astype(np.uint16)
-    return table[pixels], bits
+def _sixteen_bits(stored: np.ndarray) -> np.ndarray:
+    """Greys at full range of a detector's 10 to 16 bits, which nothing in the file tells apart.
+
+    By percentiles, as DICOM without a window: a scale from the film's largest value would make
+    films of one detector four times as bright as others.
+    """
+    values = np.arange(int(stored.max()) + 1, dtype=np.float64)
+    greys = window_by_percentiles(values, histogram(stored, len(values)))
+    return np.rint(greys * 65535).astype(np.uint16)[stored]

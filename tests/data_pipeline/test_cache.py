@@ -16,7 +16,7 @@ from data_pipeline.cache import (
     path_keys,
     write_shard,
 )
-from data_pipeline.decode import Preprocessing, load_image
+from data_pipeline.decode import DECODER_VERSION, Preprocessing, load_image
 from data_pipeline.errors import UserError
 
 HOW = Preprocessing(32)
@@ -81,7 +81,7 @@ def test_another_version_of_the_decoder_is_refused(tmp_path, films, monkeypatch)
     write_shard(create_folder(tmp_path / "cache", HOW), films, HOW, "uint8")
     monkeypatch.setattr("data_pipeline.decode.preprocessing.DECODER_VERSION", 999)
     reason = open_cache(tmp_path / "cache", HOW)[1]
-    assert "decoder_version is 1 there and 999 here" in reason
+    assert f"decoder_version is {DECODER_VERSION} there and 999 here" in reason
 
 
 def test_an_interrupted_shard_does_not_count(tmp_path, films):
