@@ -38,7 +38,7 @@ def simulate(rng, num_patients: int, num_seeds: int, seed_sd: float, models: int
         yield Sampled(
             observed={"accuracy": right.mean(1)},
             drawn={"accuracy": right @ (draws.patients.T / num_patients)},
-            seeds=draws.seed_weights(num_seeds),
+            seeds=draws.seed_weights((0,) * num_seeds),
             num_patients=num_patients,
         )
 

@@ -4,8 +4,9 @@
 
 About 800 small JPEG films a second on a core, 1.5 DICOM films of JPEG 2000. Writes report.html,
 problems.csv and films.csv; ends with exit code 1 where something must be mended: unreadable films,
-a patient or a film on two sides of the split. Give --config.other_stage the data of the other
-stage to check that it does not show this one's test patients.
+a patient or a film on two sides of the split, labelled films that stage two refuses. Give
+--config.other_stage the data of the other stage to check that it does not show this one's test
+patients.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ def get_config():
     config.data = ConfigDict()
     for name in (
         *("train", "validation", "test", "validation_fraction", "test_fraction"),
-        *("given_splits", "split_seed", "patient_ids", "on_error"),
+        *("given_splits", "split_seed", "patient_ids", "classes", "on_error"),
     ):
         config.data[name] = everything[name]
     return config

@@ -13,8 +13,8 @@ is the paper's size: 224 px, for GPUs.
     python main.py --config=configs/finetune.py:best --workdir=runs/best/finetune \
         --config.data.train=manifest:/data/infant.csv --config.pretrained=runs/best/pretrain
 
-goes on from `configs/pretrain.py:best`: a teacher learns from the labels, a student from labels and
-from the teacher's answers for films without, with stronger augmentation (docs/results.md).
+goes on from `configs/pretrain.py:best`: teachers learn from the labels, a student from labels and
+from the teachers' mean answer for films without, with stronger augmentation (docs/results.md).
 """
 
 from ml_collections import ConfigDict
@@ -50,10 +50,13 @@ def get_config(variant: str = "cpu"):
     config.train_steps = 300
     # Self-training. A teacher first learns so many steps from the labelled films; then a student
     # starts again from `pretrained` and learns train_steps from labels and, on training films
-    # without one, from the teacher's answers. 0 = off.
+    # without one, from what the teacher says. 0 = off.
     config.self_training = ConfigDict()
     config.self_training.teacher_steps = 0
-    config.self_training.labelled_fraction = 0.25  # Of a student's batch; also the teacher's batch.
+    config.self_training.teachers = 1  # Several, of other seeds, answer by their mean.
+    # Of a student's batch: films with a condition, and of any other where these are rarer, as where
+    # all films carry an age and few a condition. It is also a teacher's batch.
+    config.labelled_fraction = 0.25
 
     if variant == "paper":
         # The paper gives α alone. 224 px and batch 64 are customary; 30 epochs over 70,353
@@ -71,8 +74,9 @@ def get_config(variant: str = "cpu"):
         config.early_stopping_evals = 10
     elif variant == "best":
         config.self_training.teacher_steps = 200
+        config.self_training.teachers = 3
         config.batch_size = 64
-        config.train_steps = 400
+        config.train_steps = 300
         config.ema_decay = 0.99
         config.augment.rotation_degrees = 12.0
         config.augment.scale = 0.2

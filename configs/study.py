@@ -57,10 +57,13 @@ SIZES = {
 }
 
 
+_LABELS_ALONE = {"self_training": {"teacher_steps": 0}}
+
+
 def _variants() -> ConfigDict:
     """What is compared, by name: whether stage two starts from a stage one, and what each of the
     two stages changes of its settings. Variants that change nothing of stage one, or the same,
-    share its runs. `labels_alone`: without a teacher, but drawing equally many films."""
+    share its runs. Variants that change the teachers of stage two still draw equally many films."""
     config = ConfigDict()
     config.without_pretraining = {"pretrained": False, "pretrain": {}, "finetune": {}}
     config.without_apn = {"pretrained": True, "pretrain": {}, "finetune": {"age_head": False}}
@@ -72,18 +75,17 @@ def _recipes() -> ConfigDict:
     """`best`, and what it is compared with: the weights that stage two starts from, and whether a
     teacher comes first, change; the number of films that stage two draws does not."""
     config = ConfigDict()
-    for name, pretrained, pretrain_change, labels_alone in (
-        ("random", False, {}, True),
-        ("paper", True, {"objective": "l1"}, True),
-        ("masked", True, {}, True),
-        ("random_self_training", False, {}, False),
-        ("best", True, {}, False),
+    for name, pretrained, pretrain_change, finetune_change in (
+        ("random", False, {}, _LABELS_ALONE),
+        ("paper", True, {"objective": "l1"}, _LABELS_ALONE),
+        ("masked", True, {}, _LABELS_ALONE),
+        ("random_self_training", False, {}, {}),
+        ("best", True, {}, {}),
     ):
         config[name] = {
             "pretrained": pretrained,
             "pretrain": pretrain_change,
-            "finetune": {},
-            "labels_alone": labels_alone,
+            "finetune": finetune_change,
         }
     return config
 
@@ -93,10 +95,9 @@ def _terms() -> ConfigDict:
     usual = common.augment().to_dict()
     config = ConfigDict()
     config.without_masking = {"pretrained": True, "pretrain": {"objective": "l1"}, "finetune": {}}
-    config.without_teacher = {
-        "pretrained": True, "pretrain": {}, "finetune": {}, "labels_alone": True,
-    }  # fmt: skip
     for name, change in (
+        ("without_teachers", _LABELS_ALONE),
+        ("one_teacher", {"self_training": {"teachers": 1}}),
         ("without_strong_augmentation", {"augment": usual}),
         ("without_erasing", {"augment": {"erase": usual["erase"]}}),
         ("without_average", {"ema_decay": 0.0}),
@@ -114,8 +115,7 @@ def _objectives() -> ConfigDict:
         config[name] = {
             "pretrained": pretrained,
             "pretrain": {"objective": name} if pretrained else {},
-            "finetune": {},
-            "labels_alone": True,
+            "finetune": _LABELS_ALONE,
         }
     return config
 

@@ -54,7 +54,7 @@ class BadFiles:
         with self._lock:
             rows = sorted(self._reasons.items())
         if rows:
-            with open(path, "w", newline="", encoding="utf-8") as file:
+            with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 csv.writer(file).writerows([("image_path", "reason"), *rows])
 
 
@@ -201,16 +201,16 @@ def training_batches(
     return iter(dataset)
 
 
-def student_batches(
+def mixed_batches(
     source: FilmSource, batch_size: int, *, num_labelled: int, seed: int, num_threads: int
 ) -> grain.DatasetIterator:
     """Shuffled batches without end: labelled films first, then any films.
 
     Args:
-      source: with `soft_labels`.
+      source: with `soft_labels`, where a student is to learn from them.
       batch_size: films of a batch.
       num_labelled: so many of them are drawn from the labelled films; the others are drawn from
-        all, and learned by their soft label where they have no label.
+        all, and learned by what is known of them.
       seed: of both orders.
       num_threads: for decoding.
     """

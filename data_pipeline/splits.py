@@ -10,16 +10,22 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import SPLITS, Records
+from data_pipeline.manifest import SPLITS, Records, in_words, spelled_apart
 
+_log = logging.getLogger(__name__)
 # From the most to the least protected: a patient whose films disagree goes to the first of them.
 _PRECEDENCE = ("test", "validation", "train")
+
+# With fewer validation films than this the figure that a checkpoint is chosen by is mostly chance:
+# on a dozen films an AUC of 1 is soon reached, long before training is at its end.
+FEW_FILMS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +71,9 @@ def _portable_names(records: Records) -> list[str]:
 
 
 def _digest(seed: int, key: str) -> bytes:
-    return hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
+    # Names of files need not be UTF-8.
+    text = f"{seed}:{key}".encode(errors="surrogateescape")
+    return hashlib.blake2b(text, digest_size=8).digest()
 
 
 def split_by_patient(
@@ -129,8 +137,25 @@ def _split_source(records, keys, validation_fraction, test_fraction, seed) -> di
         testable = {label: [k for k in members if k in known] for label, members in strata.items()}
         _take(testable, role, "test", test_fraction, seed)
     if "validation" not in roles_given:
+        # How well stage one rebuilds films is then validated on the others.
+        spared = _too_few_to_validate(records, keys, role, validation_fraction)
+        strata = {label: [k for k in m if k not in spared] for label, m in strata.items()}
         _take(strata, role, "validation", validation_fraction, seed)
     return role
+
+
+def _too_few_to_validate(records, keys, role, fraction: float) -> set[str]:
+    """The training patients with an answer, where a source has few of them among many without.
+
+    A validation part would then hold too few answers to choose a checkpoint by; they are better
+    learned from. An answer is a condition, or an age where a source has no conditions.
+    """
+    answered = records.has_label if records.has_label.any() else records.has_age
+    training = np.array([role[key] == "train" for key in keys])
+    patients = set(keys[training & answered])
+    partly = len(patients) < len(set(keys[training]))
+    few = fraction * (training & answered).sum() < FEW_FILMS
+    return patients if partly and few else set()
 
 
 def _take(strata, role, name: str, fraction: float, seed: int) -> None:
@@ -176,7 +201,8 @@ def divide(
     """Divides records by role and checks that no patient is on two sides.
 
     `validation` and `test`, where given, are used whole, or, where such a source carries a split
-    of its own, the part that it assigns to that role. Otherwise the role is cut from `train`.
+    of its own, the part that it assigns to that role. Otherwise the role is cut from `train`. Films
+    that `train` assigns to a role that is given besides are left out.
 
     Raises:
       DataError: a patient is on two sides, or nothing is left to train on.
@@ -191,6 +217,13 @@ def divide(
     parts = {name: assigned.take(assigned.split == name) for name in SPLITS}
     for name, given in (("validation", validation), ("test", test)):
         if given is not None:
+            if len(parts[name]):
+                _log.warning(
+                    "%d films that data.train assigns to %s are left out: data.%s is given",
+                    len(parts[name]),
+                    name,
+                    name,
+                )
             own = given.split == name
             part = given.take(own) if own.any() else given
             parts[name] = part.replace(split=np.full(len(part), name, dtype=object))
@@ -202,7 +235,11 @@ def divide(
 
 
 def check_disjoint(split: Split, patient_ids: str = "shared") -> None:
-    """Raises `DataError` if a patient, or an image file, is in two of the roles."""
+    """Raises `DataError` if a patient, or an image file, is in two of the roles.
+
+    A file is known by its folder's real name. Links to single files are not followed; check_data
+    compares the contents.
+    """
     seen: dict[str, str] = {}
     for name in SPLITS:
         for key in _identities(split[name], patient_ids):
@@ -263,7 +300,7 @@ _SPLIT_COLUMNS = tuple(f.name for f in dataclasses.fields(Records))
 
 def write_split(path: str | os.PathLike, split: Split) -> None:
     """Writes `split.csv`: who went where, with everything known of each film."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(_SPLIT_COLUMNS)
         for name in SPLITS:
@@ -281,7 +318,7 @@ def read_split(path: str | os.PathLike) -> Split:
       DataError: the file does not exist.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: that folder is not the workdir of a run") from None
@@ -333,15 +370,50 @@ def check_unseen(split_csv: str | os.PathLike, records: Records, patient_ids: st
     if not len(records):
         return
     trained = _identities(read_split(split_csv).train, patient_ids)
-    leaked = sorted(_identities(records, patient_ids) & trained)
+    scored = _identities(records, patient_ids)
+    leaked = sorted(scored & trained)
     if leaked:
         raise DataError(
             f"{what} {len(leaked)} of these patients or images, such as {_describe(leaked[0])}; "
             "use the same manifests, data.split_seed and fractions throughout (if ids of "
             "different sources are different people, set config.data.patient_ids=source)"
         )
+    ids, known = _patient_names(scored), _patient_names(trained)
+    alike = [
+        group
+        for group in spelled_apart(ids | known)
+        if not ids.isdisjoint(group) and not known.isdisjoint(group)
+    ]
+    if alike:
+        _log.warning(
+            "%s patients whose ids are spelled much like some of these: %s; if they are the same "
+            "people, correct the ids",
+            what,
+            in_words(alike),
+        )
+
+
+def _patient_names(keys: set[str]) -> set[str]:
+    return {key.removeprefix("patient:") for key in keys if key.startswith("patient:")}
 
 
 def _identities(records: Records, patient_ids: str) -> set[str]:
     """Keys of the patients and of the image files."""
-    return set(patient_keys(records, patient_ids)) | {f"image:{p}" for p in records.image_path}
+    files = {f"image:{path}" for path in _real_paths(records.image_path)}
+    return set(patient_keys(records, patient_ids)) | files
+
+
+def _real_paths(paths: Iterable[str]) -> Iterator[str]:
+    """Paths without symbolic links among their folders, each of which is looked at once."""
+    real = {"": ""}
+
+    def resolve(folder: str) -> str:
+        if folder not in real:
+            above, _, name = folder.rpartition("/")
+            here = f"{resolve(above)}/{name}"
+            real[folder] = os.path.realpath(here) if os.path.islink(here) else here
+        return real[folder]
+
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        yield f"{resolve(folder)}/{name}" if path.startswith("/") else path

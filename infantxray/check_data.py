@@ -16,7 +16,7 @@ from data_pipeline.decode import PHANTOM_PREFIX
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import SPLITS, Records, write_manifest
 from data_pipeline.sources import open_sources
-from data_pipeline.splits import patient_keys
+from data_pipeline.splits import Split, check_classes, patient_keys
 from infantxray import data
 from infantxray.evaluation import data_page
 from infantxray.evaluation.data_page import Problem
@@ -35,6 +35,7 @@ def run(config, workdir: str) -> None:
       SystemExit: with code 1, if there are errors.
     """
     records, problems = _open(config)
+    problems += _spellings_and_ids(records, config.data.patient_ids)
     keys = patient_keys(records, config.data.patient_ids)
     with tqdm(total=len(records), unit="film", desc="reading") as progress:
         films = audit.measure(
@@ -74,9 +75,11 @@ def _open(config) -> tuple[Records, list[Problem]]:
         parts = [split[role].replace(split=np.full(len(split[role]), role, object))
                  for role in SPLITS]  # fmt: skip
         message = ""
+        refused = _refused(settings, split)
     except DataError as error:
         # Not to be divided as it is: go on with what the sources say, to show all that is wrong.
         message = str(error)
+        refused = []
         parts = []
         for role, spec in zip(
             SPLITS, (settings.train, settings.validation, settings.test), strict=True
@@ -96,7 +99,56 @@ def _open(config) -> tuple[Records, list[Problem]]:
     problems = _patients_on_two_sides(records, settings.patient_ids)
     if message and not problems:
         problems.append(Problem("error", "cannot be divided", message))
-    return records, problems
+    return records, problems + refused
+
+
+def _refused(settings, split: Split) -> list[Problem]:
+    """What either stage refuses before its first step.
+
+    A warning where the other stage can use the films and may be what they are meant for: none that
+    could learn from their labels or ages.
+    """
+    by_one, by_two = [], []
+    if not len(split.validation):
+        by_one.append("no film is left for validation; raise config.data.validation_fraction")
+    if not len(split.test):
+        by_two.append("no film is left for test; raise config.data.test_fraction")
+    useful = False
+    try:
+        classes = data.find_classes(settings, split.train)
+        useful = bool(classes) or bool(split.train.has_age.any())
+        if not useful:
+            by_two = ["no training film has a label or an age"]
+        check_classes(split, classes, settings.patient_ids)
+        data.check_conditions(settings, split, classes)
+    except DataError as error:
+        by_two.append(str(error))
+    problems = []
+    for stage, reasons, severe in (("one", by_one, by_two), ("two", by_two, by_one or useful)):
+        for why in reasons:
+            message = f"stage {stage} refuses these films: {why}"
+            if not (by_one and by_two):
+                message += f" (stage {'two' if stage == 'one' else 'one'} alone can use them)"
+            severity = "error" if severe else "warning"
+            problems.append(Problem(severity, f"refused by stage {stage}", message))
+    return problems
+
+
+def _spellings_and_ids(records: Records, patient_ids: str) -> list[Problem]:
+    problems = [
+        Problem("warning", "spelling", message, tuple(rows))
+        for message, rows in data.doubtful_spellings(records, patient_ids)
+    ]
+    for source in dict.fromkeys(records.source):
+        here = records.source == source
+        rows = np.flatnonzero(here & (records.patient_id == ""))
+        if len(rows):
+            message = (
+                f"{source}: {len(rows):,} of {here.sum():,} films have no patient id and are "
+                "divided film by film: whether a patient is on two sides cannot be known"
+            )
+            problems.append(Problem("warning", "no patient id", message, tuple(rows)))
+    return problems
 
 
 def _patients_on_two_sides(records: Records, patient_ids: str) -> list[Problem]:
@@ -228,11 +280,12 @@ def _write_tables(
         "same_film_group": ["" if number == 0 else number for number in group_of],
         "note": films.note,
     }
-    # The result is a manifest again; "other stage" is no split that one can have.
-    split = np.where(records.split == _OTHER, "", records.split)
-    write_manifest(os.path.join(workdir, "films.csv"), records.replace(split=split), extra)
+    # The result is a manifest of this stage's films again.
+    own = np.flatnonzero(records.split != _OTHER)
+    extra = {name: [column[row] for row in own] for name, column in extra.items()}
+    write_manifest(os.path.join(workdir, "films.csv"), records.take(own), extra)
     path = os.path.join(workdir, "problems.csv")
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(("severity", "kind", "message", "image_path"))
         for problem in problems:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
 from data_pipeline.loader import BadFiles, FilmSource
-from data_pipeline.manifest import SPLITS, Records
+from data_pipeline.manifest import SPLITS, Records, in_words, spelled_apart
 from data_pipeline.phantom import CLASSES as PHANTOM_CLASSES
 from data_pipeline.sources import open_sources
 from data_pipeline.splits import (
@@ -68,6 +69,9 @@ def open_split(settings, folder: str) -> Split:
     split = dataclasses.replace(split, train=train)
     for name in SPLITS:
         _log.info("%-10s %s", name, describe(split[name], settings.patient_ids))
+    everyone = Records.concatenate([split[name] for name in SPLITS])
+    for message, _ in doubtful_spellings(everyone, settings.patient_ids):
+        _log.warning(message)
     path = os.path.join(folder, "split.csv")
     if os.path.exists(path):
         check_unchanged(path, split)
@@ -91,6 +95,25 @@ def describe(records: Records, patient_ids: str) -> str:
             "split is by patient cannot be known)"
         )
     return text
+
+
+def doubtful_spellings(records: Records, patient_ids: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Patient ids, then labels, that differ by capitals, blanks or Unicode form alone.
+
+    Each with a message and the films concerned.
+    """
+    keys = patient_keys(records, patient_ids)
+    ids = [
+        key.removeprefix("patient:") if patient else ""
+        for key, patient in zip(keys, records.patient_id, strict=True)
+    ]
+    for what, names in (("patient ids", ids), ("labels", records.label.tolist())):
+        groups = spelled_apart(set(names))
+        if groups:
+            doubtful = {name for group in groups for name in group}
+            rows = np.flatnonzero([name in doubtful for name in names])
+            message = f"{what} that differ by capitals or blanks alone count as different ones"
+            yield f"{message}: {in_words(groups)}; correct them if they are not", rows
 
 
 def find_classes(settings, train: Records) -> tuple[str, ...]:
@@ -126,6 +149,24 @@ def find_classes(settings, train: Records) -> tuple[str, ...]:
             f"all labelled training films are {classes[0]!r}: there is nothing to tell apart"
         )
     return classes
+
+
+def check_conditions(settings, split: Split, classes: tuple[str, ...]) -> None:
+    """Raises `DataError` where a scored film has a condition that no training film has."""
+    for role in ("validation", "test"):
+        found = set(split[role].label[split[role].has_label])
+        unknown = sorted(found - set(classes))
+        # Whoever names the classes leaves the others out on purpose.
+        if unknown and classes and not settings.classes:
+            raise DataError(
+                f"films for {role} have a condition that no training film has: "
+                f"{', '.join(map(repr, unknown))} (training films have {', '.join(classes)}); "
+                "correct the spelling, or list the classes in config.data.classes to leave the "
+                "others out"
+            )
+        missing = [name for name in classes if name not in found]
+        if missing and found:
+            _log.warning("no film for %s has: %s", role, ", ".join(missing))
 
 
 def film_source(

@@ -140,7 +140,7 @@ class Predictor:
 
 def write_predictions(path: str, predictions: Predictions, records: Records) -> None:
     """Writes `predictions.csv`; what is unknown is left empty."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(
             [

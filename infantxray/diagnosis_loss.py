@@ -48,7 +48,7 @@ def make_task(config, card: workdir.ModelCard, labels: np.ndarray, validate) -> 
             age=_standardised_age(card, batch) if card.age_film else None,
             mutable=["batch_stats"],
         )
-        terms = loss_terms(card, outputs, batch)
+        terms = loss_terms(card, outputs, batch, class_weights)
         if learned:
             terms = losses.weigh_by_uncertainty(terms, params["task_weighting"]["log_variance"])
         return terms, updated.get("batch_stats", batch_stats)
@@ -85,7 +85,9 @@ def _standardised_age(card: workdir.ModelCard, batch) -> jax.Array:
     return (batch["age_months"] - card.age_mean_months) / card.age_std_months
 
 
-def loss_terms(card: workdir.ModelCard, outputs, batch) -> dict[str, jax.Array]:
+def loss_terms(
+    card: workdir.ModelCard, outputs, batch, class_weights: jax.Array
+) -> dict[str, jax.Array]:
     """Each film's cross-entropy and age loss, `{name: [B]}`, unmasked.
 
     A film with a teacher's `soft_label` and no label of its own is compared with the former.
@@ -94,7 +96,11 @@ def loss_terms(card: workdir.ModelCard, outputs, batch) -> dict[str, jax.Array]:
     if "logits" in outputs:
         terms["cross_entropy"] = losses.cross_entropy(outputs["logits"], batch["label"])
         if "soft_label" in batch:
-            taught = losses.soft_cross_entropy(outputs["logits"], batch["soft_label"])
+            # Weighed class by class, as labels are: a weight of the whole film would leave the
+            # minimum where the teacher put it.
+            target = batch["soft_label"] * class_weights[None, :]
+            target /= target.sum(-1, keepdims=True)
+            taught = losses.soft_cross_entropy(outputs["logits"], target)
             terms["cross_entropy"] = jnp.where(batch["label"] >= 0, terms["cross_entropy"], taught)
     if "age_logits" in outputs:
         terms["age_distribution"] = losses.age_distribution(

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from data_pipeline.errors import DataError, UserError
-from data_pipeline.loader import BadFiles, FilmSource, student_batches, training_batches
-from data_pipeline.splits import Split, check_classes, check_unseen
+from data_pipeline.loader import BadFiles, FilmSource, mixed_batches, training_batches
+from data_pipeline.splits import FEW_FILMS, Split, check_classes, check_unseen
 from infantxray import data, diagnosis, diagnosis_loss, evaluate, runtime, workdir
 from infantxray.evaluation.calibration import calibration
 from infantxray.evaluation.metrics import headline
@@ -27,9 +27,11 @@ from infantxray.training.sharding import DataParallel
 
 _log = logging.getLogger(__name__)
 
-# With fewer validation films than this the figure that a checkpoint is chosen by is mostly chance:
-# on a dozen films an AUC of 1 is soon reached, long before training is at its end.
-_FEW_FILMS = 100
+_SEEDS_BETWEEN_TEACHERS = 10_000  # So that no teacher repeats one of another run.
+
+# The weights of the tasks are a few numbers that have far to go: at the rate of the network they
+# stay within a third of where they start.
+_TASK_WEIGHTING_FACTOR = 30.0
 
 
 def run(config, folder: str) -> None:
@@ -67,20 +69,17 @@ def run(config, folder: str) -> None:
     informative = train if known.all() else reader(split.train.take(known), training=True)
     try:
         if _wants_teacher(config, card, train):
-            train.soft_labels = _ask_teacher(
-                config, folder, card, informative, train, validate, predictor, best_metric
+            labelled = reader(split.train.take(train.labels >= 0), training=True)
+            train.soft_labels = _ask_teachers(
+                config, folder, card, labelled, train, validate, predictor, best_metric
             )
-            batches = student_batches(
-                train,
-                config.batch_size,
-                num_labelled=_num_labelled(config),
-                seed=config.seed,
-                num_threads=config.data.num_threads,
-            )
+            batches = _mixed_batches(config, train)
             steps = runtime.total_steps(config, len(train))
         else:
-            batches = _batches(config, informative)
-            steps = runtime.total_steps(config, len(informative)) + teachers_share(config)
+            rare = _labels_are_rare(config, informative)
+            batches = (_mixed_batches if rare else _batches)(config, informative)
+            steps = runtime.total_steps(config, len(informative))
+            steps += round(teachers_films(config) / config.batch_size)
         _fit(config, folder, card, batches, train.labels, validate, steps, best_metric)
         evaluate.evaluate(
             folder,
@@ -100,12 +99,42 @@ def _batches(config, source: FilmSource):
     )
 
 
+def _mixed_batches(config, source: FilmSource):
+    """So many labelled films in every batch, and others beside them."""
+    return mixed_batches(
+        source,
+        config.batch_size,
+        num_labelled=_num_labelled(config),
+        seed=config.seed,
+        num_threads=config.data.num_threads,
+    )
+
+
+def _labels_are_rare(config, source: FilmSource) -> bool:
+    """Whether films drawn as they come would leave most batches without a label.
+
+    As where every film carries its age and few their condition.
+    """
+    labelled = int((source.labels >= 0).sum())
+    if not 0 < labelled < config.labelled_fraction * len(source):
+        return False
+    _log.info(
+        "%d of %d films with a condition or an age have a condition: they make up %d of every %d "
+        "films drawn (config.labelled_fraction)",
+        labelled,
+        len(source),
+        _num_labelled(config),
+        config.batch_size,
+    )
+    return True
+
+
 def _chosen_by(config, validation: FilmSource) -> str | None:
     """The metric that a checkpoint is chosen by; None where too few films have an answer for it."""
     aged = config.best_metric == "age_mae_months"
     known = validation.records.has_age if aged else validation.labels >= 0
     count = int(known.sum())
-    if count >= _FEW_FILMS:
+    if count >= FEW_FILMS:
         return config.best_metric
     _log.warning(
         "%d validation films with a known %s are too few to choose a checkpoint by: the last step "
@@ -134,8 +163,8 @@ def _fit(config, folder, card, batches, labels, validate, total_steps: int, best
 
 
 def _num_labelled(config) -> int:
-    """How many films of a student's batch are drawn from the labelled ones."""
-    share = round(config.batch_size * config.self_training.labelled_fraction)
+    """How many films of a mixed batch are drawn from the labelled ones."""
+    share = round(config.batch_size * config.labelled_fraction)
     return min(max(share, 1), config.batch_size - 1)
 
 
@@ -151,31 +180,32 @@ def _wants_teacher(config, card, films: FilmSource) -> bool:
     return True
 
 
-def teachers_share(config) -> int:
-    """As many steps of the student's batch as a teacher's films would make; 0 without a teacher.
+def teachers_films(config) -> int:
+    """How many films teachers draw; 0 without teachers.
 
-    Who learns without one takes them besides, so that both draw equally many films.
+    Who learns without them draws these besides, so that both draw equally many.
     """
-    films = config.self_training.teacher_steps * _num_labelled(config)
-    return round(films / config.batch_size)
+    teaching = config.self_training
+    return teaching.teachers * teaching.teacher_steps * _num_labelled(config)
 
 
-def _ask_teacher(
+def _ask_teachers(
     config,
     folder: str,
     card,
-    informative: FilmSource,
+    labelled: FilmSource,
     films: FilmSource,
     validate,
     predictor,
     best_metric: str | None,
 ) -> np.ndarray:
-    """The conditions of all training films in a teacher's opinion, float32 `[N, K]`.
+    """The conditions of all training films in the teachers' mean opinion, float32 `[N, K]`.
 
-    The teacher is an ordinary model, in the folder `teacher` of the run. What it says is kept
-    there, so that a run which is stopped and started again goes on with the same answers.
+    A teacher is an ordinary model that learns from the labelled films alone, in a folder of its own
+    under `teachers`; they differ by their seed. What they say is kept there, so that a run which is
+    stopped and started again goes on with the same answers.
     """
-    folder = os.path.join(folder, "teacher")
+    folder = os.path.join(folder, "teachers")
     os.makedirs(folder, exist_ok=True)
     answers = os.path.join(folder, "soft_labels.npy")
     if os.path.exists(answers):
@@ -184,18 +214,33 @@ def _ask_teacher(
     # As many as a student sees, rounded up to what all devices share.
     settings.batch_size = DataParallel().evaluation_batch_size(_num_labelled(config))
     settings.accumulate_steps = 1
-    steps = config.self_training.teacher_steps
-    _log.info("teacher: %d steps on %d films, in %s", steps, len(informative), folder)
-    card.write(folder)
-    batches = _batches(settings, informative)
-    _fit(settings, folder, card, batches, films.labels, validate, steps, best_metric)
-    variables, _ = diagnosis.restore(folder, card)
-    predictions, _ = predictor(variables, films)
+    steps, count = config.self_training.teacher_steps, config.self_training.teachers
+    opinions = []
+    for i in range(count):
+        settings.seed = config.seed + _SEEDS_BETWEEN_TEACHERS * i
+        place = os.path.join(folder, str(i))
+        os.makedirs(place, exist_ok=True)
+        _log.info(
+            "teacher %d of %d: %d steps, %.0f times through %d labelled films, in %s",
+            i + 1,
+            count,
+            steps,
+            steps * settings.batch_size / len(labelled),
+            len(labelled),
+            place,
+        )
+        card.write(place)
+        batches = _batches(settings, labelled)
+        _fit(settings, place, card, batches, films.labels, validate, steps, best_metric)
+        variables, _ = diagnosis.restore(place, card)
+        predictions, _ = predictor(variables, films)
+        opinions.append(predictions.probabilities)
+    opinion = np.mean(opinions, axis=0, dtype=np.float32)
     with open(answers + ".tmp", "wb") as file:
-        np.save(file, predictions.probabilities)
+        np.save(file, opinion)
     os.replace(answers + ".tmp", answers)
     _log.info("student: learns from %d films", len(films))
-    return predictions.probabilities
+    return opinion
 
 
 def _check_stage_one(config) -> None:
@@ -224,10 +269,10 @@ def _check_stage_one(config) -> None:
 
 
 def check_scored(config, split: Split, roles: tuple[str, ...]) -> None:
-    """Raises `DataError` where a part that is scored is empty, or was seen by stage one."""
+    """Raises `DataError` where no film is left for testing, or stage one saw who is scored."""
     for role in roles:
-        if not len(split[role]):
-            raise DataError(f"no film is left for {role}; raise config.data.{role}_fraction")
+        if role == "test" and not len(split.test):
+            raise DataError("no film is left for test; raise config.data.test_fraction")
         if config.pretrained and not config.pretrained.startswith("torch:"):
             check_unseen(
                 os.path.join(os.path.expanduser(config.pretrained), "split.csv"),
@@ -253,7 +298,7 @@ def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
             f"computed; {advice}"
         )
     check_scored(config, split, ("validation", "test"))
-    check_conditions(config, split, classes)
+    data.check_conditions(config.data, split, classes)
     ages = (None, None)
     if config.age_head:
         try:
@@ -274,24 +319,6 @@ def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
         )
     card.write(folder)
     return split, card
-
-
-def check_conditions(config, split: Split, classes: tuple[str, ...]) -> None:
-    """Raises `DataError` where a scored film has a condition that no training film has."""
-    for role in ("validation", "test"):
-        found = set(split[role].label[split[role].has_label])
-        unknown = sorted(found - set(classes))
-        # Whoever names the classes leaves the others out on purpose.
-        if unknown and classes and not config.data.classes:
-            raise DataError(
-                f"films for {role} have a condition that no training film has: "
-                f"{', '.join(map(repr, unknown))} (training films have {', '.join(classes)}); "
-                "correct the spelling, or list the classes in config.data.classes to leave the "
-                "others out"
-            )
-        missing = [name for name in classes if name not in found]
-        if missing and found:
-            _log.warning("no film for %s has: %s", role, ", ".join(missing))
 
 
 def _log_labels(card: workdir.ModelCard, source: FilmSource) -> None:
@@ -331,6 +358,10 @@ def start_from(config, variables):
 def learning_rate_factors(config, params):
     """What multiplies the learning rate of each parameter of stage two: a tree like `params`."""
     factors = jax.tree.map(lambda _: 1.0, params)
+    if "task_weighting" in params:
+        factors["task_weighting"] = jax.tree.map(
+            lambda _: _TASK_WEIGHTING_FACTOR, params["task_weighting"]
+        )
     if config.freeze_encoder:
         factors["encoder"] = jax.tree.map(lambda _: 0.0, params["encoder"])
         return factors
@@ -351,6 +382,8 @@ def learning_rate_factors(config, params):
 
 def _validate(predictor: diagnosis.Predictor, source: FilmSource, variables) -> dict[str, float]:
     """The headline figures on validation films, and the cross-entropy as `loss`."""
+    if not len(source):
+        return {}
     predictions, _ = predictor(variables, source)
     result = {k: v for k, v in headline(predictions).items() if np.isfinite(v)}
     if predictions.classes:

@@ -116,7 +116,7 @@ def _report(config, workdir: str, total: int, bad: list[tuple[str, str]]) -> Non
             os.remove(listed)  # Of an earlier run; the films have been mended since.
         _log.info("%s films ready: --config.data.cache=%s", f"{total:,}", workdir)
         return
-    with open(listed, "w", newline="", encoding="utf-8") as file:
+    with open(listed, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file).writerows([("image_path", "reason"), *sorted(bad)])
     if config.data.on_error == "raise":
         raise DataError(

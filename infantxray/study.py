@@ -9,7 +9,6 @@ import sys
 from data_pipeline.errors import UserError
 from data_pipeline.splits import check_classes
 from infantxray import data, workdir
-from infantxray.finetune import check_conditions
 from infantxray.studies import cells, plan, report
 
 _log = logging.getLogger(__name__)
@@ -71,7 +70,7 @@ def _check_data(config) -> None:
     split = data.divide_sources(config.data)
     classes = data.find_classes(config.data, split.train)
     check_classes(split, classes, config.data.patient_ids)
-    check_conditions(config, split, classes)
+    data.check_conditions(config.data, split, classes)
 
 
 def _check_needs(todo, finished: set[int]) -> None:

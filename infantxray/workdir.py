@@ -153,9 +153,10 @@ def _has_results(workdir: str) -> bool:
     """Whether a run in this folder has come to anything."""
     if any(os.path.exists(os.path.join(workdir, n)) for n in ("metrics.json", "predictions.csv")):
         return True
-    for folder in ("checkpoints", os.path.join("teacher", "checkpoints")):
-        with contextlib.suppress(FileNotFoundError):
-            if any(name.isdigit() for name in os.listdir(os.path.join(workdir, folder))):
+    folders = [workdir, *glob.glob(os.path.join(glob.escape(workdir), "teachers", "*"))]
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if any(name.isdigit() for name in os.listdir(os.path.join(folder, "checkpoints"))):
                 return True
     return False
 

@@ -1,6 +1,7 @@
 """configs/check_data.py: what is wrong with the data is found, named and counted."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def check(spec, workdir, **changes):
         run(config, str(workdir))
     except SystemExit as stop:
         code = stop.code
-    with (workdir / "problems.csv").open() as file:
+    with (workdir / "problems.csv").open(errors="surrogateescape") as file:
         return list(csv.DictReader(file)), code
 
 
@@ -118,6 +119,107 @@ def test_the_other_stage_must_not_show_the_test_patients(tmp_path):
         build(tmp_path / "a", rows), tmp_path / "out2", other_stage=build(tmp_path / "a", rows)
     )
     assert code == 0
+
+
+def test_films_of_the_other_stage_are_not_in_the_manifest(tmp_path):
+    """Used as a manifest again, adults would join the infants in training."""
+    other = build(tmp_path / "b", [(f"o{i}.png", f"O{i}", "", "", film(99 + i)) for i in range(9)])
+    check(build(tmp_path / "a", clean()), tmp_path / "out", other_stage=other)
+    films = read_manifest(tmp_path / "out" / "films.csv")
+    assert len(films) == 40
+    assert set(films.split) == {"train", "validation", "test"}
+    with (tmp_path / "out" / "films.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["role"] == row["split"] and row["width"] == "64" for row in rows)
+
+
+def test_names_of_files_need_not_be_utf8(tmp_path):
+    for i in range(20):
+        path = tmp_path / "films" / "ab"[i % 2] / os.fsdecode(b"f\xe9%d.png" % i)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(film(i)).save(path)
+    problems, code = check(f"folder:{tmp_path / 'films'}", tmp_path / "out")
+    assert code == 0
+    (row, *_) = (p for p in problems if p["kind"] == "no patient id")
+    assert os.path.exists(row["image_path"])
+    films = read_manifest(tmp_path / "out" / "films.csv")
+    assert all(map(os.path.exists, films.image_path))
+
+
+def refusals(problems):
+    return [(p["severity"], p["message"]) for p in problems if p["kind"].startswith("refused")]
+
+
+def test_what_stage_two_refuses_is_an_error(tmp_path):
+    rows = [row for row in clean() if row[3] != "test"]
+    spec = build(tmp_path / "a", rows)
+    problems, code = check(spec, tmp_path / "out", test_fraction=0.0)
+    (found,) = refusals(problems)
+    assert code == 1
+    assert found[0] == "error"
+    assert found[1].startswith("stage two refuses these films: no film is left for test; raise")
+    assert found[1].endswith("(stage one alone can use them)")
+
+    rows = [
+        *clean(),
+        ("x.png", "X", "rare", "train", film(77)),
+        ("y.png", "Y", "odd", "test", film(78)),
+    ]
+    problems, code = check(build(tmp_path / "b", rows), tmp_path / "out")
+    assert code == 1
+    assert any("the class 'rare' has one patient" in text for _, text in refusals(problems))
+    # Whoever names the classes leaves the others out on purpose.
+    problems, code = check(
+        build(tmp_path / "b", rows), tmp_path / "out", classes=("mass", "normal")
+    )
+    assert (refusals(problems), code) == ([], 0)
+
+
+def test_what_may_be_meant_for_stage_one_is_a_warning(tmp_path):
+    unlabelled = [(name, patient, "", split, pixels) for name, patient, _, split, pixels in clean()]
+    one_class = [
+        (name, patient, "mass", split, pixels) for name, patient, _, split, pixels in clean()
+    ]
+    for i, (rows, why) in enumerate(((unlabelled, ""), (one_class, "all labelled training films"))):
+        problems, code = check(build(tmp_path / str(i), rows), tmp_path / "out")
+        assert code == 0
+        found = refusals(problems)
+        assert [severity for severity, _ in found] == ["warning"] * bool(why)
+        assert all(why in text and "stage one alone can use them" in text for _, text in found)
+
+
+def test_a_set_of_one_film_is_of_no_use_to_either_stage(tmp_path):
+    spec = build(tmp_path / "a", [("a.png", "P", "mass", "", film(1))])
+    problems, code = check(spec, tmp_path / "out")
+    assert code == 1
+    found = refusals(problems)
+    assert {severity for severity, _ in found} == {"error"}
+    assert any(
+        "stage one refuses these films: no film is left for val" in text for _, text in found
+    )
+    assert any("stage two refuses these films: all labelled" in text for _, text in found)
+    assert not any("alone can use them" in text for _, text in found)
+
+
+def test_films_without_patient_and_spellings_are_named(tmp_path):
+    rows = clean()
+    rows[0] = ("0.png", "", "mass", "train", rows[0][4])
+    rows[2] = ("2.png", "p3", "Mass", "train", rows[2][4])
+    rows[8] = ("8.png", "P8", "Mass", "train", rows[8][4])
+    problems, code = check(build(tmp_path / "a", rows), tmp_path / "out")
+    assert code == 0
+    by_kind = {}
+    for problem in problems:
+        by_kind.setdefault(problem["kind"], []).append(problem)
+    (ids,) = by_kind["no patient id"]
+    assert (
+        "manifest.csv: 1 of 40 films have no patient id and are divided film by film"
+        in ids["message"]
+    )
+    assert ids["image_path"].endswith("0.png")
+    messages = {problem["message"] for problem in by_kind["spelling"]}
+    assert any("'P3' and 'p3'" in message for message in messages)
+    assert any("'Mass' and 'mass'" in message for message in messages)
 
 
 def test_unreadable_films_are_errors_unless_skipped(tmp_path):

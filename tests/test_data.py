@@ -76,6 +76,23 @@ def test_given_splits_can_be_ignored(tmp_path):
     assert [len(cut[r]) for r in ("train", "validation", "test")] == [32, 4, 4]
 
 
+def test_spellings_that_may_be_meant_as_one_are_named(tmp_path, caplog):
+    path = tmp_path / "m.csv"
+    rows = [f"{i}.png,{'Pp'[i % 2]}{i // 2},{('mass', 'Mass', 'b')[i % 3]}" for i in range(30)]
+    path.write_text("image_path,patient_id,label\n" + "\n".join(rows) + "\n")
+    data.open_split(settings(train=f"manifest:{path}"), str(tmp_path))
+    ids, labels = caplog.messages
+    assert ids.startswith("patient ids that differ by capitals or blanks alone count as different")
+    assert "'P0' and 'p0', 'P1' and 'p1', 'P10' and 'p10' and 12 more" in ids
+    assert labels.startswith("labels that differ")
+    assert "'Mass' and 'mass'" in labels
+    # Ids of two hospitals mean nothing to each other.
+    a, b = records(["a"]), records(["b"]).replace(patient_id=np.array(["P0"], object))
+    both = Records.concatenate([a, b.replace(source=np.array(["t"], object))])
+    assert not list(data.doubtful_spellings(both, "source"))
+    assert len(list(data.doubtful_spellings(both, "shared"))) == 1
+
+
 def test_describe_counts_what_is_unknown():
     known = records(["a", ""], [1.0, np.nan])
     assert data.describe(known, "shared") == (

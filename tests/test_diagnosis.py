@@ -361,6 +361,23 @@ class TestLoss:
         # Against certainty about class 0, which is what an unknown label looks like.
         assert values["cross_entropy"][1] != plain["cross_entropy"][1]
 
+    def test_class_weights_weigh_what_a_teacher_says_class_by_class(self):
+        """The minimum is where that of labels drawn from the teacher's answer would be."""
+        soft = np.array([[0.7, 0.3, 0.0]] * 4, np.float32)
+        weights = jnp.array([0.5, 2.0, 1.0])
+        batch = {"label": np.full(4, -1), "soft_label": soft}
+
+        def loss(logits):
+            outputs = {"logits": jnp.broadcast_to(logits, (4, 3))}
+            return diagnosis_loss.loss_terms(make_card(), outputs, batch, weights)[
+                "cross_entropy"
+            ].sum()
+
+        expected = soft[0] * weights / (soft[0] * weights).sum()
+        minimum = jnp.log(expected + 1e-7)
+        np.testing.assert_allclose(jax.grad(loss)(minimum), 0.0, atol=1e-5)
+        assert loss(minimum) < loss(jnp.log(soft[0] + 1e-7)) - 0.1
+
     def test_learned_weighing_of_the_tasks(self):
         task = self.task(age_weighting="uncertainty")
         assert task.coefficients == {"cross_entropy": 1.0, "age_mse": 1.0}
@@ -398,6 +415,9 @@ def test_learning_rate_factors(monkeypatch):
         return finetune.learning_rate_factors(config, params)
 
     head = {"kernel": 1.0}
+    params["task_weighting"] = {"log_variance": {"cross_entropy": 5}}
+    assert factors().pop("task_weighting") == {"log_variance": {"cross_entropy": 30.0}}
+    del params["task_weighting"]
     assert factors() == {"encoder": {"a": 1.0, "b": 1.0, "c": 1.0}, "condition_head": head}
     assert factors(freeze_encoder=True)["encoder"] == {"a": 0.0, "b": 0.0, "c": 0.0}
     decayed = factors(layer_decay=0.5, encoder_learning_rate_factor=0.2)

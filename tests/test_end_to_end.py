@@ -284,7 +284,8 @@ def test_a_stopped_run_goes_on_to_bit_identical_parameters(tmp_path, pretrained,
 def test_self_training_goes_on_wherever_it_was_stopped(tmp_path, pretrained, monkeypatch):
     """Teacher and student in one command, with every switch of stage two that is off by default."""
     config = stage_two(pretrained)
-    config.self_training.teacher_steps = 2
+    config.self_training.teacher_steps = 1
+    config.self_training.teachers = 2
     config.batch_size = 16
     config.data.label_fraction = 0.5
     config.age_loss = "distribution"
@@ -295,7 +296,7 @@ def test_self_training_goes_on_wherever_it_was_stopped(tmp_path, pretrained, mon
     settings.check(config)
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     finetune.run(config, str(straight))
-    answers = np.load(straight / "teacher" / "soft_labels.npy")
+    answers = np.load(straight / "teachers" / "soft_labels.npy")
     np.testing.assert_allclose(answers.sum(1), 1.0, atol=1e-5)
     with open(straight / "split.csv", newline="") as file:
         train = [row for row in csv.DictReader(file) if row["split"] == "train"]
@@ -315,16 +316,16 @@ def test_self_training_goes_on_wherever_it_was_stopped(tmp_path, pretrained, mon
 
         return wrapped
 
-    # Each attempt makes one step: two of the teacher, then the student's.
+    # Each attempt makes one step: one of each teacher, then the student's.
     for _ in range(3):
         monkeypatch.setattr(loop, "make_train_step", stop_at_once)
         with pytest.raises(loop.Interrupted):
             finetune.run(config, str(stopped))
         monkeypatch.undo()
-        if (stopped / "teacher" / "soft_labels.npy").exists():
+        if (stopped / "teachers" / "soft_labels.npy").exists():
             break
     finetune.run(config, str(stopped))
-    np.testing.assert_array_equal(np.load(stopped / "teacher" / "soft_labels.npy"), answers)
+    np.testing.assert_array_equal(np.load(stopped / "teachers" / "soft_labels.npy"), answers)
     assert arrays(stopped) == arrays(straight)
     assert (stopped / "metrics.json").read_bytes() == (straight / "metrics.json").read_bytes()
 

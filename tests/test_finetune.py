@@ -49,6 +49,27 @@ def test_a_teacher_comes_only_where_it_has_something_to_say(caplog):
         finetune._wants_teacher(config, ModelCard("resnet50", "float32", HOW), make_source(0))
 
 
+def test_rare_labels_are_drawn_for_every_batch(caplog):
+    """Of 200 films with an age 10 have a condition: as they come, most batches would have none."""
+    caplog.set_level("INFO", logger="infantxray")
+    config = finetune_config.get_config()
+    assert not finetune._labels_are_rare(config, make_source(50, num_aged=200))
+    assert not finetune._labels_are_rare(config, make_source(0, num_aged=200))
+    assert caplog.text == ""
+    rare = make_source(10, num_aged=200)
+    assert finetune._labels_are_rare(config, rare)
+    assert "10 of 200 films" in caplog.text
+    assert "make up 4 of every 16" in caplog.text
+    rows = []
+    read = rare.read_batch
+    rare.read_batch = lambda drawn: rows.append(drawn) or {"label": rare.labels[drawn]}
+    batch = next(finetune._mixed_batches(config, rare))
+    rare.read_batch = read
+    assert (batch["label"][:4] >= 0).all()
+    assert len(batch["label"]) == 16
+    assert len(set(rows[0][4:])) == 12
+
+
 def write_manifest(folder, test_labels):
     rows = ["image_path,patient_id,label,split"]
     for role, labels in (
@@ -79,6 +100,16 @@ def test_conditions_that_nobody_is_tested_for_are_named(tmp_path, caplog):
     config = write_manifest(tmp_path, ["mass", "mass"])
     finetune._open_data(config, str(tmp_path / "run"))
     assert "no film for test has: normal" in caplog.text
+
+
+def test_who_has_no_validation_films_still_trains(tmp_path):
+    config = write_manifest(tmp_path, ["mass", "normal"])
+    text = (tmp_path / "films.csv").read_text().replace(",validation", ",train")
+    (tmp_path / "films.csv").write_text(text)
+    config.data.validation_fraction = 0.0
+    split, _ = finetune._open_data(config, str(tmp_path / "run"))
+    assert (len(split.train), len(split.validation), len(split.test)) == (22, 0, 2)
+    assert finetune._validate(None, make_source(0, num_films=0), {}) == {}
 
 
 def test_films_of_which_nothing_is_known(tmp_path):

@@ -30,7 +30,7 @@ def test_tuples_and_types_survive_the_comparison(tmp_path):
     assert workdir.read_config(str(tmp_path))["data"]["classes"] == ["mass", "normal"]
 
 
-@pytest.fixture(params=["checkpoints/50/state", "metrics.json", "teacher/checkpoints/9/state"])
+@pytest.fixture(params=["checkpoints/50/state", "metrics.json", "teachers/0/checkpoints/9/state"])
 def result(request):
     """A file that a run has once it has come to something."""
     return request.param

@@ -73,9 +73,8 @@ def read_aihub(place: str) -> Records:
         name: [] for name in ("patient_id", "age_months", "sex", "view", "label", "split")
     }
     paths, unlabelled, unknown = [], 0, {}
-    for (part, stem), image in images.items():
-        label_file = labels.get((part, stem))
-        if label_file is None:
+    for part, image, label_file in _pairs(images, labels):
+        if not label_file:
             unlabelled += 1
         content = _read_label(label_file) if label_file else {}
         name = _class(profile, content, image)
@@ -101,17 +100,22 @@ def read_aihub(place: str) -> Records:
             "aihub: the profile names no patient_id, so whether films of one patient stand on both "
             "sides of the split cannot be known"
         )
-    return Records.create(paths, source=f"aihub:{place}", **columns)
+    return Records.create(paths, source=f"aihub:{root}", **columns)
 
 
-def _discover(root: Path) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]]:
-    """Images and label files by `(T or V, name)`.
+# By `(T or V, name)`, then by the folder: names may begin again in every class.
+_Files = dict[tuple[str, str], dict[str, str]]
+
+
+def _discover(root: Path) -> tuple[_Files, _Files]:
+    """Images and label files.
 
     Raises:
-      DataError: there are no images, archives are still packed, or it is another data set.
+      DataError: there are no images, archives are still packed, two files of a folder share their
+        name, or it is another data set.
     """
-    images: dict[tuple[str, str], str] = {}
-    labels: dict[tuple[str, str], str] = {}
+    images: _Files = {}
+    labels: _Files = {}
     archives = []
     for folder, names in walk(root):
         relative = unicodedata.normalize("NFC", os.path.relpath(folder, root))
@@ -120,15 +124,24 @@ def _discover(root: Path) -> tuple[dict[tuple[str, str], str], dict[tuple[str, s
                 f"aihub: {root} holds AI-Hub's synthetic set of five classes, not 71432 "
                 "(Pediatric abdominal X-ray image data)"
             )
-        role = _role(relative)
+        role, group = _role(relative)
         for name in names:
             stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
             if _ARCHIVE.search(name):
                 archives.append(os.path.join(folder, name))
-            elif role and role[1] == "S" and suffix.lower() in IMAGE_SUFFIXES:
-                images[role[0], stem] = f"{folder}{os.sep}{name}"
-            elif role and role[1] == "L" and suffix.lower() == ".json":
-                labels[role[0], stem] = f"{folder}{os.sep}{name}"
+                continue
+            elif role.endswith("S") and suffix.lower() in IMAGE_SUFFIXES:
+                files = images.setdefault((role[0], stem), {})
+            elif role.endswith("L") and suffix.lower() == ".json":
+                files = labels.setdefault((role[0], stem), {})
+            else:
+                continue
+            path = f"{folder}{os.sep}{name}"
+            if files.setdefault(group, path) != path:
+                raise DataError(
+                    f"aihub: {files[group]} and {path} share their name, by which an image finds "
+                    "its label; keep one of them, or rename both with their labels"
+                )
     if archives and not (images and labels):
         raise DataError(
             f"aihub: {len(archives)} archives below {root} are still packed, such as "
@@ -143,16 +156,38 @@ def _discover(root: Path) -> tuple[dict[tuple[str, str], str], dict[tuple[str, s
     return images, labels
 
 
-def _role(relative: str) -> str:
-    """`TS`, `TL`, `VS` or `VL` of a folder by its path; empty if it has none."""
-    part = kind = ""
-    for name in relative.split(os.sep):
+def _pairs(images: _Files, labels: _Files) -> Iterator[tuple[str, str, str]]:
+    """`T` or `V`, an image, and its label file, empty if it has none.
+
+    Raises:
+      DataError: which of several label files belongs to an image cannot be told.
+    """
+    for (part, stem), films in images.items():
+        found = labels.get((part, stem), {})
+        alone = [group for group in films if group not in found]
+        spare = [group for group in found if group not in films]
+        if alone and spare and len(films) + len(found) > 2:
+            raise DataError(
+                f"aihub: {films[alone[0]]} has a name that others have too, and no label file of a "
+                f"folder of its own name (there is {found[spare[0]]}); name the folders of images "
+                "and labels alike, such as TS_변비 and TL_변비"
+            )
+        for group, image in films.items():
+            yield part, image, found.get(group) or (found[spare[0]] if spare else "")
+
+
+def _role(relative: str) -> tuple[str, str]:
+    """`TS`, `TL`, `VS` or `VL` of a folder by its path, empty if it has none; and what follows."""
+    part = kind = group = ""
+    names = relative.split(os.sep)
+    for i, name in enumerate(names):
         match = _ROLE.match(name)
         if match:
-            return match[1] + match[2]
+            return match[1] + match[2], os.sep.join([name[match.end() :], *names[i + 1 :]])
         part = "T" if "training" in name.lower() else "V" if "validation" in name.lower() else part
-        kind = "S" if _IMAGES in name else "L" if _LABELS in name else kind
-    return part + kind if part and kind else ""
+        if _IMAGES in name or _LABELS in name:
+            kind, group = "S" if _IMAGES in name else "L", os.sep.join(names[i + 1 :])
+    return (part + kind, group) if part and kind else ("", "")
 
 
 def _read_profile(path: Path) -> dict:
@@ -241,12 +276,14 @@ def describe_labels(root: Path, files: int = 200) -> str:
     images, labels = _discover(root)
     counts: dict[str, int] = {}
     kinds: dict[str, str] = {}
-    read = list(labels.values())[:files]
+    label_files = [path for group in labels.values() for path in group.values()]
+    read = label_files[:files]
     for path in read:
         for key, kind in _keys(_read_label(path)):
             counts[key] = counts.get(key, 0) + 1
             kinds[key] = kind
-    lines = [f"{len(images):,} images, {len(labels):,} label files; keys of {len(read)}:"]
+    count = sum(map(len, images.values()))
+    lines = [f"{count:,} images, {len(label_files):,} label files; keys of {len(read)}:"]
     lines += [f"  {key}  ({kinds[key]}, in {counts[key]})" for key in counts]
     return "\n".join(lines)
 

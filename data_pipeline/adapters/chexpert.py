@@ -48,7 +48,7 @@ def read_chexpert(place: str) -> Records:
     tables = [(root / name, split) for name, split in _TABLES.items() if (root / name).is_file()]
     if not tables:
         raise DataError(f"chexpert: no train.csv in {root}; name the folder that holds it")
-    parts = [_read_table(path, split, f"chexpert:{place}") for path, split in tables]
+    parts = [_read_table(path, split, f"chexpert:{root}") for path, split in tables]
     records = Records.concatenate(parts)
     return leave_out_children("chexpert", records, options["min_age_months"])
 

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 
 import numpy as np
 
 from data_pipeline.adapters.headers import header_columns
-from data_pipeline.adapters.place import IMAGE_SUFFIXES, parse_place, visible, walk
+from data_pipeline.adapters.place import (
+    IMAGE_SUFFIXES,
+    PICTURE_SUFFIXES,
+    parse_place,
+    visible,
+    walk,
+)
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Records
+from data_pipeline.manifest import SPLIT_NAMES, Records
 
-_PICTURES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in (".dcm", ".dicom"))
-_SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
+_log = logging.getLogger(__name__)
+# Not opened to see whether they are DICOM: there may be one a film, or they are copies of films.
+_NO_FILMS = (
+    *(".txt", ".csv", ".json", ".xml", ".md", ".html", ".pdf", ".xlsx", ".npy", ".npz", ".zip"),
+    *(".gz", ".bmp", ".webp", ".gif", ".jp2", ".bak", ".tmp", ".part", ".orig"),
+)
+_SUFFIXES_NAMED = 8
 
 
 def read_folder(place: str) -> Records:
@@ -29,10 +34,12 @@ def read_folder(place: str) -> Records:
     A first level whose folders are all called train, val or test is the split. The next level is
     the class; images lie at any depth below it. Images beside those folders have no class.
     `labels=none` takes the folder as unlabelled whatever its subfolders are called. Age, sex, view
-    and patient of DICOM films come from their headers, which `headers=no` leaves unread.
+    and patient of DICOM films come from their headers, which `headers=no` leaves unread. Files are
+    films by their suffix, or, where it is none of those known, if they are DICOM.
 
     Raises:
-      DataError: the folder does not exist or holds no image.
+      DataError: the folder does not exist, holds no image, or some of its subfolders with images
+        are called like splits and others are not.
     """
     root, options = parse_place("folder", place, labels="folders", headers="yes")
     if options["labels"] not in ("folders", "none"):
@@ -42,6 +49,7 @@ def read_folder(place: str) -> Records:
     if not root.is_dir():
         raise DataError(f"folder:{place}: {root} is a file; name a folder, or use manifest:{root}")
     paths, labels, splits = [], [], []
+    ignored: Counter[str] = Counter()
 
     def take(folder: str, files: list[str], label: str, split: str) -> None:
         for name in files:
@@ -49,27 +57,43 @@ def read_folder(place: str) -> Records:
                 paths.append(os.path.join(folder, name))
                 labels.append(label)
                 splits.append(split)
+            else:
+                ignored[_kind(name)] += 1
 
     def take_classes(folder: str, split: str) -> None:
         classes, files = visible(folder)
         take(folder, files, "", split)
         for name in classes:
-            label = name if options["labels"] == "folders" else ""
-            for below, names in walk(os.path.join(folder, name)):
+            label = _printable(name) if options["labels"] == "folders" else ""
+            for below, names in walk(os.path.join(folder, name), (root,)):
                 take(below, names, label, split)
 
-    folders, _ = visible(root)
-    if folders and all(name.lower() in _SPLIT_FOLDERS for name in folders):
+    folders, beside = visible(root)
+    roles = [name for name in folders if name.lower() in SPLIT_NAMES]
+    if roles:
         for name in folders:
-            take_classes(os.path.join(root, name), _SPLIT_FOLDERS[name.lower()])
+            if name not in roles and _has_films(os.path.join(root, name)):
+                raise DataError(
+                    f"folder:{place}: {', '.join(roles)} would be splits, but {name} beside them "
+                    "is none and has films too; move or rename one or the other, or name each "
+                    f"folder by itself (config.data.train=folder:{root / roles[0]})"
+                )
+        ignored["films beside the splits"] = sum(_is_film(str(root), name) for name in beside)
+        for name in roles:
+            take_classes(os.path.join(root, name), SPLIT_NAMES[name.lower()])
     else:
         take_classes(str(root), "")
+    ignored = +ignored  # Without zeros.
+    others = ", ".join(f"{count:,} {kind}" for kind, count in ignored.most_common(_SUFFIXES_NAMED))
     if not paths:
         raise DataError(
-            f"folder:{place}: no image found below {root} (looked for {' '.join(IMAGE_SUFFIXES)})"
+            f"folder:{place}: no image found below {root} (looked for {' '.join(IMAGE_SUFFIXES)} "
+            f"and DICOM of any other name; there are {others or 'no files'})"
         )
-    records = Records.create(paths, source=f"folder:{place}", label=labels, split=splits)
-    dicom = np.array([not path.lower().endswith(_PICTURES) for path in paths])
+    if ignored:
+        _log.info("folder:%s: %d files left out: %s", place, ignored.total(), others)
+    records = Records.create(paths, source=f"folder:{root}", label=labels, split=splits)
+    dicom = np.array([not path.lower().endswith(PICTURE_SUFFIXES) for path in paths])
     if options["headers"] == "no" or not dicom.any():
         return records
     columns = [records.age_months, records.sex, records.view, records.patient_id]
@@ -80,14 +104,32 @@ def read_folder(place: str) -> Records:
 
 
 def _is_film(folder: str, name: str) -> bool:
-    """By the suffix; files without one, which archives write as IM0001 or 1.2.840…, by content."""
+    """By the suffix; files with an unknown one or none, such as IM0001 or 1.2.840…, by content."""
     if name.lower().endswith(IMAGE_SUFFIXES):
         return True
-    without_suffix = "." not in name or name.replace(".", "").isdigit()
-    if not without_suffix or name.upper() == "DICOMDIR":
+    if name.lower().endswith(_NO_FILMS) or name.upper() == "DICOMDIR":
         return False
+    path = os.path.join(folder, name)
     try:
-        with open(os.path.join(folder, name), "rb") as file:
+        # Opening a pipe would wait for its other end.
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False
+
+
+def _has_films(folder: str) -> bool:
+    return any(_is_film(below, name) for below, names in walk(folder) for name in names)
+
+
+def _kind(name: str) -> str:
+    """The suffix of a file, for a message."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix if suffix[1:] and not suffix[1:].isdecimal() else "without suffix"
+
+
+def _printable(name: str) -> str:
+    """The name of a class is written to many files; that of a folder may be no text at all."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -34,7 +34,7 @@ def read_grazpedwri(place: str) -> Records:
     found = [index.get(f"{stem}.png") for stem in table["filestem"]]
     records = Records.create(
         [at or "" for at in found],
-        source=f"grazpedwri:{place}",
+        source=f"grazpedwri:{root}",
         patient_id=[f"graz-{patient}" for patient in table["patient_id"]],
         age_months=[12 * number(age) for age in table["age"]],
         sex=[SEXES.get(sex.lower(), "") for sex in table["gender"]],

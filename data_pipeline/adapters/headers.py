@@ -6,8 +6,8 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,13 +15,17 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.decode.dicom import read_header
+from data_pipeline.decode.dicom_file import parse_dicom
 from data_pipeline.decode.radiograph import DECODER_VERSION, Header, Refused
+from data_pipeline.manifest import NOBODY
 
 _log = logging.getLogger(__name__)
 _THREADS = 16  # Reading waits for the disk, above all for one on a network.
 _REMEMBER_FROM = 2000  # Films; fewer are read again faster than a cache is managed.
-_MAX_FILMS_A_PATIENT = 50
 _FIELDS = ("age_months", "sex", "view", "patient_key")
+_REMEMBERED = (*_FIELDS, "placeholder")
+_BIRTH_DATE = 0x00100030
+_HEADER_READ_BYTES = 2**18
 
 
 def header_columns(
@@ -31,14 +35,16 @@ def header_columns(
 
     Reads the beginning of every file, with a progress bar where that takes long, and remembers
     the result of large sets in `$XDG_CACHE_HOME/infantxray`: these four values, of which the
-    patient is a one-way hash, and no other text of the headers.
+    patient is a one-way hash, and no other text of the headers. An identifier that
+    de-identification gave to many comes back empty.
 
     Args:
       name: the adapter, for messages.
       root: the data set's folder, which the memory is kept for.
       paths: the files.
     """
-    key = hashlib.sha256(f"{DECODER_VERSION}\0{root}\0{len(paths)}".encode())
+    kind = f"{DECODER_VERSION} {' '.join(_REMEMBERED)}\0{root}\0{len(paths)}"
+    key = hashlib.sha256(kind.encode(errors="surrogateescape"))
     for path in paths:
         key.update(path.encode(errors="surrogateescape"))
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -46,41 +52,74 @@ def header_columns(
     if memory.is_file():
         _log.info("%s: DICOM headers from %s; delete it if the films have changed", name, memory)
         with np.load(memory) as stored:
-            columns = [stored[field] for field in _FIELDS]
+            columns = [stored[field] for field in _REMEMBERED]
     else:
         columns = _read_columns(name, paths)
         if len(paths) >= _REMEMBER_FROM:
             _remember(memory, columns)
-    ages, *texts = columns
+    ages, *texts, placeholder = columns
     sexes, views, patients = (text.astype(str).astype(object) for text in texts)
-    return ages.astype(np.float32), sexes, views, _without_placeholders(name, patients)
-
-
-def _without_placeholders(name: str, patients: np.ndarray) -> np.ndarray:
-    """Empties the identifier that de-identification gave to everyone."""
-    counts = Counter(patients[patients != ""].tolist())
-    for patient, count in counts.items():
-        if count > _MAX_FILMS_A_PATIENT and count > len(patients) // 10:
-            _log.warning(
-                "%s: %d films carry the same PatientID, taken for a placeholder: these films count "
-                "as a patient each, and whether a split is by patient cannot be known",
-                name,
-                count,
-            )
-            patients = np.where(patients == patient, "", patients)
-    return patients
+    if placeholder.any():
+        _log.warning(
+            "%s: %d films carry a PatientID that stands for no one person (a word such as "
+            "ANONYMOUS, or births or sexes differ under it): each counts as a patient, and whether "
+            "a split is by patient cannot be known",
+            name,
+            placeholder.sum(),
+        )
+    return ages.astype(np.float32), sexes, views, np.where(placeholder, "", patients)
 
 
 def _read_columns(name: str, paths: Sequence[str]) -> list[np.ndarray]:
+    headers = _map(_read, paths, f"{name}: DICOM headers")
+    columns = [np.array([getattr(header, field) for header in headers]) for field in _FIELDS]
+    _, sexes, _, patients = columns
+    return [*columns, _placeholders(name, paths, sexes, patients)]
+
+
+def _placeholders(
+    name: str, paths: Sequence[str], sexes: np.ndarray, patients: np.ndarray
+) -> np.ndarray:
+    """Boolean `[n]`: the film's identifier is a word for nobody, or that of several people.
+
+    However many films one has, it is believed otherwise: films of a patient on two sides of a split
+    would be worse than two patients taken for one.
+    """
+    rows_of = defaultdict(list)
+    for row, patient in enumerate(patients):
+        if patient:
+            rows_of[patient].append(row)
+    nobody = _keys_of_nobody()
+    shared = [row for rows in rows_of.values() if len(rows) > 1 for row in rows]
+    births = _map(_birth_date, [paths[row] for row in shared], f"{name}: births")
+    birth = dict(zip(shared, births, strict=True))
+    placeholder = np.zeros(len(paths), bool)
+    for patient, rows in rows_of.items():
+        sexes_here = {sexes[row] for row in rows} - {""}
+        births_here = {birth.get(row, "") for row in rows} - {""}
+        placeholder[rows] = patient in nobody or len(sexes_here) > 1 or len(births_here) > 1
+    return placeholder
+
+
+def _keys_of_nobody() -> set[str]:
+    """What the decoder's `Header.patient_key` is of the words for nobody."""
+    words = [*NOBODY, *("0" * n for n in range(1, 65)), *("x" * n for n in range(2, 17))]
+    spelled = {spell(word) for word in words for spell in (str.lower, str.upper, str.capitalize)}
+    return {
+        hashlib.blake2b(word.encode(), digest_size=8, person=b"infantxray").hexdigest()
+        for word in spelled
+    }
+
+
+def _map(function: Callable, paths: Sequence[str], description: str) -> list:
     with ThreadPoolExecutor(_THREADS) as pool:
         progress = tqdm(
-            pool.map(_read, paths, chunksize=64),
+            pool.map(function, paths, chunksize=64),
             total=len(paths),
-            desc=f"{name}: DICOM headers",
+            desc=description,
             disable=len(paths) < _REMEMBER_FROM,
         )
-        headers = list(progress)
-    return [np.array([getattr(header, field) for header in headers]) for field in _FIELDS]
+        return list(progress)
 
 
 def _read(path: str) -> Header:
@@ -90,11 +129,23 @@ def _read(path: str) -> Header:
         return Header()  # Reading the film will say what is wrong with it.
 
 
+def _birth_date(path: str) -> str:
+    """Eight digits as the header has them, empty where it has none; only ever compared."""
+    try:
+        with open(path, "rb") as file:
+            dicom = parse_dicom(file.read(_HEADER_READ_BYTES), {_BIRTH_DATE}, ())
+    except (Refused, OSError):
+        return ""
+    date = dicom.text(_BIRTH_DATE).replace(".", "")
+    # 1900 and before is what de-identification writes where it takes a date away.
+    return date if len(date) == 8 and date.isdecimal() and date[:4] > "1900" else ""
+
+
 def _remember(memory: Path, columns: list[np.ndarray]) -> None:
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=memory.parent, suffix=".npz", delete=False) as file:
-            np.savez(file, **dict(zip(_FIELDS, columns, strict=True)))
+            np.savez(file, **dict(zip(_REMEMBERED, columns, strict=True)))
         os.replace(file.name, memory)
     except OSError as error:
         _log.warning("DICOM headers could not be remembered in %s (%s)", memory, error.strerror)

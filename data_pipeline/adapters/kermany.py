@@ -30,6 +30,7 @@ def read_kermany(place: str) -> Records:
     root, options = parse_place("kermany", place, classes=2)
     if options["classes"] not in (2, 3):
         raise DataError(f"kermany:{place}: classes is {options['classes']}; expected 2 or 3")
+    source = f"kermany:{root}"
     root = root / "chest_xray" if (root / "chest_xray" / "train").is_dir() else root
     rows, sizes = [], []
     for folder, split in sorted(_SPLITS.items(), key=lambda item: item[1] == "train"):
@@ -50,9 +51,7 @@ def read_kermany(place: str) -> Records:
     paths, patients, labels, splits = zip(
         *(row for i, row in enumerate(rows) if i not in repeats), strict=True
     )
-    return Records.create(
-        paths, source=f"kermany:{place}", patient_id=patients, label=labels, split=splits
-    )
+    return Records.create(paths, source=source, patient_id=patients, label=labels, split=splits)
 
 
 def _person(name: str, folder: str, label: str, options: dict) -> tuple[str, str]:

@@ -32,7 +32,7 @@ def read_mimic_cxr(place: str) -> Records:
     rows = zip(metadata["dicom_id"], metadata["subject_id"], metadata["study_id"], strict=True)
     return Records.create(
         [f"{files}p{subject[:2]}/p{subject}/s{study}/{film}.jpg" for film, subject, study in rows],
-        source=f"mimic_cxr:{place}",
+        source=f"mimic_cxr:{root}",
         patient_id=[f"mimic-{subject}" for subject in metadata["subject_id"]],
         view=metadata["ViewPosition"],
         split=[_SPLITS.get(split_of.get(film, ""), "") for film in metadata["dicom_id"]],

@@ -52,7 +52,7 @@ def read_nih(place: str) -> Records:
         tested.update(path.read_text(encoding="utf-8").split())
     records = Records.create(
         [index.get(name, "") for name in names],
-        source=f"nih:{place}",
+        source=f"nih:{root}",
         patient_id=[f"nih-{patient}" for patient in table["Patient ID"]],
         age_months=[_age(text) for text in table["Patient Age"]],
         sex=[SEXES.get(sex.lower(), "") for sex in table["Patient Gender"]],

@@ -53,7 +53,7 @@ def read_padchest(place: str) -> Records:
     dates = zip(table["StudyDate_DICOM"], table["PatientBirth"], strict=True)
     records = Records.create(
         [f"{base}{folder}/{name}" if nested else f"{base}{name}" for folder, name in rows],
-        source=f"padchest:{place}",
+        source=f"padchest:{root}",
         patient_id=[f"padchest-{patient}" for patient in table["PatientID"]],
         age_months=[_age(study, birth) for study, birth in dates],
         sex=[SEXES.get(sex.lower(), "") for sex in table["PatientSex_DICOM"]],

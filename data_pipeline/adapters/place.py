@@ -21,12 +21,17 @@ _log = logging.getLogger(__name__)
 ADULT_MONTHS = 18 * 12.0
 SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
 _OPTION = re.compile(r"[a-z_]+=[^:]*")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
+DICOM_SUFFIXES = (".dcm", ".dicom")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff")
+IMAGE_SUFFIXES = PICTURE_SUFFIXES + DICOM_SUFFIXES
 _DIGITS = re.compile(r"(\d+)")
 
 
 def parse_place(name: str, place: str, **defaults) -> tuple[Path, dict]:
-    """Splits `/path[:key=value...]` into an existing path and its options.
+    """Splits `/path[:key=value...]` into an existing path, absolute, and its options.
+
+    Records name this path as their source, without the options: however a data set is spelled, its
+    patients keep their places in the split.
 
     Args:
       name: the adapter, for messages.
@@ -49,34 +54,68 @@ def parse_place(name: str, place: str, **defaults) -> tuple[Path, dict]:
         except ValueError:
             kind = "a number" if isinstance(defaults[key], int | float) else "text"
             raise DataError(f"{name}:{place}: {key} is {value!r}; expected {kind}") from None
-    path = Path(":".join(parts)).expanduser()
-    if not path.exists():
+    # One name whatever the detour, as in manifests: leaks are found by comparing names.
+    path = os.path.abspath(os.path.expanduser(":".join(parts)))
+    if not os.path.exists(path):
         raise DataError(f"{name}:{place}: {path} does not exist")
-    return path.absolute(), options
+    return Path(path), options
 
 
 def natural_key(text: str) -> list:
     """Sorts `film2` before `film10`."""
-    return [int(part) if part.isdigit() else part for part in _DIGITS.split(text)]
+    # Every second part is what the pattern found. str.isdigit knows digits that int does not (²).
+    return [int(part) if i % 2 else part for i, part in enumerate(_DIGITS.split(text))]
 
 
-def visible(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
-    """Names of the subfolders and of the files of a folder, hidden ones left out, natural order."""
+def visible(
+    folder: str | os.PathLike, above: tuple[str | os.PathLike, ...] = ()
+) -> tuple[list[str], list[str]]:
+    """Names of the subfolders and of the files of a folder, hidden ones left out, natural order.
+
+    Links back to the folder, to one that holds it or to one of `above` are left out too.
+
+    Raises:
+      DataError: the folder, or a link in it, cannot be read.
+    """
     folders, files = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith((".", "__MACOSX")):
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith((".", "__MACOSX")):
+                    continue
                 # The directory entry knows its kind: no stat a file.
-                (folders if entry.is_dir() else files).append(entry.name)
+                if not entry.is_dir():
+                    files.append(entry.name)
+                elif not entry.is_symlink() or not _leads_back(entry.path, (*above, folder)):
+                    folders.append(entry.name)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or folder} cannot be read ({error.strerror}); correct its "
+            "permissions or where it links to, or move it elsewhere"
+        ) from None
     return sorted(folders, key=natural_key), sorted(files, key=natural_key)
 
 
-def walk(folder: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
-    """Every folder at and below `folder` with its files, top down, natural order."""
-    folders, files = visible(folder)
+def _leads_back(link: str, folders: tuple[str | os.PathLike, ...]) -> bool:
+    target = os.path.realpath(link)
+    inside = (os.path.realpath(folder) for folder in folders)
+    return any(os.path.commonpath((target, path)) == target for path in inside)
+
+
+def walk(
+    folder: str | os.PathLike, above: tuple[str | os.PathLike, ...] = ()
+) -> Iterator[tuple[str, list[str]]]:
+    """Every folder at and below `folder` with its files, top down, natural order.
+
+    `above` are the folders that led here, to which no link leads back.
+
+    Raises:
+      DataError: a folder cannot be read.
+    """
+    folders, files = visible(folder, above)
     yield str(folder), files
     for name in folders:
-        yield from walk(os.path.join(folder, name))
+        yield from walk(os.path.join(folder, name), (*above, folder))
 
 
 def image_index(folder: str | os.PathLike, suffixes: tuple[str, ...]) -> dict[str, str]:
@@ -175,6 +214,6 @@ def leave_out_children(name: str, records: Records, min_age_months: float) -> Re
 def number(text: str) -> float:
     """A number, or NaN for anything else."""
     try:
-        return float(text)
+        return float(text.replace("_", "x"))  # Python reads 1_5 as 15.
     except ValueError:
         return math.nan

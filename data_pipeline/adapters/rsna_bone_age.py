@@ -58,7 +58,7 @@ def read_rsna_bone_age(place: str) -> Records:
             ages = [number(months) for months in table[age.removeprefix("?")]]
             records = Records.create(
                 [at or "" for at in found],
-                source=f"rsna_bone_age:{place}",
+                source=f"rsna_bone_age:{root}",
                 patient_id=[f"rsna-{split}-{film}" for film in ids],
                 age_months=[months if months > 0 else math.nan for months in ages],
                 sex=[_SEX.get(text.lower(), "") for text in table[sex]],

@@ -42,7 +42,7 @@ def read_vindr_cxr(place: str) -> Records:
     folders = [os.path.basename(os.path.dirname(found.get(name, ""))) for name in names]
     records = Records.create(
         [found.get(name, "") for name in names],
-        source=f"vindr_cxr:{place}",
+        source=f"vindr_cxr:{root}",
         label=[_label(marks[name]) if name in marks else "" for name in names],
         split=[_ROLES.get(folder, "") for folder in folders],
     )

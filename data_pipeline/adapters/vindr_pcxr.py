@@ -25,7 +25,7 @@ def read_vindr_pcxr(place: str) -> Records:
     for split in ("train", "test"):
         path = root / f"image_labels_{split}.csv"
         if path.is_file():
-            parts.append(_read_split(root, split, f"vindr_pcxr:{place}"))
+            parts.append(_read_split(root, split, f"vindr_pcxr:{root}"))
     if not parts:
         raise DataError(f"vindr_pcxr: no image_labels_train.csv in {root}")
     records = Records.concatenate(parts)

@@ -117,7 +117,7 @@ def write_document(path: str, title: str, parts: Iterable[str], style: str = "")
         f"<body>{''.join(parts)}</body></html>\n"
     )
     # Whole or not at all: a run counts as finished once its report is there.
-    Path(path + ".tmp").write_text(text, encoding="utf-8")
+    Path(path + ".tmp").write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(path + ".tmp", path)
 
 

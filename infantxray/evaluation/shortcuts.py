@@ -83,7 +83,10 @@ def _together(columns: np.ndarray, positive: np.ndarray, patients: np.ndarray) -
         values, rank = np.unique(columns[:, k], return_inverse=True)
         ranks[:, k] = rank / (len(values) - 1) - 0.5
     features = np.concatenate([ranks, ranks**2, np.ones((len(ranks), 1))], axis=1)
-    digests = {patient: hashlib.blake2b(patient.encode()).digest()[0] for patient in set(patients)}
+    digests = {
+        patient: hashlib.blake2b(patient.encode(errors="surrogateescape")).digest()[0]
+        for patient in set(patients)
+    }
     fold = np.array([digests[patient] for patient in patients]) % _FOLDS
     ridge = 1e-2 * np.eye(features.shape[1])
     target = positive - positive.mean()

@@ -157,9 +157,10 @@ class DiagnosisModel(nn.Module):
             use, the predicted age stands in.
           train: normalise by this batch, where the encoder has no BatchNorm of its own.
         """
-        pooled = latent.mean(axis=(1, 2))
+        # Logits are computed in float32: so is the mean that they are read from.
+        pooled = latent.mean(axis=(1, 2), dtype=jnp.float32)
         if not has_batchnorm(self.encoder):
-            pooled = self.latent_norm(pooled.astype(jnp.float32), use_running_average=not train)
+            pooled = self.latent_norm(pooled, use_running_average=not train)
         outputs = self.age_prediction_net(pooled) if self.age_head else {}
         if self.num_classes:
             features = pooled

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from infantxray.evaluation.metrics import HEADLINES, Predictions
+from infantxray.studies.plan import Cell
 from infantxray.studies.results import Model, Results
 from infantxray.studies.statistics import Estimate, Resampling, Sampled, average, holm
 from infantxray.studies.tables import NAMES, NOTHING, Difference, Table
@@ -33,12 +36,17 @@ class Comparisons:
         self.resampling = Resampling(
             results.models[0].runs[0].patient, results.seeds, samples, seed
         )
+        self._groups = _stages_one(results)
         self._done: dict[int, Sampled] = {}
 
     def sampled(self, model: Model) -> Sampled:
         if id(model) not in self._done:
-            self._done[id(model)] = self.resampling.figures(model.runs)
+            self._done[id(model)] = self._figures(model.runs, model.cells)
         return self._done[id(model)]
+
+    def _figures(self, runs: list[Predictions], cells: list[Cell]) -> Sampled:
+        groups = [self._groups[cell.seed] for cell in cells if cell.seed in self._groups]
+        return self.resampling.figures(runs, groups if len(groups) == len(runs) else ())
 
     def reference_estimate(self, name: str, figure: str) -> Estimate:
         """A figure of a baseline that was fitted on all labels."""
@@ -176,7 +184,8 @@ class Comparisons:
         if len(seeds) == len(model.cells):
             return self.sampled(model)
         runs = zip(model.cells, model.runs, strict=True)
-        return self.resampling.figures([run for cell, run in runs if cell.seed in seeds])
+        kept = [(cell, run) for cell, run in runs if cell.seed in seeds]
+        return self._figures([run for _, run in kept], [cell for cell, _ in kept])
 
     def frozen(self) -> Table | None:
         """Linear probe and nearest neighbours on frozen features, beside fine-tuning."""
@@ -251,16 +260,29 @@ class Comparisons:
         """What intervals and tests take as it is."""
         results = self.results
         text = ""
-        for model in results.models:
-            starts = {cell.config.pretrained for cell in model.cells} - {""}
-            if 0 < len(starts) < len(model.cells):
-                text = (
-                    " Seeds share stages one: intervals are about these stages one, and say little "
-                    "of others."
-                )
+        if self._groups:
+            text = (
+                " Seeds share stages one, and are resampled within each: intervals and tests are "
+                "about these stages one, and say little of others."
+            )
         if min(results.fractions) < 1:
             text += " Who keeps the labels is one draw of patients, the same for all."
         return text
+
+
+def _stages_one(results: Results) -> dict[int, int]:
+    """Which stage one each seed starts from, `{seed: number}`; empty where no two share one.
+
+    They take turns in the same order for all variants.
+    """
+    folder = {}
+    for model in results.models:
+        for cell in model.cells:
+            if cell.config.pretrained:
+                folder[cell.seed] = os.path.basename(cell.config.pretrained)
+    names = sorted(set(folder.values()))
+    shared = len(names) < len(folder)
+    return {seed: names.index(name) for seed, name in folder.items()} if shared else {}
 
 
 def _paper_row(accuracy: float) -> list:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
 from infantxray import settings, workdir
-from infantxray.finetune import teachers_share
+from infantxray.finetune import teachers_films
 from infantxray.models import ENCODERS
 from infantxray.studies import commands
 from infantxray.training import checkpoints
@@ -177,9 +177,11 @@ class _Planner:
             needs = [self.stage_one(encoder, variant["pretrain"], start)]
             base["pretrained"] = needs[0].folder
         overrides = [base, variant["finetune"]]
-        if variant.get("labels_alone", False):
-            run = commands.compose("finetune", self._config.study.size, *overrides)
-            overrides.append(_labels_alone(run))
+        if "self_training" in variant["finetune"]:
+            size = self._config.study.size
+            usual = commands.compose("finetune", size, base)
+            run = commands.compose("finetune", size, *overrides)
+            overrides.append(_equally_many_films(name, usual, run))
         return self._add("finetune", encoder, name, seed, overrides, needs, fraction)
 
     def _stage_one_name(self, overrides: dict) -> str:
@@ -215,19 +217,26 @@ class _Planner:
         return cell
 
 
-def _labels_alone(run: ConfigDict) -> dict:
-    """Stage two without a teacher, drawing as many films as teacher and student together."""
-    if not run.self_training.teacher_steps:
+def _equally_many_films(name: str, usual: ConfigDict, run: ConfigDict) -> dict:
+    """The steps with which a variant of self-training draws as many films as the study's own.
+
+    Teachers' films are counted with the student's.
+    """
+    spare = teachers_films(usual) - teachers_films(run)
+    if not spare:
         return {}
     if not run.train_steps:
         raise UserError(
-            "variants that learn from labels alone draw as many films as the others, so a study of "
-            "them needs config.finetune.train_steps, not train_epochs"
+            f"the variant {name} draws as many films as the others, with other teachers, so its "
+            "study needs config.finetune.train_steps, not train_epochs"
         )
-    return {
-        "self_training": {"teacher_steps": 0},
-        "train_steps": run.train_steps + teachers_share(run),
-    }
+    steps = run.train_steps + round(spare / run.batch_size)
+    if steps < 1:
+        raise UserError(
+            f"the teachers of the variant {name} alone draw more films than the others; raise "
+            "config.finetune.train_steps"
+        )
+    return {"train_steps": steps}
 
 
 def _check(config: ConfigDict, task: str) -> None:

@@ -159,7 +159,7 @@ class _Reader:
         self.films = test
 
     def __call__(self, path: str) -> Predictions:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
         paths = [row["image_path"] for row in rows]
         if self._paths is None:

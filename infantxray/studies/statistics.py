@@ -139,35 +139,51 @@ class Resampling:
         self.patients = rng.multinomial(n, np.full(n, 1 / n), size=samples).astype(np.uint16)
         self._samples = samples
         self._seed = seed
-        self._seeds: dict[int, np.ndarray | None] = {}
-        self._seeds[num_seeds] = self._draw_seeds(rng, num_seeds)
+        everyone = (0,) * num_seeds
+        self._seeds = {everyone: self._draw_seeds(rng, everyone)}
 
-    def _draw_seeds(self, rng: np.random.Generator, count: int) -> np.ndarray | None:
-        # One seed fewer than there are: the variance over draws is then that of the mean, while
-        # with as many draws it is too small by (n - 1) / n, a third for three seeds (Rao and Wu,
-        # J Am Stat Assoc 1988;83:231-241).
-        draws = count - 1
-        if not draws:
+    def _draw_seeds(self, rng: np.random.Generator, groups: tuple[int, ...]) -> np.ndarray | None:
+        if len(groups) == 1:
             return None
-        return rng.multinomial(draws, np.full(count, 1 / count), size=self._samples) / draws
+        weights = np.full((self._samples, len(groups)), 1 / len(groups))
+        for rows in _members(groups):
+            # One seed fewer than there are: the variance over draws is then that of the mean, while
+            # with as many draws it is too small by (n - 1) / n, a third for three seeds (Rao and
+            # Wu, J Am Stat Assoc 1988;83:231-241).
+            count, draws = len(rows), len(rows) - 1
+            if draws:
+                drawn = rng.multinomial(draws, np.full(count, 1 / count), size=self._samples)
+                weights[:, rows] = drawn / draws * (count / len(groups))
+        return weights
 
-    def seed_weights(self, count: int) -> np.ndarray | None:
-        """The same draws for all models of so many seeds, `[B, count]`; None for one."""
-        if count not in self._seeds:
-            rng = np.random.default_rng([self._seed, count])
-            self._seeds[count] = self._draw_seeds(rng, count)
-        return self._seeds[count]
+    def seed_weights(self, groups: tuple[int, ...]) -> np.ndarray | None:
+        """The same draws for all models with seeds of these groups, `[B, S]`; None for one seed."""
+        if groups not in self._seeds:
+            rng = np.random.default_rng([self._seed, len(groups)])
+            self._seeds[groups] = self._draw_seeds(rng, groups)
+        return self._seeds[groups]
 
-    def figures(self, runs: Sequence[Predictions]) -> Sampled:
-        """The figures of a model's runs, one a seed, on the test set and its draws."""
+    def figures(self, runs: Sequence[Predictions], groups: Sequence[int] = ()) -> Sampled:
+        """The figures of a model's runs, one a seed, on the test set and its draws.
+
+        Args:
+          runs: one a seed.
+          groups: which of them share a stage one, `[S]`, the same numbers for all models that are
+            compared. Seeds are then drawn within their group, and what is said is about these
+            stages one. Empty: they share nothing.
+        """
+        groups = tuple(groups) or (0,) * len(runs)
+        if len(set(groups)) == len(runs):
+            groups = (0,) * len(runs)
         here = np.isin(self._keys, runs[0].patient)
         weights = np.concatenate([np.ones((1, here.sum()), np.uint16), self.patients[:, here]])
         found = [weighted_figures(run, weights) for run in runs]
         return Sampled(
             observed={name: np.array([f[name][0] for f in found]) for name in found[0]},
             drawn={name: np.stack([f[name][1:] for f in found]) for name in found[0]},
-            seeds=self.seed_weights(len(runs)),
+            seeds=self.seed_weights(groups),
             num_patients=int(here.sum()),
+            groups=groups,
         )
 
 
@@ -182,6 +198,7 @@ class Sampled:
         one: then the interval covers patients alone.
       num_patients: whom the figures are of.
       bounded: they are scores from 0 to 1, or errors from 0, and not differences.
+      groups: which seeds share a stage one, `[S]`; empty where none do.
     """
 
     observed: dict[str, np.ndarray]
@@ -189,6 +206,7 @@ class Sampled:
     seeds: np.ndarray | None
     num_patients: int
     bounded: bool = True
+    groups: tuple[int, ...] = ()
 
     def __sub__(self, other: Sampled) -> Sampled:
         """Differences, patient by patient and seed by seed."""
@@ -218,10 +236,10 @@ class Sampled:
             return Estimate(mean, sd, np.nan, np.nan)
         variance = weighted.var()
         of_patients = over_patients[np.isfinite(over_patients)].var()
-        of_seeds = sd**2 / count if count > 1 and self.seeds is not None else 0.0
+        of_seeds, spare = self._of_seeds(observed)
         if variance == 0:
             return Estimate(mean, sd, mean, mean, 1.0 if mean == 0 else 0.0)
-        spread = of_seeds**2 / max(count - 1, 1) + of_patients**2 / max(self.num_patients - 1, 1)
+        spread = of_seeds**2 / spare + of_patients**2 / max(self.num_patients - 1, 1)
         degrees = max(variance**2 / spread, 1.0) if spread else 1.0
         error = np.sqrt(variance)
         half = stdtrit(degrees, (1 + _CONFIDENCE) / 2) * error
@@ -230,6 +248,22 @@ class Sampled:
         if self.bounded:
             low, high = max(low, 0.0), high if name in _UNBOUNDED else min(high, 1.0)
         return Estimate(*map(float, (mean, sd, low, high, p)))
+
+    def _of_seeds(self, observed: np.ndarray) -> tuple[float, int]:
+        """Variance of the mean over seeds, and its degrees of freedom, at least 1."""
+        if self.seeds is None:
+            return 0.0, 1
+        variance, degrees = 0.0, 0
+        for rows in _members(self.groups or (0,) * len(observed)):
+            if len(rows) > 1:
+                variance += len(rows) * observed[rows].var(ddof=1)
+                degrees += len(rows) - 1
+        return variance / len(observed) ** 2, max(degrees, 1)
+
+
+def _members(groups: tuple[int, ...]) -> list[np.ndarray]:
+    """The places of each group."""
+    return [np.flatnonzero(np.equal(groups, group)) for group in sorted(set(groups))]
 
 
 def average(parts: Sequence[Sampled]) -> Sampled:

@@ -304,8 +304,9 @@ def fit(
             progress.evals_since_best += 1
         if better:
             progress.best, progress.best_step = value, step
-        text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        _log.info("step %d: validation %s%s", step, text, " (best)" if better else "")
+        if metrics:
+            text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            _log.info("step %d: validation %s%s", step, text, " (best)" if better else "")
 
     with contextlib.ExitStack() as stack:
         stack.callback(manager.close)

@@ -141,16 +141,134 @@ class TestFolder:
         np.testing.assert_array_equal(first.age_months, second.age_months)
         assert first.patient_id.tolist() == second.patient_id.tolist()
 
-    def test_an_identifier_that_everyone_has_is_none(self, tmp_path, monkeypatch, caplog):
-        from data_pipeline.adapters import headers
-
-        monkeypatch.setattr(headers, "_MAX_FILMS_A_PATIENT", 3)
-        for name in "abcdef":
-            patient = "anonymous" if name < "e" else name
+    @pytest.mark.parametrize("word", ["ANONYMOUS", "anonymized", "Unknown", "N/A", "00000", "xxx"])
+    def test_a_word_for_nobody_is_no_identifier(self, tmp_path, caplog, word):
+        for name in "abcd":
+            patient = word if name < "c" else name
             touch(tmp_path / f"{name}.dcm", dicom_bytes(ramp(), PatientID=patient))
         records = ADAPTERS["folder"](str(tmp_path))
-        assert (records.patient_id == "").tolist() == [True] * 4 + [False] * 2
-        assert "placeholder" in caplog.text
+        assert (records.patient_id == "").tolist() == [True] * 2 + [False] * 2
+        assert "2 films carry a PatientID that stands for no one person" in caplog.text
+        assert word not in caplog.text.replace("such as ANONYMOUS", "")
+
+    @pytest.mark.parametrize("field", ["PatientBirthDate", "PatientSex"])
+    def test_nor_is_one_of_several_people(self, tmp_path, caplog, field):
+        values = {"PatientBirthDate": ["20200115", "20190203"], "PatientSex": ["F", "M"]}[field]
+        for i, name in enumerate("abcd"):
+            patient = "hospital" if i < 3 else "someone"
+            film = dicom_bytes(ramp(), PatientID=patient, **{field: values[i % 2]})
+            touch(tmp_path / f"{name}.dcm", film)
+        records = ADAPTERS["folder"](str(tmp_path))
+        assert (records.patient_id == "").tolist() == [True] * 3 + [False]
+        assert "3 films carry a PatientID" in caplog.text
+
+    def test_an_identifier_is_believed_however_many_films_carry_it(self, tmp_path, caplog):
+        """Taken for a placeholder, films of one patient would come on both sides of the split."""
+        film = dicom_bytes(ramp(), PatientID="p1", PatientBirthDate="19000101")
+        for i in range(60):
+            touch(tmp_path / f"{i}.dcm", film)
+        touch(tmp_path / "z.dcm", dicom_bytes(ramp(), PatientID="p1", PatientSex="F"))
+        assert len(set(ADAPTERS["folder"](str(tmp_path)).patient_id)) == 1
+        assert "PatientID" not in caplog.text
+
+    def test_placeholders_are_remembered_too(self, tmp_path, monkeypatch, caplog):
+        from data_pipeline.adapters import headers
+
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "memory"))
+        monkeypatch.setattr(headers, "_REMEMBER_FROM", 2)
+        for name in "abc":
+            touch(tmp_path / "films" / f"{name}.dcm", dicom_bytes(ramp(), PatientID="none"))
+        for _ in range(2):
+            caplog.clear()
+            records = ADAPTERS["folder"](str(tmp_path / "films"))
+            assert set(records.patient_id) == {""}
+            assert "3 films carry a PatientID" in caplog.text
+        (memory,) = (tmp_path / "memory").rglob("*.npz")
+        assert b"2020" not in memory.read_bytes()  # No birth date.
+
+    def test_one_name_and_one_source_however_it_is_spelled(self, tmp_path, monkeypatch):
+        """Leaks are found by comparing names, and names decide over places in the split."""
+        touch(tmp_path / "films" / "mass" / "a.png")
+        (tmp_path / "run").mkdir()
+        monkeypatch.chdir(tmp_path / "run")
+        plain = ADAPTERS["folder"](str(tmp_path / "films"))
+        for place in ("../films", "../films/", f"{tmp_path}/films:headers=no"):
+            spelled = ADAPTERS["folder"](place)
+            assert spelled.image_path.tolist() == plain.image_path.tolist()
+            assert spelled.source.tolist() == plain.source.tolist() == [f"folder:{tmp_path}/films"]
+
+    def test_dicom_under_any_suffix(self, tmp_path, caplog):
+        caplog.set_level("INFO", logger="data_pipeline")
+        film = dicom_bytes(ramp())
+        names = ["CR.1.2.840.113", "CR000001.001", "DX1.IMA", "x.dic", "y.img", "IM0001"]
+        for name in names:
+            touch(tmp_path / name, film)
+        for name in ("a.jpe", "b.jfif"):
+            touch(tmp_path / name)
+        for name in ("c.bmp", "d.BMP", "e.webp", "notes.txt", "f.img", "LICENSE", "g.dcm.bak"):
+            touch(tmp_path / name, film if name.endswith("bak") else b"no film")
+        records = ADAPTERS["folder"](str(tmp_path))
+        found = {Path(path).name for path in records.image_path}
+        assert found == {*names, "a.jpe", "b.jfif"}
+        assert (records.patient_id != "").sum() == len(names)
+        (line,) = [line for line in caplog.messages if "left out" in line]
+        others = {"2 .bmp", "1 .webp", "1 .txt", "1 .img", "1 .bak", "1 without suffix"}
+        assert "7 files left out: 2 .bmp, " in line
+        assert set(line.partition("left out: ")[2].split(", ")) == others
+
+    def test_only_other_files_are_named(self, tmp_path):
+        touch(tmp_path / "a" / "x.bmp")
+        with pytest.raises(DataError, match=r"no image found.*there are 1 \.bmp"):
+            ADAPTERS["folder"](str(tmp_path))
+
+    def test_usual_names_of_splits(self, tmp_path):
+        for name in ("training", "dev", "Testing", "annotations"):
+            touch(tmp_path / name / "mass" / ("a.png" if name != "annotations" else "a.json"))
+        records = ADAPTERS["folder"](str(tmp_path))
+        assert sorted(records.split) == ["test", "train", "validation"]
+        assert set(records.label) == {"mass"}
+
+    @pytest.mark.parametrize("options", ["", ":labels=none"])
+    def test_splits_beside_other_folders_are_refused(self, tmp_path, options):
+        """They became the classes train, val, test and masks."""
+        for name in ("train", "val", "test", "masks"):
+            touch(tmp_path / name / "mass" / "a.png")
+        with pytest.raises(DataError, match="test, train, val would be splits, but masks beside"):
+            ADAPTERS["folder"](str(tmp_path) + options)
+
+    def test_names_in_any_script_and_encoding(self, tmp_path):
+        for name in ("5²3.png", "٣.png", os.fsdecode(b"f\xe9vrier.png")):
+            touch(tmp_path / os.fsdecode(b"Tum\xe9ur") / name)
+        records = ADAPTERS["folder"](str(tmp_path))
+        assert len(records) == 3
+        assert set(records.label) == {"Tum\\xe9ur"}  # As text: it is written to many files.
+
+    def test_links_that_lead_back_are_not_followed(self, tmp_path):
+        touch(tmp_path / "films" / "mass" / "a.png")
+        touch(tmp_path / "films" / "normal" / "b.png")
+        (tmp_path / "films" / "mass" / "loop").symlink_to("../mass")
+        (tmp_path / "films" / "all").symlink_to(".")
+        (tmp_path / "films" / "mass" / "other").symlink_to("../normal")
+        (tmp_path / "films" / "normal" / "back").symlink_to("../mass")
+        records = ADAPTERS["folder"](str(tmp_path / "films"))
+        names = [path.removeprefix(f"{tmp_path}/films/") for path in records.image_path]
+        assert names == ["mass/a.png", "mass/other/b.png", "normal/b.png", "normal/back/a.png"]
+        (tmp_path / "films" / "knot").symlink_to("knot")
+        with pytest.raises(DataError, match=r"knot cannot be read \(Too many levels of symbolic"):
+            ADAPTERS["folder"](str(tmp_path / "films"))
+
+    def test_a_folder_that_may_not_be_read_is_one_clear_line(self, tmp_path, monkeypatch):
+        touch(tmp_path / "mass" / "a.png")
+        scandir = os.scandir
+
+        def refusing(folder):
+            if str(folder).endswith("mass"):  # Whoever runs the tests may be allowed everything.
+                raise PermissionError(13, "Permission denied", str(folder))
+            return scandir(folder)
+
+        monkeypatch.setattr(os, "scandir", refusing)
+        with pytest.raises(DataError, match=r"mass cannot be read \(Permission denied\)"):
+            ADAPTERS["folder"](str(tmp_path))
 
 
 def test_nih(tmp_path):
@@ -286,7 +404,7 @@ def test_vindr_pcxr(tmp_path):
         header + row.format("a" * 32, *marks(2)) + row.format("b" * 32, *marks(1, 6)),
     )
     write(tmp_path / "image_labels_test.csv", header + row.format("c" * 32, *marks(8)))
-    for split, name, age in (("train", "a", "005M"), ("train", "b", "02Y"), ("test", "c", "011D")):
+    for split, name, age in (("train", "a", "005M"), ("train", "b", "n/a"), ("test", "c", "011D")):
         data = dicom_bytes(ramp(), PatientAge=age, PatientSex="F", remove=("StudyDate",))
         touch(tmp_path / split / f"{name * 32}.dicom", data)
     records = ADAPTERS["vindr_pcxr"](str(tmp_path))
@@ -426,6 +544,36 @@ class TestAihub:
             tmp_path, **{"class": "annotations.0.name", "classes": {"변비": "mass"}}
         )
         assert set(ADAPTERS["aihub"](f"{root}:profile={profile}").label) == {"mass"}
+
+    def numbered(self, root, labels=("TL_정상", "TL_변비")):
+        """Names begin again at 1 in every class."""
+        for i, (images, label) in enumerate(zip(("TS_정상", "TS_변비"), labels, strict=True)):
+            for film in range(3):
+                touch(root / "Training" / images / f"{film}.png")
+                content = self.label(age=10 * i + film, id=f"P{i}{film}")
+                write(root / "Training" / label / f"{film}.json", content)
+        return root
+
+    def test_equal_names_in_two_folders_are_two_films(self, tmp_path):
+        root = self.numbered(tmp_path / "data")
+        records = ADAPTERS["aihub"](f"{root}:profile={self.profile(tmp_path)}")
+        found = sorted(zip(records.age_months.tolist(), records.label, strict=True))
+        assert found == [
+            *((age, "normal") for age in (0.0, 1.0, 2.0)),
+            *((age, "constipation") for age in (10.0, 11.0, 12.0)),
+        ]
+        assert len(set(records.patient_id)) == 6
+
+    def test_labels_that_may_belong_to_several_films_are_refused(self, tmp_path):
+        root = self.numbered(tmp_path / "data", labels=("TL_one", "TL_two"))
+        with pytest.raises(DataError, match=r"TS_.*0\.png has a name that others have too.*TL_"):
+            ADAPTERS["aihub"](f"{root}:profile={self.profile(tmp_path)}")
+
+    def test_two_formats_of_one_film_are_refused(self, tmp_path):
+        root = self.numbered(tmp_path / "data")
+        touch(root / "Training" / "TS_변비" / "1.dcm")
+        with pytest.raises(DataError, match=r"1\.dcm and .*1\.png share their name"):
+            ADAPTERS["aihub"](f"{root}:profile={self.profile(tmp_path)}")
 
     def test_unknown_classes_are_named(self, tmp_path):
         root = self.build(tmp_path / "data")

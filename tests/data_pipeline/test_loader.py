@@ -11,7 +11,7 @@ from data_pipeline.loader import (
     BadFiles,
     FilmSource,
     evaluation_batches,
-    student_batches,
+    mixed_batches,
     training_batches,
 )
 from data_pipeline.manifest import Records
@@ -231,7 +231,7 @@ class TestStudentBatches:
         return films
 
     def batches(self, films, n=6, seed=0):
-        iterator = student_batches(films, 5, num_labelled=2, seed=seed, num_threads=2)
+        iterator = mixed_batches(films, 5, num_labelled=2, seed=seed, num_threads=2)
         return iterator, take(iterator, n)
 
     def test_who_is_where(self, folder):

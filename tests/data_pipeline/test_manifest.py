@@ -1,6 +1,7 @@
 import csv
 import math
 import os
+import unicodedata
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Records, read_manifest, write_manifest
+from data_pipeline.manifest import Records, read_manifest, spelled_apart, write_manifest
 
 COLUMNS = ("image_path", "patient_id", "sex", "view", "label", "split", "site")
 
@@ -59,6 +60,8 @@ def test_one_file_has_one_name_whatever_the_detour(tmp_path):
     direct = read_manifest(_write(tmp_path, "image_path\nimages/a.png\n"))
     detour = read_manifest(_write(tmp_path / "lists", "image_path\n../images/./a.png\n"))
     assert direct.image_path.tolist() == detour.image_path.tolist()
+    again = read_manifest(tmp_path / "lists" / ".." / "films.csv")
+    assert again.source.tolist() == direct.source.tolist()
 
 
 def test_byte_order_mark_and_windows_lines(tmp_path):
@@ -111,7 +114,11 @@ def test_unknown_columns_are_ignored_and_order_does_not_matter(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("word", "split"), [("VAL", "validation"), ("Training", "train"), ("test", "test")]
+    ("word", "split"),
+    [
+        *((name, "validation") for name in ("VAL", "dev", "Validate", "eval")),
+        *(("Training", "train"), ("test", "test"), ("TESTING", "test")),
+    ],
 )
 def test_usual_names_of_splits(tmp_path, word, split):
     records = read_manifest(_write(tmp_path, f"image_path,split\na.png,{word}\n"))
@@ -127,6 +134,12 @@ def test_usual_names_of_splits(tmp_path, word, split):
         ("image_path,age_months\na.png,1\nb.png,-1\n", "line 3: age_months is -1"),
         ("image_path,age_months\na.png,inf\n", "age_months is inf"),
         ("image_path,age_months\na.png,20000\n", "age_months is 20000"),
+        ("image_path,age_months\na.png,1_5\n", "line 2: age_months is '1_5'"),
+        ("image_path;label\na.png;mass\n", "is separated by semicolons; save it as CSV UTF-8"),
+        ("Label\tImage_Path\nmass\ta.png\n", "is separated by tabs; save it as CSV UTF-8"),
+        ("PatientID,patientid,image_path\np,p,a.png\n", "more than once: PatientID, patientid"),
+        ('image_path,label\na.png,"ma"ss\n', "line 2: not valid CSV"),
+        ('image_path,label\na.png,"mass\nleft"\n', "line 2: the value of 'label' goes on over sev"),
         ("image_path,split\na.png,holdout\n", "line 2: split is 'holdout'"),
         ("image_path,sex\na.png,W\n", "line 2: sex is 'W'"),
         ("image_path,label,label\na.png,mass,normal\n", "column 'label' more than once"),
@@ -151,6 +164,93 @@ def test_files_that_are_no_manifest(tmp_path):
         read_manifest(tmp_path)
     with pytest.raises(DataError, match=r"not UTF-8"):
         read_manifest(_write(tmp_path, "image_path,label\na.png,Säugling\n", encoding="latin-1"))
+    for content, what in (
+        ("image_path\na.png\n".encode("utf-16"), "UTF-16 text"),
+        (b"PK\x03\x04\x14\x00\x06\x00", "an Excel workbook"),
+    ):
+        (tmp_path / "films.csv").write_bytes(content)
+        with pytest.raises(DataError, match=f"is {what}, not CSV text; save it as CSV UTF-8"):
+            read_manifest(tmp_path / "films.csv")
+
+
+def test_an_unclosed_quote_takes_no_rows_with_it(tmp_path):
+    """Five rows would become two, the rest of the file one long label."""
+    rows = 'a.png,normal\nb.png,"mass\nc.png,normal\nd.png,mass\ne.png,normal\n'
+    with pytest.raises(DataError, match=r"line 3: not valid CSV.*a quote that is not closed"):
+        read_manifest(_write(tmp_path, "image_path,label\n" + rows))
+    # Closed by chance, further down.
+    rows = 'a.png,normal\nb.png,"mass\nc.png,normal\nd.png,mass"\ne.png,normal\n'
+    with pytest.raises(DataError, match="line 3: the value of 'label' goes on over several lines"):
+        read_manifest(_write(tmp_path, "image_path,label\n" + rows))
+    assert len(read_manifest(_write(tmp_path, 'image_path,label\n"a\nb.png",mass\n'))) == 1
+    # A column that is not used may hold whole reports.
+    report = 'image_path,report,label\na.png,"Chest.\nNo fracture.",mass\nb.png,,mass\n'
+    assert len(read_manifest(_write(tmp_path, report))) == 2
+
+
+def test_rows_of_commas_at_the_end_are_none(tmp_path):
+    records = read_manifest(_write(tmp_path, "image_path,label\na.png,mass\n,\n , \n,,,,\n"))
+    assert records.label.tolist() == ["mass"]
+
+
+def test_names_of_columns_as_dicom_has_them(tmp_path, caplog):
+    """A PatientID that was passed over would divide the films of a patient one by one."""
+    caplog.set_level("INFO", logger="data_pipeline")
+    text = "ImagePath,PatientID,PatientSex,ViewPosition,PatientAge\na.png,p1,M,AP,003M\n"
+    records = read_manifest(_write(tmp_path, text))
+    assert (records.patient_id[0], records.sex[0], records.view[0]) == ("p1", "M", "AP")
+    assert not records.has_age.any()  # Years in one table, `003M` in another.
+    assert "columns not used: PatientAge (known" in caplog.text
+    both = read_manifest(_write(tmp_path, "image_path,PatientID,patient_id\na.png,x,p1\n"))
+    assert both.patient_id.tolist() == ["p1"]
+
+
+def test_empty_cells_as_other_programs_write_them(tmp_path, caplog):
+    records = read_manifest(
+        _write(
+            tmp_path,
+            "image_path,patient_id,age_months,sex,label,view\n"
+            "a.png,nan,NA,N/A,null,NA\nb.png,NaN,2,F,mass,\n",
+        )
+    )
+    assert records.patient_id.tolist() == ["", ""]
+    assert records.label.tolist() == ["", "mass"]
+    assert records.has_age.tolist() == [False, True]
+    assert records.sex.tolist() == ["", "F"]
+    assert records.view[0] == "NA"
+    assert (
+        "taken as empty: age_months in 1 rows, label in 1 rows, patient_id in 2 rows, sex in 1 rows"
+        in caplog.text
+    )
+
+
+def test_words_that_may_stand_for_nothing_are_named(tmp_path, caplog):
+    """And believed: there may be a condition of that name."""
+    text = "image_path,patient_id,label\na.png,ANONYMOUS,none\nb.png,ANONYMOUS,none\n"
+    records = read_manifest(_write(tmp_path, text))
+    assert records.label.tolist() == ["none", "none"]
+    assert "label is 'none' in 2 rows, and counts as a condition" in caplog.text
+    assert "patient_id is 'ANONYMOUS' in 2 rows, and counts as one patient" in caplog.text
+
+
+def test_names_of_files_need_not_be_utf8(tmp_path):
+    (tmp_path / os.fsdecode(b"f\xe9vrier.png")).write_bytes(b"")
+    (tmp_path / "m.csv").write_bytes(b"image_path,label\nf\xe9vrier.png,mass\n")
+    records = read_manifest(tmp_path / "m.csv")
+    assert os.path.exists(records.image_path[0])
+    for relative in (True, False):
+        write_manifest(tmp_path / "out.csv", records, relative=relative)
+        _assert_equal(read_manifest(tmp_path / "out.csv"), records)
+    # A table in another encoding, whose names lead nowhere.
+    (tmp_path / "m.csv").write_bytes(b"image_path,label\nao\xfbt.png,mass\n")
+    with pytest.raises(DataError, match="line 2: not UTF-8 text; save it as CSV UTF-8"):
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_spelled_apart():
+    names = ["P17", "p17 ", "p\u200b17", "p18", "Müller", unicodedata.normalize("NFD", "müller")]
+    assert spelled_apart(names) == [("Müller", names[-1]), ("P17", "p17 ", "p\u200b17")]
+    assert spelled_apart(["017", "17", "17"]) == []
 
 
 def test_columns_of_unequal_length_are_refused():

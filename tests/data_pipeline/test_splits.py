@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import SPLITS, Records
+from data_pipeline.sources import open_sources
 from data_pipeline.splits import (
     Split,
     check_classes,
@@ -178,10 +179,40 @@ def test_nor_are_those_of_a_source_that_knows_of_others():
     unknown = [f"u{i}" for i in range(200)]
     result = roles(films(known + unknown, ["mass", "normal"] * 10 + [""] * 200))
     assert {result[f"patient:{name}"] for name in unknown} == {"train", "validation"}
-    assert (count(result, "test"), count(result, "validation")) == (4, 44)
-    assert roles(films(known, ["mass", "normal"] * 10)).items() <= result.items()
+    alone = roles(films(known, ["mass", "normal"] * 10))
+    assert (count(result, "test"), count(alone, "test")) == (4, 4)
+    tested = {key for key, role in alone.items() if role == "test"}
+    assert tested == {key for key, role in result.items() if role == "test"}
     one = roles(films(["k", *unknown], ["mass"] + [""] * 200))
     assert (count(one, "test"), count(one, "validation")) == (0, 40)
+
+
+@pytest.mark.parametrize("what", ["label", "age"])
+def test_few_answers_among_many_films_are_learned_from(what):
+    """A validation part of them could not choose a checkpoint: see finetune."""
+
+    def divided(answered, unanswered=700):
+        total = answered + unanswered
+        labels, ages = [""] * total, np.full(total, np.nan, np.float32)
+        if what == "label":
+            labels[:answered] = (["mass", "normal"] * answered)[:answered]
+            ages[:] = 3.0  # Which everybody has.
+        else:
+            ages[:answered] = 3.0
+        result = roles(films([f"p{i}" for i in range(total)], labels, ages=ages))
+        own = [result[f"patient:p{i}"] for i in range(answered)]
+        return [own.count(role) for role in SPLITS], result
+
+    (train, validation, test), result = divided(500)
+    assert (train, validation, test) == (400, 0, 100)
+    # 20 % of the others; with the tested, where all are one stratum.
+    assert count(result, "validation") == (140 if what == "label" else 160)
+    (train, validation, test), _ = divided(700)
+    assert (train + validation, test) == (560, 140)
+    assert validation > 50
+    # Where everybody is answered for, validation has its part, however few they are.
+    (train, validation, test), _ = divided(60, unanswered=0)
+    assert (train, validation, test) == (36, 12, 12)
 
 
 def test_ids_of_sources_that_both_count_from_one():
@@ -388,3 +419,84 @@ def test_moving_the_data_moves_nobody(patients):
 
     for patient_ids in ("shared", "source"):
         assert tested("/data/here", patient_ids) == tested("/mnt/there", patient_ids)
+
+
+def pictures(folder, n=20):
+    """Empty films of two classes; a split opens none."""
+    for i in range(n):
+        (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        (folder / "ab"[i % 2] / f"{i}.png").touch()
+    return folder
+
+
+def test_one_file_under_two_names_is_one_file(tmp_path, monkeypatch):
+    pictures(tmp_path / "films")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("films")
+    rows = "".join(f"films/{'ab'[i % 2]}/{i}.png,{'ab'[i % 2]}\n" for i in range(20))
+    (tmp_path / "test.csv").write_text("image_path,label\n" + rows)
+    monkeypatch.chdir(tmp_path / "run")
+    test = open_sources("manifest:../test.csv")
+    for place in ("../films", f"{tmp_path}/films", "../link"):
+        with pytest.raises(DataError, match=r"image '/.*png' is in train and in test"):
+            divide(open_sources(f"folder:{place}"), test=test, **FRACTIONS, seed=0)
+
+
+def test_a_source_is_divided_alike_however_it_is_spelled(tmp_path, monkeypatch):
+    """Without ids a film's place hangs on its name within the source."""
+    pictures(tmp_path / "films", 60)
+    monkeypatch.chdir(tmp_path)
+
+    def tested(place):
+        split = divide(open_sources(f"folder:{place}"), **FRACTIONS, seed=0)
+        return set(split.test.image_path)
+
+    plain = tested(f"{tmp_path}/films")
+    assert len(plain) == 12
+    for place in ("films", "./films/", f"{tmp_path}/films/", f"{tmp_path}/films:headers=no"):
+        assert tested(place) == plain
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "films").rename(tmp_path / "elsewhere" / "films")
+    moved = {path.replace("/elsewhere", "") for path in tested("elsewhere/films:headers=no")}
+    assert moved == plain
+
+
+@pytest.mark.parametrize(
+    ("source", "tested", "validated"),
+    [("folder:/data/films", "02", "15"), ("manifest:/data/films.csv", "45", "17")],
+)
+def test_the_split_of_known_films_without_ids_never_changes(source, tested, validated):
+    paths = [f"/data/films/{i}.png" for i in range(10)]
+    result = roles(Records.create(paths, source=source, label=["a"] * 10))
+    for role, names in (("test", tested), ("validation", validated)):
+        found = {key for key, where in result.items() if where == role}
+        assert found == {f"image:/data/films/{name}.png" for name in names}
+
+
+def test_names_of_files_need_not_be_utf8(tmp_path):
+    paths = [f"/data/f\udce9{i}.png" for i in range(20)]
+    records = Records.create(paths, source="folder:/data", label=["a", "b"] * 10)
+    split = divide(records, **FRACTIONS, seed=0)
+    write_split(tmp_path / "split.csv", split)
+    again = read_split(tmp_path / "split.csv")
+    assert sorted(path for role in SPLITS for path in again[role].image_path) == sorted(paths)
+    keep_labels(split.train, 0.5, 0, "shared")
+
+
+def test_films_that_are_left_out_for_a_role_given_besides_are_counted(caplog):
+    train = films([f"p{i}" for i in range(10)], ["m"] * 10, split=["train"] * 6 + ["test"] * 4)
+    split = divide(train, None, cohort(2, "b", prefix="t"), **FRACTIONS, seed=0)
+    assert len(split.test) == 4
+    assert "4 films that data.train assigns to test are left out: data.test is given" in caplog.text
+
+
+def test_patients_whose_ids_are_spelled_much_like_those_trained_on_are_named(tmp_path, caplog):
+    path = tmp_path / "split.csv"
+    trained = films(["P17", "p18"], ["m", "n"])
+    nothing = trained.take(np.zeros(0, int))
+    write_split(path, Split(train=trained, validation=nothing, test=nothing))
+    check_unseen(path, films(["p19", "P19"], ["m", "n"], "t"), "shared", "it was trained on")
+    assert caplog.text == ""
+    check_unseen(path, films(["p17 "], ["m"], "t"), "shared", "it was trained on")
+    assert "it was trained on patients whose ids are spelled much like some of" in caplog.text
+    assert "'P17' and 'p17 '" in caplog.text

@@ -57,20 +57,34 @@ def test_recipes_draw_equally_many_films(changed):
     config = study_config.get_config("best")
     if changed:
         config.finetune.train_steps, config.finetune.batch_size = 300, 32
-        config.finetune.self_training.labelled_fraction = 0.5
+        config.finetune.labelled_fraction = 0.5
     films = {}
     for cell in plan.make_plan(config, "/study"):
         if cell.task == "finetune":
             run = cell.config
-            teacher_batch = round(run.batch_size * run.self_training.labelled_fraction)
+            teacher_batch = round(run.batch_size * run.labelled_fraction)
             drawn = run.train_steps * run.batch_size
-            drawn += run.self_training.teacher_steps * teacher_batch
+            teaching = run.self_training
+            drawn += teaching.teachers * teaching.teacher_steps * teacher_batch
             films.setdefault(cell.name, set()).add(drawn)
     assert films.keys() == {"random", "paper", "masked", "random_self_training", "best"}
-    assert set.union(*films.values()) == {200 * 16 + (300 * 32 if changed else 400 * 64)}
+    assert set.union(*films.values()) == {3 * 200 * 16 + 300 * (32 if changed else 64)}
     stage_one = [c.config for c in plan.make_plan(config, "/study") if c.task == "pretrain"]
     assert {run.objective for run in stage_one} == {"l1", "masked_hog"}
     assert len({(run.train_steps, run.batch_size) for run in stage_one}) == 1
+
+
+def test_other_teachers_draw_equally_many_films():
+    config = study_config.get_config("ablation")
+    cells = {c.name: c.config for c in plan.make_plan(config, "/study") if c.task == "finetune"}
+    steps = {name: run.train_steps for name, run in cells.items()}
+    # Two teachers fewer: 2 · 200 · 16 films, so 100 steps of 64 more.
+    assert (steps["best"], steps["one_teacher"], steps["without_teachers"]) == (300, 400, 450)
+    assert set(steps.values()) == {300, 400, 450}
+    config.finetune.self_training.teachers = 1
+    config.variants.one_teacher.finetune.self_training.teachers = 9
+    with pytest.raises(UserError, match="teachers of the variant one_teacher alone draw more"):
+        plan.make_plan(config, "/study")
 
 
 def test_labels_alone_need_a_number_of_steps():

@@ -140,7 +140,7 @@ def simulate(trials, num_patients, num_seeds, seed_sd, shift=0.0, samples=200, s
         yield Sampled(
             observed={"accuracy": right.mean(1)},
             drawn={"accuracy": right @ weights.T},
-            seeds=draws.seed_weights(num_seeds),
+            seeds=draws.seed_weights((0,) * num_seeds),
             num_patients=num_patients,
         ).estimate("accuracy")
 
@@ -157,6 +157,32 @@ def test_p_values_are_those_of_the_interval():
     for estimate in simulate(20, 100, 3, 0.2):
         shifted = estimate.mean / ((estimate.high - estimate.low) / 2)
         assert (abs(shifted) > 1) == (estimate.p < 0.05)
+
+
+def test_what_is_said_of_given_stages_one_leaves_out_how_these_differ():
+    """Runs 0 and 2 start from one stage one, 1 and 3 from another: brute force within each."""
+    values = np.array([0.80, 0.60, 0.82, 0.66])
+    draws = Resampling(np.arange(40), 4, 4000, 0)
+    groups = (0, 1, 0, 1)
+    weights = draws.seed_weights(groups)
+    np.testing.assert_allclose(weights.sum(1), 1.0)
+    np.testing.assert_allclose(weights[:, [0, 2]].sum(1), 0.5)
+    # One of two is drawn from each pair: the means are .70, .73, .71 and .74.
+    assert set(np.round(weights @ values, 6)) == {0.7, 0.73, 0.71, 0.74}
+    sampled = Sampled(
+        observed={"accuracy": values},
+        drawn={"accuracy": np.repeat(values[:, None], 4000, 1)},  # Patients do not matter here.
+        seeds=weights,
+        num_patients=40,
+        groups=groups,
+    )
+    within = np.sqrt(((0.02**2 + 0.06**2) / 2 * 2) / 16)  # Σ n s² / N², n = 2, s² = d² / 2.
+    low, high = 0.72 - 4.303 * within, 0.72 + 4.303 * within  # t of 2 degrees of freedom.
+    estimate = sampled.estimate("accuracy")
+    assert estimate.mean == pytest.approx(0.72)
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=0.002)
+    together = draws.seed_weights((0,) * 4) @ values
+    assert together.std() > 2 * within
 
 
 def test_holm_by_hand():
