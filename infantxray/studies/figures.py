@@ -265,7 +265,9 @@ def by_labels(lines: dict[str, list[tuple[float, Estimate]]], name: str) -> Figu
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     for i, (label, points) in enumerate(lines.items()):
-        _bars(axes, [100 * fraction for fraction, _ in points], [e for _, e in points], i, label)
+        aside = 1.06 ** (i - (len(lines) - 1) / 2)  # So that intervals do not hide one another.
+        at = [100 * fraction * aside for fraction, _ in points]
+        _bars(axes, at, [e for _, e in points], i, label)
     axes.set(xscale="log", xlabel="training patients with labels, %", ylabel=NAMES[name])
     ticks = sorted({100 * fraction for points in lines.values() for fraction, _ in points})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
