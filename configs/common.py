@@ -51,13 +51,13 @@ def augment() -> ConfigDict:
     an up-down flip destroys.
     """
     config = ConfigDict()
-    config.rotation_degrees = 7.0  # Half-ranges, but for the noise.
+    config.rotation_degrees = 7.0  # Half-ranges, but for noise and erase.
     config.scale = 0.1  # Relative.
     config.shift = 0.05  # Of the image side.
     config.contrast = 0.2
     config.brightness = 0.1  # Of the intensity range.
     config.gamma = 0.2  # In log units.
-    config.noise = 0.02  # Standard deviation, of the intensity range.
+    config.noise = 0.02  # Largest standard deviation, of the intensity range; a film has 0 to that.
     config.erase = 0.0  # The largest side of a square that is greyed out, of the image side.
     config.flip_left_right = False
     config.flip_up_down = False

@@ -174,10 +174,17 @@ def test_brightness_contrast_and_gamma_do_what_they_say(noise):
     assert ratio.max() == pytest.approx(1.3, abs=0.01)
 
 
-def test_noise_has_the_stated_deviation_and_differs_between_films():
-    out = run(np.full((2, 64, 64, 1), 0.5, np.float32), noise=0.05)
-    assert (out - 0.5).std() == pytest.approx(0.05, rel=0.05)
-    assert abs(np.corrcoef(out[0].ravel(), out[1].ravel())[0, 1]) < 0.1
+def test_noise_has_any_deviation_up_to_the_stated_one():
+    """Down to clean films: those are what a network is used on."""
+    out = run(np.full((400, 32, 32, 1), 0.5, np.float32), noise=0.05)
+    deviation = (out - 0.5).std(axis=(1, 2, 3))
+    assert deviation.max() < 0.0525
+    # Uniform: a tenth of the films in each tenth of the range.
+    share, _ = np.histogram(deviation, bins=10, range=(0, 0.05))
+    assert share.min() > 20
+    assert deviation.mean() == pytest.approx(0.025, rel=0.06)
+    loud = np.argsort(deviation)[-2:]
+    assert abs(np.corrcoef(out[loud[0]].ravel(), out[loud[1]].ravel())[0, 1]) < 0.1
 
 
 def test_erasing_greys_out_one_square_up_to_the_stated_side():
