@@ -73,8 +73,7 @@ def get_config(variant: str = "cpu"):
         config.checkpoint_every_steps = 500
         config.early_stopping_evals = 10
     elif variant == "best":
-        config.self_training.teacher_steps = 200
-        config.self_training.teachers = 3
+        config.self_training.teacher_steps = 600
         config.batch_size = 64
         config.train_steps = 300
         config.ema_decay = 0.99

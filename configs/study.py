@@ -97,7 +97,7 @@ def _terms() -> ConfigDict:
     config.without_masking = {"pretrained": True, "pretrain": {"objective": "l1"}, "finetune": {}}
     for name, change in (
         ("without_teachers", _LABELS_ALONE),
-        ("one_teacher", {"self_training": {"teachers": 1}}),
+        ("three_short_teachers", {"self_training": {"teachers": 3, "teacher_steps": 200}}),
         ("without_strong_augmentation", {"augment": usual}),
         ("without_erasing", {"augment": {"erase": usual["erase"]}}),
         ("without_average", {"ema_decay": 0.0}),

@@ -68,7 +68,7 @@ def test_recipes_draw_equally_many_films(changed):
             drawn += teaching.teachers * teaching.teacher_steps * teacher_batch
             films.setdefault(cell.name, set()).add(drawn)
     assert films.keys() == {"random", "paper", "masked", "random_self_training", "best"}
-    assert set.union(*films.values()) == {3 * 200 * 16 + 300 * (32 if changed else 64)}
+    assert set.union(*films.values()) == {600 * 16 + 300 * (32 if changed else 64)}
     stage_one = [c.config for c in plan.make_plan(config, "/study") if c.task == "pretrain"]
     assert {run.objective for run in stage_one} == {"l1", "masked_hog"}
     assert len({(run.train_steps, run.batch_size) for run in stage_one}) == 1
@@ -78,12 +78,15 @@ def test_other_teachers_draw_equally_many_films():
     config = study_config.get_config("ablation")
     cells = {c.name: c.config for c in plan.make_plan(config, "/study") if c.task == "finetune"}
     steps = {name: run.train_steps for name, run in cells.items()}
-    # Two teachers fewer: 2 · 200 · 16 films, so 100 steps of 64 more.
-    assert (steps["best"], steps["one_teacher"], steps["without_teachers"]) == (300, 400, 450)
-    assert set(steps.values()) == {300, 400, 450}
-    config.finetune.self_training.teachers = 1
-    config.variants.one_teacher.finetune.self_training.teachers = 9
-    with pytest.raises(UserError, match="teachers of the variant one_teacher alone draw more"):
+    # A teacher's 600 steps of 16 films are 150 of 64.
+    assert steps.pop("without_teachers") == 450
+    assert set(steps.values()) == {300}
+    teaching = config.variants.three_short_teachers.finetune.self_training
+    teaching.teacher_steps = 300
+    with_more = plan.make_plan(config, "/study")
+    assert {c.config.train_steps for c in with_more if c.name == "three_short_teachers"} == {225}
+    teaching.teachers = 9
+    with pytest.raises(UserError, match="of the variant three_short_teachers alone draw more"):
         plan.make_plan(config, "/study")
 
 
