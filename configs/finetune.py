@@ -13,8 +13,8 @@ is the paper's size: 224 px, for GPUs.
     python main.py --config=configs/finetune.py:best --workdir=runs/best/finetune \
         --config.data.train=manifest:/data/infant.csv --config.pretrained=runs/best/pretrain
 
-goes on from `configs/pretrain.py:best`: teachers learn from the labels, a student from labels and
-from the teachers' mean answer for films without, with stronger augmentation (docs/results.md).
+goes on from `configs/pretrain.py:best`: a teacher learns from the labels, a student from labels and
+from the teacher's answers for films without, with stronger augmentation (docs/results.md).
 """
 
 from ml_collections import ConfigDict

@@ -39,7 +39,7 @@ def read_folder(place: str) -> Records:
 
     Raises:
       DataError: the folder does not exist, holds no image, or some of its subfolders with images
-        are called like splits and others are not.
+        are called like splits and others are not, or a class consists of splits.
     """
     root, options = parse_place("folder", place, labels="folders", headers="yes")
     if options["labels"] not in ("folders", "none"):
@@ -64,7 +64,10 @@ def read_folder(place: str) -> Records:
         classes, files = visible(folder)
         take(folder, files, "", split)
         for name in classes:
-            label = _printable(name) if options["labels"] == "folders" else ""
+            label = ""
+            if options["labels"] == "folders":
+                label = _printable(name)
+                _refuse_splits_within(place, os.path.join(folder, name))
             for below, names in walk(os.path.join(folder, name), (root,)):
                 take(below, names, label, split)
 
@@ -101,6 +104,17 @@ def read_folder(place: str) -> Records:
     for column, values in zip(columns, found, strict=True):
         column[dicom] = values
     return records
+
+
+def _refuse_splits_within(place: str, folder: str) -> None:
+    """A class that consists of splits is a data set one level deeper than the place that is named."""
+    roles = [name for name in visible(folder)[0] if name.lower() in SPLIT_NAMES]
+    if len(roles) > 1:
+        raise DataError(
+            f"folder:{place}: {os.path.basename(folder)} would be a class, but it holds the splits "
+            f"{', '.join(roles)}; name it by itself (config.data.train=folder:{folder}), or move "
+            "the splits above the classes"
+        )
 
 
 def _is_film(folder: str, name: str) -> bool:

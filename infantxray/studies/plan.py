@@ -83,8 +83,9 @@ def make_plan(config, folder: str) -> list[Cell]:
     """
     study = config.study.copy_and_resolve_references()
     for name in ("encoders", "variants"):
-        # "vgg19,resnet50" is understood as well as "('vgg19', 'resnet50')".
-        study[name] = tuple(n.strip() for value in study[name] for n in value.split(","))
+        # "vgg19,resnet50" is understood as well as "('vgg19', 'resnet50')", and so is "vgg19,".
+        parts = (part.strip() for value in study[name] for part in value.split(","))
+        study[name] = tuple(part for part in parts if part)
     _check_selections(config, study)
     planner = _Planner(config, folder)
     chosen = {name: config.variants[name].to_dict() for name in study.variants}

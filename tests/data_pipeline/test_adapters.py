@@ -236,6 +236,15 @@ class TestFolder:
         with pytest.raises(DataError, match="test, train, val would be splits, but masks beside"):
             ADAPTERS["folder"](str(tmp_path) + options)
 
+    def test_a_data_set_one_level_deeper_is_not_a_class(self, tmp_path):
+        """An unpacked archive inside the folder named: everything was of one class, no split kept."""
+        for name in ("train", "test"):
+            touch(tmp_path / "chest_xray" / name / "mass" / "a.png")
+        with pytest.raises(DataError, match="chest_xray would be a class, but it holds the splits"):
+            ADAPTERS["folder"](str(tmp_path))
+        assert len(ADAPTERS["folder"](f"{tmp_path}:labels=none")) == 2
+        assert set(ADAPTERS["folder"](str(tmp_path / "chest_xray")).split) == {"train", "test"}
+
     def test_names_in_any_script_and_encoding(self, tmp_path):
         for name in ("5²3.png", "٣.png", os.fsdecode(b"f\xe9vrier.png")):
             touch(tmp_path / os.fsdecode(b"Tum\xe9ur") / name)

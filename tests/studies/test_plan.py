@@ -175,7 +175,7 @@ def test_selections():
 
 
 def test_names_may_be_separated_by_commas():
-    cells = make_plan(encoders=("vgg19, shufflenet",), variants=("full,without_apn",))
+    cells = make_plan(encoders=("vgg19, shufflenet,",), variants=("full,without_apn",))
     assert [c.encoder for c in cells if c.task == "pretrain"] == ["vgg19"] * 2 + ["shufflenet"] * 2
 
 
