@@ -107,7 +107,7 @@ def read_folder(place: str) -> Records:
 
 
 def _refuse_splits_within(place: str, folder: str) -> None:
-    """A class that consists of splits is a data set one level deeper than the place that is named."""
+    """A class that consists of splits is a data set one level deeper than the place named."""
     roles = [name for name in visible(folder)[0] if name.lower() in SPLIT_NAMES]
     if len(roles) > 1:
         raise DataError(

@@ -237,7 +237,7 @@ class TestFolder:
             ADAPTERS["folder"](str(tmp_path) + options)
 
     def test_a_data_set_one_level_deeper_is_not_a_class(self, tmp_path):
-        """An unpacked archive inside the folder named: everything was of one class, no split kept."""
+        """An archive unpacked inside the folder: all was of one class, and no split was kept."""
         for name in ("train", "test"):
             touch(tmp_path / "chest_xray" / name / "mass" / "a.png")
         with pytest.raises(DataError, match="chest_xray would be a class, but it holds the splits"):
