@@ -69,8 +69,8 @@ def optimizer() -> ConfigDict:
     config.name = "adamw"  # Or "sgd" (Nesterov momentum 0.9).
     config.learning_rate = 1e-3  # At the end of the warm-up; cosine to zero from there.
     config.warmup_fraction = 0.05  # Of all steps.
-    # On kernels alone, not on biases and normalisation. It is multiplied by the learning rate, so at
-    # the lengths of configs/ it takes well under 1 % off a kernel.
+    # On kernels alone, not on biases and normalisation. It is multiplied by the learning rate: at
+    # the lengths of these files it takes well under 1 % off a kernel.
     config.weight_decay = 1e-4
     config.clip_norm = 1.0  # Of the whole gradient; 0 = no clipping.
     # Times learning_rate, for encoders without BatchNorm (VGG19). At the rate that suits the others
