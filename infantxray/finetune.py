@@ -271,8 +271,8 @@ def _check_stage_one(config) -> None:
 def check_scored(config, split: Split, roles: tuple[str, ...]) -> None:
     """Raises `DataError` where no film is left for testing, or stage one saw who is scored."""
     for role in roles:
-        if role == "test" and not len(split.test):
-            raise DataError("no film is left for test; raise config.data.test_fraction")
+        if role == "test":
+            _check_test(split)
         if config.pretrained and not config.pretrained.startswith("torch:"):
             check_unseen(
                 os.path.join(os.path.expanduser(config.pretrained), "split.csv"),
@@ -282,11 +282,13 @@ def check_scored(config, split: Split, roles: tuple[str, ...]) -> None:
             )
 
 
-def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
-    """The divided records, and the card of the model that they call for."""
-    split = data.open_split(config.data, folder)
+def find_conditions(config, split: Split) -> tuple[str, ...]:
+    """The conditions that stage two learns; none where ages alone are known.
+
+    Raises:
+      DataError: no label to learn from, and no age that may be learned instead.
+    """
     classes = data.find_classes(config.data, split.train)
-    check_classes(split, classes, config.data.patient_ids)
     if not classes and not config.age_head:
         raise DataError("no training film has a label, and config.age_head is off")
     if not classes and config.best_metric != "age_mae_months":
@@ -297,8 +299,30 @@ def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
             f"no training film has a label, so config.best_metric={config.best_metric} cannot be "
             f"computed; {advice}"
         )
+    return classes
+
+
+def check_split(settings, split: Split, classes: tuple[str, ...]) -> None:
+    """Raises `DataError` where `split` leaves a condition, or all, untrained or untested.
+
+    `settings` are `config.data`.
+    """
+    check_classes(split, classes, settings.patient_ids)
+    _check_test(split)
+    data.check_conditions(settings, split, classes)
+
+
+def _check_test(split: Split) -> None:
+    if not len(split.test):
+        raise DataError("no film is left for test; raise config.data.test_fraction")
+
+
+def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
+    """The divided records, and the card of the model that they call for."""
+    split = data.open_split(config.data, folder)
+    classes = find_conditions(config, split)
+    check_split(config.data, split, classes)
     check_scored(config, split, ("validation", "test"))
-    data.check_conditions(config.data, split, classes)
     ages = (None, None)
     if config.age_head:
         try:

@@ -7,8 +7,7 @@ import os
 import sys
 
 from data_pipeline.errors import UserError
-from data_pipeline.splits import check_classes
-from infantxray import data, workdir
+from infantxray import data, finetune, workdir
 from infantxray.studies import cells, plan, report
 
 _log = logging.getLogger(__name__)
@@ -34,8 +33,7 @@ def run(config, folder: str) -> None:
     _log.info("%d cells, %d finished, %d to run now", len(planned), len(finished), len(todo))
     if config.study.dry_run:
         return
-    if any(cell.task == "finetune" for cell in todo):
-        _check_data(config)
+    _check_data(config, [cell.config for cell in todo if cell.task == "finetune"])
     os.makedirs(folder, exist_ok=True)
     workdir.write_config(folder, config)
     failed = {}
@@ -65,12 +63,14 @@ def run(config, folder: str) -> None:
         sys.exit(1)
 
 
-def _check_data(config) -> None:
-    """Refuses, before stage one is trained for days, data that stage two would refuse."""
+def _check_data(config, runs: list) -> None:
+    """Refuses, before stage one is trained for days, data that a stage two in `runs` would."""
+    if not runs:
+        return
     split = data.divide_sources(config.data)
-    classes = data.find_classes(config.data, split.train)
-    check_classes(split, classes, config.data.patient_ids)
-    data.check_conditions(config.data, split, classes)
+    for run in {(run.age_head, run.best_metric): run for run in runs}.values():
+        classes = finetune.find_conditions(run, split)
+    finetune.check_split(config.data, split, classes)
 
 
 def _check_needs(todo, finished: set[int]) -> None:

@@ -17,7 +17,7 @@ sys.path[:0] = [str(Path(__file__).parent)]
 import fake_study  # noqa: E402
 
 from data_pipeline import splits  # noqa: E402
-from data_pipeline.errors import UserError  # noqa: E402
+from data_pipeline.errors import DataError, UserError  # noqa: E402
 from infantxray import data, study  # noqa: E402
 from infantxray.studies import cells, comparisons, page, plan, report, results  # noqa: E402
 
@@ -78,6 +78,21 @@ def one_encoder():
 
 def rows(folder, name):
     return fake_study.read_csv(folder / "tables" / f"{name}.csv")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"given_splits": "ignore", "test_fraction": 0.0}, "no film is left for test"),
+        ({"classes": ("x",)}, "no training film carries"),
+    ],
+)
+def test_what_stage_two_refuses_stops_a_study_before_stage_one(tmp_path, fake, settings, message):
+    config = one_encoder()
+    config.data.update(settings)
+    with pytest.raises(DataError, match=message):
+        study.run(config, str(tmp_path / "study"))
+    assert not (tmp_path / "study").exists()
 
 
 def test_table_1_holds_the_mean_and_sd_of_the_seeds(written):
