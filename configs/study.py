@@ -57,6 +57,24 @@ SIZES = {
 }
 
 
+# What each compares; a ConfigDict forgets the order. The last is what the others are compared with.
+VARIANTS = {
+    "cpu": ("without_pretraining", "without_apn", "full"),
+    "paper": ("without_pretraining", "without_apn", "full"),
+    "best": ("random", "random_self_training", "paper", "masked", "best"),
+    "ablation": (
+        "without_masking",
+        "without_teachers",
+        "three_short_teachers",
+        "without_strong_augmentation",
+        "without_erasing",
+        "without_average",
+        "best",
+    ),
+    "objectives": ("random", "l1", "denoise", "simsiam", "masked_pixels", "masked_hog"),
+    "age": ("mse", "learned_weights", "distribution", "condition", "all", "none"),
+}
+
 _LABELS_ALONE = {"self_training": {"teacher_steps": 0}}
 
 
@@ -110,7 +128,7 @@ def _terms() -> ConfigDict:
 def _objectives() -> ConfigDict:
     """Random weights and every objective of stage one, then labels alone."""
     config = ConfigDict()
-    for name in ("random", "l1", "denoise", "simsiam", "masked_pixels", "masked_hog"):
+    for name in VARIANTS["objectives"]:
         pretrained = name != "random"
         config[name] = {
             "pretrained": pretrained,
@@ -155,7 +173,7 @@ def get_config(variant: str = "cpu"):
     config.study = ConfigDict()
     config.study.size = size  # Of configs/pretrain.py and configs/finetune.py.
     config.study.encoders = ("shufflenet", "resnet50")
-    config.study.variants = ("without_pretraining", "without_apn", "full")  # Of config.variants.
+    config.study.variants = VARIANTS[variant]  # Of config.variants.
     config.study.seeds = (0, 1, 2)
     # Empty: every seed has a stage one of its own. Or fewer, which take turns: stage one is long.
     config.study.pretrain_seeds = ()
@@ -203,7 +221,6 @@ def get_config(variant: str = "cpu"):
         else:
             config.variants = _age_terms()
             config.finetune.train_steps = 600
-        config.study.variants = tuple(config.variants)
         return config
     for stage in (config.pretrain, config.finetune):
         stage.train_steps = 100

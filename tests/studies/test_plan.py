@@ -231,6 +231,14 @@ def test_the_time_left_is_estimated_from_what_is_known(tmp_path):
     assert timing.seconds_left(cells[:2], cells, 2) == 10.0
 
 
+@pytest.mark.parametrize("size", study_config.SIZES)
+def test_the_last_variant_is_what_others_are_compared_with(size):
+    config = study_config.get_config(size)
+    assert sorted(config.study.variants) == sorted(config.variants)
+    last = {"cpu": "full", "paper": "full", "objectives": "masked_hog", "age": "none"}
+    assert config.study.variants[-1] == last.get(size, "best")
+
+
 def test_sizes_are_those_of_the_stages():
     for size in ("cpu", "paper"):
         config = study_config.get_config(size)
