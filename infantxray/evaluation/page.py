@@ -57,7 +57,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--fg); background: var(-
 h1 { font-size: 1.6rem; margin-bottom: .2rem; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
 p.soft, figcaption, small { color: var(--soft); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem; }
+.cards { display: grid; grid-template-columns: repeat(2, 1fr); gap: .8rem; }
+@media (min-width: 40rem) { .cards { grid-template-columns: repeat(3, 1fr); } }
 .card { border: 1px solid var(--line); border-radius: .5rem; padding: .7rem .9rem; }
 .card b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
