@@ -16,7 +16,7 @@ from data_pipeline.decode import PHANTOM_PREFIX
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import SPLITS, Records, write_manifest
 from data_pipeline.sources import open_sources
-from data_pipeline.splits import Split, check_classes, patient_keys
+from data_pipeline.splits import Split, patient_keys
 from infantxray import data
 from infantxray.evaluation import data_page
 from infantxray.evaluation.data_page import Problem
@@ -111,16 +111,13 @@ def _refused(settings, split: Split) -> list[Problem]:
     by_one, by_two = [], []
     if not len(split.validation):
         by_one.append("no film is left for validation; raise config.data.validation_fraction")
-    if not len(split.test):
-        by_two.append("no film is left for test; raise config.data.test_fraction")
     useful = False
     try:
         classes = data.find_classes(settings, split.train)
         useful = bool(classes) or bool(split.train.has_age.any())
         if not useful:
             by_two = ["no training film has a label or an age"]
-        check_classes(split, classes, settings.patient_ids)
-        data.check_conditions(settings, split, classes)
+        data.check_split(settings, split, classes)
     except DataError as error:
         by_two.append(str(error))
     problems = []

@@ -17,6 +17,7 @@ from data_pipeline.phantom import CLASSES as PHANTOM_CLASSES
 from data_pipeline.sources import open_sources
 from data_pipeline.splits import (
     Split,
+    check_classes,
     check_unchanged,
     divide,
     keep_labels,
@@ -151,7 +152,20 @@ def find_classes(settings, train: Records) -> tuple[str, ...]:
     return classes
 
 
-def check_conditions(settings, split: Split, classes: tuple[str, ...]) -> None:
+def check_split(settings, split: Split, classes: tuple[str, ...]) -> None:
+    """Raises `DataError` where `split` leaves a condition untrained, or nothing to test on."""
+    check_classes(split, classes, settings.patient_ids)
+    check_tested(split)
+    _check_conditions(settings, split, classes)
+
+
+def check_tested(split: Split) -> None:
+    """Raises `DataError` where no film is left for testing."""
+    if not len(split.test):
+        raise DataError("no film is left for test; raise config.data.test_fraction")
+
+
+def _check_conditions(settings, split: Split, classes: tuple[str, ...]) -> None:
     """Raises `DataError` where a scored film has a condition that no training film has."""
     for role in ("validation", "test"):
         found = set(split[role].label[split[role].has_label])

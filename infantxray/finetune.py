@@ -13,7 +13,7 @@ import numpy as np
 
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.loader import BadFiles, FilmSource, mixed_batches, training_batches
-from data_pipeline.splits import FEW_FILMS, Split, check_classes, check_unseen
+from data_pipeline.splits import FEW_FILMS, Split, check_unseen
 from infantxray import data, diagnosis, diagnosis_loss, evaluate, runtime, workdir
 from infantxray.evaluation.calibration import calibration
 from infantxray.evaluation.metrics import headline
@@ -272,7 +272,7 @@ def check_scored(config, split: Split, roles: tuple[str, ...]) -> None:
     """Raises `DataError` where no film is left for testing, or stage one saw who is scored."""
     for role in roles:
         if role == "test":
-            _check_test(split)
+            data.check_tested(split)
         if config.pretrained and not config.pretrained.startswith("torch:"):
             check_unseen(
                 os.path.join(os.path.expanduser(config.pretrained), "split.csv"),
@@ -302,26 +302,11 @@ def find_conditions(config, split: Split) -> tuple[str, ...]:
     return classes
 
 
-def check_split(settings, split: Split, classes: tuple[str, ...]) -> None:
-    """Raises `DataError` where `split` leaves a condition, or all, untrained or untested.
-
-    `settings` are `config.data`.
-    """
-    check_classes(split, classes, settings.patient_ids)
-    _check_test(split)
-    data.check_conditions(settings, split, classes)
-
-
-def _check_test(split: Split) -> None:
-    if not len(split.test):
-        raise DataError("no film is left for test; raise config.data.test_fraction")
-
-
 def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
     """The divided records, and the card of the model that they call for."""
     split = data.open_split(config.data, folder)
     classes = find_conditions(config, split)
-    check_split(config.data, split, classes)
+    data.check_split(config.data, split, classes)
     check_scored(config, split, ("validation", "test"))
     ages = (None, None)
     if config.age_head:

@@ -70,7 +70,7 @@ def _check_data(config, runs: list) -> None:
     split = data.divide_sources(config.data)
     for run in {(run.age_head, run.best_metric): run for run in runs}.values():
         classes = finetune.find_conditions(run, split)
-    finetune.check_split(config.data, split, classes)
+    data.check_split(config.data, split, classes)
 
 
 def _check_needs(todo, finished: set[int]) -> None:
