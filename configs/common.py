@@ -23,6 +23,7 @@ def data() -> ConfigDict:
     # Of the training patients; the rest keep their images and lose labels and ages, in both stages
     # (stage one uses labels for its probe alone).
     config.label_fraction = 1.0
+    config.label_seed = 0  # Another one keeps the labels of other patients.
     config.image_size = 64  # Pixels, a multiple of 32.
     config.resize = "pad"  # "pad" keeps the aspect ratio, "crop" too; "squash" does not.
     config.trim_borders = False  # Cut collimated margins before resizing.

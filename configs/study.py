@@ -65,9 +65,9 @@ VARIANTS = {
     "ablation": (
         "without_masking",
         "without_teachers",
-        "three_short_teachers",
-        "without_strong_augmentation",
-        "without_erasing",
+        "three_teachers",
+        "without_augmentation",
+        "strong_augmentation",
         "without_average",
         "best",
     ),
@@ -108,16 +108,29 @@ def _recipes() -> ConfigDict:
     return config
 
 
+# Every change about twice as large as the usual ones, and a square that is greyed out.
+_STRONG = {
+    "rotation_degrees": 12.0,
+    "scale": 0.2,
+    "shift": 0.1,
+    "contrast": 0.4,
+    "brightness": 0.2,
+    "gamma": 0.4,
+    "noise": 0.04,
+    "erase": 0.5,
+}
+
+
 def _terms() -> ConfigDict:
-    """`best`, and `best` without one of its terms at a time."""
-    usual = common.augment().to_dict()
+    """`best`, and `best` with one of its terms at a time left out or changed."""
+    none = {name: type(value)(0) for name, value in common.augment().items()}
     config = ConfigDict()
     config.without_masking = {"pretrained": True, "pretrain": {"objective": "l1"}, "finetune": {}}
     for name, change in (
         ("without_teachers", _LABELS_ALONE),
-        ("three_short_teachers", {"self_training": {"teachers": 3, "teacher_steps": 200}}),
-        ("without_strong_augmentation", {"augment": usual}),
-        ("without_erasing", {"augment": {"erase": usual["erase"]}}),
+        ("three_teachers", {"self_training": {"teachers": 3}}),
+        ("without_augmentation", {"augment": none}),
+        ("strong_augmentation", {"augment": _STRONG}),
         ("without_average", {"ema_decay": 0.0}),
         ("best", {}),
     ):
@@ -178,6 +191,9 @@ def get_config(variant: str = "cpu"):
     # Empty: every seed has a stage one of its own. Or fewer, which take turns: stage one is long.
     config.study.pretrain_seeds = ()
     config.study.label_fractions = (1.0,)  # Of the training patients, for stage two.
+    # Who keeps the labels of a fraction: "shared", the same patients in all runs, or "seed": every
+    # seed draws its own, the same in all variants.
+    config.study.label_draw = "shared"
     # The films of stage one, without labels; those of stage two are data.train.
     config.study.pretrain_data = "phantom:adult,phantom:infant"
     config.study.frozen = True  # A linear probe and k-NN on the frozen features of every encoder.
@@ -205,10 +221,11 @@ def get_config(variant: str = "cpu"):
         config.data.num_threads = 16
         return config
     if variant != "cpu":
-        config.study.encoders = ("resnet50",)
+        config.study.encoders = ("shufflenet",)
+        config.study.label_draw = "seed"
         if variant == "best":
             config.variants = _recipes()
-            config.study.seeds = (0, 1, 2, 3, 4)
+            config.study.seeds = (0, 1, 2, 3, 4, 5)
             config.study.pretrain_seeds = (0, 1)
             config.study.label_fractions = (0.02, 0.1, 1.0)
         elif variant == "ablation":

@@ -266,11 +266,13 @@ def check_classes(split: Split, classes: Sequence[str], patient_ids: str = "shar
             )
 
 
-def keep_labels(records: Records, fraction: float, seed: int, patient_ids: str) -> Records:
+def keep_labels(
+    records: Records, fraction: float, seed: int, patient_ids: str, draw: int = 0
+) -> Records:
     """Keeps the labels and ages of a fraction of the patients; the rest keep their images.
 
     Stratified by condition, at least one patient a class; patients of whom the age alone is known
-    form a stratum of their own. Smaller fractions are subsets of larger ones.
+    form a stratum of their own. Smaller fractions are subsets of larger ones of the same `draw`.
     """
     if fraction >= 1:
         return records
@@ -285,8 +287,9 @@ def keep_labels(records: Records, fraction: float, seed: int, patient_ids: str) 
         if label or aged:
             strata.setdefault(label, set()).add(key)
     kept: set[str] = set()
+    what = f"label{draw or ''}"
     for members in strata.values():
-        ordered = sorted(members, key=lambda key: (_digest(seed, f"label:{name_of[key]}"), key))
+        ordered = sorted(members, key=lambda key: (_digest(seed, f"{what}:{name_of[key]}"), key))
         kept.update(ordered[: max(1, round(fraction * len(ordered)))])
     keep = np.array([key in kept for key in keys])
     return records.replace(

@@ -65,7 +65,11 @@ def open_split(settings, folder: str) -> Split:
     """
     split = divide_sources(settings)
     train = keep_labels(
-        split.train, settings.label_fraction, settings.split_seed, settings.patient_ids
+        split.train,
+        settings.label_fraction,
+        settings.split_seed,
+        settings.patient_ids,
+        settings.label_seed,
     )
     split = dataclasses.replace(split, train=train)
     for name in SPLITS:

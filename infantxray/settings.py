@@ -53,6 +53,7 @@ _RULES = {
     "probe_images": (lambda v: v >= 1, "at least 1"),
     "train_films": (lambda v: v >= 1, "at least 1"),
     "study.size": (lambda v: v in ("cpu", "paper", "best"), "cpu, paper or best"),
+    "study.label_draw": (lambda v: v in ("shared", "seed"), "shared or seed"),
     "study.parallel_cells": (lambda v: v >= 1, "at least 1"),
     "age_weight": (lambda v: v >= 0, "0 or more: it is α of L = CE + α·MSE"),
     "encoder_learning_rate_factor": (lambda v: v >= 0, "0 or more"),
@@ -92,6 +93,7 @@ _RULES = {
     "data.patient_ids": (lambda v: v in ("shared", "source"), "shared or source"),
     "data.given_splits": (lambda v: v in ("keep", "ignore"), "keep or ignore"),
     "data.label_fraction": (lambda v: 0 < v <= 1, "above 0, at most 1"),
+    "data.label_seed": (lambda v: v >= 0, "0 or more"),
     "data.on_error": (lambda v: v in ("raise", "skip"), "raise or skip"),
     "data.num_threads": (lambda v: v >= 1, "at least 1"),
 }

@@ -144,6 +144,11 @@ def test_label_fraction_touches_training_alone(tmp_path):
     assert 0.2 < part.train.has_label.mean() < 0.3
     assert part.validation.has_label.all()
     assert part.test.has_label.all()
+    (tmp_path / "other").mkdir()
+    drawn = settings(train=train, label_fraction=0.25, label_seed=1)
+    other = data.open_split(drawn, str(tmp_path / "other"))
+    assert other.train.has_label.sum() == part.train.has_label.sum()
+    assert (other.train.has_label != part.train.has_label).any()
 
 
 def test_a_run_goes_on_with_the_data_that_it_began_with(tmp_path):

@@ -76,6 +76,7 @@ BAD = {
     "data__patient_ids": ["both"],
     "data__given_splits": ["drop"],
     "data__label_fraction": [0.0, 1.5],
+    "data__label_seed": [-1],
     "data__on_error": ["ignore"],
     "data__num_threads": [0],
 }
@@ -120,7 +121,7 @@ def test_every_rule_is_tested():
     stage_one = {"objective", "images_every_steps", "probe_every_steps", "probe_images"}
     stage_one |= {"denoise__noise", "masking__fraction", "masking__patch_size", "views__blur"}
     views = {key.replace("augment", "views") for key in BAD if key.startswith("augment__")}
-    others = {"study__size", "study__parallel_cells", "train_films"}
+    others = {"study__size", "study__parallel_cells", "study__label_draw", "train_films"}
     rules = {key.replace(".", "__") for key in settings._RULES}
     assert rules == BAD.keys() | stage_one | views | others
 
@@ -152,6 +153,7 @@ def test_rules_of_stage_one(key, value):
     [
         (study, "study.size", "small"),
         (study, "study.parallel_cells", 0),
+        (study, "study.label_draw", "patient"),
         (probe, "train_films", 0),
     ],
 )

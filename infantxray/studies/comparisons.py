@@ -266,7 +266,14 @@ class Comparisons:
                 "about these stages one, and say little of others."
             )
         if min(results.fractions) < 1:
-            text += " Who keeps the labels is one draw of patients, the same for all."
+            cells = [cell for model in results.models for cell in model.cells]
+            if len({cell.config.data.label_seed for cell in cells}) > 1:
+                text += (
+                    " Who keeps the labels is drawn anew for each seed, the same for all models; "
+                    "baselines have the first draw."
+                )
+            else:
+                text += " Who keeps the labels is one draw of patients, the same for all."
         return text
 
 

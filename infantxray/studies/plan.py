@@ -173,6 +173,8 @@ class _Planner:
             **self._config.finetune.to_dict(),
             "data": {**self._data, "label_fraction": float(fraction)},
         }
+        if self._config.study.label_draw == "seed":
+            base["data"]["label_seed"] = int(seed)
         needs = []
         if variant["pretrained"]:
             needs = [self.stage_one(encoder, variant["pretrain"], start)]

@@ -332,6 +332,17 @@ def test_smaller_label_fractions_are_subsets_of_larger_ones_by_patient():
     )
 
 
+def test_other_draws_label_other_patients_of_the_same_strata():
+    records = cohort(100, classes=("mass",) + ("normal",) * 9)
+    draws = [keep_labels(records, 0.2, 3, "shared", draw=draw) for draw in (0, 1, 1, 2)]
+    patients = [frozenset(labelled_patients(kept)) for kept in draws]
+    assert patients[1] == patients[2]
+    assert len(set(patients)) == 3
+    for kept in draws:
+        assert (kept.label == "mass").sum() == 4
+        assert kept.has_label.sum() == 40
+
+
 @pytest.mark.parametrize("patient_ids", ["shared", "source"])
 def test_the_same_films_keep_their_labels_wherever_they_lie(patient_ids):
     """With ids and without; the split itself is tested above."""

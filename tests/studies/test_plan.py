@@ -68,7 +68,7 @@ def test_recipes_draw_equally_many_films(changed):
             drawn += teaching.teachers * teaching.teacher_steps * teacher_batch
             films.setdefault(cell.name, set()).add(drawn)
     assert films.keys() == {"random", "paper", "masked", "random_self_training", "best"}
-    assert set.union(*films.values()) == {600 * 16 + 300 * (32 if changed else 64)}
+    assert set.union(*films.values()) == {150 * 16 + (300 * 32 if changed else 150 * 64)}
     stage_one = [c.config for c in plan.make_plan(config, "/study") if c.task == "pretrain"]
     assert {run.objective for run in stage_one} == {"l1", "masked_hog"}
     assert len({(run.train_steps, run.batch_size) for run in stage_one}) == 1
@@ -78,15 +78,16 @@ def test_other_teachers_draw_equally_many_films():
     config = study_config.get_config("ablation")
     cells = {c.name: c.config for c in plan.make_plan(config, "/study") if c.task == "finetune"}
     steps = {name: run.train_steps for name, run in cells.items()}
-    # A teacher's 600 steps of 16 films are 150 of 64.
-    assert steps.pop("without_teachers") == 450
-    assert set(steps.values()) == {300}
-    teaching = config.variants.three_short_teachers.finetune.self_training
-    teaching.teacher_steps = 300
-    with_more = plan.make_plan(config, "/study")
-    assert {c.config.train_steps for c in with_more if c.name == "three_short_teachers"} == {225}
+    # A teacher's 150 steps of 16 films are 37.5 of 64.
+    assert steps.pop("without_teachers") == 188
+    assert steps.pop("three_teachers") == 75
+    assert set(steps.values()) == {150}
+    teaching = config.variants.three_teachers.finetune.self_training
+    teaching.teachers = 2
+    with_two = plan.make_plan(config, "/study")
+    assert {c.config.train_steps for c in with_two if c.name == "three_teachers"} == {112}
     teaching.teachers = 9
-    with pytest.raises(UserError, match="of the variant three_short_teachers alone draw more"):
+    with pytest.raises(UserError, match="of the variant three_teachers alone draw more"):
         plan.make_plan(config, "/study")
 
 
@@ -118,6 +119,20 @@ def test_cells_are_ordinary_runs_with_the_settings_of_the_study():
     assert {cell.config.age_head for cell in tuned if cell.name == "full"} == {True}
     # Labels play no part in stage one.
     assert len([cell for cell in cells if cell.task == "pretrain"]) == 2 * 2
+
+
+def test_every_seed_may_draw_its_own_labelled_patients():
+    config = make_config(label_fractions=(0.1,), seeds=(0, 1, 2))
+    shared = plan.make_plan(config, "/study")
+    config.study.label_draw = "seed"
+    drawn = plan.make_plan(config, "/study")
+    for cells, seeds in ((shared, {0: 0, 1: 0, 2: 0}), (drawn, {0: 0, 1: 1, 2: 2})):
+        tuned = [cell for cell in cells if cell.task == "finetune"]
+        assert len(tuned) == 3 * 3 * len(config.study.encoders)
+        assert all(cell.config.data.label_seed == seeds[cell.seed] for cell in tuned)
+        # Stage one is the same for all: it has the labels for its probe alone.
+        first = [cell for cell in cells if cell.task == "pretrain"]
+        assert {cell.config.data.label_seed for cell in first} == {0}
 
 
 def test_variants_with_another_stage_one_get_runs_of_their_own():
