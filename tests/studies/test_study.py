@@ -1,5 +1,6 @@
 """The task itself, and what stands in the tables and on the page, from cells never trained."""
 
+import copy
 import html.parser
 import json
 import logging
@@ -184,6 +185,20 @@ def test_a_seed_that_one_side_lacks_is_left_out_and_said(written, monkeypatch):
         kept[name] = (run.probabilities.argmax(1) == run.label).mean()
     (row,) = [row for row in table.rows if row[:3] == ["full − without APN", "shufflenet", "100%"]]
     assert row[3].estimate.mean == pytest.approx(kept["full"] - kept["without_apn"])
+
+
+def test_captions_say_whose_labels_are_kept(written, monkeypatch):
+    config, folder, planned = written
+    monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
+
+    def caption(cells):
+        found = results.read_results(cells, config.data.patient_ids)
+        return comparisons.Comparisons(found, {}, samples=50, seed=0).differences().caption
+
+    assert "one draw of patients, the same for all" in caption(planned)
+    config = copy.deepcopy(config)
+    config.study.label_draw = "seed"
+    assert "drawn anew for each seed" in caption(plan.make_plan(config, str(folder)))
 
 
 def test_fewer_labels_make_a_table_and_a_figure(written):
