@@ -15,7 +15,7 @@ well: its test patients are left out here.
         --config.data.train=manifest:/data/adult.csv,manifest:/data/infant.csv
 
 is what we would start from where labels are few: masked prediction of edges instead of Equation 1
-(docs/results.md), 48,000 films drawn, ShuffleNet.
+(docs/results.md), 96,000 films drawn, ShuffleNet.
 """
 
 from ml_collections import ConfigDict
@@ -98,7 +98,7 @@ def get_config(variant: str = "cpu"):
         # At 64 px and this length as good as ResNet-50 on validation patients, in a fifth of the
         # time. Others at other sizes: --config.encoder, in both stages.
         config.encoder = "shufflenet"
-        config.batch_size = 32
+        config.batch_size = 64
         config.train_steps = 1500
         config.log_every_steps = 50
         config.eval_every_steps = 500
