@@ -76,7 +76,7 @@ def get_config(variant: str = "cpu"):
         # The augmentation is the usual one: where labels are few, a stronger one cost more than it
         # gave (docs/results.md).
         config.encoder = "shufflenet"  # As in configs/pretrain.py:best, which says why.
-        # Short: that is where stage one counts. With many labels more steps help (docs/results.md).
+        # Short, for few labels; with all of them 900 steps give more (docs/results.md).
         config.self_training.teacher_steps = 150
         config.batch_size = 64
         config.train_steps = 150
