@@ -242,7 +242,8 @@ def check_disjoint(split: Split, patient_ids: str = "shared") -> None:
     """
     seen: dict[str, str] = {}
     for name in SPLITS:
-        for key in _identities(split[name], patient_ids):
+        # In order, so that the same data always gives the same message.
+        for key in sorted(_identities(split[name], patient_ids)):
             if key in seen:
                 raise DataError(
                     f"{_describe(key)} is in {seen[key]} and in {name}; all films of a patient "

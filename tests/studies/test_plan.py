@@ -68,7 +68,9 @@ def test_recipes_draw_equally_many_films(changed):
             drawn += teaching.teachers * teaching.teacher_steps * teacher_batch
             films.setdefault(cell.name, set()).add(drawn)
     assert films.keys() == {"random", "paper", "masked", "random_self_training", "best"}
-    assert set.union(*films.values()) == {150 * 16 + (300 * 32 if changed else 150 * 64)}
+    # To within half of a batch: a teacher's films need not fill whole batches of a student.
+    expected, half = 150 * 16 + (300 * 32 if changed else 150 * 64), 16 if changed else 32
+    assert all(abs(drawn - expected) <= half for drawn in set.union(*films.values()))
     stage_one = [c.config for c in plan.make_plan(config, "/study") if c.task == "pretrain"]
     assert {run.objective for run in stage_one} == {"l1", "masked_hog"}
     assert len({(run.train_steps, run.batch_size) for run in stage_one}) == 1
