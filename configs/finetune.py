@@ -73,8 +73,8 @@ def get_config(variant: str = "cpu"):
         config.checkpoint_every_steps = 500
         config.early_stopping_evals = 10
     elif variant == "best":
-        # The augmentation is the usual one: where labels are few, a stronger one cost more than it
-        # gave (docs/results.md).
+        # The augmentation is the usual one: no gain from a stronger one was seen
+        # (docs/first_split.md).
         config.encoder = "shufflenet"  # As in configs/pretrain.py:best, which says why.
         # Short, for few labels; with all of them 900 steps give more (docs/results.md).
         config.self_training.teacher_steps = 150
