@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from data_pipeline.loader import BadFiles, evaluation_batches
+from data_pipeline.loader import BadFiles, FilmSource, evaluation_batches
 from data_pipeline.manifest import Records
 from data_pipeline.splits import patient_keys
 from infantxray import data, diagnosis, finetune, runtime, workdir
@@ -127,11 +127,19 @@ def nearest(features: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.nda
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Pooled last maps `[N, C]` of films, with their records and labels (int `[N]`, -1 unknown)."""
+    """Features of the films that could be read.
+
+    Attributes:
+      values: `[N, C]`, such as pooled last maps.
+      records: of the films.
+      label: int `[N]`, -1 unknown.
+      rows: `[N]`, which of the films asked for they are.
+    """
 
     values: np.ndarray
     records: Records
     label: np.ndarray
+    rows: np.ndarray
 
 
 def _linear(train: Features, test: Features, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -161,31 +169,40 @@ def _knn(train: Features, test: Features, num_classes: int) -> tuple[np.ndarray,
     return probabilities, ages
 
 
-class _Extractor:
-    """Films -> `Features`."""
+def pooled_map(model: DiagnosisModel, variables) -> Callable[[jax.Array], jax.Array]:
+    """The function from images uint8 `[B, S, S, 1]` to the encoder's pooled last map `[B, C]`."""
 
-    def __init__(self, config, model: DiagnosisModel, variables, reader):
+    def pooled(image):
+        x = augment.normalise(augment.to_intensity(image))
+        latent = model.apply(variables, x, method=DiagnosisModel.latent)
+        return latent.mean(axis=(1, 2)).astype(jnp.float32)
+
+    return pooled
+
+
+class Extractor:
+    """Films -> `Features`.
+
+    Args:
+      config: its `batch_size` and `data.num_threads`.
+      features: from images uint8 `[B, S, S, 1]` to features `[B, C]`.
+    """
+
+    def __init__(self, config, features: Callable[[jax.Array], jax.Array]):
         self._config = config
         self._sharding = DataParallel()
-        self._reader = reader
+        self._features = jax.jit(features)
 
-        def pooled(image):
-            x = augment.normalise(augment.to_intensity(image))
-            latent = model.apply(variables, x, method=DiagnosisModel.latent)
-            return latent.mean(axis=(1, 2)).astype(jnp.float32)
-
-        self._pooled = jax.jit(pooled)
-
-    def __call__(self, records: Records) -> Features:
-        source = self._reader(records)
+    def __call__(self, source: FilmSource) -> Features:
         size = self._sharding.evaluation_batch_size(self._config.batch_size)
         values, masks = [], []
         for batch in evaluation_batches(source, size, num_threads=self._config.data.num_threads):
             image = jax.device_put(batch["image"], self._sharding.batch)
-            values.append(np.asarray(self._pooled(image)))
+            values.append(np.asarray(self._features(image)))
             masks.append(batch["mask"])
         keep = np.flatnonzero(np.concatenate(masks) > 0)
-        return Features(np.concatenate(values)[keep], records.take(keep), source.labels[keep])
+        records, labels = source.records.take(keep), source.labels[keep]
+        return Features(np.concatenate(values)[keep], records, labels, keep)
 
 
 def run(config, folder: str) -> None:
@@ -214,13 +231,13 @@ def run(config, folder: str) -> None:
         training=False,
         bad_files=bad_files,
     )
-    extract = _Extractor(config, model, variables, reader)
+    extract = Extractor(config, pooled_map(model, variables))
     train = split.train.take(split.train.has_label | split.train.has_age)
     if len(train) > config.train_films:
         rows = np.random.default_rng(config.seed).permutation(len(train))[: config.train_films]
         train = train.take(np.sort(rows))
     try:
-        fitted, scored = extract(train), extract(split.test)
+        fitted, scored = extract(reader(train)), extract(reader(split.test))
     finally:
         diagnosis.write_bad_files(folder, bad_files)
     summary = {}

@@ -18,9 +18,11 @@ TASKS = (
     "prepare",
     "export_phantom",
     "probe",
+    "label_efficiency",
     "study",
 )
 OBJECTIVES = ("l1", "denoise", "masked_pixels", "masked_hog", "simsiam")
+RANDOM, PIXELS = "random", "pixels"  # Of config.encoders, beside stages one.
 OPTIMIZERS = ("adamw", "sgd")
 DTYPES = ("float32", "bfloat16")
 BEST_METRICS = ("roc_auc", "accuracy", "recall", "precision", "f1", "loss", "age_mae_months")
@@ -52,6 +54,11 @@ _RULES = {
     "probe_every_steps": (lambda v: v >= 0, "0 (never) or more"),
     "probe_images": (lambda v: v >= 1, "at least 1"),
     "train_films": (lambda v: v >= 1, "at least 1"),
+    "draws": (lambda v: v >= 1, "at least 1"),
+    "label_fractions": (
+        lambda v: v and all(0 < x <= 1 for x in v),
+        "shares above 0, at most 1, such as 0.02,0.1,1.0",
+    ),
     "study.size": (lambda v: v in ("cpu", "paper", "best"), "cpu, paper or best"),
     "study.label_draw": (lambda v: v in ("shared", "seed"), "shared or seed"),
     "study.parallel_cells": (lambda v: v >= 1, "at least 1"),
@@ -154,6 +161,16 @@ def check(config) -> None:
         _check_encoder(config.encoder)
     if config.get("pretrained"):
         _check_pretrained(config.pretrained)
+    if "encoders" in config:
+        for places in compared_encoders(config.encoders).values():
+            for place in places:
+                if place not in (RANDOM, PIXELS):
+                    _check_pretrained(place, "encoders")
+        if config.data.label_fraction < 1 or config.data.label_seed:
+            raise ConfigError(
+                "config.data.label_fraction and config.data.label_seed are not for this task, "
+                "which draws labels itself: see config.label_fractions and config.draws"
+            )
     if "checkpoint" in config and not os.path.isdir(os.path.expanduser(config.checkpoint)):
         raise ConfigError(
             f"config.checkpoint: the folder {config.checkpoint} does not exist; it must be the "
@@ -168,20 +185,53 @@ def _check_encoder(name: str) -> None:
         raise ConfigError(f"config.encoder is {name!r}; it must be one of {', '.join(ENCODERS)}")
 
 
-def _check_pretrained(pretrained: str) -> None:
+def compared_encoders(text: str) -> dict[str, tuple[str, ...]]:
+    """`config.encoders` -> the places of each encoder by its name, in order.
+
+    Raises:
+      ConfigError: a name or a place is missing, or two are called the same.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for part in text.split(","):
+        name, equals, rest = part.strip().partition("=")
+        places = tuple(place.strip() for place in (rest if equals else name).split("+"))
+        if not name or not all(places):
+            raise ConfigError(
+                f"config.encoders is {text!r}; it must be places separated by commas, such as "
+                "random,l1=runs/l1_a+runs/l1_b"
+            )
+        name = name.strip() if equals else " + ".join(places)
+        if name in found:
+            raise ConfigError(f"config.encoders names {name!r} twice; write NAME=FOLDER")
+        found[name] = places
+    most = max(map(len, found.values()))
+    for name, places in found.items():
+        if places == (RANDOM,):
+            found[name] = places * most  # Weights of several seeds, in turn.
+        elif len(places) not in (1, most):
+            raise ConfigError(
+                f"config.encoders: {name} has {len(places)} stages one that take turns and another "
+                f"has {most}; give each one, or {most}"
+            )
+    return found
+
+
+def _check_pretrained(pretrained: str, key: str = "pretrained") -> None:
     place = pretrained.removeprefix("torch:")
     path = os.path.expanduser(place)
     if place != pretrained:
         if not os.path.isfile(path):
-            raise ConfigError(f"config.pretrained: the file {place} does not exist")
+            raise ConfigError(f"config.{key}: the file {place} does not exist")
     elif os.path.isfile(path):
         raise ConfigError(
-            f"config.pretrained: {place} is a file; for PyTorch weights write torch:{place}"
+            f"config.{key}: {place} is a file; for PyTorch weights write torch:{place}"
         )
     elif not os.path.isdir(os.path.join(path, "checkpoints")):
         raise ConfigError(
-            f"config.pretrained: no stage-one checkpoint in {place}; run configs/pretrain.py with "
-            f"--workdir={place} first, or leave it empty for random weights"
+            f"config.{key}: no stage-one checkpoint in {place}; run configs/pretrain.py with "
+            f"--workdir={place} first, or "
+            + ("write random" if key == "encoders" else "leave it empty")
+            + " for random weights"
         )
 
 

@@ -139,19 +139,19 @@ def write(
       short: sentences that say what came out.
       failed: why cells failed, by their number.
       parts: of the page, in order; None is left out.
-      cells: all cells of the study.
+      cells: all cells of a study; none where there was but this run.
       config: of the study.
     """
     shown = [part for part in parts if part]
     body = [
         f"<h1>{html.escape(title)}</h1><p class='soft'>{html.escape(subtitle)}</p>",
-        _navigation(shown),
+        _navigation(shown, bool(cells)),
         _failures(failed, cells),
         "<h2>In short</h2><ul class='short'>"
         + "".join(f"<li>{html.escape(sentence)}</li>" for sentence in short)
         + "</ul>",
         *(part.html() for part in shown),
-        _runs(cells),
+        _runs(cells) if cells else "",
         f"<h2 id='made'>How this was made</h2><p class='soft'>{html.escape(versions())}</p>"
         "<p class='soft'>All tables are in <code>tables/</code> beside this page, as CSV, Markdown "
         "and LaTeX; all figures in <code>figures/</code>, as PNG and SVG.</p>"
@@ -166,13 +166,13 @@ def _anchor(title: str) -> str:
     return title.lower().replace(" ", "-").replace("'", "")
 
 
-def _navigation(parts: Sequence) -> str:
+def _navigation(parts: Sequence, runs: bool) -> str:
     links = [
         (part.name if isinstance(part, Table) else _anchor(part.title), part.title)
         for part in parts
         if part.title
     ]
-    links += [("runs", "All runs"), ("made", "How this was made")]
+    links += [("runs", "All runs")] * runs + [("made", "How this was made")]
     return (
         "<nav>" + "".join(f"<a href='#{a}'>{html.escape(text)}</a>" for a, text in links) + "</nav>"
     )

@@ -96,13 +96,13 @@ class Table:
         return [head, *rows]
 
     def markdown(self) -> str:
-        rows = [[_plain(cell, name) for cell, name in self._named(row)] for row in self.rows]
+        rows = [self.plain(row) for row in self.rows]
         lines = [self.header, ["---"] * len(self.header), *rows]
         body = "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in r) + " |" for r in lines)
         return f"**{self.title}.** {self.caption}\n\n{body}\n"
 
     def latex(self) -> str:
-        rows = [[_plain(cell, name) for cell, name in self._named(row)] for row in self.rows]
+        rows = [self.plain(row) for row in self.rows]
         body = " \\\\\n".join(" & ".join(_latex(cell) for cell in row) for row in rows)
         head = " & ".join(f"\\textbf{{{_latex(name)}}}" for name in self.header)
         columns = "l" + "r" * (len(self.header) - 1)
@@ -113,6 +113,10 @@ class Table:
             f"\\caption{{{_latex(self.title)}. {_latex(self.caption)}}}\n"
             f"\\label{{tab:{self.name}}}\n\\end{{table}}\n"
         )
+
+    def plain(self, row: Sequence[Cell]) -> list[str]:
+        """The cells of a row as text."""
+        return [_plain(cell, name) for cell, name in self._named(row)]
 
     def html(self) -> str:
         """A section of a page; a long table is folded."""

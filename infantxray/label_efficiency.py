@@ -1,0 +1,328 @@
+"""How far frozen encoders get with few labels, over many draws of the patients who keep theirs.
+
+Which patients are labelled moves a score with few labels by more than representations differ, and
+fine-tuning adds a noise of its own. A linear probe is fitted in a second, so it can be repeated on
+as many draws as it takes.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.loader import BadFiles
+from data_pipeline.splits import Split, keep_labels, patient_keys
+from infantxray import data, diagnosis, finetune, runtime, workdir
+from infantxray.evaluation.metrics import Predictions
+from infantxray.probe import Extractor, Features, fit_linear, pooled_map
+from infantxray.settings import PIXELS, RANDOM, compared_encoders
+from infantxray.studies import figures, page
+from infantxray.studies.statistics import Resampling, Sampled, holm
+from infantxray.studies.tables import NAMES, Difference, Table
+
+_log = logging.getLogger(__name__)
+
+_FIGURES = ("accuracy", "f1", "roc_auc")
+_PIXELS_SIDE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """Who keeps a label.
+
+    Attributes:
+      fraction: of the training patients.
+      number: of the draw, `data.label_seed`.
+      rows: their films, of the training part.
+    """
+
+    fraction: float
+    number: int
+    rows: np.ndarray
+
+
+def draw_labels(config, split: Split, turns: int) -> list[Draw]:
+    """All draws. With all labels there is one for each of the stages one that take turns."""
+    draws = []
+    for fraction in sorted(set(config.label_fractions)):
+        for number in range(config.draws if fraction < 1 else turns):
+            kept = keep_labels(
+                split.train, fraction, config.data.split_seed, config.data.patient_ids, number
+            )
+            rows = np.flatnonzero(kept.has_label)
+            if len(rows) > config.train_films:
+                order = np.random.default_rng([config.seed, number]).permutation(len(rows))
+                rows = np.sort(rows[order[: config.train_films]])
+            draws.append(Draw(fraction, number, rows))
+    return draws
+
+
+def run(config, folder: str) -> None:
+    """Compares the encoders of `config.encoders` into the workdir `folder`."""
+    runtime.setup()
+    workdir.prepare(folder, config)
+    done = os.path.join(folder, "metrics.json")
+    if os.path.exists(done):
+        _log.info("%s is finished: see report.html in it", folder)
+        return
+    encoders = compared_encoders(config.encoders)
+    turns = max(map(len, encoders.values()))
+    split = data.open_split(config.data, folder)
+    for place in {place for places in encoders.values() for place in places}:
+        finetune.check_scored(_started_from(config, place), split, ("test",))
+    classes = data.find_classes(config.data, split.train)
+    if not classes:
+        raise DataError("no training film has a label: there is nothing to probe")
+    data.check_split(config.data, split, classes)
+    draws = draw_labels(config, split, turns)
+    _log.info(
+        "%d draws; films with a label: %s",
+        len(draws),
+        ", ".join(
+            f"{min(counts)} to {max(counts)} at {fraction:g}"
+            for fraction in sorted(set(config.label_fractions))
+            if (counts := [len(d.rows) for d in draws if d.fraction == fraction])
+        ),
+    )
+    bad_files = BadFiles()
+    needed = np.unique(np.concatenate([draw.rows for draw in draws]))
+    # One source for all encoders: films that fit into memory are decoded once.
+    sources = [
+        data.film_source(
+            config.data,
+            records,
+            classes,
+            data.preprocessing(config.data),
+            training=False,
+            bad_files=bad_files,
+        )
+        for records in (split.train.take(needed), split.test)
+    ]
+    answers = {}
+    try:
+        for name, places in encoders.items():
+            answers[name] = _probe(config, sources, needed, classes, places, draws)
+    finally:
+        diagnosis.write_bad_files(folder, bad_files)
+    _report(config, folder, encoders, draws, answers)
+
+
+def _started_from(config, place: str):
+    """`config` for one stage one: its encoder, and where its weights are."""
+    config = config.copy_and_resolve_references().unlock()
+    config.pretrained = "" if place in (RANDOM, PIXELS) else place
+    if config.pretrained and not place.startswith("torch:"):
+        config.encoder = workdir.ModelCard.read(os.path.expanduser(place)).encoder
+    return config
+
+
+def _pixels(image: jax.Array) -> jax.Array:
+    """`[B, S, S, 1]` -> means of 32 x 32 squares, `[B, 1024]`."""
+    batch, side = image.shape[:2]
+    times = side // _PIXELS_SIDE
+    x = image.reshape(batch, _PIXELS_SIDE, times, _PIXELS_SIDE, times).astype("float32")
+    return x.mean(axis=(2, 4)).reshape(batch, -1)
+
+
+def _features_of(config, place: str, seed: int, classes):
+    """The function from images to features of one encoder."""
+    if place == PIXELS:
+        return _pixels
+    started = _started_from(config, place)
+    how = data.preprocessing(config.data)
+    card = workdir.ModelCard(started.encoder, config.dtype, how, classes)
+    model = diagnosis.build_model(card)
+    init = jax.jit(lambda key: diagnosis.init_variables(model, how.image_size, key))
+    return pooled_map(model, finetune.start_from(started, init(jax.random.key(seed))))
+
+
+def _probe(config, sources, needed, classes, places, draws) -> list[Predictions]:
+    """The answers of one encoder for the test films, a probe a draw.
+
+    Stages one that take turns do so by the number of the draw. `needed` are the training films of
+    the first source, the second has the test films.
+    """
+    answers: dict[int, Predictions] = {}
+    for turn, place in enumerate(places):
+        extract = Extractor(config, _features_of(config, place, config.seed + turn, classes))
+        fitted, scored = map(extract, sources)
+        for i, draw in enumerate(draws):
+            if draw.number % len(places) == turn:
+                rows = np.isin(needed[fitted.rows], draw.rows)
+                answers[i] = _answers(config, fitted, rows, scored, classes)
+    return [answers[i] for i in range(len(draws))]
+
+
+def _answers(config, fitted: Features, rows, scored: Features, classes) -> Predictions:
+    predict = fit_linear(fitted.values[rows], fitted.label[rows], len(classes))
+    return Predictions(
+        classes=classes,
+        probabilities=predict(scored.values),
+        label=scored.label,
+        age_months=scored.records.age_months,
+        age_predicted_months=np.full(len(scored.label), np.nan),
+        patient=patient_keys(scored.records, config.data.patient_ids),
+    )
+
+
+def _report(config, folder: str, encoders, draws: Sequence[Draw], answers) -> None:
+    fractions = sorted({draw.fraction for draw in draws})
+    turns = max(map(len, encoders.values()))
+    like = next(iter(answers.values()))[0]
+    resampling = Resampling(like.patient, config.draws, config.bootstrap_samples, config.seed)
+    sampled: dict[str, dict[float, Sampled]] = {}
+    for name, runs in answers.items():
+        sampled[name] = {}
+        for fraction in fractions:
+            chosen = [i for i, draw in enumerate(draws) if draw.fraction == fraction]
+            # Draws with the same stage one form a group.
+            groups = [draws[i].number % turns for i in chosen] if turns > 1 else ()
+            sampled[name][fraction] = resampling.figures([runs[i] for i in chosen], groups)
+    _write_draws(os.path.join(folder, "draws.csv"), encoders, draws, sampled)
+    reference = list(encoders)[-1]
+    patients = len(set(like.patient))
+    scores = _scores(sampled, patients, turns, config.draws)
+    differences = _differences(sampled, reference)
+    for table in (scores, differences):
+        if table:
+            table.write(os.path.join(folder, "tables"))
+            _log.info("%s", table.markdown())
+    lines = {
+        name: [(fraction, found[fraction].estimate("roc_auc")) for fraction in fractions]
+        for name, found in sampled.items()
+    }
+    drawn = os.path.join(folder, "figures")
+    os.makedirs(drawn, exist_ok=True)
+    paths = figures.save(
+        drawn,
+        "label_efficiency",
+        lambda: figures.by_labels(lines, "roc_auc"),
+    )
+    path = os.path.join(folder, "report.html")
+    page.write(
+        path,
+        title=f"Label efficiency of {len(encoders)} frozen encoder{'s' * (len(encoders) > 1)}",
+        subtitle=f"Scored on {len(like.label):,} films of {patients:,} patients whom no encoder "
+        f"and no probe was trained on · {config.data.train}",
+        short=_short(differences, scores),
+        failed={},
+        parts=[
+            page.Picture(
+                "ROC AUC by share of labels",
+                "A linear probe on the frozen encoder's pooled last map: mean over draws of the "
+                "labelled patients, with 95 % intervals.",
+                *paths,
+            ),
+            scores,
+            differences,
+        ],
+        cells=(),
+        config=json.loads(config.to_json_best_effort()),
+    )
+    figures_of = {
+        name: {
+            f"{fraction:g}": {
+                figure: {
+                    key: value
+                    for key, value in dataclasses.asdict(found[fraction].estimate(figure)).items()
+                    if key != "p" and np.isfinite(value)
+                }
+                for figure in _FIGURES
+            }
+            for fraction in fractions
+        }
+        for name, found in sampled.items()
+    }
+    workdir.write_json(os.path.join(folder, "metrics.json"), figures_of)
+    _log.info("report: %s", path)
+
+
+def _scores(sampled, patients: int, turns: int, draws: int) -> Table:
+    rows = [
+        [name, f"{fraction:.0%}", *(values.estimate(figure) for figure in _FIGURES)]
+        for name, found in sampled.items()
+        for fraction, values in found.items()
+    ]
+    caption = (
+        "Multinomial logistic regression (L2) on the frozen encoder's pooled last map, fitted on "
+        f"the films that keep a label. Mean ± standard deviation over {draws} draws of the "
+        "patients who keep theirs (one draw where all do), the same for all encoders; in brackets "
+        f"the 95 % interval over {patients:,} test patients and draws. F1 and ROC AUC are means "
+        "over conditions."
+    )
+    if turns > 1:
+        caption += f" Draws take turns with up to {turns} stages one of an encoder, given as is."
+    header = ["Encoder", "Labels", *(NAMES[name] for name in _FIGURES)]
+    return Table("label_efficiency", "Linear probes", caption, header, rows)
+
+
+def _differences(sampled, reference: str) -> Table | None:
+    """The reference less each of the others, draw by draw; None for one encoder."""
+    pairs = [
+        (other, fraction, sampled[reference][fraction] - values)
+        for other, found in sampled.items()
+        if other != reference
+        for fraction, values in found.items()
+    ]
+    if not pairs:
+        return None
+    estimates = [[difference.estimate(name) for name in _FIGURES] for *_, difference in pairs]
+    p = np.array([[estimate.p for estimate in row] for row in estimates])
+    corrected = holm(p.ravel()).reshape(p.shape)
+    rows = [
+        [f"{reference} − {other}", f"{fraction:.0%}"]
+        + [Difference(e, float(q)) for e, q in zip(row, adjusted, strict=True)]
+        for (other, fraction, _), row, adjusted in zip(pairs, estimates, corrected, strict=True)
+    ]
+    return Table(
+        "differences",
+        "Paired differences",
+        "Same patients, same draws of labels. Each cell: the difference, its 95 % interval over "
+        "patients and draws, and the p-value of no difference (t test with the standard error of "
+        f"the joint bootstrap) after Holm's correction for {int(np.isfinite(p).sum())} tests. "
+        "Bold: p < .05. A better probe is a better frozen representation; fine-tuning may need "
+        "less of it.",
+        ["Difference", "Labels", *(NAMES[name] for name in _FIGURES)],
+        rows,
+    )
+
+
+def _short(differences: Table | None, scores: Table) -> list[str]:
+    """What came out, in sentences."""
+    table = differences or scores
+    return [
+        f"{row[0]}, {row[1]} of the labels: {table.header[-1]} {table.plain(row)[-1]}"
+        + (" after correction." if differences else ".")
+        for row in table.rows
+    ]
+
+
+def _write_draws(path: str, encoders, draws: Sequence[Draw], sampled) -> None:
+    """A row a probe."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["encoder", "place", "label_fraction", "draw", "films", *_FIGURES])
+        for name, places in encoders.items():
+            seen = dict.fromkeys(sampled[name], 0)
+            for draw in draws:
+                at = seen[draw.fraction]
+                seen[draw.fraction] += 1
+                observed = sampled[name][draw.fraction].observed
+                writer.writerow(
+                    [
+                        name,
+                        places[draw.number % len(places)],
+                        f"{draw.fraction:g}",
+                        draw.number,
+                        len(draw.rows),
+                        *(f"{observed[figure][at]:.6f}" for figure in _FIGURES),
+                    ]
+                )
