@@ -61,11 +61,18 @@ SIZES = {
 VARIANTS = {
     "cpu": ("without_pretraining", "without_apn", "full"),
     "paper": ("without_pretraining", "without_apn", "full"),
-    "best": ("random", "random_self_training", "paper", "masked", "best"),
+    "best": (
+        "random",
+        "random_self_training",
+        "random_fine_tuned_teacher",
+        "paper",
+        "masked",
+        "best",
+    ),
     "ablation": (
         "without_masking",
         "without_teachers",
-        "three_teachers",
+        "fine_tuned_teacher",
         "without_augmentation",
         "strong_augmentation",
         "without_average",
@@ -75,7 +82,9 @@ VARIANTS = {
     "age": ("mse", "learned_weights", "distribution", "condition", "all", "none"),
 }
 
-_LABELS_ALONE = {"self_training": {"teacher_steps": 0}}
+_LABELS_ALONE = {"self_training": {"linear_probe": False}}
+# For a student of 150 steps: as many films in all as `best` draws.
+_FINE_TUNED_TEACHER = {"self_training": {"linear_probe": False, "teacher_steps": 150}}
 
 
 def _variants() -> ConfigDict:
@@ -98,6 +107,8 @@ def _recipes() -> ConfigDict:
         ("paper", True, {"objective": "l1"}, _LABELS_ALONE),
         ("masked", True, {}, _LABELS_ALONE),
         ("random_self_training", False, {}, {}),
+        # What suits random weights better than a probe of theirs.
+        ("random_fine_tuned_teacher", False, {}, _FINE_TUNED_TEACHER),
         ("best", True, {}, {}),
     ):
         config[name] = {
@@ -128,7 +139,7 @@ def _terms() -> ConfigDict:
     config.without_masking = {"pretrained": True, "pretrain": {"objective": "l1"}, "finetune": {}}
     for name, change in (
         ("without_teachers", _LABELS_ALONE),
-        ("three_teachers", {"self_training": {"teachers": 3}}),
+        ("fine_tuned_teacher", _FINE_TUNED_TEACHER),
         ("without_augmentation", {"augment": none}),
         ("strong_augmentation", {"augment": _STRONG}),
         ("without_average", {"ema_decay": 0.0}),

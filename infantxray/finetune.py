@@ -14,7 +14,15 @@ import numpy as np
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.loader import BadFiles, FilmSource, mixed_batches, training_batches
 from data_pipeline.splits import FEW_FILMS, Split, check_unseen
-from infantxray import data, diagnosis, diagnosis_loss, evaluate, runtime, workdir
+from infantxray import (
+    data,
+    diagnosis,
+    diagnosis_loss,
+    evaluate,
+    linear_teacher,
+    runtime,
+    workdir,
+)
 from infantxray.evaluation.calibration import calibration
 from infantxray.evaluation.metrics import headline
 from infantxray.models import create_encoder
@@ -71,7 +79,7 @@ def run(config, folder: str) -> None:
         if _wants_teacher(config, card, train):
             labelled = reader(split.train.take(train.labels >= 0), training=True)
             train.soft_labels = _ask_teachers(
-                config, folder, card, labelled, train, validate, predictor, best_metric
+                config, folder, card, labelled, train, validation, predictor, best_metric
             )
             batches = _mixed_batches(config, train)
             steps = runtime.total_steps(config, len(train))
@@ -170,7 +178,7 @@ def _num_labelled(config) -> int:
 
 def _wants_teacher(config, card, films: FilmSource) -> bool:
     """Whether a teacher comes first. Where every film has its label it has nothing to say."""
-    if not config.self_training.teacher_steps:
+    if not (config.self_training.teacher_steps or config.self_training.linear_probe):
         return False
     if not card.classes:
         raise DataError("config.self_training teaches conditions, and no training film has a label")
@@ -195,26 +203,49 @@ def _ask_teachers(
     card,
     labelled: FilmSource,
     films: FilmSource,
-    validate,
+    validation: FilmSource,
     predictor,
     best_metric: str | None,
 ) -> np.ndarray:
     """The conditions of all training films in the teachers' mean opinion, float32 `[N, K]`.
 
-    A teacher is an ordinary model that learns from the labelled films alone, in a folder of its own
-    under `teachers`; they differ by their seed. What they say is kept there, so that a run which is
-    stopped and started again goes on with the same answers.
+    The teacher is a linear probe, or teachers are fine-tuned. Such a one is an ordinary model that
+    learns from the labelled films alone, in a folder of its own under `teachers`; they differ by
+    their seed. What they say is kept there, so that a run which is stopped and started again goes
+    on with the same answers.
     """
     folder = os.path.join(folder, "teachers")
     os.makedirs(folder, exist_ok=True)
     answers = os.path.join(folder, "soft_labels.npy")
     if os.path.exists(answers):
         return np.load(answers)
+    if config.self_training.linear_probe:
+        model = diagnosis.build_model(card)
+        size = card.preprocessing.image_size
+        init = jax.jit(lambda key: diagnosis.init_variables(model, size, key))
+        variables = start_from(config, init(jax.random.key(config.seed)))
+        opinion = linear_teacher.answer(config, card, variables, labelled, films, validation)
+    else:
+        opinion = _ask_fine_tuned(
+            config, folder, card, labelled, films, validation, predictor, best_metric
+        )
+    with open(answers + ".tmp", "wb") as file:
+        np.save(file, opinion)
+    os.replace(answers + ".tmp", answers)
+    _log.info("student: learns from %d films", len(films))
+    return opinion
+
+
+def _ask_fine_tuned(
+    config, folder, card, labelled, films, validation, predictor, best_metric
+) -> np.ndarray:
+    """`_ask_teachers` where teachers are fine-tuned, below its folder."""
     settings = copy.deepcopy(config)
     # As many as a student sees, rounded up to what all devices share.
     settings.batch_size = DataParallel().evaluation_batch_size(_num_labelled(config))
     settings.accumulate_steps = 1
     steps, count = config.self_training.teacher_steps, config.self_training.teachers
+    validate = functools.partial(_validate, predictor, validation)
     opinions = []
     for i in range(count):
         settings.seed = config.seed + _SEEDS_BETWEEN_TEACHERS * i
@@ -235,12 +266,7 @@ def _ask_teachers(
         variables, _ = diagnosis.restore(place, card)
         predictions, _ = predictor(variables, films)
         opinions.append(predictions.probabilities)
-    opinion = np.mean(opinions, axis=0, dtype=np.float32)
-    with open(answers + ".tmp", "wb") as file:
-        np.save(file, opinion)
-    os.replace(answers + ".tmp", answers)
-    _log.info("student: learns from %d films", len(films))
-    return opinion
+    return np.mean(opinions, axis=0, dtype=np.float32)
 
 
 def _check_stage_one(config) -> None:

@@ -22,7 +22,7 @@ from data_pipeline.loader import BadFiles
 from data_pipeline.splits import Split, keep_labels, patient_keys
 from infantxray import data, diagnosis, finetune, runtime, workdir
 from infantxray.evaluation.metrics import Predictions
-from infantxray.probe import Extractor, Features, fit_linear, pooled_map
+from infantxray.frozen import Extractor, Features, fit_linear, pooled_map
 from infantxray.settings import PIXELS, RANDOM, compared_encoders
 from infantxray.studies import figures, page
 from infantxray.studies.statistics import Resampling, Sampled, holm
@@ -124,8 +124,9 @@ def _started_from(config, place: str):
     return config
 
 
-def _pixels(image: jax.Array) -> jax.Array:
+def _pixels(image: jax.Array, key: jax.Array) -> jax.Array:
     """`[B, S, S, 1]` -> means of 32 x 32 squares, `[B, 1024]`."""
+    del key  # Nothing is random.
     batch, side = image.shape[:2]
     times = side // _PIXELS_SIDE
     x = image.reshape(batch, _PIXELS_SIDE, times, _PIXELS_SIDE, times).astype("float32")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_pipeline.errors import DataError
 from data_pipeline.loader import BadFiles, FilmSource, evaluation_batches, training_batches
-from infantxray import data, probe, runtime, workdir
+from infantxray import data, frozen, runtime, workdir
 from infantxray.evaluation import metrics as evaluation_metrics
 from infantxray.models import create_encoder
 from infantxray.models.encoders import has_batchnorm
@@ -250,7 +250,7 @@ class Probe:
         And the effective rank of the validation films' features, which tells of collapse.
         """
         train, validation = (self._features(source, variables) for source in self._sources)
-        predict = probe.fit_linear(*train, len(self.classes))
+        predict = frozen.fit_linear(*train, len(self.classes))
         scores = evaluation_metrics.classification(predict(validation[0]), validation[1])
         result = {
             "accuracy": scores["accuracy"],

@@ -2,99 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from data_pipeline.loader import BadFiles, FilmSource, evaluation_batches
-from data_pipeline.manifest import Records
+from data_pipeline.loader import BadFiles
 from data_pipeline.splits import patient_keys
 from infantxray import data, diagnosis, finetune, runtime, workdir
 from infantxray.evaluation import metrics as evaluation_metrics
 from infantxray.evaluation.metrics import Predictions
-from infantxray.models.diagnosis import DiagnosisModel
-from infantxray.training import augment
-from infantxray.training.sharding import DataParallel
+from infantxray.frozen import Extractor, Features, fit_linear, fit_ridge, pooled_map
 
 _log = logging.getLogger(__name__)
 
 METHODS = ("linear", "knn")
-_ITERATIONS = 100
-_L2 = 1e-2  # On standardised features.
 _NEIGHBOURS = 20
 _CHUNK = 1024  # Films whose neighbours are sought at a time.
 _TEMPERATURE = 0.07
-
-
-def fit_linear(
-    features: np.ndarray, labels: np.ndarray, num_classes: int
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Multinomial logistic regression with an L2 penalty, by L-BFGS.
-
-    Args:
-      features: `[N, D]`.
-      labels: int `[N]`, in `[0, num_classes)`.
-      num_classes: K.
-
-    Returns:
-      A function from features `[M, D]` to probabilities `[M, K]`.
-    """
-    mean, std = features.mean(0), features.std(0) + 1e-6
-    x = jnp.asarray((features - mean) / std, jnp.float32)
-    weights = _lbfgs(x, jnp.asarray(labels), num_classes)
-
-    def predict(other: np.ndarray) -> np.ndarray:
-        z = jnp.asarray((other - mean) / std, jnp.float32)
-        return np.asarray(jax.nn.softmax(z @ weights["kernel"] + weights["bias"][None]))
-
-    return predict
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _lbfgs(x: jax.Array, labels: jax.Array, num_classes: int):
-    def loss(weights):
-        logits = x @ weights["kernel"] + weights["bias"][None]
-        fit = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return fit + 0.5 * _L2 * (weights["kernel"] ** 2).sum()
-
-    solver = optax.lbfgs()
-    weights = {"kernel": jnp.zeros((x.shape[1], num_classes)), "bias": jnp.zeros(num_classes)}
-    value_and_grad = optax.value_and_grad_from_state(loss)
-
-    def step(carry, _):
-        weights, state = carry
-        value, grad = value_and_grad(weights, state=state)
-        updates, state = solver.update(grad, state, weights, value=value, grad=grad, value_fn=loss)
-        return (optax.apply_updates(weights, updates), state), None
-
-    (weights, _), _ = jax.lax.scan(step, (weights, solver.init(weights)), length=_ITERATIONS)
-    return weights
-
-
-def fit_ridge(features: np.ndarray, targets: np.ndarray, l2: float = _L2) -> Callable:
-    """Ridge regression on standardised features, in closed form.
-
-    Args:
-      features: `[N, D]`.
-      targets: `[N, T]`.
-      l2: penalty, relative to the mean squared error.
-
-    Returns:
-      A function from features `[M, D]` to predictions `[M, T]`.
-    """
-    mean, std = features.mean(0), features.std(0) + 1e-6
-    offset = targets.mean(0)
-    x = ((features - mean) / std).astype(np.float64)
-    gram = x.T @ x / len(x) + l2 * np.eye(x.shape[1])
-    weights = np.linalg.solve(gram, x.T @ (targets - offset) / len(x))
-    return lambda other: ((other - mean) / std) @ weights + offset
 
 
 def nearest(features: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -125,23 +52,6 @@ def nearest(features: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.nda
     return rows, weights / weights.sum(1, keepdims=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Features:
-    """Features of the films that could be read.
-
-    Attributes:
-      values: `[N, C]`, such as pooled last maps.
-      records: of the films.
-      label: int `[N]`, -1 unknown.
-      rows: `[N]`, which of the films asked for they are.
-    """
-
-    values: np.ndarray
-    records: Records
-    label: np.ndarray
-    rows: np.ndarray
-
-
 def _linear(train: Features, test: Features, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     known, aged = train.label >= 0, train.records.has_age
     probabilities = np.full((len(test.label), num_classes), np.nan)
@@ -167,42 +77,6 @@ def _knn(train: Features, test: Features, num_classes: int) -> tuple[np.ndarray,
         rows, weights = nearest(train.values[aged], test.values)
         ages = (weights * train.records.age_months[aged][rows]).sum(1)
     return probabilities, ages
-
-
-def pooled_map(model: DiagnosisModel, variables) -> Callable[[jax.Array], jax.Array]:
-    """The function from images uint8 `[B, S, S, 1]` to the encoder's pooled last map `[B, C]`."""
-
-    def pooled(image):
-        x = augment.normalise(augment.to_intensity(image))
-        latent = model.apply(variables, x, method=DiagnosisModel.latent)
-        return latent.mean(axis=(1, 2)).astype(jnp.float32)
-
-    return pooled
-
-
-class Extractor:
-    """Films -> `Features`.
-
-    Args:
-      config: its `batch_size` and `data.num_threads`.
-      features: from images uint8 `[B, S, S, 1]` to features `[B, C]`.
-    """
-
-    def __init__(self, config, features: Callable[[jax.Array], jax.Array]):
-        self._config = config
-        self._sharding = DataParallel()
-        self._features = jax.jit(features)
-
-    def __call__(self, source: FilmSource) -> Features:
-        size = self._sharding.evaluation_batch_size(self._config.batch_size)
-        values, masks = [], []
-        for batch in evaluation_batches(source, size, num_threads=self._config.data.num_threads):
-            image = jax.device_put(batch["image"], self._sharding.batch)
-            values.append(np.asarray(self._features(image)))
-            masks.append(batch["mask"])
-        keep = np.flatnonzero(np.concatenate(masks) > 0)
-        records, labels = source.records.take(keep), source.labels[keep]
-        return Features(np.concatenate(values)[keep], records, labels, keep)
 
 
 def run(config, folder: str) -> None:

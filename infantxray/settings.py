@@ -153,6 +153,11 @@ def check(config) -> None:
             f"config.masking.patch_size ({config.masking.patch_size}) must be below "
             f"config.data.image_size ({config.data.image_size}): one patch would hide everything"
         )
+    if _lookup(config, "self_training.linear_probe") and config.self_training.teacher_steps:
+        raise ConfigError(
+            "the teacher is either a linear probe or fine-tuned: set "
+            "config.self_training.linear_probe=False or config.self_training.teacher_steps=0"
+        )
     if config.get("age_film") and not config.age_head:
         raise ConfigError("config.age_film=True needs config.age_head=True")
     if "best_metric" in config and not config.age_head and config.best_metric == "age_mae_months":

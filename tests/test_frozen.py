@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+from frozen_features import clusters
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from infantxray.frozen import fit_linear, fit_ridge
+
+
+@pytest.mark.parametrize("l2", [1e-2, 1.0])
+def test_it_is_the_minimum_that_scikit_learn_finds(l2):
+    features, labels = clusters(200, 0, spread=2.0)
+    other, _ = clusters(50, 1, spread=2.0)
+    predict = fit_linear(features, labels, 3, l2)
+    mean, std = features.mean(0), features.std(0)
+    reference = LogisticRegression(C=1 / (l2 * 200), tol=1e-8, max_iter=2000)
+    reference.fit((features - mean) / std, labels)
+    expected = reference.predict_proba((other - mean) / std)
+    np.testing.assert_allclose(predict(other), expected, atol=5e-3)
+
+
+def test_separable_classes_are_told_apart_on_new_films():
+    predict = fit_linear(*clusters(150, 0), 3)
+    features, labels = clusters(60, 1)
+    probabilities = predict(features)
+    assert probabilities.shape == (60, 3)
+    np.testing.assert_allclose(probabilities.sum(1), 1.0, atol=1e-5)
+    assert (probabilities.argmax(1) == labels).mean() > 0.95
+
+
+def test_features_without_information_give_the_frequencies():
+    features = np.ones((40, 3), np.float32)  # A constant feature must not become NaN.
+    labels = np.array([0] * 30 + [1] * 10)
+    probabilities = fit_linear(features, labels, 2)(features[:1])
+    assert probabilities[0] == pytest.approx([0.75, 0.25], abs=0.01)
+
+
+def test_a_class_without_films_is_improbable():
+    features, labels = clusters(90, 0)
+    probabilities = fit_linear(features, labels, 4)(features)
+    assert probabilities.shape == (90, 4)
+    assert probabilities[:, 3].max() < 0.1
+
+
+def test_ridge_is_that_of_scikit_learn():
+    features, _ = clusters(120, 0)
+    targets = np.random.default_rng(0).normal(size=(120, 2)) + features[:, :1] / 10
+    other, _ = clusters(30, 1)
+    mean, std = features.mean(0), features.std(0)
+    reference = Ridge(alpha=0.5 * 120).fit((features - mean) / std, targets)
+    expected = reference.predict((other - mean) / std)
+    np.testing.assert_allclose(fit_ridge(features, targets, 0.5)(other), expected, rtol=1e-4)
