@@ -15,7 +15,7 @@ def clusters(n, seed, spread=1.0, k=3, d=5):
 
 
 class Tiny(nn.Module):
-    """An encoder that compiles at once: means of patches, and their squares."""
+    """An encoder that compiles at once: means of squares of 32 pixels, and their squares."""
 
     in_channels: int = 1
     dtype: jnp.dtype = jnp.float32
@@ -24,6 +24,6 @@ class Tiny(nn.Module):
     @nn.compact
     def __call__(self, image, *, train):
         del train
-        mean = nn.avg_pool(image, (8, 8), (8, 8))
+        mean = nn.avg_pool(image, (32, 32), (32, 32))
         mean = nn.Dense(8)(jnp.concatenate([mean, mean**2], axis=-1))
         return (None, None, None, mean)

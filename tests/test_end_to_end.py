@@ -8,22 +8,28 @@ import re
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 
 from configs import evaluate as evaluate_config
 from configs import finetune as finetune_config
 from configs import predict as predict_config
 from configs import pretrain as pretrain_config
 from configs import probe as probe_config
+from data_pipeline.decode import load_image
 from data_pipeline.errors import UserError
-from infantxray import evaluate, finetune, predict, pretrain, probe, settings
+from data_pipeline.splits import read_split
+from infantxray import diagnosis, evaluate, finetune, predict, pretrain, probe, settings
 from infantxray.models import ENCODERS
+from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.models.encoders import resnet, vgg
-from infantxray.training import checkpoints, loop, sharding
+from infantxray.training import augment, checkpoints, loop, sharding
 from infantxray.training.writers import read_history
+from infantxray.workdir import ModelCard
 
 # All in one process, so that the two runs which most tests look at are made once.
 pytestmark = pytest.mark.xdist_group("end_to_end")
@@ -410,3 +416,35 @@ def test_ages_alone_can_be_learned(tmp_path):
     assert metrics["age_mae_months"] > 0
     assert metrics["accuracy"] is None
     assert "condition head" in metrics["not_computed"]["accuracy"]
+
+
+def test_a_linear_probe_teaches(tmp_path, pretrained, caplog):
+    """What it says equals a probe that is fitted on the same films here, by another solver."""
+    caplog.set_level("INFO", logger="infantxray")
+    config = stage_two(pretrained)
+    config.self_training.linear_probe = True
+    config.batch_size = 16
+    config.data.label_fraction = 0.5
+    for name in config.augment:
+        config.augment[name] = type(config.augment[name])(0)
+    settings.check(config)
+    finetune.run(config, str(tmp_path / "run"))
+    assert "teacher: a linear probe on" in caplog.text
+    answers = np.load(tmp_path / "run" / "teachers" / "soft_labels.npy")
+
+    card = ModelCard.read(str(tmp_path / "run"))
+    model = diagnosis.build_model(card)
+    variables = diagnosis.init_variables(model, card.preprocessing.image_size, jax.random.key(0))
+    variables = finetune.start_from(config, variables)
+    train = read_split(tmp_path / "run" / "split.csv").train
+    films = np.stack([load_image(path, card.preprocessing) for path in train.image_path])
+    x = augment.normalise(augment.to_intensity(jnp.asarray(films)[..., None]))
+    latent = model.apply(variables, x, method=DiagnosisModel.latent)
+    values = np.asarray(latent, np.float64).mean((1, 2))
+    known = train.has_label
+    mean, std = values[known].mean(0), values[known].std(0) + 1e-6
+    fitted = LogisticRegression(C=1 / known.sum(), tol=1e-8, max_iter=3000)  # L2 of 1.
+    fitted.fit((values[known] - mean) / std, train.label[known])
+    order = [list(fitted.classes_).index(name) for name in card.classes]
+    expected = fitted.predict_proba((values - mean) / std)[:, order]
+    np.testing.assert_allclose(answers, expected, atol=0.01)

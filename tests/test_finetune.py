@@ -42,7 +42,7 @@ def test_a_teacher_comes_only_where_it_has_something_to_say(caplog):
     assert finetune._wants_teacher(config, card, make_source(199))
     assert not finetune._wants_teacher(config, card, make_source(200))
     assert "no teacher is needed" in caplog.text
-    config.self_training.teacher_steps = 0
+    config.self_training.linear_probe = False
     assert not finetune._wants_teacher(config, card, make_source(3))
     config.self_training.teacher_steps = 10
     with pytest.raises(UserError, match="no training film has a label"):

@@ -113,7 +113,7 @@ def test_a_stage_one_that_saw_who_is_scored_is_refused(config, tmp_path, monkeyp
     stage_one = small_config(pretrain_config.get_config(), monkeypatch)
     stage_one.train_steps = 1
     stage_one.probe_every_steps = 0
-    stage_one.data.split_seed = 1
+    stage_one.data.given_splits = "ignore"  # And so another split.
     pretrain.run(stage_one, str(tmp_path / "stage_one"))
     config.encoders = f"random,{tmp_path / 'stage_one'}"
     with pytest.raises(Exception, match="stage one must not see who is scored"):
@@ -178,6 +178,7 @@ def test_encoders_that_cannot_be_meant(text, message):
         ({"label_fractions": ()}, "shares above 0"),
         ({"draws": 0}, "at least 1"),
         ({"data": {"label_fraction": 0.5}}, "draws labels itself"),
+        ({"data": {"label_seed": 1}}, "draws labels itself"),
     ],
 )
 def test_settings_that_cannot_be_meant(change, message):

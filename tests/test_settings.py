@@ -1,8 +1,9 @@
 import copy
+import re
 
 import pytest
 
-from configs import evaluate, finetune, predict, pretrain, probe, study
+from configs import evaluate, finetune, label_efficiency, predict, pretrain, probe, study
 from data_pipeline.errors import UserError
 from infantxray import settings
 from infantxray.evaluation.metrics import HEADLINES
@@ -122,6 +123,7 @@ def test_every_rule_is_tested():
     stage_one |= {"denoise__noise", "masking__fraction", "masking__patch_size", "views__blur"}
     views = {key.replace("augment", "views") for key in BAD if key.startswith("augment__")}
     others = {"study__size", "study__parallel_cells", "study__label_draw", "train_films"}
+    others |= {"draws", "label_fractions"}
     rules = {key.replace(".", "__") for key in settings._RULES}
     assert rules == BAD.keys() | stage_one | views | others
 
@@ -155,13 +157,15 @@ def test_rules_of_stage_one(key, value):
         (study, "study.parallel_cells", 0),
         (study, "study.label_draw", "patient"),
         (probe, "train_films", 0),
+        (label_efficiency, "draws", 0),
+        (label_efficiency, "label_fractions", (0.0, 1.0)),
     ],
 )
 def test_rules_of_other_tasks(module, key, value):
     changed = module.get_config()
     check(changed)
     changed.update_from_flattened_dict({key: value})
-    with pytest.raises(ConfigError, match=f"config.{key} is {value!r}"):
+    with pytest.raises(ConfigError, match=re.escape(f"config.{key} is {value!r}")):
         check(changed)
 
 
@@ -176,6 +180,10 @@ def test_rules_of_other_tasks(module, key, value):
             r"leave nothing to train on \(0\.5 \+ 0\.5\)",
         ),
         ({"best_metric": "age_mae_months", "age_head": False}, r"needs config\.age_head=True"),
+        (
+            {"self_training__linear_probe": True, "self_training__teacher_steps": 10},
+            "either a linear probe or fine-tuned",
+        ),
         ({"encoder": "resnet51"}, r"config\.encoder is 'resnet51'; .*resnet50"),
     ],
 )

@@ -67,9 +67,10 @@ def test_recipes_draw_equally_many_films(changed):
             teaching = run.self_training
             drawn += teaching.teachers * teaching.teacher_steps * teacher_batch
             films.setdefault(cell.name, set()).add(drawn)
-    assert films.keys() == {"random", "paper", "masked", "random_self_training", "best"}
+    arms = {"random", "paper", "masked", "random_self_training", "best"}
+    assert films.keys() == arms | {"random_fine_tuned_teacher"}
     # To within half of a batch: a teacher's films need not fill whole batches of a student.
-    expected, half = 150 * 16 + (300 * 32 if changed else 150 * 64), 16 if changed else 32
+    expected, half = (300 * 32, 16) if changed else (188 * 64, 32)
     assert all(abs(drawn - expected) <= half for drawn in set.union(*films.values()))
     stage_one = [c.config for c in plan.make_plan(config, "/study") if c.task == "pretrain"]
     assert {run.objective for run in stage_one} == {"l1", "masked_hog"}
@@ -80,16 +81,16 @@ def test_other_teachers_draw_equally_many_films():
     config = study_config.get_config("ablation")
     cells = {c.name: c.config for c in plan.make_plan(config, "/study") if c.task == "finetune"}
     steps = {name: run.train_steps for name, run in cells.items()}
-    # A teacher's 150 steps of 16 films are 37.5 of 64.
-    assert steps.pop("without_teachers") == 188
-    assert steps.pop("three_teachers") == 75
-    assert set(steps.values()) == {150}
-    teaching = config.variants.three_teachers.finetune.self_training
-    teaching.teachers = 2
+    # A teacher's 150 steps of 16 films are 37.5 of 64; a linear probe draws none.
+    assert steps.pop("fine_tuned_teacher") == 150
+    assert set(steps.values()) == {188}
+    teaching = config.variants.fine_tuned_teacher.finetune.self_training
+    with config.unlocked():
+        teaching.teachers = 2
     with_two = plan.make_plan(config, "/study")
-    assert {c.config.train_steps for c in with_two if c.name == "three_teachers"} == {112}
+    assert {c.config.train_steps for c in with_two if c.name == "fine_tuned_teacher"} == {113}
     teaching.teachers = 9
-    with pytest.raises(UserError, match="of the variant three_teachers alone draw more"):
+    with pytest.raises(UserError, match="of the variant fine_tuned_teacher alone draw more"):
         plan.make_plan(config, "/study")
 
 
