@@ -183,7 +183,10 @@ def _wants_teacher(config, card, films: FilmSource) -> bool:
     if not card.classes:
         raise DataError("config.self_training teaches conditions, and no training film has a label")
     if (films.labels >= 0).all():
-        _log.info("every training film has a label: no teacher is needed")
+        _log.info(
+            "every training film has a label: no teacher is needed; a longer training may pay "
+            "(config.train_steps)"
+        )
         return False
     return True
 
