@@ -15,7 +15,8 @@ RUN := .venv/bin/python
 	touch $@
 
 demo: .venv/installed
-	$(RUN) main.py --config=configs/pretrain.py --workdir=runs/demo/pretrain
+	$(RUN) main.py --config=configs/pretrain.py --workdir=runs/demo/pretrain \
+		--config.train_steps=150
 	$(RUN) main.py --config=configs/finetune.py --workdir=runs/demo/finetune \
 		--config.pretrained=runs/demo/pretrain
 
