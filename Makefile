@@ -16,9 +16,9 @@ RUN := .venv/bin/python
 
 demo: .venv/installed
 	$(RUN) main.py --config=configs/pretrain.py --workdir=runs/demo/pretrain \
-		--config.train_steps=150
+		--config.train_steps=100
 	$(RUN) main.py --config=configs/finetune.py --workdir=runs/demo/finetune \
-		--config.pretrained=runs/demo/pretrain
+		--config.pretrained=runs/demo/pretrain --config.train_steps=250
 
 test: .venv/installed
 	$(RUN) -m pytest -n 2 --dist loadgroup
