@@ -2,7 +2,7 @@
 
     python main.py --config=configs/label_efficiency.py --config.encoders=random,runs/pretrain
 
-takes a minute on two CPU cores, on embedded data (infant phantom, 64 px), and ends with
+takes under two minutes on two CPU cores, on embedded data (infant phantom, 64 px), and ends with
 `report.html`: ROC AUC by share of labels, with intervals over patients and draws, and paired
 differences of the last encoder from the others. It is the cheapest honest way to choose between
 stages one before fine-tuning any of them.
