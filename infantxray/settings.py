@@ -158,6 +158,10 @@ def check(config) -> None:
             "the teacher is either a linear probe or fine-tuned: set "
             "config.self_training.linear_probe=False or config.self_training.teacher_steps=0"
         )
+    if _lookup(config, "self_training.linear_probe") and config.self_training.teachers > 1:
+        raise ConfigError(
+            "config.self_training.teachers counts fine-tuned teachers; a linear probe is one"
+        )
     if config.get("age_film") and not config.age_head:
         raise ConfigError("config.age_film=True needs config.age_head=True")
     if "best_metric" in config and not config.age_head and config.best_metric == "age_mae_months":

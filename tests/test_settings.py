@@ -184,6 +184,10 @@ def test_rules_of_other_tasks(module, key, value):
             {"self_training__linear_probe": True, "self_training__teacher_steps": 10},
             "either a linear probe or fine-tuned",
         ),
+        (
+            {"self_training__linear_probe": True, "self_training__teachers": 2},
+            "a linear probe is one",
+        ),
         ({"encoder": "resnet51"}, r"config\.encoder is 'resnet51'; .*resnet50"),
     ],
 )
