@@ -1,4 +1,4 @@
-"""How far frozen encoders get with few labels, over many draws of the patients who keep theirs.
+"""How far frozen encoders get with few labels or ages, over many draws of who keeps theirs.
 
 Which patients are labelled moves a score with few labels by more than representations differ, and
 fine-tuning adds a noise of its own. A linear probe is fitted in a second, so it can be repeated on
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from data_pipeline.loader import BadFiles
 from data_pipeline.splits import Split, keep_labels, patient_keys
 from infantxray import data, diagnosis, finetune, runtime, workdir
 from infantxray.evaluation.metrics import Predictions
-from infantxray.frozen import Extractor, Features, fit_linear, pooled_map
+from infantxray.frozen import Extractor, Features, fit_linear, fit_ridge, pooled_map
 from infantxray.settings import PIXELS, RANDOM, compared_encoders
 from infantxray.studies import figures, page
 from infantxray.studies.statistics import Resampling, Sampled, holm
@@ -30,18 +31,20 @@ from infantxray.studies.tables import NAMES, Difference, Table
 
 _log = logging.getLogger(__name__)
 
-_FIGURES = ("accuracy", "f1", "roc_auc")
+_AGE = "age_mae_months"
+_FIGURES = ("accuracy", "f1", "roc_auc", _AGE)
+_PICTURES = ("roc_auc", _AGE)  # Of those, each against the share of labels.
 _PIXELS_SIDE = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """Who keeps a label.
+    """Who keeps a label or an age.
 
     Attributes:
       fraction: of the training patients.
       number: of the draw, `data.label_seed`.
-      rows: their films, of the training part.
+      rows: their films with a known condition or age, of the training part.
     """
 
     fraction: float
@@ -57,7 +60,7 @@ def draw_labels(config, split: Split, turns: int) -> list[Draw]:
             kept = keep_labels(
                 split.train, fraction, config.data.split_seed, config.data.patient_ids, number
             )
-            rows = np.flatnonzero(kept.has_label)
+            rows = np.flatnonzero(kept.has_label | kept.has_age)
             if len(rows) > config.train_films:
                 order = np.random.default_rng([config.seed, number]).permutation(len(rows))
                 rows = np.sort(rows[order[: config.train_films]])
@@ -76,15 +79,15 @@ def run(config, folder: str) -> None:
     encoders = compared_encoders(config.encoders)
     turns = max(map(len, encoders.values()))
     split = data.open_split(config.data, folder)
+    classes = data.find_classes(config.data, split.train)
+    if not classes and not split.train.has_age.any():
+        raise DataError("no training film has a label or an age: there is nothing to probe")
     for place in {place for places in encoders.values() for place in places}:
         finetune.check_scored(_started_from(config, place), split, ("test",))
-    classes = data.find_classes(config.data, split.train)
-    if not classes:
-        raise DataError("no training film has a label: there is nothing to probe")
     data.check_split(config.data, split, classes)
     draws = draw_labels(config, split, turns)
     _log.info(
-        "%d draws; films with a label: %s",
+        "%d draws; films with a label or an age: %s",
         len(draws),
         ", ".join(
             f"{min(counts)} to {max(counts)} at {fraction:g}"
@@ -163,13 +166,27 @@ def _probe(config, sources, needed, classes, places, draws) -> list[Predictions]
 
 
 def _answers(config, fitted: Features, rows, scored: Features, classes) -> Predictions:
-    predict = fit_linear(fitted.values[rows], fitted.label[rows], len(classes))
+    """What probes answer that are fitted on the films of `rows`, a bool `[N]`.
+
+    Conditions by logistic regression, ages by ridge regression. Where no film could be read that
+    teaches them, conditions are equally likely and ages NaN.
+    """
+    labelled = rows & (fitted.label >= 0)
+    aged = rows & fitted.records.has_age
+    probabilities = np.full((len(scored.label), len(classes)), 1 / max(len(classes), 1))
+    ages = np.full(len(scored.label), np.nan)
+    if labelled.any():
+        predict = fit_linear(fitted.values[labelled], fitted.label[labelled], len(classes))
+        probabilities = predict(scored.values)
+    if aged.any():
+        known = fitted.records.age_months[aged][:, None].astype(np.float64)
+        ages = fit_ridge(fitted.values[aged], known)(scored.values)[:, 0]
     return Predictions(
         classes=classes,
-        probabilities=predict(scored.values),
+        probabilities=probabilities,
         label=scored.label,
         age_months=scored.records.age_months,
-        age_predicted_months=np.full(len(scored.label), np.nan),
+        age_predicted_months=ages,
         patient=patient_keys(scored.records, config.data.patient_ids),
     )
 
@@ -188,40 +205,32 @@ def _report(config, folder: str, encoders, draws: Sequence[Draw], answers) -> No
             groups = [draws[i].number % turns for i in chosen] if turns > 1 else ()
             sampled[name][fraction] = resampling.figures([runs[i] for i in chosen], groups)
     _write_draws(os.path.join(folder, "draws.csv"), encoders, draws, sampled)
-    reference = list(encoders)[-1]
+    shown = [
+        figure
+        for figure in _FIGURES
+        if any(
+            np.isfinite(values.observed[figure]).all()
+            for found in sampled.values()
+            for values in found.values()
+        )
+    ]
     patients = len(set(like.patient))
-    scores = _scores(sampled, patients, turns, config.draws)
-    differences = _differences(sampled, reference)
+    scores = _scores(sampled, shown, patients, turns, config.draws)
+    differences = _differences(sampled, shown, reference=list(encoders)[-1])
     for table in (scores, differences):
         if table:
             table.write(os.path.join(folder, "tables"))
             _log.info("%s", table.markdown())
-    lines = {
-        name: [(fraction, found[fraction].estimate("roc_auc")) for fraction in fractions]
-        for name, found in sampled.items()
-    }
-    drawn = os.path.join(folder, "figures")
-    os.makedirs(drawn, exist_ok=True)
-    paths = figures.save(
-        drawn,
-        "label_efficiency",
-        lambda: figures.by_labels(lines, "roc_auc"),
-    )
     path = os.path.join(folder, "report.html")
     page.write(
         path,
         title=f"Label efficiency of {len(encoders)} frozen encoder{'s' * (len(encoders) > 1)}",
         subtitle=f"Scored on {len(like.label):,} films of {patients:,} patients whom no encoder "
         f"and no probe was trained on · {config.data.train}",
-        short=_short(differences, scores),
+        short=_short(differences or scores, "roc_auc" if "roc_auc" in shown else _AGE),
         failed={},
         parts=[
-            page.Picture(
-                "ROC AUC by share of labels",
-                "A linear probe on the frozen encoder's pooled last map: mean over draws of the "
-                "labelled patients, with 95 % intervals.",
-                *paths,
-            ),
+            *_pictures(os.path.join(folder, "figures"), sampled, shown),
             scores,
             differences,
         ],
@@ -236,7 +245,7 @@ def _report(config, folder: str, encoders, draws: Sequence[Draw], answers) -> No
                     for key, value in dataclasses.asdict(found[fraction].estimate(figure)).items()
                     if key != "p" and np.isfinite(value)
                 }
-                for figure in _FIGURES
+                for figure in shown
             }
             for fraction in fractions
         }
@@ -246,26 +255,51 @@ def _report(config, folder: str, encoders, draws: Sequence[Draw], answers) -> No
     _log.info("report: %s", path)
 
 
-def _scores(sampled, patients: int, turns: int, draws: int) -> Table:
+def _pictures(folder: str, sampled, shown: Sequence[str]) -> list[page.Picture]:
+    os.makedirs(folder, exist_ok=True)
+    pictures = []
+    for figure in _PICTURES:
+        if figure not in shown:
+            continue
+        lines = {
+            name: [(fraction, values.estimate(figure)) for fraction, values in found.items()]
+            for name, found in sampled.items()
+        }
+        name = "label_efficiency" if figure == "roc_auc" else "label_efficiency_age"
+        draw = functools.partial(figures.by_labels, lines, figure)
+        pictures.append(
+            page.Picture(
+                f"{NAMES[figure]} by share of labels",
+                "A linear probe on the frozen encoder's pooled last map: mean over draws of the "
+                "labelled patients, with 95 % intervals.",
+                *figures.save(folder, name, draw),
+            )
+        )
+    return pictures
+
+
+def _scores(sampled, shown: Sequence[str], patients: int, turns: int, draws: int) -> Table:
     rows = [
-        [name, f"{fraction:.0%}", *(values.estimate(figure) for figure in _FIGURES)]
+        [name, f"{fraction:.0%}", *(values.estimate(figure) for figure in shown)]
         for name, found in sampled.items()
         for fraction, values in found.items()
     ]
+    methods = ["multinomial logistic regression for conditions"] * ("roc_auc" in shown)
+    methods += ["ridge regression for ages"] * (_AGE in shown)
+    means = " F1 and ROC AUC are means over conditions." if "roc_auc" in shown else ""
     caption = (
-        "Multinomial logistic regression (L2) on the frozen encoder's pooled last map, fitted on "
-        f"the films that keep a label. Mean ± standard deviation over {draws} draws of the "
-        "patients who keep theirs (one draw where all do), the same for all encoders; in brackets "
-        f"the 95 % interval over {patients:,} test patients and draws. F1 and ROC AUC are means "
-        "over conditions."
+        f"Frozen encoders: {' and '.join(methods)} on the pooled last map, fitted on the films "
+        f"that keep what is known of them. Mean ± standard deviation over {draws} draws of the "
+        "patients who keep it (one draw where all do), the same for all encoders; in brackets the "
+        f"95 % interval over {patients:,} test patients and draws.{means}"
     )
     if turns > 1:
         caption += f" Draws take turns with up to {turns} stages one of an encoder, given as is."
-    header = ["Encoder", "Labels", *(NAMES[name] for name in _FIGURES)]
+    header = ["Encoder", "Labels", *(NAMES[name] for name in shown)]
     return Table("label_efficiency", "Linear probes", caption, header, rows)
 
 
-def _differences(sampled, reference: str) -> Table | None:
+def _differences(sampled, shown: Sequence[str], reference: str) -> Table | None:
     """The reference less each of the others, draw by draw; None for one encoder."""
     pairs = [
         (other, fraction, sampled[reference][fraction] - values)
@@ -275,7 +309,7 @@ def _differences(sampled, reference: str) -> Table | None:
     ]
     if not pairs:
         return None
-    estimates = [[difference.estimate(name) for name in _FIGURES] for *_, difference in pairs]
+    estimates = [[difference.estimate(name) for name in shown] for *_, difference in pairs]
     p = np.array([[estimate.p for estimate in row] for row in estimates])
     corrected = holm(p.ravel()).reshape(p.shape)
     rows = [
@@ -290,18 +324,18 @@ def _differences(sampled, reference: str) -> Table | None:
         "patients and draws, and the p-value of no difference (t test with the standard error of "
         f"the joint bootstrap) after Holm's correction for {int(np.isfinite(p).sum())} tests. "
         "Bold: p < .05. A better probe is a better frozen representation; fine-tuning may need "
-        "less of it.",
-        ["Difference", "Labels", *(NAMES[name] for name in _FIGURES)],
+        "less of it." + " For the age error, negative is better." * (_AGE in shown),
+        ["Difference", "Labels", *(NAMES[name] for name in shown)],
         rows,
     )
 
 
-def _short(differences: Table | None, scores: Table) -> list[str]:
+def _short(table: Table, figure: str) -> list[str]:
     """What came out, in sentences."""
-    table = differences or scores
+    column = list(table.header).index(NAMES[figure])
+    corrected = " after correction" * isinstance(table.rows[0][column], Difference)
     return [
-        f"{row[0]}, {row[1]} of the labels: {table.header[-1]} {table.plain(row)[-1]}"
-        + (" after correction." if differences else ".")
+        f"{row[0]}, {row[1]} of the labels: {NAMES[figure]} {table.plain(row)[column]}{corrected}."
         for row in table.rows
     ]
 
@@ -324,6 +358,10 @@ def _write_draws(path: str, encoders, draws: Sequence[Draw], sampled) -> None:
                         f"{draw.fraction:g}",
                         draw.number,
                         len(draw.rows),
-                        *(f"{observed[figure][at]:.6f}" for figure in _FIGURES),
+                        *(_number(observed[figure][at]) for figure in _FIGURES),
                     ]
                 )
+
+
+def _number(value: float) -> str:
+    return f"{value:.6f}" if np.isfinite(value) else ""

@@ -4,9 +4,11 @@ import json
 import numpy as np
 import pytest
 from frozen_features import Tiny
+from PIL import Image
 
 from configs import label_efficiency as label_efficiency_config
 from configs import pretrain as pretrain_config
+from data_pipeline.errors import DataError
 from data_pipeline.splits import keep_labels, patient_keys, read_split
 from infantxray import label_efficiency, pretrain, settings
 from infantxray.evaluation.metrics import classification
@@ -57,7 +59,12 @@ def test_every_encoder_is_probed_on_the_same_draws(config, tmp_path):
         own = [float(r["roc_auc"]) for r in rows if (r["encoder"], r["draw"]) == (name, r["draw"])]
         assert summary[name]["0.5"]["roc_auc"]["mean"] == pytest.approx(np.mean(own[:3]), abs=1e-6)
         assert summary[name]["1"]["roc_auc"]["mean"] == pytest.approx(own[3], abs=1e-6)
+        errors = [float(r["age_mae_months"]) for r in rows if r["encoder"] == name]
+        assert summary[name]["0.5"]["age_mae_months"]["mean"] == pytest.approx(
+            np.mean(errors[:3]), abs=1e-6
+        )
     page = (tmp_path / "report.html").read_text()
+    assert "Age MAE, months by share of labels" in page
     assert "random − pixels, 50% of the labels: ROC AUC" in page
     assert "All runs" not in page
     before = (tmp_path / "report.html").stat().st_mtime_ns
@@ -65,8 +72,8 @@ def test_every_encoder_is_probed_on_the_same_draws(config, tmp_path):
     assert (tmp_path / "report.html").stat().st_mtime_ns == before
 
 
-def test_pixels_are_those_of_an_independent_probe(config, tmp_path):
-    from sklearn.linear_model import LogisticRegression
+def test_pixels_are_those_of_independent_probes(config, tmp_path):
+    from sklearn.linear_model import LogisticRegression, Ridge
 
     from data_pipeline.decode import Preprocessing, load_image
 
@@ -85,7 +92,44 @@ def test_pixels_are_those_of_an_independent_probe(config, tmp_path):
     fitted.fit((train - mean) / std, split.train.label)
     label = np.array([classes.index(name) for name in split.test.label])
     expected = classification(fitted.predict_proba((test - mean) / std), label)["roc_auc"]
-    assert float(read_draws(tmp_path)[0]["roc_auc"]) == pytest.approx(expected, abs=0.01)
+    found = read_draws(tmp_path)[0]
+    assert float(found["roc_auc"]) == pytest.approx(expected, abs=0.01)
+    ridge = Ridge(alpha=1e-2 * len(train)).fit((train - mean) / std, split.train.age_months)
+    error = np.abs(ridge.predict((test - mean) / std) - split.test.age_months).mean()
+    assert float(found["age_mae_months"]) == pytest.approx(error, abs=1e-3)
+
+
+def write_films(folder, columns, rows):
+    """Films of noise, as bright as each of `rows` says."""
+    rng = np.random.default_rng(0)
+    lines = [f"image_path,patient_id,{','.join(columns)}"]
+    for i, (level, *values) in enumerate(rows):
+        film = rng.integers(level - 50, level + 50, (40, 40)).astype(np.uint8)
+        Image.fromarray(film).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,p{i},{','.join(map(str, values))}")
+    (folder / "films.csv").write_text("\n".join(lines))
+    return f"manifest:{folder / 'films.csv'}"
+
+
+def test_ages_without_conditions(config, tmp_path):
+    rows = [(60 + 2 * i, 3 * i) for i in range(60)]
+    config.data.train = write_films(tmp_path, ["age_months"], rows)
+    config.encoders = "random,pixels"
+    label_efficiency.run(config, str(tmp_path / "ages"))
+    found = read_draws(tmp_path / "ages")
+    assert {row["roc_auc"] for row in found} == {""}
+    assert float(found[-1]["age_mae_months"]) < 10  # The mean age is 45 months off.
+    page = (tmp_path / "ages" / "report.html").read_text()
+    assert "pixels − random, 50% of the labels: Age MAE, months" in page
+    assert "ROC AUC" not in page
+    summary = json.loads((tmp_path / "ages" / "metrics.json").read_text())
+    assert list(summary["pixels"]["1"]) == ["age_mae_months"]
+
+
+def test_films_of_which_nothing_is_known_teach_nothing(config, tmp_path):
+    config.data.train = write_films(tmp_path, [], [(100,)] * 20)
+    with pytest.raises(DataError, match="no training film has a label or an age"):
+        label_efficiency.run(config, str(tmp_path / "nothing"))
 
 
 def test_stages_one_take_turns(config, tmp_path, monkeypatch):
@@ -121,18 +165,8 @@ def test_a_stage_one_that_saw_who_is_scored_is_refused(config, tmp_path, monkeyp
 
 
 def test_a_film_that_cannot_be_read_is_left_out(config, tmp_path):
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    lines = ["image_path,patient_id,label"]
-    for i in range(40):
-        name = f"{i}.png"
-        level = 60 + 100 * (i % 2)
-        film = rng.integers(level - 50, level + 50, (40, 40)).astype(np.uint8)
-        Image.fromarray(film).save(tmp_path / name)
-        lines.append(f"{name},p{i},{('ill', 'well')[i % 2]}")
-    (tmp_path / "films.csv").write_text("\n".join(lines))
-    config.data.train = f"manifest:{tmp_path / 'films.csv'}"
+    rows = [(60 + 100 * (i % 2), ("ill", "well")[i % 2]) for i in range(40)]
+    config.data.train = write_films(tmp_path, ["label"], rows)
     config.data.on_error = "skip"
     config.encoders = "pixels"
     config.label_fractions = (1.0,)
