@@ -21,7 +21,7 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.loader import BadFiles
 from data_pipeline.splits import Split, keep_labels, patient_keys
-from infantxray import data, diagnosis, finetune, runtime, workdir
+from infantxray import data, diagnosis, runtime, transfer, workdir
 from infantxray.evaluation.metrics import Predictions
 from infantxray.frozen import Extractor, Features, fit_linear, fit_ridge, pooled_map
 from infantxray.settings import PIXELS, RANDOM, compared_encoders
@@ -83,7 +83,7 @@ def run(config, folder: str) -> None:
     if not classes and not split.train.has_age.any():
         raise DataError("no training film has a label or an age: there is nothing to probe")
     for place in {place for places in encoders.values() for place in places}:
-        finetune.check_scored(_started_from(config, place), split, ("test",))
+        transfer.check_scored(_started_from(config, place), split, ("test",))
     data.check_split(config.data, split, classes)
     draws = draw_labels(config, split, turns)
     _log.info(
@@ -143,9 +143,8 @@ def _features_of(config, place: str, seed: int, classes):
     started = _started_from(config, place)
     how = data.preprocessing(config.data)
     card = workdir.ModelCard(started.encoder, config.dtype, how, classes)
-    model = diagnosis.build_model(card)
-    init = jax.jit(lambda key: diagnosis.init_variables(model, how.image_size, key))
-    return pooled_map(model, finetune.start_from(started, init(jax.random.key(seed))))
+    started.seed = seed
+    return pooled_map(*transfer.untrained_model(started, card))
 
 
 def _probe(config, sources, needed, classes, places, draws) -> list[Predictions]:

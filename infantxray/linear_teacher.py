@@ -7,7 +7,6 @@ import logging
 import numpy as np
 
 from data_pipeline.loader import FilmSource
-from infantxray import diagnosis
 from infantxray.evaluation.metrics import classification
 from infantxray.frozen import Extractor, fit_linear, pooled_map
 
@@ -21,14 +20,14 @@ _L2 = 1.0
 
 
 def answer(
-    config, card, variables, labelled: FilmSource, films: FilmSource, validation: FilmSource
+    config, model, variables, labelled: FilmSource, films: FilmSource, validation: FilmSource
 ) -> np.ndarray:
     """What multinomial logistic regression on the frozen encoder's pooled last map says.
 
     Args:
       config: its `augment` changes the films that the probe is fitted on.
-      card: of the model.
-      variables: with the encoder.
+      model: with the encoder, and with a head for the conditions.
+      variables: its.
       labelled: films to fit it on.
       films: all training films.
       validation: films to tell of how good it is.
@@ -36,7 +35,6 @@ def answer(
     Returns:
       Probabilities of the conditions of `films`, float32 `[N, K]`.
     """
-    model = diagnosis.build_model(card)
     plain = Extractor(config, pooled_map(model, variables))
     changed = Extractor(config, pooled_map(model, variables, config.augment))
     times = min(_CHANGED, _MOST_FEATURES // len(labelled))
@@ -44,7 +42,7 @@ def answer(
     parts += [changed(labelled, config.seed * _CHANGED + i) for i in range(times)]
     values = np.concatenate([part.values for part in parts])
     label = np.concatenate([part.label for part in parts])
-    predict = fit_linear(values, label, len(card.classes), _L2)
+    predict = fit_linear(values, label, model.num_classes, _L2)
     if (validation.labels >= 0).any():
         scored = plain(validation)
         found = classification(predict(scored.values), scored.label)

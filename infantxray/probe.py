@@ -6,12 +6,11 @@ import functools
 import logging
 import os
 
-import jax
 import numpy as np
 
 from data_pipeline.loader import BadFiles
 from data_pipeline.splits import patient_keys
-from infantxray import data, diagnosis, finetune, runtime, workdir
+from infantxray import data, diagnosis, runtime, transfer, workdir
 from infantxray.evaluation import metrics as evaluation_metrics
 from infantxray.evaluation.metrics import Predictions
 from infantxray.frozen import Extractor, Features, fit_linear, fit_ridge, pooled_map
@@ -88,14 +87,11 @@ def run(config, folder: str) -> None:
         _log.info("%s is finished: see metrics.json in it", folder)
         return
     split = data.open_split(config.data, folder)
-    finetune.check_scored(config, split, ("test",))
+    transfer.check_scored(config, split, ("test",))
     classes = data.find_classes(config.data, split.train)
     how = data.preprocessing(config.data)
     card = workdir.ModelCard(config.encoder, config.dtype, how, classes)
     card.write(folder)
-    model = diagnosis.build_model(card)
-    init = jax.jit(lambda key: diagnosis.init_variables(model, how.image_size, key))
-    variables = finetune.start_from(config, init(jax.random.key(config.seed)))
     bad_files = BadFiles()
     reader = functools.partial(
         data.film_source,
@@ -105,7 +101,7 @@ def run(config, folder: str) -> None:
         training=False,
         bad_files=bad_files,
     )
-    extract = Extractor(config, pooled_map(model, variables))
+    extract = Extractor(config, pooled_map(*transfer.untrained_model(config, card)))
     train = split.train.take(split.train.has_label | split.train.has_age)
     if len(train) > config.train_films:
         rows = np.random.default_rng(config.seed).permutation(len(train))[: config.train_films]

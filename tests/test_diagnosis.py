@@ -16,7 +16,7 @@ from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import UserError
 from data_pipeline.loader import FilmSource
 from data_pipeline.manifest import Records
-from infantxray import diagnosis, diagnosis_loss, finetune
+from infantxray import diagnosis, diagnosis_loss, transfer
 from infantxray.evaluation.metrics import Predictions
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.models.encoders.vgg import VGG, Stage
@@ -407,12 +407,12 @@ class TestLoss:
 def test_learning_rate_factors(monkeypatch):
     params = {"encoder": {"a": 1, "b": 2, "c": 3}, "condition_head": {"kernel": 4}}
     levels = {"a": 0, "b": 2, "c": 3}
-    monkeypatch.setattr(finetune, "pyramid_level", lambda encoder, params: levels)
+    monkeypatch.setattr(transfer, "pyramid_level", lambda encoder, params: levels)
 
     def factors(**values):
         config = finetune_config.get_config()
         config.update(values)
-        return finetune.learning_rate_factors(config, params)
+        return transfer.learning_rate_factors(config, params)
 
     head = {"kernel": 1.0}
     params["task_weighting"] = {"log_variance": {"cross_entropy": 5}}

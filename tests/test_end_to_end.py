@@ -23,7 +23,16 @@ from configs import probe as probe_config
 from data_pipeline.decode import load_image
 from data_pipeline.errors import UserError
 from data_pipeline.splits import read_split
-from infantxray import diagnosis, evaluate, finetune, predict, pretrain, probe, settings
+from infantxray import (
+    diagnosis,
+    evaluate,
+    finetune,
+    predict,
+    pretrain,
+    probe,
+    settings,
+    transfer,
+)
 from infantxray.models import ENCODERS
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.models.encoders import resnet, vgg
@@ -435,7 +444,7 @@ def test_a_linear_probe_teaches(tmp_path, pretrained, caplog):
     card = ModelCard.read(str(tmp_path / "run"))
     model = diagnosis.build_model(card)
     variables = diagnosis.init_variables(model, card.preprocessing.image_size, jax.random.key(0))
-    variables = finetune.start_from(config, variables)
+    variables = transfer.start_from(config, variables)
     train = read_split(tmp_path / "run" / "split.csv").train
     films = np.stack([load_image(path, card.preprocessing) for path in train.image_path])
     x = augment.normalise(augment.to_intensity(jnp.asarray(films)[..., None]))

@@ -8,7 +8,7 @@ from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import UserError
 from data_pipeline.loader import FilmSource
 from data_pipeline.manifest import Records
-from infantxray import finetune
+from infantxray import finetune, self_training
 from infantxray.workdir import ModelCard
 
 CLASSES = ("mass", "normal")
@@ -39,14 +39,14 @@ def test_a_teacher_comes_only_where_it_has_something_to_say(caplog):
     caplog.set_level("INFO", logger="infantxray")
     config = finetune_config.get_config("best")
     card = ModelCard("resnet50", "float32", HOW, CLASSES)
-    assert finetune._wants_teacher(config, card, make_source(199))
-    assert not finetune._wants_teacher(config, card, make_source(200))
+    assert self_training.wants_teacher(config, card, make_source(199))
+    assert not self_training.wants_teacher(config, card, make_source(200))
     assert "no teacher is needed" in caplog.text
     config.self_training.linear_probe = False
-    assert not finetune._wants_teacher(config, card, make_source(3))
+    assert not self_training.wants_teacher(config, card, make_source(3))
     config.self_training.teacher_steps = 10
     with pytest.raises(UserError, match="no training film has a label"):
-        finetune._wants_teacher(config, ModelCard("resnet50", "float32", HOW), make_source(0))
+        self_training.wants_teacher(config, ModelCard("resnet50", "float32", HOW), make_source(0))
 
 
 def test_rare_labels_are_drawn_for_every_batch(caplog):

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
 from infantxray import settings, workdir
-from infantxray.finetune import teachers_films
 from infantxray.models import ENCODERS
+from infantxray.self_training import teachers_films
 from infantxray.studies import commands
 from infantxray.training import checkpoints
 
