@@ -20,10 +20,10 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.loader import BadFiles
-from data_pipeline.splits import Split, keep_labels, patient_keys
+from data_pipeline.splits import Split, keep_labels
 from infantxray import data, diagnosis, runtime, transfer, workdir
 from infantxray.evaluation.metrics import Predictions
-from infantxray.frozen import Extractor, Features, fit_linear, fit_ridge, pooled_map
+from infantxray.frozen import Extractor, Features, fit_linear, fit_ridge_by_patient, pooled_map
 from infantxray.settings import PIXELS, RANDOM, compared_encoders
 from infantxray.studies import figures, page
 from infantxray.studies.statistics import Resampling, Sampled, holm
@@ -160,11 +160,11 @@ def _probe(config, sources, needed, classes, places, draws) -> list[Predictions]
         for i, draw in enumerate(draws):
             if draw.number % len(places) == turn:
                 rows = np.isin(needed[fitted.rows], draw.rows)
-                answers[i] = _answers(config, fitted, rows, scored, classes)
+                answers[i] = _answers(fitted, rows, scored, classes)
     return [answers[i] for i in range(len(draws))]
 
 
-def _answers(config, fitted: Features, rows, scored: Features, classes) -> Predictions:
+def _answers(fitted: Features, rows, scored: Features, classes) -> Predictions:
     """What probes answer that are fitted on the films of `rows`, a bool `[N]`.
 
     Conditions by logistic regression, ages by ridge regression. Where no film could be read that
@@ -179,14 +179,15 @@ def _answers(config, fitted: Features, rows, scored: Features, classes) -> Predi
         probabilities = predict(scored.values)
     if aged.any():
         known = fitted.records.age_months[aged][:, None].astype(np.float64)
-        ages = fit_ridge(fitted.values[aged], known)(scored.values)[:, 0]
+        predict = fit_ridge_by_patient(fitted.values[aged], known, fitted.patient[aged])
+        ages = predict(scored.values)[:, 0]
     return Predictions(
         classes=classes,
         probabilities=probabilities,
         label=scored.label,
         age_months=scored.records.age_months,
         age_predicted_months=ages,
-        patient=patient_keys(scored.records, config.data.patient_ids),
+        patient=scored.patient,
     )
 
 
@@ -284,7 +285,7 @@ def _scores(sampled, shown: Sequence[str], patients: int, turns: int, draws: int
         for fraction, values in found.items()
     ]
     methods = ["multinomial logistic regression for conditions"] * ("roc_auc" in shown)
-    methods += ["ridge regression for ages"] * (_AGE in shown)
+    methods += ["ridge regression, its penalty cross-validated, for ages"] * (_AGE in shown)
     means = " F1 and ROC AUC are means over conditions." if "roc_auc" in shown else ""
     caption = (
         f"Frozen encoders: {' and '.join(methods)} on the pooled last map, fitted on the films "

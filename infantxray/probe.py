@@ -9,11 +9,10 @@ import os
 import numpy as np
 
 from data_pipeline.loader import BadFiles
-from data_pipeline.splits import patient_keys
 from infantxray import data, diagnosis, runtime, transfer, workdir
 from infantxray.evaluation import metrics as evaluation_metrics
 from infantxray.evaluation.metrics import Predictions
-from infantxray.frozen import Extractor, Features, fit_linear, fit_ridge, pooled_map
+from infantxray.frozen import Extractor, Features, fit_linear, fit_ridge_by_patient, pooled_map
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +59,8 @@ def _linear(train: Features, test: Features, num_classes: int) -> tuple[np.ndarr
         probabilities = predict(test.values)
     if aged.any():
         target = train.records.age_months[aged][:, None].astype(np.float64)
-        ages = fit_ridge(train.values[aged], target)(test.values)[:, 0]
+        predict = fit_ridge_by_patient(train.values[aged], target, train.patient[aged])
+        ages = predict(test.values)[:, 0]
     return probabilities, ages
 
 
@@ -119,7 +119,7 @@ def run(config, folder: str) -> None:
             label=scored.label,
             age_months=scored.records.age_months,
             age_predicted_months=ages,
-            patient=patient_keys(scored.records, config.data.patient_ids),
+            patient=scored.patient,
         )
         path = os.path.join(folder, f"predictions_{name}.csv")
         diagnosis.write_predictions(path, predictions, scored.records)

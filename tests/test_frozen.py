@@ -3,7 +3,7 @@ import pytest
 from frozen_features import clusters
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from infantxray.frozen import fit_linear, fit_ridge
+from infantxray.frozen import fit_linear, fit_ridge, fit_ridge_by_patient
 
 
 @pytest.mark.parametrize("l2", [1e-2, 1.0])
@@ -41,11 +41,45 @@ def test_a_class_without_films_is_improbable():
     assert probabilities[:, 3].max() < 0.1
 
 
-def test_ridge_is_that_of_scikit_learn():
+@pytest.mark.parametrize("count", [120, 4])  # More films than features, and fewer.
+def test_ridge_is_that_of_scikit_learn(count):
     features, _ = clusters(120, 0)
     targets = np.random.default_rng(0).normal(size=(120, 2)) + features[:, :1] / 10
+    features, targets = features[:count], targets[:count]
     other, _ = clusters(30, 1)
     mean, std = features.mean(0), features.std(0)
-    reference = Ridge(alpha=0.5 * 120).fit((features - mean) / std, targets)
+    reference = Ridge(alpha=0.5 * count).fit((features - mean) / std, targets)
     expected = reference.predict((other - mean) / std)
     np.testing.assert_allclose(fit_ridge(features, targets, 0.5)(other), expected, rtol=1e-4)
+
+
+def films_of_patients(count, signal):
+    """Features `[2 * count, 40]` of two films each, and targets that know them as well as said."""
+    rng = np.random.default_rng(0)
+    features = np.repeat(rng.normal(size=(count, 40)), 2, axis=0)
+    features += 0.1 * rng.normal(size=features.shape)
+    targets = signal * features[:, :1] + np.repeat(rng.normal(size=(count, 1)), 2, axis=0)
+    return features, targets, np.repeat(np.arange(count), 2)
+
+
+def test_the_penalty_is_chosen_on_patients_who_are_left_out():
+    features, targets, patient = films_of_patients(40, signal=0.0)
+    # There is nothing to learn: the mean is best. Within a patient there is: one film tells of the
+    # other, so folds that part them see a signal.
+    by_patient = fit_ridge_by_patient(features, targets, patient)(features)
+    by_film = fit_ridge_by_patient(features, targets, np.arange(80))(features)
+    assert by_patient.std() < 0.1 * targets.std()
+    assert by_film.std() > 0.5 * targets.std()
+
+
+def test_the_penalty_leaves_what_can_be_learned():
+    features, targets, patient = films_of_patients(150, signal=3.0)
+    predict = fit_ridge_by_patient(features[:200], targets[:200], patient[:200])
+    error = np.abs(predict(features[200:]) - targets[200:]).mean()
+    assert error < 0.5 * np.abs(targets[200:] - targets[:200].mean()).mean()
+
+
+def test_one_patient_gives_the_mean():
+    features, targets, patient = films_of_patients(1, signal=1.0)
+    predict = fit_ridge_by_patient(features, targets, patient)
+    np.testing.assert_allclose(predict(features + 1), targets.mean(), atol=0.01)

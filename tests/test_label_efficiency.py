@@ -94,9 +94,14 @@ def test_pixels_are_those_of_independent_probes(config, tmp_path):
     expected = classification(fitted.predict_proba((test - mean) / std), label)["roc_auc"]
     found = read_draws(tmp_path)[0]
     assert float(found["roc_auc"]) == pytest.approx(expected, abs=0.01)
-    ridge = Ridge(alpha=1e-2 * len(train)).fit((train - mean) / std, split.train.age_months)
-    error = np.abs(ridge.predict((test - mean) / std) - split.test.age_months).mean()
-    assert float(found["age_mae_months"]) == pytest.approx(error, abs=1e-3)
+    # The penalty is a choice of the probe: its answers must be those of one of them.
+    errors = []
+    for alpha in 10.0 ** np.arange(-3.0, 4.5, 0.5) * len(train):
+        ridge = Ridge(alpha=alpha).fit((train - mean) / std, split.train.age_months)
+        answers = ridge.predict((test - mean) / std)
+        errors.append(np.abs(answers - split.test.age_months).mean())
+    assert np.abs(np.array(errors) - float(found["age_mae_months"])).min() < 1e-3
+    assert float(found["age_mae_months"]) < 0.8 * errors[-1]  # All but the mean age.
 
 
 def write_films(folder, columns, rows):
