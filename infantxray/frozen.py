@@ -91,8 +91,10 @@ def fit_ridge_by_patient(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """`fit_ridge` with the penalty that errs least on patients who are left out.
 
-    From the mean of all films to hardly a penalty, by five-fold cross-validation. How much must be
-    penalised depends on how many films there are, from a dozen to thousands.
+    From the mean of all films to hardly a penalty, by five-fold cross-validation: how much must be
+    penalised depends on how many films there are, from a dozen to thousands. Predictions stay
+    within the targets' range: a feature that hardly varies among a dozen films may be far out on
+    others.
 
     Args:
       features: `[N, D]`.
@@ -104,15 +106,22 @@ def fit_ridge_by_patient(
     """
     keys, number = np.unique(patient, return_inverse=True)
     folds = min(_FOLDS, len(keys))
-    if folds < 2:
-        return fit_ridge(features, targets, _PENALTIES[-1])
-    fold = np.random.default_rng(0).permutation(len(keys))[number] % folds
-    errors = np.zeros(len(_PENALTIES))
-    for i in range(folds):
-        out = fold == i
-        path = _ridge_path(features[~out], targets[~out], _PENALTIES)
-        errors += [((predict(features[out]) - targets[out]) ** 2).sum() for predict in path]
-    return fit_ridge(features, targets, _PENALTIES[int(errors.argmin())])
+    penalty = _PENALTIES[-1]
+    if folds > 1:
+        fold = np.random.default_rng(0).permutation(len(keys))[number] % folds
+        errors = np.zeros(len(_PENALTIES))
+        for i in range(folds):
+            out = fold == i
+            path = _ridge_path(features[~out], targets[~out], _PENALTIES)
+            found = [_within(targets[~out], predict(features[out])) for predict in path]
+            errors += [((answer - targets[out]) ** 2).sum() for answer in found]
+        penalty = _PENALTIES[int(errors.argmin())]
+    predict = fit_ridge(features, targets, penalty)
+    return lambda other: _within(targets, predict(other))
+
+
+def _within(targets: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return np.clip(values, targets.min(0), targets.max(0))
 
 
 def _ridge_path(features, targets, penalties: Sequence[float]) -> list[Callable]:

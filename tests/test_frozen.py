@@ -83,3 +83,13 @@ def test_one_patient_gives_the_mean():
     features, targets, patient = films_of_patients(1, signal=1.0)
     predict = fit_ridge_by_patient(features, targets, patient)
     np.testing.assert_allclose(predict(features + 1), targets.mean(), atol=0.01)
+
+
+def test_a_feature_that_hardly_varied_does_not_run_away():
+    features, targets, patient = films_of_patients(6, signal=3.0)
+    features[:, 1] = 1e-4 * features[:, 0]
+    predict = fit_ridge_by_patient(features, targets, patient)
+    other = features.copy()
+    other[:, 1] = 1.0
+    assert targets.min() <= predict(other).min() <= predict(other).max() <= targets.max()
+    assert np.abs(fit_ridge(features, targets, 1e-3)(other)).max() > 100 * np.abs(targets).max()
