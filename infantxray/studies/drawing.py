@@ -181,8 +181,10 @@ class Drawing:
         finished = [c for c in cells if c.task == "pretrain" and history(c)]
         several = len({cell.name for cell in finished}) > 1
         objectives = {cell.config.objective for cell in finished}
+        one_encoder = len({cell.encoder for cell in finished}) == 1
         for cell in finished:
-            label = f"{cell.encoder}, {cell.name}" if several else cell.encoder
+            name = words(cell.name)
+            label = name if one_encoder else f"{cell.encoder}, {name}" if several else cell.encoder
             if len(objectives) == 1:  # Losses of different objectives cannot be compared.
                 points = _points(cell, f"validation/{cell.config.objective}")
                 panels[loss].setdefault(label, []).append(points)
@@ -201,8 +203,8 @@ class Drawing:
         return self._picture(
             "learning_curves",
             "Learning curves",
-            f"Stage one of all encoders; stage two of {self._focus.encoder}. Mean over seeds, "
-            "bands hold all seeds.",
+            f"Stage one of {self._focus.encoder if one_encoder else 'all encoders'}; stage two of "
+            f"{self._focus.encoder}. Mean over seeds, bands hold all seeds.",
             figures.learning,
             {title: lines for title, lines in panels.items() if lines},
         )

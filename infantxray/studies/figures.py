@@ -241,19 +241,22 @@ def reliability(models: dict[str, Model]) -> Figure:
 def learning(panels: dict[str, dict[str, list[list[tuple[int, float]]]]]) -> Figure:
     """Curves by step, `{panel: {label: one list of (step, value) a seed}}`.
 
-    Bands hold all seeds.
+    Bands hold all seeds. A label has the same colour in all panels, those of the last panel first.
     """
+    names = dict.fromkeys(label for lines in reversed(panels.values()) for label in lines)
+    place = {label: i for i, label in enumerate(names)}
     columns = len(panels) if len(panels) < 4 else 2
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.0 * columns, 3.2 * rows), layout="constrained")
     for i, (title, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
-        for j, (label, seeds) in enumerate(lines.items()):
+        for label, seeds in lines.items():
             # Steps that every seed has: one may have stopped early.
             steps = sorted(set.intersection(*(set(dict(points)) for points in seeds)))
             values = [np.array([dict(points)[step] for step in steps]) for points in seeds]
             if steps:
-                _band(axes, steps, values, j, label, band=len(lines) <= _MOST_BANDS)
+                shaded = len(lines) <= _MOST_BANDS
+                _band(axes, steps, values, place[label], label, band=shaded)
         axes.set(title=title, xlabel="step")
         if axes.lines:
             axes.legend(fontsize=7)
