@@ -7,13 +7,8 @@ as many draws as it takes.
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import functools
-import json
 import logging
 import os
-from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -25,31 +20,12 @@ from infantxray import data, diagnosis, runtime, transfer, workdir
 from infantxray.evaluation.metrics import Predictions
 from infantxray.frozen import Extractor, Features, fit_linear, fit_ridge_by_patient, pooled_map
 from infantxray.settings import PIXELS, RANDOM, compared_encoders
-from infantxray.studies import figures, page
-from infantxray.studies.statistics import Resampling, Sampled, holm
-from infantxray.studies.tables import NAMES, Difference, Table
+from infantxray.studies import label_efficiency
+from infantxray.studies.label_efficiency import Draw
 
 _log = logging.getLogger(__name__)
 
-_AGE = "age_mae_months"
-_FIGURES = ("accuracy", "f1", "roc_auc", _AGE)
-_PICTURES = ("roc_auc", _AGE)  # Of those, each against the share of labels.
 _PIXELS_SIDE = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class Draw:
-    """Who keeps a label or an age.
-
-    Attributes:
-      fraction: of the training patients.
-      number: of the draw, `data.label_seed`.
-      rows: their films with a known condition or age, of the training part.
-    """
-
-    fraction: float
-    number: int
-    rows: np.ndarray
 
 
 def draw_labels(config, split: Split, turns: int) -> list[Draw]:
@@ -115,7 +91,7 @@ def run(config, folder: str) -> None:
             answers[name] = _probe(config, sources, needed, classes, places, draws)
     finally:
         diagnosis.write_bad_files(folder, bad_files)
-    _report(config, folder, encoders, draws, answers)
+    label_efficiency.write(config, folder, encoders, draws, answers)
 
 
 def _started_from(config, place: str):
@@ -189,179 +165,3 @@ def _answers(fitted: Features, rows, scored: Features, classes) -> Predictions:
         age_predicted_months=ages,
         patient=scored.patient,
     )
-
-
-def _report(config, folder: str, encoders, draws: Sequence[Draw], answers) -> None:
-    fractions = sorted({draw.fraction for draw in draws})
-    turns = max(map(len, encoders.values()))
-    like = next(iter(answers.values()))[0]
-    resampling = Resampling(like.patient, config.draws, config.bootstrap_samples, config.seed)
-    sampled: dict[str, dict[float, Sampled]] = {}
-    for name, runs in answers.items():
-        sampled[name] = {}
-        for fraction in fractions:
-            chosen = [i for i, draw in enumerate(draws) if draw.fraction == fraction]
-            # Draws with the same stage one form a group.
-            groups = [draws[i].number % turns for i in chosen] if turns > 1 else ()
-            sampled[name][fraction] = resampling.figures([runs[i] for i in chosen], groups)
-    _write_draws(os.path.join(folder, "draws.csv"), encoders, draws, sampled)
-    shown = [
-        figure
-        for figure in _FIGURES
-        if any(
-            np.isfinite(values.observed[figure]).all()
-            for found in sampled.values()
-            for values in found.values()
-        )
-    ]
-    patients = len(set(like.patient))
-    scores = _scores(sampled, shown, patients, turns, config.draws)
-    differences = _differences(sampled, shown, reference=list(encoders)[-1])
-    for table in (scores, differences):
-        if table:
-            table.write(os.path.join(folder, "tables"))
-            _log.info("%s", table.markdown())
-    path = os.path.join(folder, "report.html")
-    page.write(
-        path,
-        title=f"Label efficiency of {len(encoders)} frozen encoder{'s' * (len(encoders) > 1)}",
-        subtitle=f"Scored on {len(like.label):,} films of {patients:,} patients whom no encoder "
-        f"and no probe was trained on · {config.data.train}",
-        short=_short(differences or scores, "roc_auc" if "roc_auc" in shown else _AGE),
-        failed={},
-        parts=[
-            *_pictures(os.path.join(folder, "figures"), sampled, shown),
-            scores,
-            differences,
-        ],
-        cells=(),
-        config=json.loads(config.to_json_best_effort()),
-    )
-    figures_of = {
-        name: {
-            f"{fraction:g}": {
-                figure: {
-                    key: value
-                    for key, value in dataclasses.asdict(found[fraction].estimate(figure)).items()
-                    if key != "p" and np.isfinite(value)
-                }
-                for figure in shown
-            }
-            for fraction in fractions
-        }
-        for name, found in sampled.items()
-    }
-    workdir.write_json(os.path.join(folder, "metrics.json"), figures_of)
-    _log.info("report: %s", path)
-
-
-def _pictures(folder: str, sampled, shown: Sequence[str]) -> list[page.Picture]:
-    os.makedirs(folder, exist_ok=True)
-    pictures = []
-    for figure in _PICTURES:
-        if figure not in shown:
-            continue
-        lines = {
-            name: [(fraction, values.estimate(figure)) for fraction, values in found.items()]
-            for name, found in sampled.items()
-        }
-        name = "label_efficiency" if figure == "roc_auc" else "label_efficiency_age"
-        draw = functools.partial(figures.by_labels, lines, figure)
-        pictures.append(
-            page.Picture(
-                f"{NAMES[figure]} by share of labels",
-                "A linear probe on the frozen encoder's pooled last map: mean over draws of the "
-                "labelled patients, with 95 % intervals.",
-                *figures.save(folder, name, draw),
-            )
-        )
-    return pictures
-
-
-def _scores(sampled, shown: Sequence[str], patients: int, turns: int, draws: int) -> Table:
-    rows = [
-        [name, f"{fraction:.0%}", *(values.estimate(figure) for figure in shown)]
-        for name, found in sampled.items()
-        for fraction, values in found.items()
-    ]
-    methods = ["multinomial logistic regression for conditions"] * ("roc_auc" in shown)
-    methods += ["ridge regression, its penalty cross-validated, for ages"] * (_AGE in shown)
-    means = " F1 and ROC AUC are means over conditions." if "roc_auc" in shown else ""
-    caption = (
-        f"Frozen encoders: {' and '.join(methods)} on the pooled last map, fitted on the films "
-        f"that keep what is known of them. Mean ± standard deviation over {draws} draws of the "
-        "patients who keep it (one draw where all do), the same for all encoders; in brackets the "
-        f"95 % interval over {patients:,} test patients and draws.{means}"
-    )
-    if turns > 1:
-        caption += f" Draws take turns with up to {turns} stages one of an encoder, given as is."
-    header = ["Encoder", "Labels", *(NAMES[name] for name in shown)]
-    return Table("label_efficiency", "Linear probes", caption, header, rows)
-
-
-def _differences(sampled, shown: Sequence[str], reference: str) -> Table | None:
-    """The reference less each of the others, draw by draw; None for one encoder."""
-    pairs = [
-        (other, fraction, sampled[reference][fraction] - values)
-        for other, found in sampled.items()
-        if other != reference
-        for fraction, values in found.items()
-    ]
-    if not pairs:
-        return None
-    estimates = [[difference.estimate(name) for name in shown] for *_, difference in pairs]
-    p = np.array([[estimate.p for estimate in row] for row in estimates])
-    corrected = holm(p.ravel()).reshape(p.shape)
-    rows = [
-        [f"{reference} − {other}", f"{fraction:.0%}"]
-        + [Difference(e, float(q)) for e, q in zip(row, adjusted, strict=True)]
-        for (other, fraction, _), row, adjusted in zip(pairs, estimates, corrected, strict=True)
-    ]
-    return Table(
-        "differences",
-        "Paired differences",
-        "Same patients, same draws of labels. Each cell: the difference, its 95 % interval over "
-        "patients and draws, and the p-value of no difference (t test with the standard error of "
-        f"the joint bootstrap) after Holm's correction for {int(np.isfinite(p).sum())} tests. "
-        "Bold: p < .05. A better probe is a better frozen representation; fine-tuning may need "
-        "less of it." + " For the age error, negative is better." * (_AGE in shown),
-        ["Difference", "Labels", *(NAMES[name] for name in shown)],
-        rows,
-    )
-
-
-def _short(table: Table, figure: str) -> list[str]:
-    """What came out, in sentences."""
-    column = list(table.header).index(NAMES[figure])
-    corrected = " after correction" * isinstance(table.rows[0][column], Difference)
-    return [
-        f"{row[0]}, {row[1]} of the labels: {NAMES[figure]} {table.plain(row)[column]}{corrected}."
-        for row in table.rows
-    ]
-
-
-def _write_draws(path: str, encoders, draws: Sequence[Draw], sampled) -> None:
-    """A row a probe."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["encoder", "place", "label_fraction", "draw", "films", *_FIGURES])
-        for name, places in encoders.items():
-            seen = dict.fromkeys(sampled[name], 0)
-            for draw in draws:
-                at = seen[draw.fraction]
-                seen[draw.fraction] += 1
-                observed = sampled[name][draw.fraction].observed
-                writer.writerow(
-                    [
-                        name,
-                        places[draw.number % len(places)],
-                        f"{draw.fraction:g}",
-                        draw.number,
-                        len(draw.rows),
-                        *(_number(observed[figure][at]) for figure in _FIGURES),
-                    ]
-                )
-
-
-def _number(value: float) -> str:
-    return f"{value:.6f}" if np.isfinite(value) else ""
