@@ -252,8 +252,10 @@ class Comparisons:
         over = "patients and seeds" if results.seeds > 1 else "patients alone"
         return (
             f"{spread}; in brackets the 95 % interval over {over} (bootstrap), on "
-            f"{len(results.films):,} films of {patients:,} test patients. Recall, precision, F1 "
-            "and ROC AUC are means over conditions." + self._given()
+            f"{len(results.films):,} films of {patients:,} test patients."
+            + " Recall, precision, F1 and ROC AUC are means over conditions."
+            * bool(results.classes)
+            + self._given()
         )
 
     def _given(self) -> str:

@@ -142,7 +142,7 @@ def write(
       cells: all cells of a study; none where there was but this run.
       config: of the study.
     """
-    shown = [part for part in parts if part]
+    shown = [part.filled() if isinstance(part, Table) else part for part in parts if part]
     body = [
         f"<h1>{html.escape(title)}</h1><p class='soft'>{html.escape(subtitle)}</p>",
         _navigation(shown, bool(cells)),

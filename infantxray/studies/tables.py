@@ -60,13 +60,23 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     foreign: frozenset[int] = frozenset()
 
+    def filled(self) -> Table:
+        """The table without columns of figures that no row has, as of ages where none is known."""
+        keep = [j for j in range(len(self.header)) if any(_is_known(row[j]) for row in self.rows)]
+        return dataclasses.replace(
+            self,
+            header=[self.header[j] for j in keep],
+            rows=[[row[j] for j in keep] for row in self.rows],
+        )
+
     def write(self, folder: str) -> None:
-        """Writes `<name>.csv`, `.md` and `.tex`; CSV has a column for each number."""
+        """Writes `<name>.csv`, `.md` and `.tex`; CSV has a column for each number, known or not."""
         os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, self.name)
         with open(path + ".csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(self._long())
-        for suffix, text in ((".md", self.markdown()), (".tex", self.latex())):
+        shown = self.filled()
+        for suffix, text in ((".md", shown.markdown()), (".tex", shown.latex())):
             with open(path + suffix, "w", encoding="utf-8") as file:
                 file.write(text)
 
@@ -151,6 +161,12 @@ class Table:
 
     def _named(self, row: Sequence[Cell]):
         return zip(row, self.header, strict=True)
+
+
+def _is_known(cell: Cell) -> bool:
+    if isinstance(cell, Difference):
+        cell = cell.estimate
+    return math.isfinite(cell.mean) if isinstance(cell, Estimate) else cell != NOTHING
 
 
 def slug(name: str) -> str:
