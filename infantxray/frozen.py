@@ -83,7 +83,7 @@ def fit_ridge(
     Returns:
       A function from features `[M, D]` to predictions `[M, T]`.
     """
-    return _ridge_path(features, targets, (l2,))[0]
+    return ridge_path(features, targets, (l2,))[0]
 
 
 def fit_ridge_by_patient(
@@ -112,7 +112,7 @@ def fit_ridge_by_patient(
         errors = np.zeros(len(_PENALTIES))
         for i in range(folds):
             out = fold == i
-            path = _ridge_path(features[~out], targets[~out], _PENALTIES)
+            path = ridge_path(features[~out], targets[~out], _PENALTIES)
             found = [_within(targets[~out], predict(features[out])) for predict in path]
             errors += [((answer - targets[out]) ** 2).sum() for answer in found]
         penalty = _PENALTIES[int(errors.argmin())]
@@ -124,8 +124,10 @@ def _within(targets: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.clip(values, targets.min(0), targets.max(0))
 
 
-def _ridge_path(features, targets, penalties: Sequence[float]) -> list[Callable]:
-    """`fit_ridge` for several penalties by one eigendecomposition."""
+def ridge_path(
+    features: np.ndarray, targets: np.ndarray, penalties: Sequence[float]
+) -> list[Callable[[np.ndarray], np.ndarray]]:
+    """`fit_ridge` for each of several penalties, by one eigendecomposition."""
     mean, std = features.mean(0), features.std(0) + 1e-6
     offset = targets.mean(0)
     x = ((features - mean) / std).astype(np.float64)

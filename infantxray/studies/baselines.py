@@ -12,7 +12,7 @@ from data_pipeline.loader import BadFiles, FilmSource, class_indices, evaluation
 from data_pipeline.manifest import Records
 from data_pipeline.splits import Split
 from infantxray.evaluation.metrics import Predictions, classification
-from infantxray.frozen import fit_ridge
+from infantxray.frozen import ridge_path
 
 MAJORITY = "majority class, mean age"
 RIDGE = "ridge on 32 x 32 pixels"
@@ -70,7 +70,7 @@ def _ridge(settings, split: Split, classes, films: Records) -> tuple[np.ndarray,
     (x, label, age), (x_val, label_val, age_val), (x_test, _, _) = parts
 
     def best(rows, targets, score):
-        fits = [fit_ridge(x[rows], targets, penalty) for penalty in _PENALTIES]
+        fits = ridge_path(x[rows], targets, _PENALTIES)
         scores = [score(fit(x_val)) for fit in fits]
         return fits[int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0](x_test)
 

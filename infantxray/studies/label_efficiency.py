@@ -217,7 +217,7 @@ def _differences(compared: _Compared, shown: Sequence[str], reference: str) -> T
 
 
 def _short(sampled, compared: _Compared, shown: Sequence[str], reference: str) -> list[str]:
-    """What came out: for each figure and share of labels who is first, and whom that can tell."""
+    """What came out: who is first in each figure at each share of labels, and what is certain."""
     sentences = []
     for figure in _PICTURES:
         if figure not in shown:
