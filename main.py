@@ -14,7 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from data_pipeline.errors import UserError
-from infantxray import console, settings
+from infantxray.runs import console, settings
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, such as configs/pretrain.py.", lock_config=True
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     settings.check(config)
     workdir = os.path.abspath(os.path.expanduser(_WORKDIR.value or f"runs/{config.task}"))
     logging.getLogger("infantxray").info("%s in %s", config.task, workdir)
-    importlib.import_module(f"infantxray.{config.task}").run(config, workdir)
+    importlib.import_module(f"infantxray.commands.{config.task}").run(config, workdir)
 
 
 def _fail(message: str) -> None:

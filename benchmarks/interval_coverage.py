@@ -20,7 +20,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from infantxray.studies.statistics import Resampling, Sampled  # noqa: E402
+from infantxray.evaluation.intervals import Resampling, Sampled  # noqa: E402
 
 _TRUTH = 0.75
 _QUANTILE = 0.6744897501960817

@@ -25,9 +25,9 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import optax  # noqa: E402
 
-from infantxray.cpu_memory import keep_freed_memory  # noqa: E402
 from infantxray.models import create_encoder  # noqa: E402
 from infantxray.models.diagnosis import DiagnosisModel  # noqa: E402
+from infantxray.runs.cpu_memory import keep_freed_memory  # noqa: E402
 
 _BATCH_SIZE = 16
 _CLASSES = 11

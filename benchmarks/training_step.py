@@ -7,7 +7,7 @@ The two take turns in one process, and a ratio (JAX / PyTorch) is the median ove
 turns, with the lowest and the highest beside it. `cpu_ratio` compares processor time
 instead of elapsed time: on a machine that others use at the same time it is the fair
 figure, with `--threads 1` (with more, PyTorch's threads burn time waiting for each
-other). Freed memory is kept in both, as `infantxray.cpu_memory` does. Peak memory is
+other). Freed memory is kept in both, as `infantxray.runs.cpu_memory` does. Peak memory is
 each one's alone, in a process of its own, and includes the framework.
 
 Needs torch, torchvision, timm and pytorchcv beside the requirements. From the
@@ -240,8 +240,8 @@ def measure_memory(framework: str, name: str, size: int, task: str) -> int:
 
 
 def main() -> None:
-    from infantxray.cpu_memory import keep_freed_memory
     from infantxray.models import ENCODERS
+    from infantxray.runs.cpu_memory import keep_freed_memory
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS), choices=list(ENCODERS))

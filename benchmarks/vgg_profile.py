@@ -85,7 +85,7 @@ def torch_functions(side: int, channels: int, features: int) -> dict:
 
 
 def main() -> None:
-    from infantxray.cpu_memory import keep_freed_memory
+    from infantxray.runs.cpu_memory import keep_freed_memory
 
     keep_freed_memory()
     print("| map, channels | times | GFLOP/s of | JAX | PyTorch | ratio of times |")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from infantxray import settings
+from infantxray.runs import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted(

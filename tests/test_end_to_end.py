@@ -23,22 +23,16 @@ from configs import probe as probe_config
 from data_pipeline.decode import load_image
 from data_pipeline.errors import UserError
 from data_pipeline.splits import read_split
-from infantxray import (
-    diagnosis,
-    evaluate,
-    finetune,
-    predict,
-    pretrain,
-    probe,
-    settings,
-    transfer,
-)
+from infantxray.commands import evaluate, finetune, predict, pretrain, probe
 from infantxray.models import ENCODERS
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.models.encoders import resnet, vgg
+from infantxray.runs import settings
+from infantxray.runs.workdir import ModelCard
+from infantxray.stage_two import inference as diagnosis
+from infantxray.stage_two import transfer
 from infantxray.training import augment, checkpoints, loop, sharding
 from infantxray.training.writers import read_history
-from infantxray.workdir import ModelCard
 
 # All in one process, so that the two runs which most tests look at are made once.
 pytestmark = pytest.mark.xdist_group("end_to_end")

@@ -64,8 +64,8 @@ def offenders(where, allowed):
 
 def test_there_is_something_to_check():
     assert {"main", "configs.common", "data_pipeline.loader", "infantxray.models"} <= MODULES.keys()
-    assert "infantxray.training.losses" in IMPORTS["infantxray.diagnosis_loss"]
-    assert "infantxray.models" in IMPORTS["infantxray.settings"]  # Within a function.
+    assert "infantxray.training.losses" in IMPORTS["infantxray.stage_two.loss"]
+    assert "infantxray.models" in IMPORTS["infantxray.runs.settings"]  # Within a function.
 
 
 def test_configs_import_ml_collections_alone():
@@ -122,7 +122,11 @@ def test_losses_and_metrics_import_no_model(module, allowed):
 
 def test_studies_are_used_by_comparing_tasks_alone():
     """A run knows nothing of the study that it may be a part of."""
-    comparing = ("infantxray.studies", "infantxray.study", "infantxray.label_efficiency")
+    comparing = (
+        "infantxray.studies",
+        "infantxray.commands.study",
+        "infantxray.commands.label_efficiency",
+    )
     assert (
         offenders(
             lambda m: not within(m, *comparing),
@@ -133,7 +137,7 @@ def test_studies_are_used_by_comparing_tasks_alone():
     # Statistics need no network and no file.
     assert (
         offenders(
-            lambda m: m == "infantxray.studies.statistics",
+            lambda m: m == "infantxray.evaluation.intervals",
             lambda n: (
                 not foreign(n) or within(n, "numpy", "scipy", "infantxray.evaluation.metrics")
             ),
@@ -183,7 +187,7 @@ def test_tensorflow_is_reached_in_one_place():
 def test_orbax_and_matplotlib_have_their_homes():
     for library, *homes in (
         ("orbax", "infantxray.training.checkpoints"),
-        ("matplotlib", "infantxray.evaluation.figures", "infantxray.studies.figures"),
+        ("matplotlib", "infantxray.reports.figures", "infantxray.reports.study_figures"),
     ):
         where = [m for m, names in IMPORTS.items() if any(within(n, library) for n in names)]
         assert where == homes

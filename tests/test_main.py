@@ -72,7 +72,7 @@ def test_a_mistake_is_one_clear_line(answers, name):
 
 
 def test_a_mistake_in_the_settings_is_found_without_loading_jax():
-    code = "import sys; from infantxray import settings, console; print('jax' in sys.modules)"
+    code = "import sys; from infantxray.runs import console, settings; print('jax' in sys.modules)"
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -12,7 +12,7 @@ from data_pipeline.loader import BadFiles, FilmSource, class_indices, evaluation
 from data_pipeline.manifest import Records
 from data_pipeline.splits import Split
 from infantxray.evaluation.metrics import Predictions, classification
-from infantxray.frozen import ridge_path
+from infantxray.features.classifiers import ridge_path
 
 MAJORITY = "majority class, mean age"
 RIDGE = "ridge on 32 x 32 pixels"

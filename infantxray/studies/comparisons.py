@@ -6,11 +6,11 @@ import os
 
 import numpy as np
 
+from infantxray.evaluation.intervals import Estimate, Resampling, Sampled, average, holm
 from infantxray.evaluation.metrics import HEADLINES, Predictions
+from infantxray.reports.tables import NAMES, NOTHING, Difference, Table
 from infantxray.studies.plan import Cell
 from infantxray.studies.results import Model, Results
-from infantxray.studies.statistics import Estimate, Resampling, Sampled, average, holm
-from infantxray.studies.tables import NAMES, NOTHING, Difference, Table
 
 # What the paper reports, on its own data, which is gated.
 _PAPER = "the paper, on other data"

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
-from infantxray import settings, workdir
 from infantxray.models import ENCODERS
-from infantxray.self_training import teachers_films
+from infantxray.runs import settings, workdir
+from infantxray.stage_two.self_training import teachers_films
 from infantxray.studies import commands
 from infantxray.training import checkpoints
 

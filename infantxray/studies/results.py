@@ -13,7 +13,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.loader import class_indices
 from data_pipeline.manifest import Records
 from data_pipeline.splits import Split, patient_keys, read_split
-from infantxray import probe
+from infantxray.commands import probe
 from infantxray.evaluation.metrics import Predictions
 from infantxray.studies.plan import Cell
 

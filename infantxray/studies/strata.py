@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from infantxray.evaluation.intervals import Estimate
 from infantxray.evaluation.metrics import AGE_BANDS
+from infantxray.reports.tables import NAMES, NOTHING, Table
 from infantxray.studies import baselines
 from infantxray.studies.comparisons import TESTED, Comparisons, words
 from infantxray.studies.plan import Cell
 from infantxray.studies.results import Model
-from infantxray.studies.statistics import Estimate
-from infantxray.studies.tables import NAMES, NOTHING, Table
 
 _CLASS_FIGURES = ("recall", "precision", "f1", "roc_auc")
 _FEW_PATIENTS = 10

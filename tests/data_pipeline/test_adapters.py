@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from film_files import dicom_bytes, ramp
+from image_files import dicom_bytes, ramp
 
 from data_pipeline.adapters import ADAPTERS
 from data_pipeline.errors import DataError

@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 import pytest
-from film_files import picture_bytes, ramp
+from image_files import picture_bytes, ramp
 
 from data_pipeline.cache import (
     cache_folder,

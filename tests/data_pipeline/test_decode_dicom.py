@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from film_files import SECRET, dicom_bytes, jpeg_2000, lut_item, picture_bytes, ramp
+from image_files import SECRET, dicom_bytes, jpeg_2000, lut_item, picture_bytes, ramp
 from PIL import Image
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,

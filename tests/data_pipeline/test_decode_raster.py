@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from film_files import dicom_bytes, picture_bytes, ramp
+from image_files import dicom_bytes, picture_bytes, ramp
 from PIL import Image
 
 from data_pipeline.decode import Preprocessing, load_image, read_radiograph, to_square

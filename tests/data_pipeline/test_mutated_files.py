@@ -17,7 +17,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
 
-from film_files import SECRET, every_format  # noqa: E402
+from image_files import SECRET, every_format  # noqa: E402
 
 from data_pipeline.decode import Preprocessing, load_image  # noqa: E402
 from data_pipeline.decode.dicom import read_header  # noqa: E402

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from film_files import dicom_bytes, ramp
+from image_files import dicom_bytes, ramp
 from pydicom.uid import JPEGLSLossless
 
 from data_pipeline.decode import read_radiograph

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from infantxray.models import ENCODERS, create_encoder
-from infantxray.torch_weights import export_encoder, import_encoder
+from infantxray.models.torch_weights import export_encoder, import_encoder
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 for package in ("torchvision", "timm", "pytorchcv"):

@@ -15,11 +15,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
 
 from configs import study as study_config  # noqa: E402
+from data_pipeline import dataset as data
 from data_pipeline.splits import keep_labels, patient_keys, write_split  # noqa: E402
-from infantxray import data, probe, workdir  # noqa: E402
-from infantxray.diagnosis import write_predictions  # noqa: E402
+from infantxray.commands import probe
 from infantxray.evaluation import metrics  # noqa: E402
 from infantxray.evaluation.metrics import Predictions  # noqa: E402
+from infantxray.runs import workdir  # noqa: E402
+from infantxray.stage_two.inference import write_predictions  # noqa: E402
 from infantxray.studies import plan  # noqa: E402
 
 SKILL = {"without_pretraining": 0.9, "without_apn": 1.1, "full": 1.3}
@@ -107,7 +109,7 @@ def read_csv(path):
 
 
 def main(folder):
-    from infantxray.studies import report
+    from infantxray.reports import study_report as report
 
     plan.checkpoints.is_finished = lambda folder: Path(folder, "finished").exists()
     config = small_config()

@@ -17,10 +17,14 @@ sys.path[:0] = [str(Path(__file__).parent)]
 
 import fake_study  # noqa: E402
 
+from data_pipeline import dataset as data
 from data_pipeline import splits  # noqa: E402
 from data_pipeline.errors import DataError, UserError  # noqa: E402
-from infantxray import data, study  # noqa: E402
-from infantxray.studies import cells, comparisons, page, plan, report, results  # noqa: E402
+from infantxray.commands import study  # noqa: E402
+from infantxray.reports import study_page as page
+from infantxray.reports import study_report as report
+from infantxray.studies import comparisons, plan, results  # noqa: E402
+from infantxray.studies import runner as cells
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from data_pipeline.errors import DataError, UserError
 from data_pipeline.manifest import read_manifest
 from data_pipeline.phantom import open_phantom, render, truth
 from data_pipeline.sources import open_sources
-from infantxray import export_phantom
+from infantxray.commands import export_phantom
 
 PLACE = "infant:films=12:age_missing=0.2:site=both"
 

@@ -1,0 +1,240 @@
+"""Tables that are the same in the report, as CSV, as Markdown and as LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import html
+import math
+import os
+import re
+from collections.abc import Sequence
+
+from infantxray.evaluation.intervals import Estimate
+
+NAMES = {
+    "accuracy": "Accuracy",
+    "recall": "Recall",
+    "precision": "Precision",
+    "f1": "F1",
+    "roc_auc": "ROC AUC",
+    "age_mae_months": "Age MAE, months",
+}
+NOTHING = "–"
+_FOLDED = 40  # Rows.
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A paired difference.
+
+    Attributes:
+      estimate: with the uncorrected p-value.
+      p_holm: corrected.
+    """
+
+    estimate: Estimate
+    p_holm: float
+
+
+Cell = str | int | Estimate | Difference
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Attributes:
+      name: of its files.
+      title: a heading.
+      caption: what must be known to read it.
+      header: of the columns.
+      rows: cells: text, counts, `Estimate` or `Difference`.
+      foreign: numbers of the rows that come from elsewhere, such as the paper's.
+    """
+
+    name: str
+    title: str
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    foreign: frozenset[int] = frozenset()
+
+    def filled(self) -> Table:
+        """The table without columns of figures that no row has, as of ages where none is known."""
+        keep = [j for j in range(len(self.header)) if any(_is_known(row[j]) for row in self.rows)]
+        return dataclasses.replace(
+            self,
+            header=[self.header[j] for j in keep],
+            rows=[[row[j] for j in keep] for row in self.rows],
+        )
+
+    def write(self, folder: str) -> None:
+        """Writes `<name>.csv`, `.md` and `.tex`; CSV has a column for each number, known or not."""
+        os.makedirs(folder, exist_ok=True)
+        path = os.path.join(folder, self.name)
+        with open(path + ".csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(self._long())
+        shown = self.filled()
+        for suffix, text in ((".md", shown.markdown()), (".tex", shown.latex())):
+            with open(path + suffix, "w", encoding="utf-8") as file:
+                file.write(text)
+
+    def _long(self) -> list[list]:
+        parts = []
+        for j in range(len(self.header)):
+            kinds = {type(row[j]) for row in self.rows}
+            parts.append(
+                ("", "_sd", "_low", "_high", "_p", "_p_holm")
+                if Difference in kinds
+                else ("", "_sd", "_low", "_high")
+                if Estimate in kinds
+                else ("",)
+            )
+        head = [
+            slug(name) + part
+            for name, columns in zip(self.header, parts, strict=True)
+            for part in columns
+        ]
+        rows = []
+        for row in self.rows:
+            cells = []
+            for cell, columns in zip(row, parts, strict=True):
+                values = _numbers(cell)
+                cells += [*values, *[""] * (len(columns) - len(values))][: len(columns)]
+            rows.append(cells)
+        return [head, *rows]
+
+    def markdown(self) -> str:
+        rows = [self.plain(row) for row in self.rows]
+        lines = [self.header, ["---"] * len(self.header), *rows]
+        body = "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in r) + " |" for r in lines)
+        return f"**{self.title}.** {self.caption}\n\n{body}\n"
+
+    def latex(self) -> str:
+        rows = [self.plain(row) for row in self.rows]
+        body = " \\\\\n".join(" & ".join(_latex(cell) for cell in row) for row in rows)
+        head = " & ".join(f"\\textbf{{{_latex(name)}}}" for name in self.header)
+        columns = "l" + "r" * (len(self.header) - 1)
+        return (
+            "% Needs \\usepackage{booktabs}\n\\begin{table}\n\\centering\n\\small\n"
+            f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body} \\\\\n"
+            "\\bottomrule\n\\end{tabular}\n"
+            f"\\caption{{{_latex(self.title)}. {_latex(self.caption)}}}\n"
+            f"\\label{{tab:{self.name}}}\n\\end{{table}}\n"
+        )
+
+    def plain(self, row: Sequence[Cell]) -> list[str]:
+        """The cells of a row as text."""
+        return [_plain(cell, name) for cell, name in self._named(row)]
+
+    def html(self) -> str:
+        """A section of a page; a long table is folded."""
+        text = [all(isinstance(row[j], str) for row in self.rows) for j in range(len(self.header))]
+        # Columns of text at the left are read, the others are compared.
+        lead = text.index(False) if False in text else len(text)
+        left = [" class=left" if j < lead else "" for j in range(len(text))]
+        head = "".join(
+            f"<th{mark}>{html.escape(name)}</th>"
+            for name, mark in zip(self.header, left, strict=True)
+        )
+        body, above = "", None
+        for i, row in enumerate(self.rows):
+            kinds = (("foreign", i in self.foreign), ("new", row[0] != above))
+            marks = [name for name, holds in kinds if holds]
+            cells = [_markup(cell, name) for cell, name in self._named(row)]
+            if row[0] == above and lead > 1:
+                cells[0] = ""
+            above = row[0]
+            markup = "".join(f"<td{mark}>{c}</td>" for c, mark in zip(cells, left, strict=True))
+            body += f"<tr class='{' '.join(marks)}'>{markup}</tr>"
+        table = (
+            f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            "</div>"
+        )
+        if len(self.rows) > _FOLDED:
+            table = f"<details><summary>{len(self.rows)} rows</summary>{table}</details>"
+        return (
+            f"<h2 id='{self.name}'>{html.escape(self.title)}</h2>"
+            f"<p class='soft'>{html.escape(self.caption)}</p>{table}"
+        )
+
+    def _named(self, row: Sequence[Cell]):
+        return zip(row, self.header, strict=True)
+
+
+def _is_known(cell: Cell) -> bool:
+    if isinstance(cell, Difference):
+        cell = cell.estimate
+    return math.isfinite(cell.mean) if isinstance(cell, Estimate) else cell != NOTHING
+
+
+def slug(name: str) -> str:
+    return re.sub(r"\W+", "_", name.lower()).strip("_")
+
+
+def number(value: float, name: str, sign: bool = False) -> str:
+    """Months with one digit, everything else with three; a real minus sign."""
+    digits = 1 if "month" in name.lower() else 3
+    if not math.isfinite(value):
+        return NOTHING
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    return text.replace("-", "−")
+
+
+def p_text(p: float) -> str:
+    return NOTHING if not math.isfinite(p) else "p < .001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _numbers(cell: Cell) -> list:
+    if isinstance(cell, Difference):
+        return [*_numbers(cell.estimate), _csv(cell.estimate.p), _csv(cell.p_holm)]
+    if isinstance(cell, Estimate):
+        return [_csv(v) for v in (cell.mean, cell.sd, cell.low, cell.high)]
+    return ["" if cell == NOTHING else cell]
+
+
+def _csv(value: float) -> str:
+    # Ten digits: the same whatever order a machine adds in, and more than anybody needs.
+    return f"{value:.10g}" if math.isfinite(value) else ""
+
+
+def _parts(cell: Cell, name: str) -> list[str]:
+    """A figure; then its interval; then its p-value."""
+    if isinstance(cell, Difference):
+        e = cell.estimate
+        if not math.isfinite(e.mean):
+            return [NOTHING]
+        return [number(e.mean, name, sign=True), _interval(e, name, True), p_text(cell.p_holm)]
+    if isinstance(cell, Estimate):
+        if not math.isfinite(cell.mean):
+            return [NOTHING]
+        spread = f" ± {number(cell.sd, name)}" if math.isfinite(cell.sd) else ""
+        return [number(cell.mean, name) + spread, _interval(cell, name)]
+    return [str(cell)]
+
+
+def _interval(estimate: Estimate, name: str, sign: bool = False) -> str:
+    if not math.isfinite(estimate.low):
+        return ""
+    return f"[{number(estimate.low, name, sign)}, {number(estimate.high, name, sign)}]"
+
+
+def _plain(cell: Cell, name: str) -> str:
+    return " ".join(part for part in _parts(cell, name) if part)
+
+
+def _markup(cell: Cell, name: str) -> str:
+    first, *rest = (html.escape(part) for part in _parts(cell, name) if part)
+    surely = isinstance(cell, Difference) and cell.p_holm < 0.05
+    first = f"<b>{first}</b>" if surely else first
+    return first + "".join(f"<small>{part}</small>" for part in rest)
+
+
+_LATEX = {"&": "\\&", "%": "\\%", "_": "\\_", "#": "\\#", "$": "\\$", "±": "$\\pm$", "−": "$-$"}
+_LATEX |= {"–": "--", "×": "$\\times$", "<": "$<$", ">": "$>$", "~": "\\textasciitilde{}"}
+_LATEX |= {"{": "\\{", "}": "\\}", "^": "\\textasciicircum{}", "\\": "\\textbackslash{}"}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)

@@ -1,0 +1,282 @@
+"""Checks a configuration before anything is loaded, and says in one line what is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+
+TASKS = (
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "predict",
+    "check_data",
+    "prepare",
+    "export_phantom",
+    "probe",
+    "label_efficiency",
+    "study",
+)
+OBJECTIVES = ("l1", "denoise", "masked_pixels", "masked_hog", "simsiam")
+RANDOM, PIXELS = "random", "pixels"  # Of config.encoders, beside stages one.
+OPTIMIZERS = ("adamw", "sgd")
+DTYPES = ("float32", "bfloat16")
+BEST_METRICS = ("roc_auc", "accuracy", "recall", "precision", "f1", "loss", "age_mae_months")
+LOWER_IS_BETTER = ("loss", "age_mae_months")
+
+
+class ConfigError(UserError):
+    """A setting has an impossible value."""
+
+
+def _is_fraction(value) -> bool:
+    return 0 <= value < 1
+
+
+# What a setting must satisfy, and that in words. Settings that a task lacks are passed over.
+_RULES = {
+    "task": (lambda v: v in TASKS, f"one of {', '.join(TASKS)}"),
+    "seed": (lambda v: v >= 0, "0 or more"),
+    "objective": (lambda v: v in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
+    "dtype": (lambda v: v in DTYPES, f"one of {', '.join(DTYPES)}"),
+    "batch_size": (lambda v: v >= 1, "at least 1"),
+    "accumulate_steps": (lambda v: v >= 1, "at least 1"),
+    "train_steps": (lambda v: v >= 0, "0 (off) or more"),
+    "train_epochs": (lambda v: v >= 0, "0 (off) or more"),
+    "log_every_steps": (lambda v: v >= 1, "at least 1"),
+    "eval_every_steps": (lambda v: v >= 1, "at least 1"),
+    "checkpoint_every_steps": (lambda v: v >= 1, "at least 1"),
+    "images_every_steps": (lambda v: v >= 1, "at least 1"),
+    "probe_every_steps": (lambda v: v >= 0, "0 (never) or more"),
+    "probe_images": (lambda v: v >= 1, "at least 1"),
+    "train_films": (lambda v: v >= 1, "at least 1"),
+    "draws": (lambda v: v >= 1, "at least 1"),
+    "label_fractions": (
+        lambda v: v and all(0 < x <= 1 for x in v),
+        "shares above 0, at most 1, such as 0.02,0.1,1.0",
+    ),
+    "study.size": (lambda v: v in ("cpu", "paper", "best"), "cpu, paper or best"),
+    "study.label_draw": (lambda v: v in ("shared", "seed"), "shared or seed"),
+    "study.parallel_cells": (lambda v: v >= 1, "at least 1"),
+    "age_weight": (lambda v: v >= 0, "0 or more: it is α of L = CE + α·MSE"),
+    "encoder_learning_rate_factor": (lambda v: v >= 0, "0 or more"),
+    "age_loss": (lambda v: v in ("mse", "distribution"), "mse or distribution"),
+    "age_weighting": (lambda v: v in ("fixed", "uncertainty"), "fixed or uncertainty"),
+    "layer_decay": (lambda v: 0 < v <= 1, "above 0, at most 1"),
+    "self_training.teacher_steps": (lambda v: v >= 0, "0 (off) or more"),
+    "self_training.teachers": (lambda v: v >= 1, "1 or more"),
+    "labelled_fraction": (lambda v: 0 < v < 1, "above 0 and below 1"),
+    "class_weights": (lambda v: v in ("none", "balanced"), "none or balanced"),
+    "ema_decay": (_is_fraction, "at least 0 and below 1"),
+    "best_metric": (lambda v: v in BEST_METRICS, f"one of {', '.join(BEST_METRICS)}"),
+    "early_stopping_evals": (lambda v: v >= 0, "0 (never) or more"),
+    "bootstrap_samples": (lambda v: v >= 0, "0 (no intervals) or more"),
+    "optimizer.name": (lambda v: v in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+    "optimizer.learning_rate": (lambda v: v > 0, "above 0"),
+    "optimizer.warmup_fraction": (_is_fraction, "at least 0 and below 1"),
+    "optimizer.weight_decay": (lambda v: v >= 0, "0 or more"),
+    "optimizer.clip_norm": (lambda v: v >= 0, "0 (off) or more"),
+    "optimizer.factor_without_batchnorm": (lambda v: v > 0, "above 0"),
+    "augment.rotation_degrees": (lambda v: 0 <= v <= 180, "between 0 and 180"),
+    "augment.scale": (_is_fraction, "at least 0 and below 1"),
+    "augment.shift": (_is_fraction, "at least 0 and below 1"),
+    "augment.contrast": (_is_fraction, "at least 0 and below 1"),
+    "augment.brightness": (_is_fraction, "at least 0 and below 1"),
+    "augment.gamma": (lambda v: v >= 0, "0 (off) or more"),
+    "augment.noise": (lambda v: v >= 0, "0 (off) or more"),
+    "augment.erase": (lambda v: 0 <= v <= 1, "between 0 and 1"),
+    "denoise.noise": (lambda v: v > 0, "above 0"),
+    "masking.fraction": (lambda v: 0 < v < 1, "above 0 and below 1"),
+    "masking.patch_size": (lambda v: v in (0, 4, 8, 16, 32), "0 (by image size), 4, 8, 16 or 32"),
+    "views.blur": (_is_fraction, "at least 0 and below 1"),
+    "data.image_size": (lambda v: v >= 32 and v % 32 == 0, "a multiple of 32 (pixels)"),
+    "data.resize": (lambda v: v in ("pad", "squash", "crop"), "pad, squash or crop"),
+    "data.validation_fraction": (_is_fraction, "at least 0 and below 1"),
+    "data.test_fraction": (_is_fraction, "at least 0 and below 1"),
+    "data.patient_ids": (lambda v: v in ("shared", "source"), "shared or source"),
+    "data.given_splits": (lambda v: v in ("keep", "ignore"), "keep or ignore"),
+    "data.label_fraction": (lambda v: 0 < v <= 1, "above 0, at most 1"),
+    "data.label_seed": (lambda v: v >= 0, "0 or more"),
+    "data.on_error": (lambda v: v in ("raise", "skip"), "raise or skip"),
+    "data.num_threads": (lambda v: v >= 1, "at least 1"),
+}
+
+# The two views of objective=simsiam are made by the same function as any augmentation.
+_RULES |= {
+    key.replace("augment", "views"): rule
+    for key, rule in _RULES.items()
+    if key.startswith("augment.")
+}
+
+
+def _lookup(config, key: str):
+    for part in key.split("."):
+        if part not in config:
+            return None
+        config = config[part]
+    return config
+
+
+def check(config) -> None:
+    """Raises `ConfigError` on the first setting that cannot be meant. Loads nothing heavy."""
+    for key, (holds, expected) in _RULES.items():
+        value = _lookup(config, key)
+        if value is None:
+            continue
+        if (isinstance(value, float) and not math.isfinite(value)) or not holds(value):
+            raise ConfigError(f"config.{key} is {value!r}; it must be {expected}")
+    if "train_steps" in config and (config.train_steps > 0) == (config.train_epochs > 0):
+        raise ConfigError(
+            f"exactly one of config.train_steps ({config.train_steps}) and config.train_epochs "
+            f"({config.train_epochs:g}) must be above 0; set the other to 0"
+        )
+    if "accumulate_steps" in config and config.batch_size % config.accumulate_steps:
+        raise ConfigError(
+            f"config.batch_size ({config.batch_size}) must be a multiple of "
+            f"config.accumulate_steps ({config.accumulate_steps})"
+        )
+    fractions = (
+        _lookup(config, "data.validation_fraction") or 0,
+        _lookup(config, "data.test_fraction") or 0,
+    )
+    if sum(fractions) >= 1:
+        raise ConfigError(
+            "config.data.validation_fraction and config.data.test_fraction leave nothing to train "
+            f"on ({fractions[0]:g} + {fractions[1]:g})"
+        )
+    if "masking" in config and config.masking.patch_size >= config.data.image_size:
+        raise ConfigError(
+            f"config.masking.patch_size ({config.masking.patch_size}) must be below "
+            f"config.data.image_size ({config.data.image_size}): one patch would hide everything"
+        )
+    if _lookup(config, "self_training.linear_probe") and config.self_training.teacher_steps:
+        raise ConfigError(
+            "the teacher is either a linear probe or fine-tuned: set "
+            "config.self_training.linear_probe=False or config.self_training.teacher_steps=0"
+        )
+    if _lookup(config, "self_training.linear_probe") and config.self_training.teachers > 1:
+        raise ConfigError(
+            "config.self_training.teachers counts fine-tuned teachers; a linear probe is one"
+        )
+    if config.get("age_film") and not config.age_head:
+        raise ConfigError("config.age_film=True needs config.age_head=True")
+    if "best_metric" in config and not config.age_head and config.best_metric == "age_mae_months":
+        raise ConfigError("config.best_metric=age_mae_months needs config.age_head=True")
+    if "encoder" in config:
+        _check_encoder(config.encoder)
+    if config.get("pretrained"):
+        _check_pretrained(config.pretrained)
+    if "encoders" in config:
+        for places in compared_encoders(config.encoders).values():
+            for place in places:
+                if place not in (RANDOM, PIXELS):
+                    _check_pretrained(place, "encoders")
+        if config.data.label_fraction < 1 or config.data.label_seed:
+            raise ConfigError(
+                "config.data.label_fraction and config.data.label_seed are not for this task, "
+                "which draws labels itself: see config.label_fractions and config.draws"
+            )
+    if "checkpoint" in config and not os.path.isdir(os.path.expanduser(config.checkpoint)):
+        raise ConfigError(
+            f"config.checkpoint: the folder {config.checkpoint} does not exist; it must be the "
+            "workdir of a finished stage two (configs/finetune.py)"
+        )
+
+
+def _check_encoder(name: str) -> None:
+    from infantxray.models import ENCODERS  # Imports jax: about a second.
+
+    if name not in ENCODERS:
+        raise ConfigError(f"config.encoder is {name!r}; it must be one of {', '.join(ENCODERS)}")
+
+
+def compared_encoders(text: str) -> dict[str, tuple[str, ...]]:
+    """`config.encoders` -> the places of each encoder by its name, in order.
+
+    Raises:
+      ConfigError: a name or a place is missing, or two are called the same.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for part in text.split(","):
+        name, equals, rest = part.strip().partition("=")
+        places = tuple(place.strip() for place in (rest if equals else name).split("+"))
+        if not name or not all(places):
+            raise ConfigError(
+                f"config.encoders is {text!r}; it must be places separated by commas, such as "
+                "random,l1=runs/l1_a+runs/l1_b"
+            )
+        name = name.strip() if equals else " + ".join(places)
+        if name in found:
+            raise ConfigError(f"config.encoders names {name!r} twice; write NAME=FOLDER")
+        found[name] = places
+    most = max(map(len, found.values()))
+    for name, places in found.items():
+        if places == (RANDOM,):
+            found[name] = places * most  # Weights of several seeds, in turn.
+        elif len(places) not in (1, most):
+            raise ConfigError(
+                f"config.encoders: {name} has {len(places)} stages one that take turns and another "
+                f"has {most}; give each one, or {most}"
+            )
+    return found
+
+
+def _check_pretrained(pretrained: str, key: str = "pretrained") -> None:
+    place = pretrained.removeprefix("torch:")
+    path = os.path.expanduser(place)
+    if place != pretrained:
+        if not os.path.isfile(path):
+            raise ConfigError(f"config.{key}: the file {place} does not exist")
+    elif os.path.isfile(path):
+        raise ConfigError(
+            f"config.{key}: {place} is a file; for PyTorch weights write torch:{place}"
+        )
+    elif not os.path.isdir(os.path.join(path, "checkpoints")):
+        raise ConfigError(
+            f"config.{key}: no stage-one checkpoint in {place}; run configs/pretrain.py with "
+            f"--workdir={place} first, or "
+            + ("write random" if key == "encoders" else "leave it empty")
+            + " for random weights"
+        )
+
+
+def explain_flag_error(error: BaseException, argv: list[str]) -> str:
+    """One line for whatever absl and ml_collections raise about the command line."""
+    text = str(error)
+    unknown = re.search(r"^[\\'\"]*(\w+)\\?'\\?n?", text.split("\n")[0])
+    if isinstance(error, (AttributeError, KeyError)) and unknown:
+        key = unknown.group(1)
+        given = next((a for a in argv if re.search(rf"[.]{key}\b", a.split("=")[0])), key)
+        suggestion = re.search(r'Did you mean "(\w+)"', text)
+        return f"unknown setting {given}" + (
+            f"; did you mean {suggestion.group(1)}?" if suggestion else "; see the file in configs/"
+        )
+    if "No such file" in text:
+        name = re.search(r"Attempted \[Relative path\]:\s+(\S+)", text)
+        missing = name.group(1) if name else "the --config file"
+        return f"{missing} does not exist; configurations are {_available_configs(missing)}"
+    if "takes 0 positional arguments" in text:
+        return "this configuration has no variants: leave out what follows the colon in --config"
+    if "before a value for --config was specified" in text:
+        return "--config=configs/<task>.py must come before --config.key=value"
+    wrong_type = re.search(r"flag --(\S+?)=(.*?): invalid literal for (\w+)\(\)", text)
+    if wrong_type:
+        return f"{wrong_type[1]} is {wrong_type[2]!r}; it must be a number ({wrong_type[3]})"
+    line = [line for line in text.splitlines() if line.strip()][-1].strip()
+    return re.sub(r"^\w*Error: ", "", line)
+
+
+def _available_configs(wanted: str) -> str:
+    folder = str(Path(__file__).resolve().parents[2] / "configs")
+    names = sorted(
+        f"configs/{name}"
+        for name in os.listdir(folder)
+        if name.endswith(".py") and name not in ("__init__.py", "common.py")
+    )
+    close = difflib.get_close_matches(wanted, names, n=1)
+    return f"{', '.join(names)}" + (f"; did you mean {close[0]}?" if close else "")

@@ -1,0 +1,41 @@
+"""The denoising autoencoder: rebuild the image from a noisy copy.
+
+Vincent et al., "Stacked denoising autoencoders", JMLR 11, 2010.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from infantxray.stage_one.objectives.base import example_keys
+from infantxray.stage_one.objectives.l1 import L1
+from infantxray.training import losses
+
+
+class Denoise(L1):
+    """`mean |I - D(E(I + noise))|`, in units of the full intensity range; else the same as L1."""
+
+    name = "denoise"
+    panel_names = ("input", "noisy", "reconstruction", "difference")
+
+    def __init__(self, encoder: nn.Module, dtype, config):
+        super().__init__(encoder, dtype, config)
+        settings = config.denoise
+        self._noise = settings.noise
+
+    def _add_noise(self, image, key):
+        keys = example_keys(key, image.shape[0])
+        noise = jax.vmap(lambda k: jax.random.normal(k, image.shape[1:]))(keys)
+        return image + self._noise * noise
+
+    def loss(self, variables, image, key, *, train):
+        noisy = self._add_noise(image, key)
+        reconstruction, batch_stats = self._reconstruct(variables, noisy, train=train)
+        return losses.l1(reconstruction, image), batch_stats
+
+    def panels(self, variables, image):
+        noisy = self._add_noise(image, jax.random.key(0))
+        reconstruction = jnp.clip(self._reconstruct(variables, noisy, train=False)[0], 0.0, 1.0)
+        return image, jnp.clip(noisy, 0.0, 1.0), reconstruction, jnp.abs(image - reconstruction)

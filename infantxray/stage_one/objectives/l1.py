@@ -1,0 +1,38 @@
+"""The paper's objective: rebuild the image, mean absolute error (Equation 1)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from infantxray.models import Decoder
+from infantxray.models.autoencoder import Autoencoder
+from infantxray.stage_one.objectives.base import Objective
+from infantxray.training import losses
+from infantxray.training.augment import denormalise, normalise
+
+
+class L1(Objective):
+    """`mean |I - Î|`, in units of the full intensity range: 0.02 is 5 of 255 grey levels."""
+
+    name = "l1"
+    panel_names = ("input", "reconstruction", "difference")
+
+    def __init__(self, encoder: nn.Module, dtype, config):
+        del config
+        self.model = Autoencoder(encoder, Decoder(dtype=dtype))
+
+    def _reconstruct(self, variables, image, *, train):
+        output, updated = self.model.apply(
+            variables, normalise(image), train=train, mutable=["batch_stats"]
+        )
+        return denormalise(output.astype(jnp.float32)), updated["batch_stats"]
+
+    def loss(self, variables, image, key, *, train):
+        del key  # Nothing here is random.
+        reconstruction, batch_stats = self._reconstruct(variables, image, train=train)
+        return losses.l1(reconstruction, image), batch_stats
+
+    def panels(self, variables, image):
+        reconstruction = jnp.clip(self._reconstruct(variables, image, train=False)[0], 0.0, 1.0)
+        return image, reconstruction, jnp.abs(image - reconstruction)

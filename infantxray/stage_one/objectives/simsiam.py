@@ -1,0 +1,56 @@
+"""SimSiam: two views of one film should say the same.
+
+Chen and He, "Exploring simple Siamese representation learning", CVPR 2021.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from infantxray.models.heads import Siamese
+from infantxray.stage_one.objectives.base import Objective
+from infantxray.stage_one.objectives.views import two_views
+from infantxray.training.augment import normalise
+
+
+class SimSiam(Objective):
+    """`1 - cos(prediction of one view, projection of the other)`, mean over both directions.
+
+    0 is perfect agreement, 1 none. No gradient flows into the projection; that, and its batch
+    normalisation, keep all films from being projected to one point.
+
+    Of the joint-embedding objectives this one suits small batches: each film has its own loss.
+    Contrastive objectives need many films to tell apart, VICReg and Barlow Twins estimate
+    covariances of hundreds of features, which 16 films cannot, and would count the padding of a
+    validation batch among the films. BYOL and DINO need a second, averaged network.
+    """
+
+    name = "simsiam"
+    panel_names = ("input", "first_view", "second_view")
+
+    def __init__(self, encoder: nn.Module, dtype, config):
+        self._views = config.views
+        self.model = Siamese(encoder, dtype=dtype)
+
+    def loss(self, variables, image, key, *, train):
+        views = two_views(image, key, self._views)
+        # Both views of a film stay on its device; BatchNorm sees all of them at once.
+        both = normalise(views.reshape(-1, *image.shape[1:]))
+        (projection, prediction), updated = self.model.apply(
+            variables, both, train=train, mutable=["batch_stats"]
+        )
+        projection = jax.lax.stop_gradient(_unit(projection.reshape(-1, 2, projection.shape[-1])))
+        prediction = _unit(prediction.reshape(-1, 2, prediction.shape[-1]))
+        cosine = (prediction * projection[:, ::-1]).sum(axis=-1)  # [B, 2]
+        return 1.0 - cosine.mean(axis=1), updated["batch_stats"]
+
+    def panels(self, variables, image):
+        del variables
+        views = two_views(image, jax.random.key(0), self._views)
+        return image, views[:, 0], views[:, 1]
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.sqrt((x**2).sum(axis=-1, keepdims=True) + 1e-12)

@@ -1,0 +1,121 @@
+"""What stage two decides before its first step. Training itself: test_end_to_end.py."""
+
+import numpy as np
+import pytest
+
+from configs import finetune as finetune_config
+from data_pipeline.decode import Preprocessing
+from data_pipeline.errors import UserError
+from data_pipeline.loader import FilmSource
+from data_pipeline.manifest import Records
+from infantxray.commands import finetune
+from infantxray.runs.workdir import ModelCard
+from infantxray.stage_two import self_training
+
+CLASSES = ("mass", "normal")
+HOW = Preprocessing(image_size=32)
+
+
+def make_source(num_labelled, num_aged=0, num_films=200):
+    label = [CLASSES[i % 2] if i < num_labelled else "" for i in range(num_films)]
+    ages = [float(i) if i < num_aged else np.nan for i in range(num_films)]
+    paths = [f"{i}.png" for i in range(num_films)]
+    return FilmSource(Records.create(paths, source="s", label=label, age_months=ages), CLASSES, HOW)
+
+
+def test_a_checkpoint_is_chosen_on_a_hundred_films_or_not_at_all(caplog):
+    """Twelve films reach an AUC of 1 by chance, long before training is at its end."""
+    config = finetune_config.get_config()
+    assert finetune._chosen_by(config, make_source(100)) == "roc_auc"
+    assert caplog.text == ""
+    assert finetune._chosen_by(config, make_source(99, num_aged=200)) is None
+    assert "99 validation films with a known condition are too few" in caplog.text
+    config.best_metric = "age_mae_months"
+    assert finetune._chosen_by(config, make_source(0, num_aged=100)) == "age_mae_months"
+    assert finetune._chosen_by(config, make_source(200, num_aged=99)) is None
+    assert "99 validation films with a known age" in caplog.text
+
+
+def test_a_teacher_comes_only_where_it_has_something_to_say(caplog):
+    caplog.set_level("INFO", logger="infantxray")
+    config = finetune_config.get_config("best")
+    card = ModelCard("resnet50", "float32", HOW, CLASSES)
+    assert self_training.wants_teacher(config, card, make_source(199))
+    assert not self_training.wants_teacher(config, card, make_source(200))
+    assert "no teacher is needed" in caplog.text
+    config.self_training.linear_probe = False
+    assert not self_training.wants_teacher(config, card, make_source(3))
+    config.self_training.teacher_steps = 10
+    with pytest.raises(UserError, match="no training film has a label"):
+        self_training.wants_teacher(config, ModelCard("resnet50", "float32", HOW), make_source(0))
+
+
+def test_rare_labels_are_drawn_for_every_batch(caplog):
+    """Of 200 films with an age 10 have a condition: as they come, most batches would have none."""
+    caplog.set_level("INFO", logger="infantxray")
+    config = finetune_config.get_config()
+    assert not finetune._labels_are_rare(config, make_source(50, num_aged=200))
+    assert not finetune._labels_are_rare(config, make_source(0, num_aged=200))
+    assert caplog.text == ""
+    rare = make_source(10, num_aged=200)
+    assert finetune._labels_are_rare(config, rare)
+    assert "10 of 200 films" in caplog.text
+    assert "make up 4 of every 16" in caplog.text
+    rows = []
+    read = rare.read_batch
+    rare.read_batch = lambda drawn: rows.append(drawn) or {"label": rare.labels[drawn]}
+    batch = next(finetune._mixed_batches(config, rare))
+    rare.read_batch = read
+    assert (batch["label"][:4] >= 0).all()
+    assert len(batch["label"]) == 16
+    assert len(set(rows[0][4:])) == 12
+
+
+def write_manifest(folder, test_labels):
+    rows = ["image_path,patient_id,label,split"]
+    for role, labels in (
+        ("train", ["mass", "normal"] * 9),
+        ("validation", ["mass", "normal"] * 2),
+        ("test", test_labels),
+    ):
+        rows += [f"{role}{i}.png,{role}{i},{name},{role}" for i, name in enumerate(labels)]
+    (folder / "films.csv").write_text("\n".join(rows) + "\n")
+    (folder / "run").mkdir()
+    config = finetune_config.get_config()
+    config.data.train = f"manifest:{folder / 'films.csv'}"
+    return config
+
+
+def test_conditions_that_are_tested_alone_are_refused(tmp_path, caplog):
+    """Left out in silence, the score would be of an easier task than the one that was set."""
+    config = write_manifest(tmp_path, ["mass", "normal", "Normal", "rare", "rare"])
+    with pytest.raises(UserError, match=r"test have a condition.*'Normal', 'rare' \(training"):
+        finetune._open_data(config, str(tmp_path / "run"))
+    config.data.classes = ("mass", "normal")  # On purpose.
+    _, card = finetune._open_data(config, str(tmp_path / "run"))
+    assert card.classes == ("mass", "normal")
+    assert "no film for" not in caplog.text
+
+
+def test_conditions_that_nobody_is_tested_for_are_named(tmp_path, caplog):
+    config = write_manifest(tmp_path, ["mass", "mass"])
+    finetune._open_data(config, str(tmp_path / "run"))
+    assert "no film for test has: normal" in caplog.text
+
+
+def test_who_has_no_validation_films_still_trains(tmp_path):
+    config = write_manifest(tmp_path, ["mass", "normal"])
+    text = (tmp_path / "films.csv").read_text().replace(",validation", ",train")
+    (tmp_path / "films.csv").write_text(text)
+    config.data.validation_fraction = 0.0
+    split, _ = finetune._open_data(config, str(tmp_path / "run"))
+    assert (len(split.train), len(split.validation), len(split.test)) == (22, 0, 2)
+    assert finetune._validate(None, make_source(0, num_films=0), {}) == {}
+
+
+def test_films_of_which_nothing_is_known(tmp_path):
+    (tmp_path / "films.csv").write_text("image_path\na.png\nb.png\n")
+    config = finetune_config.get_config()
+    config.data.train = f"manifest:{tmp_path / 'films.csv'}"
+    with pytest.raises(UserError, match="a manifest gives them in its columns label and age_mon"):
+        finetune._open_data(config, str(tmp_path))

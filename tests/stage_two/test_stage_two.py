@@ -1,0 +1,432 @@
+"""Stage-two models in use, and the loss they are trained with."""
+
+import csv
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from configs import finetune as finetune_config
+from data_pipeline.decode import Preprocessing
+from data_pipeline.errors import UserError
+from data_pipeline.loader import FilmSource
+from data_pipeline.manifest import Records
+from infantxray.evaluation.metrics import Predictions
+from infantxray.models.diagnosis import DiagnosisModel
+from infantxray.models.encoders.vgg import VGG, Stage
+from infantxray.runs.workdir import ModelCard
+from infantxray.stage_two import inference as diagnosis
+from infantxray.stage_two import loss as diagnosis_loss
+from infantxray.stage_two import transfer
+from infantxray.training import augment
+from infantxray.training.checkpoints import Checkpoints
+from infantxray.training.state import TrainState
+
+SIDE = 32
+CLASSES = ("normal", "mass", "constipation")
+HOW = Preprocessing(image_size=SIDE)
+
+
+class Encoder(nn.Module):
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image, *, train):
+        x = nn.Conv(8, (32, 32), (32, 32), dtype=self.dtype, name="conv")(image)
+        x = nn.BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm")(x)
+        return (None, None, None, nn.relu(x))
+
+
+@pytest.fixture(autouse=True)
+def _small_encoder(monkeypatch):
+    monkeypatch.setattr(diagnosis, "create_encoder", lambda name, dtype: Encoder(dtype=dtype))
+
+
+def make_card(classes=CLASSES, ages=(20.0, 8.0), dtype="float32"):
+    return ModelCard("resnet50", dtype, HOW, classes, *ages)
+
+
+def make_variables(card, seed=0, scale=1.0):
+    model = diagnosis.build_model(card)
+    variables = diagnosis.init_variables(model, SIDE, jax.random.key(seed))
+    # Away from the heads' small start, so that films differ.
+    return jax.tree.map(
+        lambda x: x + scale * jnp.cos(jnp.arange(x.size)).reshape(x.shape), variables
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Seven films; the fourth is damaged, some labels and ages are unknown."""
+    folder = tmp_path_factory.mktemp("films")
+    rng = np.random.default_rng(0)
+    for i in range(7):
+        Image.fromarray(rng.integers(0, 256, (SIDE, SIDE), np.uint8)).save(folder / f"{i}.png")
+    (folder / "3.png").write_bytes(b"damaged")
+    records = Records.create(
+        [str(folder / f"{i}.png") for i in range(7)],
+        source="s",
+        patient_id=["a", "a", "b", "b", "", "c", "c"],
+        label=["mass", "", "normal", "mass", "constipation", "other", "normal"],
+        age_months=[1.0, np.nan, 3.0, 4.0, 5.0, 6.0, 7.0],
+    )
+    return FilmSource(records, CLASSES, HOW, on_error="skip")
+
+
+READABLE = [0, 1, 2, 4, 5, 6]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_films_come_back_in_order_without_padding_and_damage(source, batch_size):
+    card = make_card()
+    variables = make_variables(card)
+    predictor = diagnosis.Predictor(card, batch_size=batch_size, num_threads=2)
+    predictions, records = predictor(variables, source)
+    assert records.image_path.tolist() == source.records.image_path[READABLE].tolist()
+    assert predictions.label.tolist() == [1, -1, 0, 2, -1, 0]
+    np.testing.assert_array_equal(predictions.age_months, records.age_months)
+    assert predictions.patient.tolist() == [
+        "patient:a", "patient:a", "patient:b", f"image:{records.image_path[3]}", "patient:c",
+        "patient:c",
+    ]  # fmt: skip
+    assert predictions.classes == CLASSES
+    # Each film by itself, without the pipeline.
+    model = diagnosis.build_model(card)
+    for i, row in enumerate(READABLE):
+        image = np.asarray(Image.open(source.records.image_path[row]))[None, ..., None]
+        x = (image / 255.0 - augment.MEAN) / augment.STD
+        outputs = model.apply(variables, x.astype(np.float32), train=False)
+        np.testing.assert_allclose(
+            predictions.probabilities[i], nn.softmax(outputs["logits"])[0], atol=1e-5
+        )
+        # The network says standard deviations, the user reads months.
+        expected = 20.0 + 8.0 * float(outputs["age"][0])
+        assert predictions.age_predicted_months[i] == pytest.approx(expected, rel=1e-4)
+    assert len(np.unique(predictions.probabilities, axis=0)) == len(READABLE)
+
+
+def test_without_age_head_ages_are_unknown(source):
+    card = make_card(ages=(None, None))
+    predictor = diagnosis.Predictor(card, batch_size=4, num_threads=1)
+    predictions, _ = predictor(make_variables(card), source)
+    assert np.isnan(predictions.age_predicted_months).all()
+    assert predictions.probabilities.shape == (6, 3)
+
+
+def test_without_condition_head_there_are_no_probabilities(source):
+    card = make_card(classes=())
+    predictor = diagnosis.Predictor(card, batch_size=4, num_threads=1)
+    predictions, _ = predictor(make_variables(card), source)
+    assert predictions.probabilities.shape == (6, 0)
+    assert np.isfinite(predictions.age_predicted_months).all()
+
+
+def test_a_source_of_damaged_films_gives_empty_predictions(source):
+    bad = FilmSource(source.records.take(np.array([3])), CLASSES, HOW, on_error="skip")
+    predictions, records = diagnosis.Predictor(make_card(), batch_size=4, num_threads=1)(
+        make_variables(make_card()), bad
+    )
+    assert len(predictions) == len(records) == 0
+    assert predictions.probabilities.shape == (0, 3)
+
+
+def test_predictions_csv(tmp_path):
+    records = Records.create(
+        ["/x/a, b.png", "/x/c.png"], source="s", patient_id=["p", ""], label=["mass", ""],
+        age_months=[100.0, np.nan],
+    )  # fmt: skip
+    predictions = Predictions(
+        classes=("normal", "mass"),
+        probabilities=np.array([[0.25, 0.75], [1.0, 0.0]], np.float32),
+        label=np.array([1, -1]),
+        age_months=records.age_months,
+        age_predicted_months=np.array([101.25, np.nan]),
+        patient=np.array(["p", "c"]),
+    )
+    diagnosis.write_predictions(str(tmp_path / "p.csv"), predictions, records)
+    with open(tmp_path / "p.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows == [
+        ["image_path", "patient_id", "label", "predicted", "p_normal", "p_mass", "age_months",
+         "age_predicted_months"],
+        ["/x/a, b.png", "p", "mass", "mass", "0.25", "0.75", "100", "101.25"],
+        ["/x/c.png", "", "", "normal", "1", "0", "", ""],
+    ]  # fmt: skip
+
+
+def save(folder, card, step, variables, best_step):
+    state = TrainState.create(variables, optax.sgd(0.1), ema=False)
+    manager = Checkpoints(str(folder))
+    manager.save(step, state, {"best_step": best_step, "finished": True})
+    manager.close()
+    card.write(str(folder))
+
+
+def test_the_best_checkpoint_is_used_and_not_the_latest(tmp_path):
+    card = make_card()
+    best, latest = make_variables(card, 0), make_variables(card, 1)
+    save(tmp_path, card, 10, best, 10)
+    save(tmp_path, card, 20, latest, 10)
+    assert diagnosis.read_card(str(tmp_path)) == card
+    variables, step = diagnosis.restore(str(tmp_path), card)
+    assert step == 10
+    jax.tree.map(np.testing.assert_array_equal, variables, best)
+
+
+def test_workdirs_that_cannot_predict_say_why(tmp_path):
+    with pytest.raises(UserError, match="not the workdir of a run"):
+        diagnosis.read_card(str(tmp_path))
+    make_card(classes=(), ages=(None, None)).write(str(tmp_path))
+    with pytest.raises(UserError, match="is a stage-one workdir"):
+        diagnosis.read_card(str(tmp_path))
+    make_card().write(str(tmp_path))
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        diagnosis.read_card(str(tmp_path))
+
+
+class TestAgeAsACondition:
+    """FiLM: the age modulates what the condition head reads."""
+
+    CARD = dataclasses.replace(make_card(), age_film=True)
+
+    def outputs(self, variables, age):
+        model = diagnosis.build_model(self.CARD)
+        image = jnp.asarray(np.random.default_rng(0).normal(size=(3, SIDE, SIDE, 1)), jnp.float32)
+        return model.apply(variables, image, train=False, age=age)
+
+    def test_at_first_it_changes_nothing(self):
+        model = diagnosis.build_model(self.CARD)
+        variables = diagnosis.init_variables(model, SIDE, jax.random.key(0))
+        young, old = (self.outputs(variables, jnp.full(3, age)) for age in (-1.0, 2.0))
+        np.testing.assert_array_equal(young["logits"], old["logits"])
+
+    def test_the_true_age_counts_where_it_is_known_and_else_the_predicted(self):
+        variables = make_variables(self.CARD)
+        predicted = self.outputs(variables, None)
+        mixed = self.outputs(variables, jnp.array([jnp.nan, 5.0, predicted["age"][2]]))
+        np.testing.assert_allclose(mixed["logits"][0], predicted["logits"][0], rtol=1e-5)
+        assert np.abs(mixed["logits"][1] - predicted["logits"][1]).max() > 1e-2
+        np.testing.assert_allclose(mixed["logits"][2], predicted["logits"][2], rtol=1e-4)
+
+    def test_the_condition_does_not_bend_the_age(self):
+        variables = make_variables(self.CARD)
+
+        def total(params):
+            return self.outputs(variables | {"params": params}, None)["logits"].sum()
+
+        grads = jax.grad(total)(variables["params"])
+        for leaf in jax.tree.leaves(grads["age_prediction_net"]):
+            np.testing.assert_array_equal(leaf, 0.0)
+        assert np.abs(grads["age_modulation"]["film"]["kernel"]).max() > 0
+
+
+def test_heads_do_not_feel_the_scale_of_an_encoder_without_batchnorm():
+    """Stage one leaves VGG19 with a last map of any size; a large one made the loss infinite."""
+    model = DiagnosisModel(VGG(stages=(Stage(1, 4),) * 5), num_classes=3)
+    image = jax.random.normal(jax.random.key(0), (6, 32, 32, 1))
+    variables = model.init(jax.random.key(1), image, train=False)
+
+    def run(variables, train):
+        outputs, updated = model.apply(variables, image, train=train, mutable=["batch_stats"])
+        return outputs, {"params": variables["params"], **updated}
+
+    small, after_small = run(variables, True)
+    last = variables["params"]["encoder"]["conv5_1"]
+    large = jax.tree.map(lambda x: x, variables)
+    large["params"]["encoder"]["conv5_1"] = jax.tree.map(lambda x: 1e12 * x, last)
+    big, after_big = run(large, True)
+    for name in ("logits", "age"):
+        assert np.std(small[name]) > 0
+        # Up to epsilon, which the small one feels.
+        np.testing.assert_allclose(big[name], small[name], rtol=0.2, atol=1e-3)
+        assert np.isfinite(run(after_big, False)[0][name]).all()
+    mean = [np.abs(v["batch_stats"]["latent_norm"]["mean"]).max() for v in (after_small, after_big)]
+    assert mean[1] > 1e9 * mean[0] > 0
+    assert (
+        "latent_norm"
+        not in DiagnosisModel(Encoder(), num_classes=3).init(jax.random.key(1), image, train=False)[
+            "params"
+        ]
+    )
+
+
+def test_distribution_regression_predicts_within_its_range(source):
+    card = dataclasses.replace(make_card(), age_range_months=(1.0, 31.0))
+    predictions, _ = diagnosis.Predictor(card, batch_size=4, num_threads=1)(
+        make_variables(card), source
+    )
+    assert (predictions.age_predicted_months >= 1).all()
+    assert (predictions.age_predicted_months <= 31).all()
+    # Before training every age in the range is as likely: the middle.
+    fresh = diagnosis.init_variables(diagnosis.build_model(card), SIDE, jax.random.key(0))
+    predictions, _ = diagnosis.Predictor(card, batch_size=4, num_threads=1)(fresh, source)
+    np.testing.assert_allclose(predictions.age_predicted_months, 16.0, atol=1.0)
+
+
+def test_the_card_comes_back(tmp_path):
+    card = dataclasses.replace(make_card(), age_film=True, age_range_months=(1.0, 31.0))
+    card.write(str(tmp_path))
+    assert ModelCard.read(str(tmp_path)) == card
+
+
+class TestLoss:
+    """L = CE + α·MSE, each over the films for which it is known."""
+
+    BATCH = {  # noqa: RUF012
+        "image": np.random.default_rng(1).integers(0, 256, (4, SIDE, SIDE, 1), np.uint8),
+        "label": np.array([0, -1, 2, 1], np.int32),
+        "age_months": np.array([12.0, 28.0, np.nan, 20.0], np.float32),
+        "mask": np.array([1, 1, 1, 0], np.float32),
+    }
+    LABELS = np.array([0, 0, 0, 1, 2, -1], np.int32)
+
+    def task(self, card=None, **values):
+        config = finetune_config.get_config()
+        for name in config.augment:
+            config.augment[name] = type(config.augment[name])(0)
+        config.update(values)
+        return diagnosis_loss.make_task(config, card or make_card(), self.LABELS, None)
+
+    def test_what_counts_is_what_is_known(self):
+        weights = self.task().weights(self.BATCH)
+        assert weights["cross_entropy"].tolist() == [1, 0, 1, 0]
+        assert weights["age_mse"].tolist() == [1, 1, 0, 0]
+
+    def test_coefficients_are_alpha_and_one(self):
+        assert self.task(age_weight=0.3).coefficients == {"cross_entropy": 1.0, "age_mse": 0.3}
+        no_age = self.task(make_card(ages=(None, None)))
+        assert no_age.coefficients == {"cross_entropy": 1.0}
+        assert set(no_age.weights(self.BATCH)) == {"cross_entropy"}
+        ages = self.task(make_card(classes=()))
+        assert ages.coefficients == {"age_mse": 1.0}
+        assert set(ages.weights(self.BATCH)) == {"age_mse"}
+
+    def test_values_and_no_nan_anywhere(self):
+        task = self.task()
+        variables = task.init(jax.random.key(0))
+
+        def total(params):
+            values, _ = task.losses(params, variables["batch_stats"], self.BATCH, jax.random.key(0))
+            weights = task.weights(self.BATCH)
+            return sum((values[k] * weights[k]).sum() for k in values), values
+
+        (_, values), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(variables["params"])
+        # Heads start small: every class about as likely, everybody about of mean age.
+        assert values["cross_entropy"][0] == pytest.approx(np.log(3), abs=0.3)
+        # Ages of 12, 28 and 20 months are -1, +1 and 0 standard deviations.
+        np.testing.assert_allclose(values["age_mse"], [1, 1, 0, 0], atol=0.5)
+        for leaf in jax.tree.leaves((grads, values)):
+            assert np.isfinite(leaf).all()
+        assert np.abs(grads["encoder"]["conv"]["kernel"]).max() > 0
+
+    def test_balanced_weights_make_every_class_count_the_same(self):
+        weights = self.task(class_weights="balanced").weights(
+            self.BATCH | {"label": np.array([0, 1, 2, 0], np.int32)}
+        )["cross_entropy"]
+        # 3, 1 and 1 of 5 films.
+        np.testing.assert_allclose(weights, [5 / 9, 5 / 3, 5 / 3, 0], rtol=1e-6)
+
+    def test_a_frozen_encoder_gets_no_gradient_and_keeps_its_statistics(self):
+        task = self.task(freeze_encoder=True)
+        variables = task.init(jax.random.key(0))
+
+        def total(params):
+            values, stats = task.losses(
+                params, variables["batch_stats"], self.BATCH, jax.random.key(0)
+            )
+            return values["cross_entropy"].sum(), stats
+
+        grads, stats = jax.jit(jax.grad(total, has_aux=True))(variables["params"])
+        for leaf in jax.tree.leaves(grads["encoder"]):
+            np.testing.assert_array_equal(leaf, 0.0)
+        assert np.abs(grads["condition_head"]["logits"]["kernel"]).max() > 0
+        jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
+
+    def test_soft_labels_teach_where_there_is_no_label(self):
+        soft = np.array([[0.1, 0.2, 0.7]] * 4, np.float32)
+        task = self.task()
+        batch = self.BATCH | {"soft_label": soft}
+        assert task.weights(batch)["cross_entropy"].tolist() == [1, 1, 1, 0]
+        variables = task.init(jax.random.key(0))
+        run = jax.jit(task.losses)
+        values, _ = run(variables["params"], variables["batch_stats"], batch, jax.random.key(0))
+        plain, _ = run(variables["params"], variables["batch_stats"], self.BATCH, jax.random.key(0))
+        labelled = self.BATCH["label"] >= 0
+        np.testing.assert_array_equal(
+            values["cross_entropy"][labelled], plain["cross_entropy"][labelled]
+        )
+        # Against certainty about class 0, which is what an unknown label looks like.
+        assert values["cross_entropy"][1] != plain["cross_entropy"][1]
+
+    def test_class_weights_weigh_what_a_teacher_says_class_by_class(self):
+        """The minimum is where that of labels drawn from the teacher's answer would be."""
+        soft = np.array([[0.7, 0.3, 0.0]] * 4, np.float32)
+        weights = jnp.array([0.5, 2.0, 1.0])
+        batch = {"label": np.full(4, -1), "soft_label": soft}
+
+        def loss(logits):
+            outputs = {"logits": jnp.broadcast_to(logits, (4, 3))}
+            return diagnosis_loss.loss_terms(make_card(), outputs, batch, weights)[
+                "cross_entropy"
+            ].sum()
+
+        expected = soft[0] * weights / (soft[0] * weights).sum()
+        minimum = jnp.log(expected + 1e-7)
+        np.testing.assert_allclose(jax.grad(loss)(minimum), 0.0, atol=1e-5)
+        assert loss(minimum) < loss(jnp.log(soft[0] + 1e-7)) - 0.1
+
+    def test_learned_weighing_of_the_tasks(self):
+        task = self.task(age_weighting="uncertainty")
+        assert task.coefficients == {"cross_entropy": 1.0, "age_mse": 1.0}
+        variables = task.init(jax.random.key(0))
+
+        def total(params):
+            values, _ = task.losses(params, variables["batch_stats"], self.BATCH, jax.random.key(0))
+            weights = task.weights(self.BATCH)
+            return sum((values[k] * weights[k]).sum() for k in values)
+
+        grads = jax.grad(total)(variables["params"])["task_weighting"]["log_variance"]
+        assert set(grads) == {"cross_entropy", "age_mse"}
+        assert all(np.isfinite(g) and g != 0 for g in grads.values())
+
+    def test_distribution_regression_has_its_own_term(self):
+        card = dataclasses.replace(make_card(), age_range_months=(1.0, 40.0))
+        task = self.task(card, age_loss="distribution")
+        assert task.coefficients == {"cross_entropy": 1.0, "age_distribution": 0.8}
+        variables = task.init(jax.random.key(0))
+        values, _ = task.losses(
+            variables["params"], variables["batch_stats"], self.BATCH, jax.random.key(0)
+        )
+        assert (values["age_distribution"][:2] > 0).all()
+        assert values["age_distribution"][2] == 0
+
+
+def test_learning_rate_factors(monkeypatch):
+    params = {"encoder": {"a": 1, "b": 2, "c": 3}, "condition_head": {"kernel": 4}}
+    levels = {"a": 0, "b": 2, "c": 3}
+    monkeypatch.setattr(transfer, "pyramid_level", lambda encoder, params: levels)
+
+    def factors(**values):
+        config = finetune_config.get_config()
+        config.update(values)
+        return transfer.learning_rate_factors(config, params)
+
+    head = {"kernel": 1.0}
+    params["task_weighting"] = {"log_variance": {"cross_entropy": 5}}
+    assert factors().pop("task_weighting") == {"log_variance": {"cross_entropy": 30.0}}
+    del params["task_weighting"]
+    assert factors() == {"encoder": {"a": 1.0, "b": 1.0, "c": 1.0}, "condition_head": head}
+    assert factors(freeze_encoder=True)["encoder"] == {"a": 0.0, "b": 0.0, "c": 0.0}
+    decayed = factors(layer_decay=0.5, encoder_learning_rate_factor=0.2)
+    assert decayed["condition_head"] == head
+    assert decayed["encoder"] == pytest.approx({"a": 0.025, "b": 0.1, "c": 0.2})
+    # Without BatchNorm an encoder learns at a fraction of the rate; heads do not.
+    plain = factors(encoder="vgg19", encoder_learning_rate_factor=0.5)
+    assert plain["encoder"] == pytest.approx(dict.fromkeys("abc", 0.015))
+    assert plain["condition_head"] == head
+    assert factors(encoder="vgg19", freeze_encoder=True)["encoder"] == dict.fromkeys("abc", 0.0)

@@ -1,0 +1,278 @@
+"""Running cells: order, failures, stops and locks, with small processes in place of training."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from data_pipeline.errors import UserError
+from infantxray.studies import runner as cells
+from infantxray.studies.plan import Cell
+
+DONE = "import os, sys, time; folder = sys.argv[1]; open(folder + '/done', 'w')"
+
+
+class Stub(Cell):
+    def is_finished(self):
+        return Path(self.folder, "done").exists()
+
+
+def stub(tmp_path, index, script=DONE, needs=()):
+    folder = str(tmp_path / str(index))
+    command = [sys.executable, "-c", script, folder]
+    config = ConfigDict()
+    return Stub(
+        index, "finetune", "shufflenet", "full", 1.0, index, folder, config, command, tuple(needs)
+    )
+
+
+@pytest.fixture
+def runner():
+    runner = cells.LocalRunner(1, dict(os.environ))
+    yield runner
+    runner.close()
+
+
+def append(tmp_path, text):
+    return f"open({str(tmp_path / 'order')!r}, 'a').write('{text} ')"
+
+
+def test_cells_run_after_those_they_need(tmp_path, runner):
+    plan = [
+        stub(tmp_path, 0, f"{DONE}; {append(tmp_path, 'tuned')}", needs=[1]),
+        stub(tmp_path, 1, f"{DONE}; {append(tmp_path, 'learned')}"),
+    ]
+    finished = set()
+    assert cells.run_cells(plan, plan, finished, runner) == {}
+    assert finished == {0, 1}
+    assert (tmp_path / "order").read_text().split() == ["learned", "tuned"]
+    assert plan[0].read_record()["finished"]
+    assert plan[0].read_record()["seconds"] > 0
+
+
+def test_a_failed_cell_is_tried_once_more_and_the_others_go_on(tmp_path, runner):
+    once = (
+        "import os, sys; first = not os.path.exists(sys.argv[1] + '/seen'); "
+        "open(sys.argv[1] + '/seen', 'w'); sys.exit('a bad day') if first else None; "
+    ) + DONE
+    never = f"{append(tmp_path, 'never')}; import sys; print('noise'); sys.exit('error: no luck')"
+    silent = "pass"  # Ends well and leaves nothing.
+    plan = [
+        stub(tmp_path, 0, never),
+        stub(tmp_path, 1, needs=[0]),
+        stub(tmp_path, 2, once),
+        stub(tmp_path, 3, silent),
+        stub(tmp_path, 4, "import os; os.kill(os.getpid(), 9)"),
+        stub(tmp_path, 5),
+    ]
+    finished = set()
+    failed = cells.run_cells(plan, plan, finished, runner)
+    assert finished == {2, 5}
+    assert failed == {
+        0: "no luck",
+        1: "needs cell 0, which failed",
+        3: "it ended without being finished",
+        4: "killed by SIGKILL, most often because memory ran out",
+    }
+    assert (tmp_path / "order").read_text().split() == ["never", "never"]
+
+
+def test_cells_run_side_by_side_with_shares_of_the_memory(tmp_path):
+    wait = "; ".join(
+        [
+            DONE,
+            "open(folder + '/share', 'w').write(os.environ['XLA_PYTHON_CLIENT_MEM_FRACTION'])",
+            "other = folder[:-1] + str(1 - int(folder[-1])) + '/done'",
+            "[time.sleep(0.02) for _ in range(3000) if not os.path.exists(other)]",
+            "assert os.path.exists(other)",
+        ]
+    )
+    plan = [stub(tmp_path, 0, wait), stub(tmp_path, 1, wait)]
+    runner = cells.LocalRunner(2, dict(os.environ))
+    try:
+        assert cells.run_cells(plan, plan, set(), runner) == {}
+    finally:
+        runner.close()
+    assert (tmp_path / "0" / "share").read_text() == "0.450"
+
+
+def test_gpus_are_counted_from_zero(tmp_path, monkeypatch):
+    """In a container that is given the machine's GPUs 3 and 5 alone."""
+    for name in ("nvidia3", "nvidia5", "nvidiactl"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(cells, "_GPU_FILES", str(tmp_path / "nvidia[0-9]*"))
+    assert cells.visible_gpus({}) == ["0", "1"]
+    assert cells.visible_gpus({"CUDA_VISIBLE_DEVICES": "7"}) == ["7"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "slots", "expected"),
+    [
+        ("", 2, ["none 0.450", "none 0.450"]),
+        ("-1", 2, ["none 0.450", "none 0.450"]),
+        ("0, GPU-b", 2, ["0 0.900", "GPU-b 0.900"]),
+        ("4,5", 3, ["4 0.450", "4 0.450", "5 0.450"]),
+        ("4,5", 1, ["4,5 whole"]),
+    ],
+)
+def test_cells_are_dealt_out_to_the_gpus(tmp_path, gpus, slots, expected):
+    say = (
+        "name = os.environ['CUDA_VISIBLE_DEVICES']; "
+        "share = os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', 'whole'); "
+        "name = 'none' if name in ('', '-1') else name; "
+        "open(folder + '/gpu', 'w').write(name + ' ' + share); "
+        "others = [os.path.dirname(folder) + f'/{i}/gpu' for i in range(" + str(slots) + ")]; "
+        "[time.sleep(0.02) for _ in range(3000) if not all(map(os.path.exists, others))]"
+    )
+    plan = [stub(tmp_path, i, f"{DONE}; {say}") for i in range(slots)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("XLA_PYTHON")}
+    runner = cells.LocalRunner(slots, environment | {"CUDA_VISIBLE_DEVICES": gpus})
+    try:
+        assert cells.run_cells(plan, plan, set(), runner) == {}
+    finally:
+        runner.close()
+    found = sorted((tmp_path / str(i) / "gpu").read_text() for i in range(slots))
+    assert found == sorted(expected)
+
+
+def wait_for(path, seconds=60):
+    for _ in range(seconds * 50):
+        if path.exists():
+            return
+        time.sleep(0.02)
+    pytest.fail(f"{path} did not appear")
+
+
+POLITE = (
+    "import signal, sys, time; "
+    "signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[1] + '/saved', 'w'), sys.exit(2))); "
+    "open(sys.argv[1] + '/ready', 'w'); time.sleep(60)"
+)
+
+
+def test_a_stop_is_handed_on_and_is_no_failure(tmp_path, runner):
+    plan = [stub(tmp_path, 0, POLITE), stub(tmp_path, 1)]
+
+    def stop():
+        wait_for(tmp_path / "0" / "ready")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(cells.Stopped, match="the same command goes on"):
+        cells.run_cells(plan, plan, set(), runner)
+    assert (tmp_path / "0" / "saved").exists()
+    assert not (tmp_path / "1").exists()  # Nothing new was begun.
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_cell_that_outlived_its_study_is_waited_for(tmp_path, runner):
+    slow = (
+        "import os, sys, time; open(sys.argv[1] + '/started', 'w'); "
+        "[time.sleep(0.02) for _ in range(3000) if not os.path.exists(sys.argv[1] + '/go')]; "
+    ) + f"{append(tmp_path, 'first')}; {DONE}"
+    cell = stub(tmp_path, 0, slow)
+    starter = (
+        "import os, sys; from infantxray.studies import cells; "
+        f"cells.run_command({cell.command!r}, {cell.folder!r}, dict(os.environ))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    study = subprocess.Popen([sys.executable, "-c", starter], cwd=root)
+    wait_for(tmp_path / "0" / "started")
+    study.kill()
+    study.wait()
+    with open(tmp_path / "0" / "cell.lock") as lock:
+        assert not cells._try_lock(lock)  # Held by the orphan alone.
+    threading.Timer(0.3, (tmp_path / "0" / "go").touch).start()
+    again = stub(tmp_path, 0, f"{append(tmp_path, 'second')}; {DONE}")
+    assert cells.run_cells([again], [again], set(), runner) == {}
+    assert (tmp_path / "order").read_text().split() == ["first", "second"]
+
+
+def test_the_last_line_of_an_error_is_told(tmp_path):
+    assert cells.last_error(str(tmp_path)) == "it left no log"
+    log = tmp_path / "cell.log"
+    log.write_text("step 3\nerror: the disk is full; make room\n\n")
+    assert cells.last_error(str(tmp_path)) == "the disk is full; make room"
+    log.write_text("Traceback (most recent call last):\n  File ...\nValueError: odd\n")
+    assert cells.last_error(str(tmp_path)) == "ValueError: odd"
+
+
+def test_ray_is_asked_for_and_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match="pip install ray=="):
+        cells.RayRunner("auto", {})
+
+
+class FakeRay:
+    """The part of Ray that is used, in threads of this process."""
+
+    def __init__(self, gpus):
+        self._resources = {"GPU": gpus} if gpus else {}
+        self.options = None
+
+    def init(self, **arguments):
+        self.initialised = arguments
+
+    def cluster_resources(self):
+        return self._resources
+
+    def nodes(self):
+        return [
+            {"Alive": True, "Resources": {"CPU": 8.0}},
+            {"Alive": True, "Resources": {"CPU": 4.0}},
+            {"Alive": False, "Resources": {"CPU": 1.0}},
+        ]
+
+    def remote(self, function):
+        ray = self
+
+        class Task:
+            def options(self, **options):
+                ray.options = options
+                return self
+
+            def remote(self, *arguments):
+                from concurrent.futures import ThreadPoolExecutor
+
+                class Reference:
+                    pool = ThreadPoolExecutor(1)
+                    result = pool.submit(function, *arguments)
+
+                    def future(self):
+                        return self.result
+
+                return Reference()
+
+        return Task()
+
+    def shutdown(self):
+        self.down = True
+
+
+@pytest.mark.parametrize(("gpus", "wanted"), [(2, {"num_gpus": 1}), (0, {"num_cpus": 4.0})])
+def test_cells_are_tasks_of_a_ray_cluster(tmp_path, monkeypatch, gpus, wanted):
+    ray = FakeRay(gpus)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    runner = cells.RayRunner("auto", dict(os.environ))
+    plan = [stub(tmp_path, 0), stub(tmp_path, 1, needs=[0])]
+    assert cells.run_cells(plan, plan, set(), runner) == {}
+    runner.close()
+    assert ray.initialised["address"] == "auto"
+    assert ray.options == {"max_retries": 0, **wanted}
+    assert ray.down
+
+
+def test_a_study_on_ray_itself(tmp_path):
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    runner = cells.RayRunner("local", dict(os.environ))
+    plan = [stub(tmp_path, 0), stub(tmp_path, 1, "import sys; sys.exit('error: no')", needs=[0])]
+    assert cells.run_cells(plan, plan, set(), runner) == {1: "no"}
+    runner.close()
+    assert not ray.is_initialized()
