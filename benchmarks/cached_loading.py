@@ -1,11 +1,11 @@
-"""Images a second out of a cache of decoded films, through the training loader.
+"""Images a second out of a cache of decoded images, through the training loader.
 
 From the repository's root, under a minute (writes 0.4 GB to a temporary folder):
 
     python benchmarks/cached_loading.py --output benchmarks/results/cached_loading.md
 
 The loader is the one that training uses, with two threads, batches of 256 and 224 pixels, shuffled.
-Beside it, the same films decoded from their files: JPEG of 1024 pixels, and the cache read without
+Beside it, the same images decoded from their files: JPEG of 1024 pixels, and the cache read without
 the loader.
 """
 
@@ -29,7 +29,7 @@ from PIL import Image  # noqa: E402
 
 from data_pipeline.cache import create_folder, find_cache, write_shard  # noqa: E402
 from data_pipeline.decode import Preprocessing  # noqa: E402
-from data_pipeline.loader import FilmSource, training_batches  # noqa: E402
+from data_pipeline.loader import ImageSource, training_batches  # noqa: E402
 from data_pipeline.manifest import Records  # noqa: E402
 
 HOW = Preprocessing(224)
@@ -39,7 +39,7 @@ TURNS = 3
 
 def loader_rate(records: Records, cache: str, batches: int, threads: int) -> float:
     """Images a second after the first two batches."""
-    source = FilmSource(records, (), HOW, cache=cache)
+    source = ImageSource(records, (), HOW, cache=cache)
     iterator = training_batches(source, BATCH_SIZE, seed=0, num_threads=threads)
     for _ in range(2):
         next(iterator)
@@ -61,30 +61,30 @@ def read_rate(records: Records, cache: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--output", default="")
-    parser.add_argument("--films", type=int, default=8000)
+    parser.add_argument("--images", type=int, default=8000)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         coarse = Image.fromarray(random.integers(0, 255, (64, 64), np.uint8))
         grain = random.normal(0, 4, (1024, 1024))
-        film = np.clip(np.asarray(coarse.resize((1024, 1024))) + grain, 0, 255).astype(np.uint8)
-        Image.fromarray(film).save(f"{folder}/film.jpg", quality=90)
-        Image.fromarray(film).resize((28, 28)).save(f"{folder}/small.jpg")
-        # As many names as films, and few files: what is measured first is not decoding.
+        image = np.clip(np.asarray(coarse.resize((1024, 1024))) + grain, 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(f"{folder}/film.jpg", quality=90)
+        Image.fromarray(image).resize((28, 28)).save(f"{folder}/small.jpg")
+        # As many names as images, and few files: what is measured first is not decoding.
         os.mkdir(f"{folder}/one")
-        for name in ("film", "small"):
+        for name in ("image", "small"):
             os.rename(f"{folder}/{name}.jpg", f"{folder}/one/{name}.jpg")
-        for i in range(options.films):
+        for i in range(options.images):
             os.symlink("one", f"{folder}/{i}")
-        small = [f"{folder}/{i}/small.jpg" for i in range(options.films)]
+        small = [f"{folder}/{i}/small.jpg" for i in range(options.images)]
         cache = f"{folder}/cache"
         made = create_folder(cache, HOW)
         for at in range(0, len(small), 512):
             write_shard(made, small[at : at + 512], HOW, "uint8")
         cached = Records.create(small, source="benchmark")
         files = Records.create(
-            [f"{folder}/{i}/film.jpg" for i in range(options.films)], source="benchmark"
+            [f"{folder}/{i}/film.jpg" for i in range(options.images)], source="benchmark"
         )
         rates: dict[str, list[float]] = {
             "cache, loader": [],

@@ -1,4 +1,4 @@
-"""Films a second on one core, by format and size, here and with other readers, to 224 pixels.
+"""Images a second on one core, by format and size, here and with other readers, to 224 pixels.
 
 From the repository's root, about two minutes:
 
@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "data_pipeline")]
 
 import numpy as np  # noqa: E402
 import pydicom  # noqa: E402
-from film_files import dicom_bytes, jpeg_2000, picture_bytes  # noqa: E402
+from image_files import dicom_bytes, jpeg_2000, picture_bytes  # noqa: E402
 from PIL import Image  # noqa: E402
 from pydicom.pixels import apply_modality_lut, apply_voi_lut  # noqa: E402
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless  # noqa: E402
@@ -46,7 +46,7 @@ TURNS = 5
 SECONDS_A_TURN = 0.4
 
 
-def film(side: int) -> np.ndarray:
+def radiograph(side: int) -> np.ndarray:
     """Twelve bits of smooth shapes and quantum noise, as compressible as a radiograph."""
     random = np.random.default_rng(side)
     coarse = Image.fromarray(random.uniform(300, 3500, (12, 12)).astype(np.float32))
@@ -55,7 +55,7 @@ def film(side: int) -> np.ndarray:
 
 
 def files(side: int) -> dict[str, bytes]:
-    pixels = film(side)
+    pixels = radiograph(side)
     small = (pixels >> 4).astype(np.uint8)
     window = {"WindowCenter": 2048, "WindowWidth": 4096}
     return {
@@ -136,10 +136,10 @@ def monai_reader():
             ]
         )
 
-    pictures, films = pipeline("PILReader"), pipeline("PydicomReader")
+    pictures, images = pipeline("PILReader"), pipeline("PydicomReader")
 
     def read(path: str) -> np.ndarray:
-        image = (films if path.endswith(".dcm") else pictures)(path)
+        image = (images if path.endswith(".dcm") else pictures)(path)
         return image.squeeze().numpy()
 
     return read
@@ -154,7 +154,7 @@ def rate(read, path: str) -> float:
 
 
 def measure(path: str, readers: dict) -> dict[str, float]:
-    """Films a second of each reader; those that fail on this file are left out."""
+    """Images a second of each reader; those that fail on this file are left out."""
     usable = {}
     for name, read in readers.items():
         try:
@@ -182,7 +182,7 @@ def main() -> None:
     others = {name: read for name, read in others.items() if read is not None}
     names = ["here", "Pillow or pydicom", *others]
     out = io.StringIO()
-    print(f"# Decoding to {SIDE} pixels, films a second on one core\n", file=out)
+    print(f"# Decoding to {SIDE} pixels, images a second on one core\n", file=out)
     print(f"{datetime.date.today()}, Python {platform.python_version()}, "
           f"`python {' '.join(sys.argv)}`\n", file=out)  # fmt: skip
     print(f"Did not import: {', '.join(absent) or 'none'}. Other programs may have run: compare "
@@ -193,7 +193,7 @@ def main() -> None:
         for side in options.sizes:
             for kind, data in files(side).items():
                 dicom = kind.startswith("DICOM")
-                path = os.path.join(folder, "film.dcm" if dicom else "film.png")
+                path = os.path.join(folder, "image.dcm" if dicom else "image.png")
                 Path(path).write_bytes(data)
                 readers = {
                     "here": here,

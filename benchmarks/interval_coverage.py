@@ -2,7 +2,7 @@
 
     python benchmarks/interval_coverage.py --output benchmarks/results/interval_coverage.md
 
-Whether a run answers a patient's film rightly depends on the patient, on the seed, and on chance:
+Whether a run answers a patient's image rightly depends on the patient, on the seed, and on chance:
 a probit model with an expected accuracy of 0.75. Patients and seeds are drawn anew in every
 trial. Takes half a minute on one core.
 """

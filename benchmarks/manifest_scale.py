@@ -5,7 +5,7 @@ From the repository's root, about a minute:
     python benchmarks/manifest_scale.py --output benchmarks/results/manifest_scale.md
 
 312,000 rows are the paper's scale, three million ten times it. What is timed, in a process of its
-own: reading the manifest, dividing it by patient, opening the films and the first shuffled batch of
+own: reading the manifest, dividing it by patient, opening the images and the first shuffled batch of
 32 at 224 pixels. Memory is the process's peak, interpreter and libraries included.
 """
 
@@ -31,16 +31,16 @@ CLASSES = 11
 
 
 def write_data(folder: Path, rows: int) -> None:
-    """A manifest of `rows` distinct films, two and a half a patient, over few files."""
+    """A manifest of `rows` distinct images, two and a half a patient, over few files."""
     import numpy as np
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 255, (256, 256), np.uint8)
-    (folder / "films").mkdir()
-    Image.fromarray(pixels).save(folder / "films" / "film.png")
+    (folder / "images").mkdir()
+    Image.fromarray(pixels).save(folder / "images" / "image.png")
     for i in range(1000):
-        (folder / f"{i:03}").symlink_to("films")
-        (folder / "films" / f"{i:04}").symlink_to(".")
+        (folder / f"{i:03}").symlink_to("images")
+        (folder / "images" / f"{i:04}").symlink_to(".")
     with (folder / "manifest.csv").open("w") as file:
         file.write("image_path,patient_id,age_months,sex,view,label\n")
         for i in range(rows):
@@ -51,7 +51,7 @@ def write_data(folder: Path, rows: int) -> None:
 def measure(manifest: str) -> dict:
     """In this process. Imports are not counted: they are the same for ten rows."""
     from data_pipeline.decode import Preprocessing
-    from data_pipeline.loader import FilmSource, training_batches
+    from data_pipeline.loader import ImageSource, training_batches
     from data_pipeline.sources import open_sources
     from data_pipeline.splits import divide
 
@@ -61,7 +61,7 @@ def measure(manifest: str) -> dict:
     split = divide(records, validation_fraction=0.15, test_fraction=0.15, seed=0)
     divided = time.perf_counter()
     classes = tuple(sorted(set(split.train.label)))
-    source = FilmSource(split.train, classes, Preprocessing(224))
+    source = ImageSource(split.train, classes, Preprocessing(224))
     batch = next(training_batches(source, 32, seed=0, num_threads=2))
     assert batch["image"].shape == (32, 224, 224, 1)
     end = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The phantom measured: films a second on one core, memory, and its greys beside real films.
+"""The phantom measured: images a second on one core, memory, and its greys beside real images.
 
 From the repository's root, about two minutes:
 
@@ -10,15 +10,15 @@ From the repository's root, about two minutes:
 The second command draws the pictures of docs/phantom.md instead; the third (five minutes, needs
 scikit-learn) says how far 32 x 32 pixels and a forest of extremely randomised trees get: a floor
 for networks, and whether the task is harder where it should be. In the first,
-`--real` adds a row of statistics for the films of a manifest (a CSV with `image_path`, of which
-only the rows with that value in its column `dataset` count, if given). No film is stored.
+`--real` adds a row of statistics for the images of a manifest (a CSV with `image_path`, of which
+only the rows with that value in its column `dataset` count, if given). No image is stored.
 
-Statistics, over the middle 70 % of films of 128 px, of 256 grey levels:
-  mean, sd: of the greys of a film, averaged over films.
-  p5, p50, p95: percentiles of the greys of all films.
+Statistics, over the middle 70 % of images of 128 px, of 256 grey levels:
+  mean, sd: of the greys of an image, averaged over images.
+  p5, p50, p95: percentiles of the greys of all images.
   contrast: root mean square of the greys in blocks of 16 x 16 px, median over blocks.
   slope: of the logarithm of the power against the logarithm of the frequency, 3 to 40 cycles a
-    film, averaged over directions; natural pictures and radiographs have -2 to -4.
+    image, averaged over directions; natural pictures and radiographs have -2 to -4.
   noise: 1.4826 x the median of the absolute second difference along rows and columns, over
     sqrt(6): the standard deviation if there were noise alone.
 """
@@ -57,7 +57,7 @@ def peak_mb() -> float:
 
 
 def rate(addresses: list[str], size: int) -> float:
-    """Films a second of processor time: other programs on the machine do not count."""
+    """Images a second of processor time: other programs on the machine do not count."""
     rates = []
     for _ in range(TURNS):
         start = time.process_time()
@@ -68,7 +68,7 @@ def rate(addresses: list[str], size: int) -> float:
 
 
 def speed() -> list[str]:
-    lines = ["| films | " + " | ".join(f"{size} px" for size in SIZES) + " |"]
+    lines = ["| images | " + " | ".join(f"{size} px" for size in SIZES) + " |"]
     lines.append("|---" * (len(SIZES) + 1) + "|")
     for place in ("infant", "adult"):
         addresses = list(open_phantom(f"{place}:films=66").image_path[:66])
@@ -78,28 +78,28 @@ def speed() -> list[str]:
     return lines
 
 
-def memory(films: int) -> list[str]:
-    """Peak memory after few films and after many."""
-    addresses = open_phantom(f"infant:films={films}").image_path[:films]
+def memory(radiographs: int) -> list[str]:
+    """Peak memory after few images and after many."""
+    addresses = open_phantom(f"infant:films={radiographs}").image_path[:radiographs]
     marks = []
     for i, address in enumerate(addresses):
         render(address, SIZE)
-        if i + 1 in (100, films):
-            marks.append(f"{peak_mb():.0f} MB after {i + 1:,} films of {SIZE} px")
+        if i + 1 in (100, radiographs):
+            marks.append(f"{peak_mb():.0f} MB after {i + 1:,} images of {SIZE} px")
     return ["Peak memory of the process: " + ", ".join(marks) + "."]
 
 
-def middle(film: np.ndarray) -> np.ndarray:
-    cut = round(0.15 * len(film))
-    return film[cut : len(film) - cut, cut : len(film) - cut].astype(np.float64)
+def middle(image: np.ndarray) -> np.ndarray:
+    cut = round(0.15 * len(image))
+    return image[cut : len(image) - cut, cut : len(image) - cut].astype(np.float64)
 
 
-def slope(films: np.ndarray) -> float:
-    side = films.shape[1]
+def slope(radiographs: np.ndarray) -> float:
+    side = radiographs.shape[1]
     window = np.hanning(side)[:, None] * np.hanning(side)[None, :]
     power = np.zeros((side, side))
-    for film in films:
-        power += np.abs(np.fft.fft2((film - film.mean()) * window)) ** 2
+    for image in radiographs:
+        power += np.abs(np.fft.fft2((image - image.mean()) * window)) ** 2
     at = np.fft.fftfreq(side) * side
     radius = np.hypot(at[:, None], at[None, :])
     rings = np.arange(3, min(40, side // 2 - 1))
@@ -109,23 +109,23 @@ def slope(films: np.ndarray) -> float:
 
 def row(name: str, paths: list[str]) -> str:
     how = Preprocessing(SIZE, resize="crop")
-    films, broken = [], 0
+    radiographs, broken = [], 0
     for path in paths:
         try:
-            films.append(middle(load_image(path, how)))
+            radiographs.append(middle(load_image(path, how)))
         except UnreadableImage:
             broken += 1
-    films = np.stack(films)
-    blocks = films[:, : films.shape[1] // 16 * 16, : films.shape[2] // 16 * 16]
+    radiographs = np.stack(radiographs)
+    blocks = radiographs[:, : radiographs.shape[1] // 16 * 16, : radiographs.shape[2] // 16 * 16]
     n = blocks.shape[1] // 16
-    contrast = np.median(blocks.reshape(len(films), n, 16, n, 16).std(axis=(2, 4)))
-    seconds = [np.abs(np.diff(films, 2, axis=axis)).ravel() for axis in (1, 2)]
+    contrast = np.median(blocks.reshape(len(radiographs), n, 16, n, 16).std(axis=(2, 4)))
+    seconds = [np.abs(np.diff(radiographs, 2, axis=axis)).ravel() for axis in (1, 2)]
     noise = 1.4826 * np.median(np.concatenate(seconds)) / np.sqrt(6)
-    low, half, high = np.percentile(films, (5, 50, 95))
-    mean, sd = films.mean(), films.std(axis=(1, 2)).mean()
+    low, half, high = np.percentile(radiographs, (5, 50, 95))
+    mean, sd = radiographs.mean(), radiographs.std(axis=(1, 2)).mean()
     return (
-        f"| {name} | {len(films)} | {mean:.0f} | {sd:.0f} | {low:.0f} | {half:.0f} | {high:.0f} | "
-        f"{contrast:.1f} | {slope(films):.2f} | {noise:.1f} |"
+        f"| {name} | {len(radiographs)} | {mean:.0f} | {sd:.0f} | {low:.0f} | {half:.0f} | {high:.0f} | "
+        f"{contrast:.1f} | {slope(radiographs):.2f} | {noise:.1f} |"
     )
 
 
@@ -138,7 +138,7 @@ def real_paths(manifest: str) -> list[str]:
 
 
 def greys(real: list[str]) -> list[str]:
-    lines = ["| films | n | mean | sd | p5 | p50 | p95 | contrast | slope | noise |"]
+    lines = ["| images | n | mean | sd | p5 | p50 | p95 | contrast | slope | noise |"]
     lines.append("|---" * 10 + "|")
     for place in ("infant", "infant:site=b", "infant:dose=0.001", "adult", "adult:site=b"):
         addresses = open_phantom(f"{place}:films={FILMS}").image_path[:FILMS]
@@ -157,25 +157,25 @@ def floor() -> list[str]:
     def load(place: str, split: str) -> tuple[np.ndarray, np.ndarray]:
         records = open_phantom(place)
         records = records.take(records.split == split)
-        films = np.stack([render(address, 32) for address in records.image_path])
-        return films.reshape(len(films), -1), records.label
+        radiographs = np.stack([render(address, 32) for address in records.image_path])
+        return radiographs.reshape(len(radiographs), -1), records.label
 
-    def learn(films, labels) -> ExtraTreesClassifier:
+    def learn(radiographs, labels) -> ExtraTreesClassifier:
         trees = ExtraTreesClassifier(300, min_samples_leaf=2, max_features=0.1, random_state=0)
-        return trees.fit(films, labels)
+        return trees.fit(radiographs, labels)
 
-    def line(trained: str, tested: str, trees, films, labels) -> str:
-        p = trees.predict_proba(films)
+    def line(trained: str, tested: str, trees, radiographs, labels) -> str:
+        p = trees.predict_proba(radiographs)
         accuracy = (trees.classes_[p.argmax(1)] == labels).mean()
         auc = np.mean([roc_auc_score(labels == c, p[:, k]) for k, c in enumerate(trees.classes_)])
         return f"| {trained} | {tested} | {accuracy:.3f} | {auc:.3f} |"
 
     lines = ["| trained on | tested on | accuracy | macro AUC |", "|---|---|---|---|"]
     test = load("infant", "test")
-    films, labels = load("infant", "train")
+    radiographs, labels = load("infant", "train")
     for n in (200, 600, 2000):
-        trees = learn(films[:n], labels[:n])
-        lines.append(line(f"infant, {n} films", "infant", trees, *test))
+        trees = learn(radiographs[:n], labels[:n])
+        lines.append(line(f"infant, {n} images", "infant", trees, *test))
     lines.append(line("infant", "infant:site=b", trees, *load("infant:site=b", "test")))
     adult = learn(*load("adult", "train"))
     lines.append(line("adult", "adult", adult, *load("adult", "test")))
@@ -188,7 +188,7 @@ def floor() -> list[str]:
 
 
 def montage() -> Image.Image:
-    """One film of every condition at four ages, findings of the obvious kind."""
+    """One image of every condition at four ages, findings of the obvious kind."""
     bands = (("infant", 0, 3), ("infant", 9, 15), ("infant", 28, 36), ("adult", 400, 800))
     side, head = 118, 16
     picture = Image.new("L", (side * len(CLASSES), head + side * len(bands)))
@@ -201,33 +201,35 @@ def montage() -> Image.Image:
         for column, name in enumerate(CLASSES):
             address = records.image_path[inside & (records.label == name)][0]
             # Twice as large, then reduced: what a better screen would show.
-            film = Image.fromarray(render(address, 2 * side)).resize((side, side), Image.BOX)
-            picture.paste(film, (side * column, head + side * line))
+            image = Image.fromarray(render(address, 2 * side)).resize((side, side), Image.BOX)
+            picture.paste(image, (side * column, head + side * line))
     return picture
 
 
 def pair() -> Image.Image:
     """A normal adult and a normal infant, supine."""
-    films = []
+    radiographs = []
     for place, youngest, oldest in (("adult", 400, 600), ("infant", 4, 8)):
         records = open_phantom(f"{place}:films=600")
         chosen = (records.label == "normal") & (records.view == "supine")
         chosen &= (records.age_months >= youngest) & (records.age_months < oldest)
-        films.append(render(records.image_path[chosen][0], 420))
-    return Image.fromarray(np.concatenate(films, axis=1))
+        radiographs.append(render(records.image_path[chosen][0], 420))
+    return Image.fromarray(np.concatenate(radiographs, axis=1))
 
 
 def dose_and_severity() -> Image.Image:
-    """Free air on one film, subtle and obvious, and that film at ever less dose."""
+    """Free air on one image, subtle and obvious, and that image at ever less dose."""
     records = open_phantom("infant:films=300")
     label, view = records.label[:300], records.view[:300]
     ill = records.image_path[:300][(label == "aeroperitoneum") & (view == "supine")][0]
-    films = [
+    radiographs = [
         render(ill.replace(":split", f":severity={severity}:split"), 300)
         for severity in ("subtle", "obvious")
     ]
-    films += [render(ill.replace(":split", f":dose={d}:split"), 300) for d in ("0.001", "0.0001")]
-    return Image.fromarray(np.concatenate(films, axis=1))
+    radiographs += [
+        render(ill.replace(":split", f":dose={d}:split"), 300) for d in ("0.001", "0.0001")
+    ]
+    return Image.fromarray(np.concatenate(radiographs, axis=1))
 
 
 def main() -> None:
@@ -252,9 +254,9 @@ def main() -> None:
     if arguments.floor:
         lines += [*floor(), ""]
     else:
-        timing = f"Processor time, median of {TURNS} turns over 66 films."
-        lines += ["## Films a second on one core", "", timing, "", *speed(), "", *memory(2000), ""]
-        lines += [f"## Greys of {SIZE}-px films", "", *greys(arguments.real), ""]
+        timing = f"Processor time, median of {TURNS} turns over 66 images."
+        lines += ["## Images a second on one core", "", timing, "", *speed(), "", *memory(2000), ""]
+        lines += [f"## Greys of {SIZE}-px images", "", *greys(arguments.real), ""]
     text = "\n".join(lines)
     if arguments.output:
         Path(arguments.output).write_text(text, encoding="utf-8")

@@ -3,7 +3,7 @@
     python benchmarks/seed_batching.py --output benchmarks/results/seed_batching.md
 
 One update of stage two (forward, backward, AdamW) of several seeds with their own parameters and
-their own films, in one program and in turn. The two take turns, and a ratio above 1 means that
+their own images, in one program and in turn. The two take turns, and a ratio above 1 means that
 `vmap` is faster. Takes three minutes on two CPU cores.
 """
 

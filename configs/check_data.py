@@ -2,9 +2,9 @@
 
     python main.py --config=configs/check_data.py --config.data.train=folder:/data/films
 
-About 800 small JPEG films a second on a core, 1.5 DICOM films of JPEG 2000. Writes report.html,
-problems.csv and films.csv; ends with exit code 1 where something must be mended: unreadable films,
-a patient or a film on two sides of the split, labelled films that stage two refuses. Give
+About 800 small JPEG images a second on a core, 1.5 DICOM images of JPEG 2000. Writes report.html,
+problems.csv and films.csv; ends with exit code 1 where something must be mended: unreadable images,
+a patient or an image on two sides of the split, labelled images that stage two refuses. Give
 --config.other_stage the data of the other stage to check that it does not show this one's test
 patients.
 """

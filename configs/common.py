@@ -35,7 +35,7 @@ def data() -> ConfigDict:
 
 
 def test_data() -> ConfigDict:
-    """Where the films of evaluation and prediction come from; the rest is the checkpoint's."""
+    """Where the images of evaluation and prediction come from; the rest is the checkpoint's."""
     config = ConfigDict()
     config.test = ""
     config.on_error = "raise"
@@ -58,7 +58,9 @@ def augment() -> ConfigDict:
     config.contrast = 0.2
     config.brightness = 0.1  # Of the intensity range.
     config.gamma = 0.2  # In log units.
-    config.noise = 0.02  # Largest standard deviation, of the intensity range; a film has 0 to that.
+    config.noise = (
+        0.02  # Largest standard deviation, of the intensity range; an image has 0 to that.
+    )
     config.erase = 0.0  # The largest side of a square that is greyed out, of the image side.
     config.flip_left_right = False
     config.flip_up_down = False

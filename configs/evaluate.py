@@ -21,6 +21,6 @@ def get_config():
     config.batch_size = 32
     config.bootstrap_samples = 1000
     config.data = common.test_data()  # Empty data.test: the patients that stage two kept apart.
-    # "keep": of films that bring a split, those of its test part. Or "ignore": all of them.
+    # "keep": of images that bring a split, those of its test part. Or "ignore": all of them.
     config.data.given_splits = "keep"
     return config

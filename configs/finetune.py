@@ -14,7 +14,7 @@ is the paper's size: 224 px, for GPUs.
         --config.data.train=manifest:/data/infant.csv --config.pretrained=runs/best/pretrain
 
 goes on from `configs/pretrain.py:best`: a teacher learns from the labels, a student from labels and
-from the teacher's answers for films without (docs/results.md).
+from the teacher's answers for images without (docs/results.md).
 """
 
 from ml_collections import ConfigDict
@@ -41,23 +41,23 @@ def get_config(variant: str = "cpu"):
     config.layer_decay = 1.0
     config.class_weights = "none"  # "balanced": inverse frequency in the loss.
     config.ema_decay = 0.0  # Above 0: evaluate an exponential moving average of the weights.
-    # The checkpoint that is evaluated at the end: the best on the validation films by this metric,
+    # The checkpoint that is evaluated at the end: the best on the validation images by this metric,
     # or the last where fewer than 100 of them have an answer for it.
     config.best_metric = "roc_auc"  # Or accuracy, recall, precision, f1, loss, age_mae_months.
     # Stop after so many evaluations without a better one; 0 = never. Nor where the last counts.
     config.early_stopping_evals = 0
     config.bootstrap_samples = 1000
     config.train_steps = 300
-    # Self-training. A teacher first learns from the labelled films; then a student starts from
-    # `pretrained` and learns train_steps from labels and, on training films without one, from what
+    # Self-training. A teacher first learns from the labelled images; then a student starts from
+    # `pretrained` and learns train_steps from labels and, on training images without one, from what
     # the teacher says.
     config.self_training = ConfigDict()
     # The teacher is a linear probe of the frozen encoder that the student starts from.
     config.self_training.linear_probe = False
     config.self_training.teacher_steps = 0  # Or it is fine-tuned for so many steps; 0 = it is not.
     config.self_training.teachers = 1  # Several, of other seeds, answer by their mean.
-    # Of a student's batch: films with a condition, and of any other where these are rarer, as where
-    # all films carry an age and few a condition. It is also a teacher's batch.
+    # Of a student's batch: images with a condition, and of any other where these are rarer, as where
+    # all images carry an age and few a condition. It is also a teacher's batch.
     config.labelled_fraction = 0.25
 
     if variant == "paper":

@@ -1,12 +1,12 @@
-"""Decodes every film once, into a folder that the other tasks read from.
+"""Decodes every image once, into a folder that the other tasks read from.
 
     python main.py --config=configs/prepare.py --workdir=/data/decoded \
         --config.data.train=folder:/data/films --config.data.image_size=224
 
-Worth it from some ten thousand films on: reading decoded films is at least twenty times faster.
-The same command again goes on where it stopped, and adds films that have come since. Afterwards
+Worth it from some ten thousand images on: reading decoded images is at least twenty times faster.
+The same command again goes on where it stopped, and adds images that have come since. Afterwards
 give pretrain, finetune, probe and study --config.data.cache=/data/decoded and the same image_size,
-evaluate and predict the cache alone; films of 224 pixels take 50 kB each.
+evaluate and predict the cache alone; images of 224 pixels take 50 kB each.
 """
 
 from ml_collections import ConfigDict
@@ -22,8 +22,8 @@ def get_config():
     config.data.image_size = 64  # These three must be the same as in the task that reads it.
     config.data.resize = "pad"
     config.data.trim_borders = False
-    config.data.on_error = "raise"  # Unreadable films: end with an error, or only "skip" them.
-    config.bits = 8  # Or 16: twice the space, for films whose grey levels matter beyond display.
+    config.data.on_error = "raise"  # Unreadable images: end with an error, or only "skip" them.
+    config.bits = 8  # Or 16: twice the space, for images whose grey levels matter beyond display.
     config.num_processes = 0  # 0: one a core.
     config.ray_address = ""  # Of a Ray cluster, such as "auto"; the workdir must be shared by it.
     return config

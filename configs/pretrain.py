@@ -15,7 +15,7 @@ well: its test patients are left out here.
         --config.data.train=manifest:/data/adult.csv,manifest:/data/infant.csv
 
 is what we would start from where labels are few: masked prediction of edges instead of Equation 1
-(docs/results.md), 96,000 films drawn, ShuffleNet.
+(docs/results.md), 96,000 images drawn, ShuffleNet.
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +40,7 @@ def masking() -> ConfigDict:
 
 
 def views() -> ConfigDict:
-    """For objective=simsiam: what makes its two views, after the augmentation of the film.
+    """For objective=simsiam: what makes its two views, after the augmentation of the image.
 
     No flips, for the reasons that stand in `common.augment`.
     """

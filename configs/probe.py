@@ -14,7 +14,7 @@ from configs import common
 def get_config():
     config = ConfigDict()
     config.task = "probe"
-    config.seed = 0  # Of random weights, and of the choice of films.
+    config.seed = 0  # Of random weights, and of the choice of images.
     config.encoder = "resnet50"
     config.pretrained = ""  # As in configs/finetune.py.
     config.dtype = "float32"

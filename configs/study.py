@@ -83,14 +83,14 @@ VARIANTS = {
 }
 
 _LABELS_ALONE = {"self_training": {"linear_probe": False}}
-# For a student of 150 steps: as many films in all as `best` draws.
+# For a student of 150 steps: as many images in all as `best` draws.
 _FINE_TUNED_TEACHER = {"self_training": {"linear_probe": False, "teacher_steps": 150}}
 
 
 def _variants() -> ConfigDict:
     """What is compared, by name: whether stage two starts from a stage one, and what each of the
     two stages changes of its settings. Variants that change nothing of stage one, or the same,
-    share its runs. Variants that change the teachers of stage two still draw equally many films."""
+    share its runs. Variants that change the teachers of stage two still draw equally many images."""
     config = ConfigDict()
     config.without_pretraining = {"pretrained": False, "pretrain": {}, "finetune": {}}
     config.without_apn = {"pretrained": True, "pretrain": {}, "finetune": {"age_head": False}}
@@ -100,7 +100,7 @@ def _variants() -> ConfigDict:
 
 def _recipes() -> ConfigDict:
     """`best`, and what it is compared with: the weights that stage two starts from, and whether a
-    teacher comes first, change; the number of films that stage two draws does not."""
+    teacher comes first, change; the number of images that stage two draws does not."""
     config = ConfigDict()
     for name, pretrained, pretrain_change, finetune_change in (
         ("random", False, {}, _LABELS_ALONE),
@@ -205,7 +205,7 @@ def get_config(variant: str = "cpu"):
     # Who keeps the labels of a fraction: "shared", the same patients in all runs, or "seed": every
     # seed draws its own, the same in all variants.
     config.study.label_draw = "shared"
-    # The films of stage one, without labels; those of stage two are data.train.
+    # The images of stage one, without labels; those of stage two are data.train.
     config.study.pretrain_data = "phantom:adult,phantom:infant"
     config.study.frozen = True  # A linear probe and k-NN on the frozen features of every encoder.
     config.study.cells = ""  # Empty: all. Or numbers of the plan, such as "0-11,20".

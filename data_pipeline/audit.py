@@ -1,4 +1,4 @@
-"""What can be seen in films before training on them: unreadable files, repeats, outliers.
+"""What can be seen in images before training on them: unreadable files, repeats, outliers.
 
 Nothing here prints or writes; `infantxray/check_data.py` does.
 """
@@ -29,26 +29,26 @@ _DECODE_SIDE = 64  # Pixels: twice the thumbnail.
 _CHUNK = 64
 _PHANTOM_SIDE = 64
 
-# Two films are the same if their thumbnails correlate in the large, and in what remains of them
+# Two images are the same if their thumbnails correlate in the large, and in what remains of them
 # without the large. Among 3,000 children's chests and hands and 3,000 adults' chests, different
-# films reached 0.87 in detail; copies at 60 % of the size, JPEG quality 30, another gamma, contrast
+# images reached 0.87 in detail; copies at 60 % of the size, JPEG quality 30, another gamma, contrast
 # and brightness had a median of 0.988, and one in 150 fell below 0.95.
 SAME_IN_DETAIL = 0.93
 _SAME_IN_THE_LARGE = 0.98
 _BLOCK = 2048
-_FEW = 0.02  # Of the films of a source.
+_FEW = 0.02  # Of the images of a source.
 
 
 @dataclasses.dataclass(frozen=True)
-class Films:
-    """What was measured of each film, as columns `[n]`. NaN and zero where `reason` is not empty.
+class Images:
+    """What was measured of each image, as columns `[n]`. NaN and zero where `reason` is not empty.
 
     Attributes:
-      reason: why the film could not be read; empty if it could.
+      reason: why the image could not be read; empty if it could.
       note: what the decoder had to decide by itself.
       digest: hash of the file's bytes.
       height, width, bits: as stored.
-      brightness, contrast: mean and standard deviation of the film, of the full range.
+      brightness, contrast: mean and standard deviation of the image, of the full range.
       border: mean of its outermost sixteenth, of the full range.
       thumbnail: uint8 `[n, 32, 32]`, stretched.
     """
@@ -74,7 +74,7 @@ class Films:
 
 
 def _measure(path: str) -> tuple:
-    """One film's row of `Films`."""
+    """One image's row of `Images`."""
     blank = np.zeros((32, 32), np.uint8)
     try:
         if path.startswith(PHANTOM_PREFIX):
@@ -102,13 +102,13 @@ def _measure_many(paths: Sequence[str]) -> list[tuple]:
 
 def measure(
     paths: Sequence[str], *, num_processes: int, progress: Callable[[int], object] = lambda n: None
-) -> Films:
-    """Reads every film once, in parallel.
+) -> Images:
+    """Reads every image once, in parallel.
 
     Args:
       paths: files or phantom addresses.
       num_processes: how many to use; 1 works in this process.
-      progress: called with the number of films done since the last call.
+      progress: called with the number of images done since the last call.
     """
     chunks = [paths[at : at + _CHUNK] for at in range(0, len(paths), _CHUNK)]
     rows: list[tuple] = []
@@ -125,7 +125,7 @@ def measure(
     reason, note, digest, height, width, bits, brightness, contrast, border, thumbnail = zip(
         *rows, strict=True
     )
-    return Films(
+    return Images(
         reason=np.array(reason, object),
         note=np.array(note, object),
         digest=np.array(digest, object),
@@ -139,14 +139,14 @@ def measure(
     )
 
 
-def same_films(films: Films, compare: np.ndarray | None = None) -> list[list[int]]:
-    """Groups of rows that show the same film: equal bytes, or thumbnails that are alike.
+def same_images(radiographs: Images, compare: np.ndarray | None = None) -> list[list[int]]:
+    """Groups of rows that show the same image: equal bytes, or thumbnails that are alike.
 
     Args:
-      films: what was measured.
-      compare: boolean `[n]`, the films whose thumbnails to compare; None compares all.
+      images: what was measured.
+      compare: boolean `[n]`, the images whose thumbnails to compare; None compares all.
     """
-    parent = np.arange(len(films.reason))
+    parent = np.arange(len(radiographs.reason))
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -155,11 +155,13 @@ def same_films(films: Films, compare: np.ndarray | None = None) -> list[list[int
         return i
 
     first: dict[bytes, int] = {}
-    for i in np.flatnonzero(films.readable):
-        parent[root(i)] = root(first.setdefault(films.digest[i], i))
-    compare = films.readable if compare is None else films.readable & compare
-    # A film without contrast resembles nothing, or anything.
-    for i, j in _alike(films.thumbnail, np.flatnonzero(compare & (films.contrast > 0.01))):
+    for i in np.flatnonzero(radiographs.readable):
+        parent[root(i)] = root(first.setdefault(radiographs.digest[i], i))
+    compare = radiographs.readable if compare is None else radiographs.readable & compare
+    # An image without contrast resembles nothing, or anything.
+    for i, j in _alike(
+        radiographs.thumbnail, np.flatnonzero(compare & (radiographs.contrast > 0.01))
+    ):
         parent[root(j)] = root(i)
     groups = defaultdict(list)
     for i in range(len(parent)):
@@ -168,7 +170,7 @@ def same_films(films: Films, compare: np.ndarray | None = None) -> list[list[int
 
 
 def _alike(thumbnails: np.ndarray, rows: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of rows whose thumbnails `[n, 32, 32]` show the same film."""
+    """Pairs of rows whose thumbnails `[n, 32, 32]` show the same image."""
     if len(rows) < 2:
         return []
     means = thumbnails[rows].reshape(len(rows), 8, 4, 8, 4).mean(axis=(2, 4), dtype=np.float32)
@@ -196,46 +198,46 @@ def _detail(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _normalised(images: np.ndarray) -> np.ndarray:
-    """Films `[n, h, w]` as vectors `[n, h * w]` whose dot products are correlations."""
+    """Images `[n, h, w]` as vectors `[n, h * w]` whose dot products are correlations."""
     vectors = images.reshape(len(images), -1).astype(np.float32)
     vectors -= vectors.mean(axis=1, keepdims=True)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
 
 
-def outliers(films: Films, records: Records) -> list[tuple[int, str]]:
+def outliers(radiographs: Images, records: Records) -> list[tuple[int, str]]:
     """Rows that differ from the rest of their source, with how."""
     found = []
     for source in dict.fromkeys(records.source):
-        rows = np.flatnonzero((records.source == source) & films.readable)
+        rows = np.flatnonzero((records.source == source) & radiographs.readable)
         if len(rows):
-            found += _outliers_of_source(films, rows)
+            found += _outliers_of_source(radiographs, rows)
     return found
 
 
-def _outliers_of_source(films: Films, rows: np.ndarray) -> list[tuple[int, str]]:
+def _outliers_of_source(radiographs: Images, rows: np.ndarray) -> list[tuple[int, str]]:
     found = []
-    for row in rows[films.contrast[rows] < 0.02]:
+    for row in rows[radiographs.contrast[rows] < 0.02]:
         found.append((int(row), "almost without contrast"))
     if len(rows) < 20:
         return found
-    bits, counts = np.unique(films.bits[rows], return_counts=True)
+    bits, counts = np.unique(radiographs.bits[rows], return_counts=True)
     for value, count in zip(bits, counts, strict=True):
         if count <= _FEW * len(rows):
             found += [
                 (int(row), f"{value:.0f} bits, unlike the others")
-                for row in rows[films.bits[rows] == value]
+                for row in rows[radiographs.bits[rows] == value]
             ]
     for name, values in (
-        ("size", np.log(films.height[rows] * films.width[rows])),
-        ("aspect ratio", np.log(films.aspect_ratio[rows])),
+        ("size", np.log(radiographs.height[rows] * radiographs.width[rows])),
+        ("aspect ratio", np.log(radiographs.aspect_ratio[rows])),
     ):
         middle = np.median(values)
         spread = max(1.4826 * np.median(np.abs(values - middle)), 0.05)
         far = np.abs(values - middle) > 6 * spread
-        if far.mean() <= _FEW:  # More of them are a second kind of film, not outliers.
+        if far.mean() <= _FEW:  # More of them are a second kind of image, not outliers.
             found += [(int(row), f"unusual {name}") for row in rows[far]]
-    # An inverted film looks like the negative of the others' mean.
-    thumbnails = _normalised(films.thumbnail[rows])
+    # An inverted image looks like the negative of the others' mean.
+    thumbnails = _normalised(radiographs.thumbnail[rows])
     mean = thumbnails.mean(axis=0)
     likeness = thumbnails @ (mean / max(np.linalg.norm(mean), 1e-6))
     if np.median(likeness) > 0.4:

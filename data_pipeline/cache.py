@@ -1,7 +1,7 @@
-"""Films decoded once and kept as ArrayRecord, one folder a preprocessing.
+"""Images decoded once and kept as ArrayRecord, one folder a preprocessing.
 
     CACHE/<fingerprint of the preprocessing>/
-      preprocessing.json           what the films were decoded with
+      preprocessing.json           what the images were decoded with
       shard-00000.array_record     images, one a record, raw bytes
       shard-00000.keys.npy         hashes of their paths, in the same order
 
@@ -42,17 +42,17 @@ def path_keys(paths: Sequence[str]) -> np.ndarray:
 
 
 def cache_folder(directory: str | os.PathLike, preprocessing: Preprocessing) -> Path:
-    """Where the films of this preprocessing lie in a cache."""
+    """Where the images of this preprocessing lie in a cache."""
     return Path(directory, preprocessing.fingerprint())
 
 
 def create_folder(
     directory: str | os.PathLike, preprocessing: Preprocessing, dtype: type = np.uint8
 ) -> Path:
-    """Makes the folder of a preprocessing, or checks that it holds the same kind of films.
+    """Makes the folder of a preprocessing, or checks that it holds the same kind of images.
 
     Raises:
-      UserError: it holds films of another depth.
+      UserError: it holds images of another depth.
     """
     folder = cache_folder(directory, preprocessing)
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def create_folder(
         found = json.loads(path.read_text(encoding="utf-8"))
         if found != description:
             raise UserError(
-                f"{folder} holds films as {found.get('dtype')}, not {description['dtype']}; choose "
+                f"{folder} holds images as {found.get('dtype')}, not {description['dtype']}; choose "
                 "another folder"
             )
     else:
@@ -75,16 +75,16 @@ def create_folder(
 def write_shard(
     folder: str | os.PathLike, paths: Sequence[str], preprocessing: Preprocessing, dtype: str
 ) -> tuple[int, list[tuple[str, str]]]:
-    """Decodes films into a new shard.
+    """Decodes images into a new shard.
 
     Args:
       folder: made by `create_folder`.
-      paths: which films.
+      paths: which images.
       preprocessing: how.
       dtype: `"uint8"` or `"uint16"`.
 
     Returns:
-      How many films were written, and `(path, reason)` of those that could not be read.
+      How many images were written, and `(path, reason)` of those that could not be read.
     """
     name = f"shard-{uuid.uuid4().hex[:16]}"
     records = Path(folder, f"{name}.array_record")
@@ -113,7 +113,7 @@ def write_shard(
 
 
 def _shards(folder: Path) -> list[tuple[Path, np.ndarray]]:
-    """Finished shards with the keys of their films."""
+    """Finished shards with the keys of their images."""
     return [
         (keys.with_name(keys.name.replace(".keys.npy", ".array_record")), np.load(keys))
         for keys in sorted(folder.glob("shard-*.keys.npy"))
@@ -121,13 +121,13 @@ def _shards(folder: Path) -> list[tuple[Path, np.ndarray]]:
 
 
 def cached_keys(folder: Path) -> np.ndarray:
-    """Keys of all films in a folder, sorted."""
+    """Keys of all images in a folder, sorted."""
     parts = [keys for _, keys in _shards(folder)]
     return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
 
 
 class Cache:
-    """Random access to decoded films, from any number of threads. Made by `find_cache`."""
+    """Random access to decoded images, from any number of threads. Made by `find_cache`."""
 
     def __init__(self, folder: Path, preprocessing: Preprocessing, dtype: str):
         shards = _shards(folder)
@@ -146,43 +146,43 @@ class Cache:
         return len(self._keys)
 
     def lookup(self, image_path: str) -> int | None:
-        """The row of a film, or None if it is not here, which is logged the first time."""
+        """The row of an image, or None if it is not here, which is logged the first time."""
         row = int(self._rows_of([image_path])[0])
         return None if row < 0 else row
 
     def _rows_of(self, image_paths: Sequence[str]) -> np.ndarray:
-        """Rows of films, int64 `[n]`, -1 for those that are not here."""
+        """Rows of images, int64 `[n]`, -1 for those that are not here."""
         keys = path_keys(image_paths)
         at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         rows = np.where(self._keys[at] == keys, self._rows[at].astype(np.int64), -1)
         if not self._missed and rows.min(initial=0) < 0:
             self._missed = True
             _log.warning(
-                "not in the cache: %s; such films are decoded from their files, prepare again to "
+                "not in the cache: %s; such images are decoded from their files, prepare again to "
                 "add them",
                 image_paths[int(np.argmin(rows))],
             )
         return rows
 
     def missing(self, image_paths: Sequence[str]) -> int:
-        """How many of the films are not here."""
+        """How many of the images are not here."""
         return int((~np.isin(path_keys(image_paths), self._keys)).sum())
 
     def read(self, row: int, dtype: type = np.uint8) -> np.ndarray:
-        """The film of a row, `[S, S]`, uint8 or uint16 at full range."""
+        """The image of a row, `[S, S]`, uint8 or uint16 at full range."""
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
         record = self._reader(shard).read([row - int(self._starts[shard])])[0]
-        return self._film(record, dtype)
+        return self._image(record, dtype)
 
     def read_into(self, image_paths: Sequence[str], images: np.ndarray) -> np.ndarray:
-        """Reads several films at once, which is faster than one by one.
+        """Reads several images at once, which is faster than one by one.
 
         Args:
           image_paths: which, n of them.
-          images: uint8 `[n, S, S]`, which is filled where a film is here.
+          images: uint8 `[n, S, S]`, which is filled where an image is here.
 
         Returns:
-          Boolean `[n]`: the film is here.
+          Boolean `[n]`: the image is here.
         """
         rows = self._rows_of(image_paths)
         shards = np.searchsorted(self._starts, rows, side="right") - 1
@@ -190,10 +190,10 @@ class Cache:
             here = np.flatnonzero((shards == shard) & (rows >= 0))
             records = self._reader(shard).read((rows[here] - self._starts[shard]).tolist())
             for i, record in zip(here, records, strict=True):
-                images[i] = self._film(record, np.uint8)
+                images[i] = self._image(record, np.uint8)
         return rows >= 0
 
-    def _film(self, record: bytes, dtype: type) -> np.ndarray:
+    def _image(self, record: bytes, dtype: type) -> np.ndarray:
         image = np.frombuffer(record, self._dtype).reshape(self._side, self._side)
         if self._dtype == dtype:
             return image
@@ -220,7 +220,7 @@ def find_cache(directory: str | os.PathLike, preprocessing: Preprocessing) -> Ca
     if cache is None:
         _log.warning("cache not used: %s", reason)
     else:
-        _log.info("cache %s: %s films", directory, f"{len(cache):,}")
+        _log.info("cache %s: %s images", directory, f"{len(cache):,}")
     return cache
 
 
@@ -235,7 +235,7 @@ def open_cache(
         cache = Cache(folder, preprocessing, description["dtype"])
         if len(cache):
             return cache, ""
-        return None, f"{folder} holds no films yet; run configs/prepare.py"
+        return None, f"{folder} holds no images yet; run configs/prepare.py"
     if not directory.is_dir():
         return None, f"{directory} does not exist; configs/prepare.py makes one"
     wanted = preprocessing.to_dict()
@@ -248,5 +248,5 @@ def open_cache(
             if found.get(name) != value
         )
     if not differences:
-        return None, f"{directory} holds no decoded films; configs/prepare.py makes them"
+        return None, f"{directory} holds no decoded images; configs/prepare.py makes them"
     return None, f"{directory} was prepared differently: {'; '.join(sorted(differences))}"

@@ -1,4 +1,4 @@
-"""From `config.data` to records, splits and readers of films."""
+"""From `config.data` to records, splits and readers of images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
-from data_pipeline.loader import BadFiles, FilmSource
+from data_pipeline.loader import BadFiles, ImageSource
 from data_pipeline.manifest import SPLITS, Records, in_words, spelled_apart
 from data_pipeline.phantom import CLASSES as PHANTOM_CLASSES
 from data_pipeline.sources import open_sources
@@ -61,7 +61,7 @@ def open_split(settings, folder: str) -> Split:
     """`divide_sources` with `data.label_fraction` applied, logged, and recorded in `split.csv`.
 
     Raises:
-      DataError: the folder holds a run that began with other films, labels or places.
+      DataError: the folder holds a run that began with other images, labels or places.
     """
     split = divide_sources(settings)
     train = keep_labels(
@@ -86,9 +86,9 @@ def open_split(settings, folder: str) -> Split:
 
 
 def describe(records: Records, patient_ids: str) -> str:
-    """One line: films, patients, and what is unknown."""
+    """One line: images, patients, and what is unknown."""
     patients = len(set(patient_keys(records, patient_ids)))
-    text = f"{len(records):,} films of {patients:,} patients"
+    text = f"{len(records):,} images of {patients:,} patients"
     for what, known in (("label", records.has_label), ("age", records.has_age)):
         missing = int((~known).sum())
         if missing:
@@ -96,7 +96,7 @@ def describe(records: Records, patient_ids: str) -> str:
     anonymous = int((records.patient_id == "").sum())
     if anonymous:
         text += (
-            f" ({anonymous:,} films without a patient id count as a patient each: whether the "
+            f" ({anonymous:,} images without a patient id count as a patient each: whether the "
             "split is by patient cannot be known)"
         )
     return text
@@ -105,7 +105,7 @@ def describe(records: Records, patient_ids: str) -> str:
 def doubtful_spellings(records: Records, patient_ids: str) -> Iterator[tuple[str, np.ndarray]]:
     """Patient ids, then labels, that differ by capitals, blanks or Unicode form alone.
 
-    Each with a message and the films concerned.
+    Each with a message and the images concerned.
     """
     keys = patient_keys(records, patient_ids)
     ids = [
@@ -127,7 +127,7 @@ def find_classes(settings, train: Records) -> tuple[str, ...]:
     The phantom's conditions come in the paper's order, others in alphabetical order.
 
     Raises:
-      DataError: a class has no training film, or there is only one class.
+      DataError: a class has no training image, or there is only one class.
     """
     found = set(train.label[train.has_label].tolist())
     if settings.classes:
@@ -139,7 +139,7 @@ def find_classes(settings, train: Records) -> tuple[str, ...]:
         for name in classes:
             if name not in found:
                 raise DataError(
-                    f"config.data.classes names {name!r}, which no training film carries; labels "
+                    f"config.data.classes names {name!r}, which no training image carries; labels "
                     f"found: {', '.join(sorted(found)) or 'none'}"
                 )
         ignored = sorted(found - set(classes))
@@ -151,7 +151,7 @@ def find_classes(settings, train: Records) -> tuple[str, ...]:
         classes = tuple(sorted(found))
     if len(classes) == 1:
         raise DataError(
-            f"all labelled training films are {classes[0]!r}: there is nothing to tell apart"
+            f"all labelled training images are {classes[0]!r}: there is nothing to tell apart"
         )
     return classes
 
@@ -164,30 +164,30 @@ def check_split(settings, split: Split, classes: tuple[str, ...]) -> None:
 
 
 def check_tested(split: Split) -> None:
-    """Raises `DataError` where no film is left for testing."""
+    """Raises `DataError` where no image is left for testing."""
     if not len(split.test):
-        raise DataError("no film is left for test; raise config.data.test_fraction")
+        raise DataError("no image is left for test; raise config.data.test_fraction")
 
 
 def _check_conditions(settings, split: Split, classes: tuple[str, ...]) -> None:
-    """Raises `DataError` where a scored film has a condition that no training film has."""
+    """Raises `DataError` where a scored image has a condition that no training image has."""
     for role in ("validation", "test"):
         found = set(split[role].label[split[role].has_label])
         unknown = sorted(found - set(classes))
         # Whoever names the classes leaves the others out on purpose.
         if unknown and classes and not settings.classes:
             raise DataError(
-                f"films for {role} have a condition that no training film has: "
-                f"{', '.join(map(repr, unknown))} (training films have {', '.join(classes)}); "
+                f"images for {role} have a condition that no training image has: "
+                f"{', '.join(map(repr, unknown))} (training images have {', '.join(classes)}); "
                 "correct the spelling, or list the classes in config.data.classes to leave the "
                 "others out"
             )
         missing = [name for name in classes if name not in found]
         if missing and found:
-            _log.warning("no film for %s has: %s", role, ", ".join(missing))
+            _log.warning("no image for %s has: %s", role, ", ".join(missing))
 
 
-def film_source(
+def image_source(
     settings,
     records: Records,
     classes: tuple[str, ...],
@@ -195,9 +195,9 @@ def film_source(
     *,
     training: bool,
     bad_files: BadFiles,
-) -> FilmSource:
+) -> ImageSource:
     """A reader of `records` with the policies of `config.data`."""
-    return FilmSource(
+    return ImageSource(
         records,
         classes,
         how,
@@ -218,7 +218,7 @@ def age_statistics(records: Records) -> tuple[float, float]:
     ages = records.age_months[records.has_age].astype(np.float64)
     if len(ages) < 2 or ages.std() == 0:
         raise DataError(
-            f"{len(ages)} training films have a known age{' (all equal)' if len(ages) else ''}, "
+            f"{len(ages)} training images have a known age{' (all equal)' if len(ages) else ''}, "
             "too few to learn it from; set config.age_head=False"
         )
     return float(ages.mean()), float(ages.std())

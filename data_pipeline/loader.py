@@ -5,7 +5,7 @@ A batch is a dictionary:
   label: int32 `[B]`, index of the class, -1 = unknown.
   age_months: float32 `[B]`, NaN = unknown.
   mask: float32 `[B]`, 0 = padding or a file that could not be read.
-  soft_label: float32 `[B, K]`, only where the films have soft labels.
+  soft_label: float32 `[B, K]`, only where the images have soft labels.
 """
 
 from __future__ import annotations
@@ -58,18 +58,18 @@ class BadFiles:
                 csv.writer(file).writerows([("image_path", "reason"), *rows])
 
 
-class FilmSource:
-    """Random access to decoded films, for Grain.
+class ImageSource:
+    """Random access to decoded images, for Grain.
 
     Args:
-      records: which films, in order.
+      records: which images, in order.
       classes: names of the classes; a label that is not among them counts as unknown.
       preprocessing: how a file becomes an image.
       on_error: `"raise"`, or `"skip"`: list the file in `bad_files` and go on.
-      substitute: with `"skip"`, put the next readable film in the place of a bad one (training);
+      substitute: with `"skip"`, put the next readable image in the place of a bad one (training);
         otherwise a black image with mask 0 (evaluation).
       cache: folder of decoded images; used where it fits `preprocessing`.
-      memory_mb: decoded films are kept in memory if all of them fit into so many MiB.
+      memory_mb: decoded images are kept in memory if all of them fit into so many MiB.
       bad_files: where unreadable files are listed.
 
     Attributes:
@@ -104,7 +104,7 @@ class FilmSource:
         side = preprocessing.image_size
         self._memory = None
         if len(records) * side * side <= memory_mb * 2**20:
-            # Pages are taken as they are written to. Two threads may decode the same film at the
+            # Pages are taken as they are written to. Two threads may decode the same image at the
             # same time and write the same bytes: no lock is needed.
             self._memory = np.empty((len(records), side, side), np.uint8)
             self._in_memory = np.zeros(len(records), bool)
@@ -113,7 +113,7 @@ class FilmSource:
         return len(self.records)
 
     def __repr__(self) -> str:
-        return f"FilmSource({len(self)} films, {self._preprocessing})"
+        return f"FilmSource({len(self)} images, {self._preprocessing})"
 
     def _read(self, row: int) -> np.ndarray:
         if self._memory is None:
@@ -151,7 +151,7 @@ class FilmSource:
         return self._example(row, np.zeros((side, side), np.uint8), 0.0)
 
     def read_batch(self, rows: np.ndarray) -> Batch:
-        """The examples of several rows, stacked. Cached films are read together, shard by shard."""
+        """The examples of several rows, stacked. Cached images are read together, shard by shard."""
         batch = {
             "image": np.empty((len(rows), *2 * (self._preprocessing.image_size,), 1), np.uint8),
             "label": self.labels[rows],
@@ -182,7 +182,7 @@ class FilmSource:
 
 
 def training_batches(
-    source: FilmSource, batch_size: int, *, seed: int, num_threads: int
+    source: ImageSource, batch_size: int, *, seed: int, num_threads: int
 ) -> grain.DatasetIterator:
     """Shuffled batches without end; a new order every epoch.
 
@@ -202,14 +202,14 @@ def training_batches(
 
 
 def mixed_batches(
-    source: FilmSource, batch_size: int, *, num_labelled: int, seed: int, num_threads: int
+    source: ImageSource, batch_size: int, *, num_labelled: int, seed: int, num_threads: int
 ) -> grain.DatasetIterator:
-    """Shuffled batches without end: labelled films first, then any films.
+    """Shuffled batches without end: labelled images first, then any images.
 
     Args:
       source: with `soft_labels`, where a student is to learn from them.
-      batch_size: films of a batch.
-      num_labelled: so many of them are drawn from the labelled films; the others are drawn from
+      batch_size: images of a batch.
+      num_labelled: so many of them are drawn from the labelled images; the others are drawn from
         all, and learned by what is known of them.
       seed: of both orders.
       num_threads: for decoding.
@@ -232,8 +232,10 @@ def mixed_batches(
     return iter(dataset)
 
 
-def evaluation_batches(source: FilmSource, batch_size: int, *, num_threads: int) -> Iterator[Batch]:
-    """All films once, in order; the last batch is padded with films of mask 0."""
+def evaluation_batches(
+    source: ImageSource, batch_size: int, *, num_threads: int
+) -> Iterator[Batch]:
+    """All images once, in order; the last batch is padded with images of mask 0."""
     dataset = (
         grain.MapDataset.range(len(source))
         .batch(batch_size, drop_remainder=False)

@@ -37,9 +37,9 @@ class Records:
     """Radiographs, as columns of equal length `n`. An empty string or NaN means unknown.
 
     Attributes:
-      image_path: where the image is: an absolute file path, or the address of a phantom film.
-      patient_id: who it shows. Films of one patient always stay in one split.
-      age_months: age at the film, float32.
+      image_path: where the image is: an absolute file path, or the address of a phantom image.
+      patient_id: who it shows. Images of one patient always stay in one split.
+      age_months: age at the image, float32.
       sex: `"F"`, `"M"` or empty.
       view: projection as the source gives it, such as `"AP"` or `"supine"`.
       label: name of the condition.
@@ -330,7 +330,7 @@ def _check_utf8(value: str, path: Path, line: int) -> None:
 def _image_path(value: str, folder: str, path: Path, line: int) -> str:
     if not value:
         raise DataError(f"manifest {path}, line {line}: image_path is empty")
-    if value.startswith("phantom:"):  # The address of a computed film, no path.
+    if value.startswith("phantom:"):  # The address of a computed image, no path.
         return value
     image_path = os.path.normpath(os.path.join(folder, value))
     try:

@@ -20,11 +20,11 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import SPLITS, Records, in_words, spelled_apart
 
 _log = logging.getLogger(__name__)
-# From the most to the least protected: a patient whose films disagree goes to the first of them.
+# From the most to the least protected: a patient whose images disagree goes to the first of them.
 _PRECEDENCE = ("test", "validation", "train")
 
-# With fewer validation films than this the figure that a checkpoint is chosen by is mostly chance:
-# on a dozen films an AUC of 1 is soon reached, long before training is at its end.
+# With fewer validation images than this the figure that a checkpoint is chosen by is mostly chance:
+# on a dozen images an AUC of 1 is soon reached, long before training is at its end.
 FEW_FILMS = 100
 
 
@@ -41,10 +41,10 @@ class Split:
 
 
 def patient_keys(records: Records, patient_ids: str = "shared") -> np.ndarray:
-    """One key a person, `[n]`. Films without a patient id count as a patient each.
+    """One key a person, `[n]`. Images without a patient id count as a patient each.
 
     Args:
-      records: the films.
+      records: the images.
       patient_ids: `"shared"`, an id means the same person in every source; or `"source"`, ids of
         one source mean nothing in another.
     """
@@ -61,7 +61,7 @@ def patient_keys(records: Records, patient_ids: str = "shared") -> np.ndarray:
 
 
 def _portable_names(records: Records) -> list[str]:
-    """What each film's patient is called wherever the data lies: moving it moves nobody."""
+    """What each image's patient is called wherever the data lies: moving it moves nobody."""
     place = records.source[0].partition(":")[2] if len(records) else ""
     root = os.path.dirname(place)
     return [
@@ -117,7 +117,7 @@ def _split_source(records, keys, validation_fraction, test_fraction, seed) -> di
         if given.setdefault(key, split) != split:
             raise DataError(
                 f"{records.source[0]}: {_describe(key)} is in {given[key] or 'no split'!r} and in "
-                f"{split or 'no split'!r}; all films of a patient must be in one split"
+                f"{split or 'no split'!r}; all images of a patient must be in one split"
             )
         rarest = label_of.setdefault(key, label)
         if (frequency[label], label) < (frequency[rarest], rarest):
@@ -137,7 +137,7 @@ def _split_source(records, keys, validation_fraction, test_fraction, seed) -> di
         testable = {label: [k for k in members if k in known] for label, members in strata.items()}
         _take(testable, role, "test", test_fraction, seed)
     if "validation" not in roles_given:
-        # How well stage one rebuilds films is then validated on the others.
+        # How well stage one rebuilds images is then validated on the others.
         spared = _too_few_to_validate(records, keys, role, validation_fraction)
         strata = {label: [k for k in m if k not in spared] for label, m in strata.items()}
         _take(strata, role, "validation", validation_fraction, seed)
@@ -201,7 +201,7 @@ def divide(
     """Divides records by role and checks that no patient is on two sides.
 
     `validation` and `test`, where given, are used whole, or, where such a source carries a split
-    of its own, the part that it assigns to that role. Otherwise the role is cut from `train`. Films
+    of its own, the part that it assigns to that role. Otherwise the role is cut from `train`. Images
     that `train` assigns to a role that is given besides are left out.
 
     Raises:
@@ -219,7 +219,7 @@ def divide(
         if given is not None:
             if len(parts[name]):
                 _log.warning(
-                    "%d films that data.train assigns to %s are left out: data.%s is given",
+                    "%d images that data.train assigns to %s are left out: data.%s is given",
                     len(parts[name]),
                     name,
                     name,
@@ -228,7 +228,7 @@ def divide(
             part = given.take(own) if own.any() else given
             parts[name] = part.replace(split=np.full(len(part), name, dtype=object))
     if not len(parts["train"]):
-        raise DataError("no film is left to train on: every row belongs to validation or test")
+        raise DataError("no image is left to train on: every row belongs to validation or test")
     split = Split(**parts)
     check_disjoint(split, patient_ids)
     return split
@@ -246,7 +246,7 @@ def check_disjoint(split: Split, patient_ids: str = "shared") -> None:
         for key in sorted(_identities(split[name], patient_ids)):
             if key in seen:
                 raise DataError(
-                    f"{_describe(key)} is in {seen[key]} and in {name}; all films of a patient "
+                    f"{_describe(key)} is in {seen[key]} and in {name}; all images of a patient "
                     "must be in one split (if ids of different sources are different people, set "
                     "config.data.patient_ids=source)"
                 )
@@ -303,7 +303,7 @@ _SPLIT_COLUMNS = tuple(f.name for f in dataclasses.fields(Records))
 
 
 def write_split(path: str | os.PathLike, split: Split) -> None:
-    """Writes `split.csv`: who went where, with everything known of each film."""
+    """Writes `split.csv`: who went where, with everything known of each image."""
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(_SPLIT_COLUMNS)
@@ -348,15 +348,15 @@ def check_unchanged(path: str | os.PathLike, split: Split) -> None:
     before = read_split(path)
     different = rows(before) ^ rows(split)
     if different:
-        films = sorted({row[1] for row in different})
+        images = sorted({row[1] for row in different})
         raise DataError(
-            f"the data is not what this run began with: {len(films)} films are new, gone, or have "
-            f"another label, age or place in the split, such as {films[0]}; choose another "
+            f"the data is not what this run began with: {len(images)} images are new, gone, or have "
+            f"another label, age or place in the split, such as {images[0]}; choose another "
             "--workdir, or delete that folder to start again"
         )
     if any(list(before[name].image_path) != list(split[name].image_path) for name in SPLITS):
         raise DataError(
-            "the films come in another order than when this run began, so it cannot go on where it "
+            "the images come in another order than when this run began, so it cannot go on where it "
             "was; put the rows of the manifest back in order, choose another --workdir, or delete "
             "that folder to start again"
         )
@@ -367,7 +367,7 @@ def check_unseen(split_csv: str | os.PathLike, records: Records, patient_ids: st
 
     Args:
       split_csv: of the earlier run.
-      records: films to be scored.
+      records: images to be scored.
       patient_ids: see `patient_keys`.
       what: names the two in the message, such as "stage one trained on".
     """

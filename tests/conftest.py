@@ -32,7 +32,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 
 @pytest.fixture(scope="session")
-def real_films() -> Path:
+def real_images() -> Path:
     """A folder of real X-rays with manifests, for those who have one; not part of the project."""
     folder = ROOT.parent / "shared" / "xray"
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Both stages, evaluation and prediction, as a user runs them, on a few small films."""
+"""Both stages, evaluation and prediction, as a user runs them, on a few small images."""
 
 import csv
 import functools
@@ -199,7 +199,7 @@ def test_evaluating_again_gives_the_same_answer(finetuned, tmp_path):
 def test_evaluating_on_training_patients_is_refused(finetuned, tmp_path):
     with open(finetuned / "split.csv", newline="") as file:
         row = next(row for row in csv.DictReader(file) if row["split"] == "train")
-    image = tmp_path / "film.png"
+    image = tmp_path / "image.png"
     Image.fromarray(np.zeros((32, 32), np.uint8)).save(image)
     manifest = tmp_path / "films.csv"
     manifest.write_text(f"image_path,patient_id,label\nfilm.png,{row['patient_id']},normal\n")
@@ -211,7 +211,7 @@ def test_evaluating_on_training_patients_is_refused(finetuned, tmp_path):
 
 
 def test_an_external_set_with_a_split_and_other_conditions(finetuned, tmp_path, caplog):
-    """What is not scored is said: films of other parts, and conditions the model does not know."""
+    """What is not scored is said: images of other parts, and conditions the model does not know."""
     caplog.set_level("INFO", logger="infantxray")
     rows = ["image_path,patient_id,label,split"]
     for i, (label, split) in enumerate(
@@ -225,8 +225,8 @@ def test_an_external_set_with_a_split_and_other_conditions(finetuned, tmp_path, 
     config.data.test = f"manifest:{tmp_path / 'films.csv'}"
     settings.check(config)
     evaluate.run(config, str(tmp_path / "part"))
-    assert "scored: 3 of 5 films, the test part" in caplog.text
-    assert "1 films of 'Mass' are left out of the diagnosis" in caplog.text
+    assert "scored: 3 of 5 images, the test part" in caplog.text
+    assert "1 images of 'Mass' are left out of the diagnosis" in caplog.text
     found = json.loads((tmp_path / "part" / "metrics.json").read_text())
     assert (found["n"], found["n_with_condition"], found["n_without_patient_id"]) == (3, 1, 0)
     config.data.given_splits = "ignore"
@@ -234,23 +234,23 @@ def test_an_external_set_with_a_split_and_other_conditions(finetuned, tmp_path, 
     assert json.loads((tmp_path / "all" / "metrics.json").read_text())["n"] == 5
 
 
-def test_prediction_needs_films(finetuned, tmp_path):
+def test_prediction_needs_images(finetuned, tmp_path):
     config = predict_config.get_config()
     config.checkpoint = str(finetuned)
-    with pytest.raises(UserError, match="name the films"):
+    with pytest.raises(UserError, match="name the images"):
         predict.run(config, str(tmp_path))
 
 
 def test_prediction_takes_a_folder_and_skips_what_is_no_image(finetuned, tmp_path):
-    films = tmp_path / "films"
-    films.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     rng = np.random.default_rng(0)
     for i in range(3):
-        Image.fromarray(rng.integers(0, 255, (70, 50), np.uint8)).save(films / f"{i}.png")
-    (films / "broken.png").write_bytes(b"no image")
+        Image.fromarray(rng.integers(0, 255, (70, 50), np.uint8)).save(images / f"{i}.png")
+    (images / "broken.png").write_bytes(b"no image")
     config = predict_config.get_config()
     config.checkpoint = str(finetuned)
-    config.data.test = f"folder:{films}"
+    config.data.test = f"folder:{images}"
     config.data.on_error = "skip"
     settings.check(config)
     predict.run(config, str(tmp_path / "out"))
@@ -382,7 +382,7 @@ def test_stage_one_on_the_test_patients_is_refused(pretrained, tmp_path):
         probe.run(frozen, str(tmp_path / "probe"))
 
 
-def test_films_without_ages_are_learned_without_the_age_head(tmp_path, caplog):
+def test_images_without_ages_are_learned_without_the_age_head(tmp_path, caplog):
     """The settings as they stand run on data of which no age is known."""
     manifest = tmp_path / "films.csv"
     manifest.write_text(
@@ -395,20 +395,20 @@ def test_films_without_ages_are_learned_without_the_age_head(tmp_path, caplog):
         (tmp_path / name).mkdir()
     _, card = finetune._open_data(config, str(tmp_path / "run"))
     assert card.age_mean_months is None
-    assert "no AgePredictionNet: 0 training films have a known age" in caplog.text
+    assert "no AgePredictionNet: 0 training images have a known age" in caplog.text
     config.age_film = True
     with pytest.raises(UserError, match="age_head=False"):
         finetune._open_data(config, str(tmp_path / "other"))
 
 
 def test_ages_alone_can_be_learned(tmp_path):
-    films = tmp_path / "films"
-    films.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     rng = np.random.default_rng(0)
     lines = ["image_path,patient_id,age_months"]
     for i in range(40):
-        Image.fromarray(rng.integers(0, 255, (32, 32), np.uint8)).save(films / f"{i}.png")
-        lines.append(f"films/{i}.png,p{i},{i * 3}")
+        Image.fromarray(rng.integers(0, 255, (32, 32), np.uint8)).save(images / f"{i}.png")
+        lines.append(f"images/{i}.png,p{i},{i * 3}")
     manifest = tmp_path / "films.csv"
     manifest.write_text("\n".join(lines) + "\n")
     config = stage_two()
@@ -422,7 +422,7 @@ def test_ages_alone_can_be_learned(tmp_path):
 
 
 def test_a_linear_probe_teaches(tmp_path, pretrained, caplog):
-    """What it says equals a probe that is fitted on the same films here, by another solver."""
+    """What it says equals a probe that is fitted on the same images here, by another solver."""
     caplog.set_level("INFO", logger="infantxray")
     config = stage_two(pretrained)
     config.self_training.linear_probe = True
@@ -440,8 +440,8 @@ def test_a_linear_probe_teaches(tmp_path, pretrained, caplog):
     variables = diagnosis.init_variables(model, card.preprocessing.image_size, jax.random.key(0))
     variables = transfer.start_from(config, variables)
     train = read_split(tmp_path / "run" / "split.csv").train
-    films = np.stack([load_image(path, card.preprocessing) for path in train.image_path])
-    x = augment.normalise(augment.to_intensity(jnp.asarray(films)[..., None]))
+    images = np.stack([load_image(path, card.preprocessing) for path in train.image_path])
+    x = augment.normalise(augment.to_intensity(jnp.asarray(images)[..., None]))
     latent = model.apply(variables, x, method=DiagnosisModel.latent)
     values = np.asarray(latent, np.float64).mean((1, 2))
     known = train.has_label

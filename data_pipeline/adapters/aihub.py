@@ -1,4 +1,4 @@
-"""AI-Hub 71432, "Pediatric abdominal X-ray image data": the paper's own films.
+"""AI-Hub 71432, "Pediatric abdominal X-ray image data": the paper's own images.
 
 The schema of its label files is not public. A small profile says where they keep what; this prints
 the keys of some of them and a profile to fill in:
@@ -53,7 +53,7 @@ def read_aihub(place: str) -> Records:
 
     Images lie in folders TS (training) and VS (validation), label files in TL and VL; an image and
     its label share their name. AI-Hub's validation is the test split; validation is cut from its
-    training films. The profile is a JSON object whose values are dotted paths into a label file
+    training images. The profile is a JSON object whose values are dotted paths into a label file
     (`"annotations.0.disease"`): `class` (or `"folder"`: the name of the TS/VS folder), and if
     there `age` with `age_unit` (days, weeks, months, years), `sex`, `patient_id`, `view`; `classes`
     maps the source's class names to others than the paper's.
@@ -97,7 +97,7 @@ def read_aihub(place: str) -> Records:
         _log.warning("aihub: %d of %d images have no label file", unlabelled, len(paths))
     if not any(columns["patient_id"]):
         _log.warning(
-            "aihub: the profile names no patient_id, so whether films of one patient stand on both "
+            "aihub: the profile names no patient_id, so whether images of one patient stand on both "
             "sides of the split cannot be known"
         )
     return Records.create(paths, source=f"aihub:{root}", **columns)
@@ -162,17 +162,17 @@ def _pairs(images: _Files, labels: _Files) -> Iterator[tuple[str, str, str]]:
     Raises:
       DataError: which of several label files belongs to an image cannot be told.
     """
-    for (part, stem), films in images.items():
+    for (part, stem), radiographs in images.items():
         found = labels.get((part, stem), {})
-        alone = [group for group in films if group not in found]
-        spare = [group for group in found if group not in films]
-        if alone and spare and len(films) + len(found) > 2:
+        alone = [group for group in radiographs if group not in found]
+        spare = [group for group in found if group not in radiographs]
+        if alone and spare and len(radiographs) + len(found) > 2:
             raise DataError(
-                f"aihub: {films[alone[0]]} has a name that others have too, and no label file of a "
+                f"aihub: {radiographs[alone[0]]} has a name that others have too, and no label file of a "
                 f"folder of its own name (there is {found[spare[0]]}); name the folders of images "
                 "and labels alike, such as TS_변비 and TL_변비"
             )
-        for group, image in films.items():
+        for group, image in radiographs.items():
             yield part, image, found.get(group) or (found[spare[0]] if spare else "")
 
 

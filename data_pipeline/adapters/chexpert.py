@@ -1,4 +1,4 @@
-"""CheXpert: 223,414 chest films of 64,540 adults in the training table."""
+"""CheXpert: 223,414 chest images of 64,540 adults in the training table."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TABLES = {"train.csv": "train", "valid.csv": "validation", "test.csv": "test"}
 def read_chexpert(place: str) -> Records:
     """Reads `PATH[:min_age_months=216]`, where `train.csv` lies (and `valid.csv`, `test.csv`).
 
-    A film with exactly one finding, and none uncertain, is labelled with it. Age 0 stands for
+    An image with exactly one finding, and none uncertain, is labelled with it. Age 0 stands for
     unknown there; ages are capped at 90 years by the source.
 
     Raises:
@@ -58,7 +58,7 @@ def _read_table(path: Path, split: str, source: str) -> Records:
     table = read_table("chexpert", path, columns + tuple(f"?{name}" for name in _FINDINGS))
     paths = table["Path"]
     if not paths:
-        raise DataError(f"chexpert: {path} lists no film")
+        raise DataError(f"chexpert: {path} lists no image")
     base = _base(path.parent, paths[0])
     views = zip(table["Frontal/Lateral"], table["AP/PA"], strict=True)
     marks = zip(*(table[name] for name in _FINDINGS), strict=True)

@@ -20,7 +20,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import SPLIT_NAMES, Records
 
 _log = logging.getLogger(__name__)
-# Not opened to see whether they are DICOM: there may be one a film, or they are copies of films.
+# Not opened to see whether they are DICOM: there may be one an image, or they are copies of images.
 _NO_FILMS = (
     *(".txt", ".csv", ".json", ".xml", ".md", ".html", ".pdf", ".xlsx", ".npy", ".npz", ".zip"),
     *(".gz", ".bmp", ".webp", ".gif", ".jp2", ".bak", ".tmp", ".part", ".orig"),
@@ -34,8 +34,8 @@ def read_folder(place: str) -> Records:
     A first level whose folders are all called train, val or test is the split. The next level is
     the class; images lie at any depth below it. Images beside those folders have no class.
     `labels=none` takes the folder as unlabelled whatever its subfolders are called. Age, sex, view
-    and patient of DICOM films come from their headers, which `headers=no` leaves unread. Files are
-    films by their suffix, or, where it is none of those known, if they are DICOM.
+    and patient of DICOM images come from their headers, which `headers=no` leaves unread. Files are
+    images by their suffix, or, where it is none of those known, if they are DICOM.
 
     Raises:
       DataError: the folder does not exist, holds no image, or some of its subfolders with images
@@ -53,7 +53,7 @@ def read_folder(place: str) -> Records:
 
     def take(folder: str, files: list[str], label: str, split: str) -> None:
         for name in files:
-            if _is_film(folder, name):
+            if _is_image(folder, name):
                 paths.append(os.path.join(folder, name))
                 labels.append(label)
                 splits.append(split)
@@ -75,13 +75,13 @@ def read_folder(place: str) -> Records:
     roles = [name for name in folders if name.lower() in SPLIT_NAMES]
     if roles:
         for name in folders:
-            if name not in roles and _has_films(os.path.join(root, name)):
+            if name not in roles and _has_images(os.path.join(root, name)):
                 raise DataError(
                     f"folder:{place}: {', '.join(roles)} would be splits, but {name} beside them "
-                    "is none and has films too; move or rename one or the other, or name each "
+                    "is none and has images too; move or rename one or the other, or name each "
                     f"folder by itself (config.data.train=folder:{root / roles[0]})"
                 )
-        ignored["films beside the splits"] = sum(_is_film(str(root), name) for name in beside)
+        ignored["images beside the splits"] = sum(_is_image(str(root), name) for name in beside)
         for name in roles:
             take_classes(os.path.join(root, name), SPLIT_NAMES[name.lower()])
     else:
@@ -117,7 +117,7 @@ def _refuse_splits_within(place: str, folder: str) -> None:
         )
 
 
-def _is_film(folder: str, name: str) -> bool:
+def _is_image(folder: str, name: str) -> bool:
     """By the suffix; files with an unknown one or none, such as IM0001 or 1.2.840…, by content."""
     if name.lower().endswith(IMAGE_SUFFIXES):
         return True
@@ -134,8 +134,8 @@ def _is_film(folder: str, name: str) -> bool:
         return False
 
 
-def _has_films(folder: str) -> bool:
-    return any(_is_film(below, name) for below, names in walk(folder) for name in names)
+def _has_images(folder: str) -> bool:
+    return any(_is_image(below, name) for below, names in walk(folder) for name in names)
 
 
 def _kind(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Age, sex, view and patient of DICOM films, for layouts that keep them in the headers alone."""
+"""Age, sex, view and patient of DICOM images, for layouts that keep them in the headers alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data_pipeline.manifest import NOBODY
 
 _log = logging.getLogger(__name__)
 _THREADS = 16  # Reading waits for the disk, above all for one on a network.
-_REMEMBER_FROM = 2000  # Films; fewer are read again faster than a cache is managed.
+_REMEMBER_FROM = 2000  # Images; fewer are read again faster than a cache is managed.
 _FIELDS = ("age_months", "sex", "view", "patient_key")
 _REMEMBERED = (*_FIELDS, "placeholder")
 _BIRTH_DATE = 0x00100030
@@ -50,7 +50,7 @@ def header_columns(
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     memory = Path(base, "infantxray", f"headers-{key.hexdigest()[:24]}.npz")
     if memory.is_file():
-        _log.info("%s: DICOM headers from %s; delete it if the films have changed", name, memory)
+        _log.info("%s: DICOM headers from %s; delete it if the images have changed", name, memory)
         with np.load(memory) as stored:
             columns = [stored[field] for field in _REMEMBERED]
     else:
@@ -61,7 +61,7 @@ def header_columns(
     sexes, views, patients = (text.astype(str).astype(object) for text in texts)
     if placeholder.any():
         _log.warning(
-            "%s: %d films carry a PatientID that stands for no one person (a word such as "
+            "%s: %d images carry a PatientID that stands for no one person (a word such as "
             "ANONYMOUS, or births or sexes differ under it): each counts as a patient, and whether "
             "a split is by patient cannot be known",
             name,
@@ -80,9 +80,9 @@ def _read_columns(name: str, paths: Sequence[str]) -> list[np.ndarray]:
 def _placeholders(
     name: str, paths: Sequence[str], sexes: np.ndarray, patients: np.ndarray
 ) -> np.ndarray:
-    """Boolean `[n]`: the film's identifier is a word for nobody, or that of several people.
+    """Boolean `[n]`: the image's identifier is a word for nobody, or that of several people.
 
-    However many films one has, it is believed otherwise: films of a patient on two sides of a split
+    However many images one has, it is believed otherwise: images of a patient on two sides of a split
     would be worse than two patients taken for one.
     """
     rows_of = defaultdict(list)
@@ -126,7 +126,7 @@ def _read(path: str) -> Header:
     try:
         return read_header(path)
     except (Refused, OSError):
-        return Header()  # Reading the film will say what is wrong with it.
+        return Header()  # Reading the image will say what is wrong with it.
 
 
 def _birth_date(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Kermany's chest films of children aged one to five (Guangzhou)."""
+"""Kermany's chest images of children aged one to five (Guangzhou)."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def read_kermany(place: str) -> Records:
             if not at.is_dir():
                 continue
             with os.scandir(at) as entries:
-                films = [e for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES)]
-            for film in sorted(films, key=lambda entry: natural_key(entry.name)):
-                rows.append((film.path, *_person(film.name, folder, label, options), split))
-                sizes.append(film.stat().st_size)
+                images = [e for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES)]
+            for image in sorted(images, key=lambda entry: natural_key(entry.name)):
+                rows.append((image.path, *_person(image.name, folder, label, options), split))
+                sizes.append(image.stat().st_size)
     if not rows:
         raise DataError(f"kermany: no train/NORMAL and train/PNEUMONIA in {root}")
     repeats = _repeats([row[0] for row in rows], sizes)

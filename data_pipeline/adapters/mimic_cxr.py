@@ -1,4 +1,4 @@
-"""MIMIC-CXR-JPG: chest films of adults. It gives no age and no sex."""
+"""MIMIC-CXR-JPG: chest images of adults. It gives no age and no sex."""
 
 from __future__ import annotations
 
@@ -31,9 +31,12 @@ def read_mimic_cxr(place: str) -> Records:
     files = os.path.join(folder / "files" if (folder / "files").is_dir() else folder, "")
     rows = zip(metadata["dicom_id"], metadata["subject_id"], metadata["study_id"], strict=True)
     return Records.create(
-        [f"{files}p{subject[:2]}/p{subject}/s{study}/{film}.jpg" for film, subject, study in rows],
+        [
+            f"{files}p{subject[:2]}/p{subject}/s{study}/{image}.jpg"
+            for image, subject, study in rows
+        ],
         source=f"mimic_cxr:{root}",
         patient_id=[f"mimic-{subject}" for subject in metadata["subject_id"]],
         view=metadata["ViewPosition"],
-        split=[_SPLITS.get(split_of.get(film, ""), "") for film in metadata["dicom_id"]],
+        split=[_SPLITS.get(split_of.get(image, ""), "") for image in metadata["dicom_id"]],
     )

@@ -1,4 +1,4 @@
-"""NIH ChestX-ray14: 112,120 chest films of 30,805 patients, 5,402 of them under 18."""
+"""NIH ChestX-ray14: 112,120 chest images of 30,805 patients, 5,402 of them under 18."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _MAX_AGE_MONTHS = 120 * 12.0  # Older releases hold ages up to 414.
 def read_nih(place: str) -> Records:
     """Reads `PATH[:min_age_months=216]`: `Data_Entry_2017*.csv` and the images at any depth.
 
-    A film with exactly one finding is labelled with it (`No Finding` included), one with several
-    is not. Films of `test_list.txt` are the test split where that list is there.
+    An image with exactly one finding is labelled with it (`No Finding` included), one with several
+    is not. Images of `test_list.txt` are the test split where that list is there.
 
     Raises:
       DataError: the table or every image is missing.

@@ -1,4 +1,4 @@
-"""PadChest: 160,000 chest films of one Spanish hospital, 16-bit PNG."""
+"""PadChest: 160,000 chest images of one Spanish hospital, 16-bit PNG."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAX_AGE_YEARS = 120
 def read_padchest(place: str) -> Records:
     """Reads `PATH[:min_age_months=216]`: the label table and `ImageDir/ImageID` (or all in one).
 
-    Age is the year of the study less the year of birth. A film with exactly one label is labelled
+    Age is the year of the study less the year of birth. An image with exactly one label is labelled
     with it; without labels the condition is unknown, not normal.
 
     Raises:

@@ -199,11 +199,11 @@ def keep_present(name: str, paths: list[str | None]) -> np.ndarray:
 
 
 def leave_out_children(name: str, records: Records, min_age_months: float) -> Records:
-    """An adult set without the films known to be of younger patients; logs how many those are."""
+    """An adult set without the images known to be of younger patients; logs how many those are."""
     young = records.age_months < min_age_months  # Unknown (NaN) compares as not younger.
     if young.any():
         _log.info(
-            "%s: %d films of patients under %g months left out (min_age_months)",
+            "%s: %d images of patients under %g months left out (min_age_months)",
             name,
             young.sum(),
             min_age_months,

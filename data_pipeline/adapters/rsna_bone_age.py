@@ -54,12 +54,12 @@ def read_rsna_bone_age(place: str) -> Records:
             table = read_table("rsna_bone_age", path, (identifier, age, sex))
             ids = table[identifier]
             # Numbers may be used again in another split: its own folder first.
-            found = [by_role.get((split, film)) or anywhere.get(film) for film in ids]
+            found = [by_role.get((split, image)) or anywhere.get(image) for image in ids]
             ages = [number(months) for months in table[age.removeprefix("?")]]
             records = Records.create(
                 [at or "" for at in found],
                 source=f"rsna_bone_age:{root}",
-                patient_id=[f"rsna-{split}-{film}" for film in ids],
+                patient_id=[f"rsna-{split}-{image}" for image in ids],
                 age_months=[months if months > 0 else math.nan for months in ages],
                 sex=[_SEX.get(text.lower(), "") for text in table[sex]],
                 split=[split] * len(ids),

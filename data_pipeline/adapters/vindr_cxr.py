@@ -1,4 +1,4 @@
-"""VinDr-CXR: chest films of adults, each marked by several readers."""
+"""VinDr-CXR: chest images of adults, each marked by several readers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _ROLES = {"train": "train", "test": "test"}
 def read_vindr_cxr(place: str) -> Records:
     """Reads `PATH`: `train.csv` with a row a mark, images in `train/` and `test/`.
 
-    A film is labelled with the only class that more than half of its readers marked, with
-    `No finding` if none was, and not at all if several were. Films without marks are unlabelled.
+    An image is labelled with the only class that more than half of its readers marked, with
+    `No finding` if none was, and not at all if several were. Images without marks are unlabelled.
 
     Raises:
       DataError: the table or every image is missing.

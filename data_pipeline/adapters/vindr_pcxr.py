@@ -1,4 +1,4 @@
-"""PediCXR (VinDr-PCXR): 9,125 chest films of children under ten, DICOM."""
+"""PediCXR (VinDr-PCXR): 9,125 chest images of children under ten, DICOM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NOT_FINDINGS = ("image_id", "rad_ID", "rad_id")
 def read_vindr_pcxr(place: str) -> Records:
     """Reads `PATH[:headers=no]`: `image_labels_{train,test}.csv` and `{train,test}/<id>.dicom`.
 
-    Class names are the source's, misspellings included. A film with several findings (about 3 %)
+    Class names are the source's, misspellings included. An image with several findings (about 3 %)
     is not labelled. Ages and sexes come from the DICOM headers; `headers=no` skips reading them.
     There is no patient identifier: whether the official split is by patient cannot be known.
 

@@ -35,11 +35,11 @@ PHANTOM_PREFIX = "phantom:"
 
 
 def load_image(path: str, preprocessing: Preprocessing, dtype: type = np.uint8) -> np.ndarray:
-    """A film as the network takes it: `[S, S]`, bright = dense.
+    """An image as the network takes it: `[S, S]`, bright = dense.
 
     Args:
-      path: a DICOM, PNG, JPEG or TIFF file, or the address of a phantom film.
-      preprocessing: the size, and how the film is fitted into it.
+      path: a DICOM, PNG, JPEG or TIFF file, or the address of a phantom image.
+      preprocessing: the size, and how the image is fitted into it.
       dtype: uint8, or uint16 at full range.
 
     Raises:
@@ -48,8 +48,8 @@ def load_image(path: str, preprocessing: Preprocessing, dtype: type = np.uint8) 
     if path.startswith(PHANTOM_PREFIX):
         from data_pipeline.phantom import render
 
-        film = render(path, preprocessing.image_size)
-        return film if dtype == np.uint8 else film.astype(np.uint16) * np.uint16(257)
+        image = render(path, preprocessing.image_size)
+        return image if dtype == np.uint8 else image.astype(np.uint16) * np.uint16(257)
     radiograph = _read(path, preprocessing.shortest_side)
     try:
         return to_square(radiograph.pixels, preprocessing, dtype)
@@ -58,7 +58,7 @@ def load_image(path: str, preprocessing: Preprocessing, dtype: type = np.uint8) 
 
 
 def read_radiograph(path: str | os.PathLike, *, min_side: int | None = None) -> Radiograph:
-    """A film and what its header says.
+    """An image and what its header says.
 
     Args:
       path: a DICOM, PNG, JPEG or TIFF file; the content decides, not the name.

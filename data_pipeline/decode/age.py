@@ -1,4 +1,4 @@
-"""A patient's age at the film, from the age string and the dates of a DICOM header."""
+"""A patient's age at the image, from the age string and the dates of a DICOM header."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Layout:
     """How the pixel data is laid out, checked.
 
     Attributes:
-      rows, columns: the film's size.
+      rows, columns: the image's size.
       samples: values a pixel, 1 or 3.
       photometric: photometric interpretation.
       planar: colours one after the other rather than pixel by pixel.
@@ -196,7 +196,7 @@ def jpeg_2000(frame: bytes, layout: Layout) -> tuple[np.ndarray, bool]:
     """JPEG 2000, signed values in two's complement. To be run isolated.
 
     Always in full: its own reduced scales are four times faster, but lie up to half a pixel beside
-    the film and differ from it by more than ten grey levels at edges.
+    the image and differ from it by more than ten grey levels at edges.
     """
     precision, signed = _jpeg_2000_header(frame)
     if not frame.rstrip(b"\0").endswith(b"\xff\xd9"):

@@ -61,8 +61,8 @@ _OTHER_MODALITIES = {
     "PT": "a PET slice",
     "XA": "an angiogram",
     "RF": "a fluoroscopy image",
-    "IO": "a dental film",
-    "PX": "a panoramic dental film",
+    "IO": "a dental image",
+    "PX": "a panoramic dental image",
     "ES": "an endoscopy image",
     "XC": "a photograph",
     "GM": "a microscopy image",
@@ -84,9 +84,9 @@ _ANIMAL = re.compile(r"\b(canine|feline|equine|bovine|avian|veterinar\w*)\b", re
 _SQUARE = 0.01
 # ... and no detector or scanner has pixels that differ by more than this factor.
 _MAX_PIXEL_ASPECT = 4.0
-# A window is useless if it leaves more than this share of the film black or white, ...
+# A window is useless if it leaves more than this share of the image black or white, ...
 _MAX_SATURATED = 0.9
-# ... or if the film between its 1st and 99th percentile fills less than this share of the greys.
+# ... or if the image between its 1st and 99th percentile fills less than this share of the greys.
 _MIN_CONTRAST = 0.1
 _HEADER_READ_BYTES = 2**18
 
@@ -126,7 +126,7 @@ def read_dicom(data: bytes, shortest_side: Callable[[int, int], int] | None = No
 
 
 def read_header(path: str) -> Header:
-    """What the header says, without decoding the film.
+    """What the header says, without decoding the image.
 
     Raises:
       Refused: the file holds no plain radiograph.
@@ -156,7 +156,7 @@ def refuse_foreign(dicom: DicomFile) -> None:
     ):
         raise Refused("a mammogram (modality MG), not a plain radiograph")
     if sop_class.startswith(_DENTAL_CLASS):
-        raise Refused("a dental film, not a plain radiograph")
+        raise Refused("a dental image, not a plain radiograph")
     if modality not in _RADIOGRAPHY:
         if modality in _OTHER_MODALITIES:
             raise Refused(f"{_OTHER_MODALITIES[modality]} ({modality}), not a plain radiograph")
@@ -168,7 +168,7 @@ def refuse_foreign(dicom: DicomFile) -> None:
         or (species and not species.startswith(("human", "homo sapiens")))
         or dicom.text(_BREED)
     ):
-        raise Refused("a veterinary film: its header says that it shows an animal")
+        raise Refused("a veterinary image: its header says that it shows an animal")
     frames = dicom.decimals(_FRAMES)
     if frames and frames[0] > 1:
         raise Refused(f"it holds {frames[0]:.0f} frames; a radiograph is one")
@@ -214,7 +214,7 @@ def _header(dicom: DicomFile) -> Header:
     dates = dicom.text(_BIRTH_DATE), dicom.text(_STUDY_DATE)
     age = age_months(dicom.text(_AGE), *dates, notes)
     if dicom.text(_INTENT).upper() == "FOR PROCESSING" or dicom.text(_SOP_CLASS) == _RAW_CLASS:
-        notes.append("raw detector data (FOR PROCESSING), not as a viewer shows a film")
+        notes.append("raw detector data (FOR PROCESSING), not as a viewer shows an image")
     identifier = dicom.elements.get(_PATIENT_ID, b"")
     identifier = bytes(identifier[:256]).strip(b" \0")
     sex = dicom.text(_SEX).upper()
@@ -257,7 +257,7 @@ def _pixel_aspect(dicom: DicomFile, notes: list[str]) -> float:
     if not 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
         notes.append("pixels of impossible proportions; taken as square")
         return 1.0
-    notes.append("pixels are not square; stretched to the film's proportions")
+    notes.append("pixels are not square; stretched to the image's proportions")
     return aspect
 
 
@@ -300,7 +300,7 @@ def _render(
 
 
 def _padding(dicom: DicomFile, layout: codecs.Layout, bits: int) -> int | None:
-    """The stored value that marks pixels outside the film."""
+    """The stored value that marks pixels outside the image."""
     value = dicom.number(_PADDING)
     if value is None:
         return None
@@ -370,7 +370,7 @@ def _window(
     bits: int,
     notes: list[str],
 ) -> np.ndarray:
-    """Greys 0 to 1 of every value: VOI LUT, else the first window, else what shows the film."""
+    """Greys 0 to 1 of every value: VOI LUT, else the first window, else what shows the image."""
     lut = _lut(dicom, dicom.items.get(_VOI_LUT), values.min() < 0)
     if lut is not None:
         entries, first, lut_bits = lut
@@ -408,7 +408,7 @@ def _stored_window(dicom: DicomFile, values: np.ndarray) -> np.ndarray | None:
 
 
 def _shows(greys: np.ndarray, counts: np.ndarray) -> bool:
-    """Whether the film, given as counts of every value, is neither saturated nor flat."""
+    """Whether the image, given as counts of every value, is neither saturated nor flat."""
     present = counts > 0
     if present.sum() < 3:
         return True  # nothing to see whatever the window

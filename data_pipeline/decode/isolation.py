@@ -3,7 +3,7 @@
 JPEG 2000, JPEG Lossless, JPEG-LS and compressed TIFF are decoded by libraries with a history of
 memory errors on damaged files. A worker process takes the file's fate: the program gets a reason.
 The limit is on processor time, because what a busy machine does to the clock says nothing about a
-film, and must not decide which films are used.
+image, and must not decide which images are used.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Greys for a film that says nothing, or nothing useful, of how it is to be displayed.
+"""Greys for an image that says nothing, or nothing useful, of how it is to be displayed.
 
-Works on how often each value occurs rather than on the film: there are at most 65,536 of them.
+Works on how often each value occurs rather than on the image: there are at most 65,536 of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def histogram(stored: np.ndarray, length: int) -> np.ndarray:
 def percentiles(
     values: np.ndarray, counts: np.ndarray, wanted: tuple[float, float]
 ) -> tuple[float, float]:
-    """Percentiles of a film from the counts of its values."""
+    """Percentiles of an image from the counts of its values."""
     order = np.argsort(values, kind="stable")
     cumulative = np.cumsum(counts[order])
     ranks = np.asarray(wanted) / 100.0 * cumulative[-1]
@@ -33,9 +33,9 @@ def percentiles(
 
 
 def window_by_percentiles(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Greys 0 to 1 of every value, over what lies between the film's 0.5th and 99.5th percentile.
+    """Greys 0 to 1 of every value, over what lies between the image's 0.5th and 99.5th percentile.
 
-    Where both are one value, as on an almost blank film, over all of its values; black if it has
+    Where both are one value, as on an almost blank image, over all of its values; black if it has
     only one.
     """
     low, high = percentiles(values, counts, _SHOWN)

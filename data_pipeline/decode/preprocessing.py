@@ -1,4 +1,4 @@
-"""From a film of any size to the network's square: the part of decoding that a user chooses."""
+"""From an image of any size to the network's square: the part of decoding that a user chooses."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _MAX_IMAGE_SIZE = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How a film becomes a square image. Travels with every checkpoint.
+    """How an image becomes a square image. Travels with every checkpoint.
 
     Attributes:
       image_size: S, the side of the image in pixels.
-      resize: `"pad"` keeps the whole film and its proportions and fills up with black; `"squash"`
-        keeps the whole film and stretches it; `"crop"` keeps the proportions and cuts the longer
+      resize: `"pad"` keeps the whole image and its proportions and fills up with black; `"squash"`
+        keeps the whole image and stretches it; `"crop"` keeps the proportions and cuts the longer
         side at both ends.
       trim_borders: cut uniform margins (collimator shadow, scanner frame) before resizing.
     """
@@ -73,10 +73,10 @@ class Preprocessing:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def shortest_side(self, height: int, width: int) -> int:
-        """How small the shorter side of an `height x width` film may be decoded.
+        """How small the shorter side of an `height x width` image may be decoded.
 
         Twice the resolution of the result, so that the final resize still anti-aliases; more where
-        trimming may leave a fifth of the film.
+        trimming may leave a fifth of the image.
         """
         side = (10 if self.trim_borders else 2) * self.image_size
         if self.resize == "pad":
@@ -87,11 +87,11 @@ class Preprocessing:
 def to_square(
     pixels: np.ndarray, preprocessing: Preprocessing, dtype: type = np.uint8
 ) -> np.ndarray:
-    """Resizes a film `[H, W]`, uint8 or uint16 at full range, to `[S, S]`, anti-aliased.
+    """Resizes an image `[H, W]`, uint8 or uint16 at full range, to `[S, S]`, anti-aliased.
 
     Args:
-      pixels: the film.
-      preprocessing: the size, and how the film is fitted into it.
+      pixels: the image.
+      preprocessing: the size, and how the image is fitted into it.
       dtype: of the result, uint8 or uint16, again at full range.
     """
     if preprocessing.trim_borders:
@@ -116,10 +116,10 @@ def to_square(
 
 
 def square_pixels(pixels: np.ndarray, aspect: float) -> np.ndarray:
-    """A film `[H, W]` whose pixels are `aspect` times as high as wide, enlarged to square ones.
+    """An image `[H, W]` whose pixels are `aspect` times as high as wide, enlarged to square ones.
 
     Raises:
-      Refused: it becomes larger than any film.
+      Refused: it becomes larger than any image.
     """
     height, width = pixels.shape
     if aspect > 1:
@@ -144,10 +144,10 @@ def _resize(pixels: np.ndarray, size: tuple[int, int], dtype: type) -> np.ndarra
 
 
 def trim_borders(pixels: np.ndarray) -> np.ndarray:
-    """Cuts uniform margins of a film `[H, W]`, at most two fifths of it from each side.
+    """Cuts uniform margins of an image `[H, W]`, at most two fifths of it from each side.
 
     A line is margin while 98 % of it lies within 4 % of the full range of the outermost line's
-    median: film marks, dust and compression noise do not stop the cut, anatomy does.
+    median: image marks, dust and compression noise do not stop the cut, anatomy does.
     """
     top, bottom = _margins(pixels)
     left, right = _margins(pixels.T)

@@ -1,4 +1,4 @@
-"""What a decoded film is, how large it may be, and how a decoder says no."""
+"""What a decoded image is, how large it may be, and how a decoder says no."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 # Raised whenever a change here alters pixels: caches and checkpoints carry it.
 DECODER_VERSION = 2
 
-# Well above any radiograph (a stitched full-leg film has some 30 million pixels), and low enough
-# that one film stays far below a gigabyte of memory at every step of decoding.
+# Well above any radiograph (a stitched full-leg image has some 30 million pixels), and low enough
+# that one image stays far below a gigabyte of memory at every step of decoding.
 MAX_PIXELS = 50_000_000
 MAX_FILE_BYTES = 256 * 2**20
 TOO_LARGE = f"it has more pixels than the limit of {MAX_PIXELS // 10**6} million"
@@ -23,10 +23,10 @@ class Refused(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a file says about its film. Unknown is NaN or empty; names and dates are never kept.
+    """What a file says about its image. Unknown is NaN or empty; names and dates are never kept.
 
     Attributes:
-      age_months: age at the film.
+      age_months: age at the image.
       sex: `"F"`, `"M"` or empty.
       view: projection, such as `"AP"`.
       body_part: such as `"ABDOMEN"`.
@@ -52,14 +52,14 @@ class Header:
 
 @dataclasses.dataclass(frozen=True)
 class Radiograph:
-    """A film as greys: bright = dense, uint8 or uint16 `[H, W]` over the type's full range."""
+    """An image as greys: bright = dense, uint8 or uint16 `[H, W]` over the type's full range."""
 
     pixels: np.ndarray
     header: Header
 
 
 def check_size(height: int, width: int) -> None:
-    """Refuses a size that no film has. To be called before anything of that size is allocated."""
+    """Refuses a size that no image has. To be called before anything of that size is allocated."""
     if height < 1 or width < 1:
         raise Refused(f"its header gives an impossible size ({width}x{height} pixels)")
     if height * width > MAX_PIXELS:

@@ -31,7 +31,7 @@ def read_raster(data: bytes, shortest_side: Callable[[int, int], int] | None = N
         it to decode at 1/2, 1/4 or 1/8 scale. None decodes in full.
 
     Raises:
-      Refused: the film is too large, has several pages, or no grey can be made of it.
+      Refused: the image is too large, has several pages, or no grey can be made of it.
       Exception: whatever Pillow raises for a damaged file.
     """
     with _open(data) as image:
@@ -42,7 +42,7 @@ def read_raster(data: bytes, shortest_side: Callable[[int, int], int] | None = N
             limit = time_limit(height * width)
             return run_isolated(f"{__name__}:decode_tiff", data, cpu_s=limit)
         if image.format == "JPEG":
-            # Every scan of a progressive JPEG passes over the whole film, however little it holds.
+            # Every scan of a progressive JPEG passes over the whole image, however little it holds.
             if data.count(_START_OF_SCAN) > _MAX_SCANS:
                 raise Refused(f"it has more than {_MAX_SCANS} progressive scans")
             if shortest_side is not None:
@@ -66,7 +66,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _refuse_deep_channels(image: Image.Image, data: bytes) -> None:
-    """Pillow reads the upper byte alone of these, which of a 12-bit film is next to nothing."""
+    """Pillow reads the upper byte alone of these, which of a 12-bit image is next to nothing."""
     if image.format == "PNG":
         deep = data[24] == 16 and image.mode != "I;16"  # The header's bit depth.
     else:
@@ -82,7 +82,7 @@ def _radiograph(image: Image.Image, size: tuple[int, int]) -> Radiograph:
     inverted = _sixteen_bit_white_is_zero(image)
     image.load()  # PNG may say so behind its pixels.
     if image.format in ("JPEG", "PNG") and "exif" in image.info:  # TIFF turns itself in Pillow.
-        # A damaged tag is no reason to lose the film.
+        # A damaged tag is no reason to lose the image.
         with contextlib.suppress(Exception):
             orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
             image = ImageOps.exif_transpose(image)
@@ -128,8 +128,8 @@ def is_colored(image: Image.Image) -> bool:
 def _sixteen_bits(stored: np.ndarray) -> np.ndarray:
     """Greys at full range of a detector's 10 to 16 bits, which nothing in the file tells apart.
 
-    By percentiles, as DICOM without a window: a scale from the film's largest value would make
-    films of one detector four times as bright as others.
+    By percentiles, as DICOM without a window: a scale from the image's largest value would make
+    images of one detector four times as bright as others.
     """
     values = np.arange(int(stored.max()) + 1, dtype=np.float64)
     greys = window_by_percentiles(values, histogram(stored, len(values)))

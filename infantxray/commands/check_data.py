@@ -37,26 +37,26 @@ def run(config, workdir: str) -> None:
     records, problems = _open(config)
     problems += _spellings_and_ids(records, config.data.patient_ids)
     keys = patient_keys(records, config.data.patient_ids)
-    with tqdm(total=len(records), unit="film", desc="reading") as progress:
-        films = audit.measure(
+    with tqdm(total=len(records), unit="image", desc="reading") as progress:
+        images = audit.measure(
             list(records.image_path),
             num_processes=config.num_processes or os.cpu_count() or 1,
             progress=progress.update,
         )
-    problems += _unreadable(films, records, config.data.on_error)
-    # Phantom films are computed, each on its own: alike they may be, copies they are not.
+    problems += _unreadable(images, records, config.data.on_error)
+    # Phantom images are computed, each on its own: alike they may be, copies they are not.
     on_disk = np.array([not path.startswith(PHANTOM_PREFIX) for path in records.image_path])
-    groups = audit.same_films(films, compare=on_disk)
-    problems += _repeats(groups, records, keys, films)
-    found = shortcuts(films, np.where(records.split == _OTHER, "", records.label), keys)
+    groups = audit.same_images(images, compare=on_disk)
+    problems += _repeats(groups, records, keys, images)
+    found = shortcuts(images, np.where(records.split == _OTHER, "", records.label), keys)
     problems += _shortcut_alarms(found)
     problems += _rare_classes(records, keys)
-    problems += _outliers(films, records)
+    problems += _outliers(images, records)
     problems.sort(key=lambda problem: problem.severity)
     os.makedirs(workdir, exist_ok=True)
-    _write_tables(workdir, records, films, groups, problems)
+    _write_tables(workdir, records, images, groups, problems)
     page = os.path.join(workdir, "report.html")
-    data_page.write(page, records, keys, films, groups, problems, found)
+    data_page.write(page, records, keys, images, groups, problems, found)
     for problem in problems[:_LOGGED]:
         _log.log(logging.ERROR if problem.severity == "error" else logging.WARNING, problem.message)
     if len(problems) > _LOGGED:
@@ -68,7 +68,7 @@ def run(config, workdir: str) -> None:
 
 
 def _open(config) -> tuple[Records, list[Problem]]:
-    """All films, with the role of each in `split`, and what is wrong with the roles."""
+    """All images, with the role of each in `split`, and what is wrong with the roles."""
     settings = config.data
     try:
         split = data.divide_sources(settings)
@@ -105,25 +105,25 @@ def _open(config) -> tuple[Records, list[Problem]]:
 def _refused(settings, split: Split) -> list[Problem]:
     """What either stage refuses before its first step.
 
-    A warning where the other stage can use the films and may be what they are meant for: none that
+    A warning where the other stage can use the images and may be what they are meant for: none that
     could learn from their labels or ages.
     """
     by_one, by_two = [], []
     if not len(split.validation):
-        by_one.append("no film is left for validation; raise config.data.validation_fraction")
+        by_one.append("no image is left for validation; raise config.data.validation_fraction")
     useful = False
     try:
         classes = data.find_classes(settings, split.train)
         useful = bool(classes) or bool(split.train.has_age.any())
         if not useful:
-            by_two = ["no training film has a label or an age"]
+            by_two = ["no training image has a label or an age"]
         data.check_split(settings, split, classes)
     except DataError as error:
         by_two.append(str(error))
     problems = []
     for stage, reasons, severe in (("one", by_one, by_two), ("two", by_two, by_one or useful)):
         for why in reasons:
-            message = f"stage {stage} refuses these films: {why}"
+            message = f"stage {stage} refuses these images: {why}"
             if not (by_one and by_two):
                 message += f" (stage {'two' if stage == 'one' else 'one'} alone can use them)"
             severity = "error" if severe else "warning"
@@ -141,8 +141,8 @@ def _spellings_and_ids(records: Records, patient_ids: str) -> list[Problem]:
         rows = np.flatnonzero(here & (records.patient_id == ""))
         if len(rows):
             message = (
-                f"{source}: {len(rows):,} of {here.sum():,} films have no patient id and are "
-                "divided film by film: whether a patient is on two sides cannot be known"
+                f"{source}: {len(rows):,} of {here.sum():,} images have no patient id and are "
+                "divided image by image: whether a patient is on two sides cannot be known"
             )
             problems.append(Problem("warning", "no patient id", message, tuple(rows)))
     return problems
@@ -164,21 +164,21 @@ def _patients_on_two_sides(records: Records, patient_ids: str) -> list[Problem]:
     return problems
 
 
-def _unreadable(films: audit.Films, records: Records, on_error: str) -> list[Problem]:
+def _unreadable(images: audit.Images, records: Records, on_error: str) -> list[Problem]:
     severity = "error" if on_error == "raise" else "warning"
     return [
         Problem(
             severity,
             "unreadable",
-            f"{records.image_path[row]}: {films.reason[row]}",
+            f"{records.image_path[row]}: {images.reason[row]}",
             (int(row),),
         )
-        for row in np.flatnonzero(~films.readable)
+        for row in np.flatnonzero(~images.readable)
     ]
 
 
 def _repeats(
-    groups: list[list[int]], records: Records, keys: np.ndarray, films: audit.Films
+    groups: list[list[int]], records: Records, keys: np.ndarray, images: audit.Images
 ) -> list[Problem]:
     problems = []
     within = []
@@ -186,12 +186,12 @@ def _repeats(
         sides = {records.split[row] for row in rows}
         patients = sorted({records.patient_id[row] for row in rows} - {""})
         whose = f" (patients {', '.join(patients)})" if patients else ""
-        exact = len({films.digest[row] for row in rows}) == 1
+        exact = len({images.digest[row] for row in rows}) == 1
         names = ", ".join(records.image_path[row] for row in rows[:4])
-        kind = "film" if exact else "film (near duplicate)"
+        kind = "image" if exact else "image (near duplicate)"
         if len(sides) > 1 and sides != {"train", _OTHER}:
             message = f"the same {kind} is in {' and in '.join(sorted(sides))}{whose}: {names}"
-            problems.append(Problem("error", "film on two sides", message, tuple(rows)))
+            problems.append(Problem("error", "image on two sides", message, tuple(rows)))
         elif len({records.label[row] for row in rows} - {""}) > 1:
             message = f"the same {kind} has two labels{whose}: {names}"
             problems.append(Problem("warning", "two labels", message, tuple(rows)))
@@ -201,7 +201,7 @@ def _repeats(
         if len(sides) == 1:
             within += rows[1:]
     if within:
-        message = f"films that repeat another one of the same split: {len(within):,}"
+        message = f"images that repeat another one of the same split: {len(within):,}"
         problems.append(Problem("warning", "repeats", message, tuple(within)))
     return problems
 
@@ -241,15 +241,15 @@ def _rare_classes(records: Records, keys: np.ndarray) -> list[Problem]:
     return problems
 
 
-def _outliers(films: audit.Films, records: Records) -> list[Problem]:
+def _outliers(images: audit.Images, records: Records) -> list[Problem]:
     by_kind = defaultdict(list)
-    for row, what in audit.outliers(films, records):
+    for row, what in audit.outliers(images, records):
         by_kind[what].append(row)
-    for row in np.flatnonzero(films.note != ""):
-        by_kind[f"decoder: {films.note[row]}"].append(int(row))
+    for row in np.flatnonzero(images.note != ""):
+        by_kind[f"decoder: {images.note[row]}"].append(int(row))
     problems = []
     for what, rows in sorted(by_kind.items()):
-        count = "1 film" if len(rows) == 1 else f"{len(rows):,} films"
+        count = "1 image" if len(rows) == 1 else f"{len(rows):,} images"
         message = f"{what}: {count}, such as {records.image_path[rows[0]]}"
         problems.append(Problem("warning", "outlier", message, tuple(rows)))
     return problems
@@ -258,7 +258,7 @@ def _outliers(films: audit.Films, records: Records) -> list[Problem]:
 def _write_tables(
     workdir: str,
     records: Records,
-    films: audit.Films,
+    images: audit.Images,
     groups: list[list[int]],
     problems: list[Problem],
 ) -> None:
@@ -267,17 +267,17 @@ def _write_tables(
         group_of[rows] = number
     extra = {
         "role": records.split,
-        "unreadable": films.reason,
-        "height": films.height.astype(int),
-        "width": films.width.astype(int),
-        "bits": films.bits.astype(int),
-        "brightness": [f"{value:.4f}" for value in films.brightness],
-        "contrast": [f"{value:.4f}" for value in films.contrast],
-        "border": [f"{value:.4f}" for value in films.border],
+        "unreadable": images.reason,
+        "height": images.height.astype(int),
+        "width": images.width.astype(int),
+        "bits": images.bits.astype(int),
+        "brightness": [f"{value:.4f}" for value in images.brightness],
+        "contrast": [f"{value:.4f}" for value in images.contrast],
+        "border": [f"{value:.4f}" for value in images.border],
         "same_film_group": ["" if number == 0 else number for number in group_of],
-        "note": films.note,
+        "note": images.note,
     }
-    # The result is a manifest of this stage's films again.
+    # The result is a manifest of this stage's images again.
     own = np.flatnonzero(records.split != _OTHER)
     extra = {name: [column[row] for row in own] for name, column in extra.items()}
     write_manifest(os.path.join(workdir, "films.csv"), records.take(own), extra)

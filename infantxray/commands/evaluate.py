@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipeline import dataset as data
 from data_pipeline.errors import DataError
-from data_pipeline.loader import BadFiles, FilmSource, class_indices
+from data_pipeline.loader import BadFiles, ImageSource, class_indices
 from data_pipeline.manifest import Records
 from data_pipeline.sources import open_sources
 from data_pipeline.splits import check_unseen, read_split
@@ -45,9 +45,9 @@ def run(config, folder: str) -> None:
         records = read_split(split_csv).test
         stage_one = ""  # Stage two has checked its own test patients.
     if not len(records):
-        raise DataError("there are no test films")
+        raise DataError("there are no test images")
     bad_files = BadFiles()
-    source = data.film_source(
+    source = data.image_source(
         config.data, records, card.classes, card.preprocessing, training=False, bad_files=bad_files
     )
     predictor = diagnosis.Predictor(
@@ -71,13 +71,13 @@ def run(config, folder: str) -> None:
 
 
 def _test_part(settings) -> Records:
-    """The films of `config.data`; of a source with a split of its own those for testing."""
+    """The images of `config.data`; of a source with a split of its own those for testing."""
     records = open_sources(settings.test)
     test = records.split == "test"
     if settings.given_splits == "ignore" or not test.any() or test.all():
         return records
     _log.info(
-        "scored: %d of %d films, the test part of the split that they bring "
+        "scored: %d of %d images, the test part of the split that they bring "
         "(config.data.given_splits=ignore scores all)",
         test.sum(),
         len(records),
@@ -92,7 +92,7 @@ def _warn_of_other_conditions(records: Records, classes: tuple[str, ...]) -> Non
     for name, count in zip(names.tolist(), counts.tolist(), strict=True):
         if name not in classes:
             _log.warning(
-                "%d films of %r are left out of the diagnosis: the model knows %s",
+                "%d images of %r are left out of the diagnosis: the model knows %s",
                 count,
                 name,
                 ", ".join(classes),
@@ -118,7 +118,7 @@ def evaluate(
     folder: str,
     *,
     checkpoint: str,
-    source: FilmSource,
+    source: ImageSource,
     predictor: diagnosis.Predictor,
     bootstrap_samples: int,
     seed: int,
@@ -129,7 +129,7 @@ def evaluate(
     Args:
       folder: where to.
       checkpoint: the workdir of stage two.
-      source: films to score.
+      source: images to score.
       predictor: runs its model.
       bootstrap_samples: for the intervals.
       seed: of the resampling.
@@ -142,7 +142,7 @@ def evaluate(
     variables, step = diagnosis.restore(checkpoint, card)
     predictions, records = predictor(variables, source)
     if not len(records):
-        raise DataError("none of the test films could be read")
+        raise DataError("none of the test images could be read")
     summary = metrics.summarise(predictions, bootstrap_samples=bootstrap_samples, seed=seed)
     if card.classes:
         summary["calibration"] = calibration(predictions.probabilities, predictions.label)

@@ -1,4 +1,4 @@
-"""Writes phantom films as files with a manifest that reads back to the same pictures."""
+"""Writes phantom images as files with a manifest that reads back to the same pictures."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tqdm import tqdm
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.manifest import write_manifest
 from data_pipeline.phantom import truth
-from data_pipeline.phantom.export import FORMATS, file_name, write_film
+from data_pipeline.phantom.export import FORMATS, file_name, write_image
 from data_pipeline.sources import open_sources
 
 _log = logging.getLogger(__name__)
 
 
 def run(config, workdir: str) -> None:
-    """Exports the films of `config.data.train`, all splits, into `workdir`.
+    """Exports the images of `config.data.train`, all splits, into `workdir`.
 
     Raises:
       UserError: the format is unknown.
@@ -33,14 +33,14 @@ def run(config, workdir: str) -> None:
     addresses = list(records.image_path)
     if not all(address.startswith("phantom:") for address in addresses):
         raise DataError(
-            f"config.data.train is {config.data.train!r}; only phantom films can be exported, "
+            f"config.data.train is {config.data.train!r}; only phantom images can be exported, "
             "such as phantom:infant"
         )
-    folder = Path(workdir) / "films"
+    folder = Path(workdir) / "images"
     folder.mkdir(parents=True, exist_ok=True)
 
     def export(i: int) -> tuple:
-        write_film(
+        write_image(
             folder,
             addresses[i],
             size,
@@ -53,8 +53,8 @@ def run(config, workdir: str) -> None:
         return (boxes[0].x0, boxes[0].y0, boxes[0].x1, boxes[0].y1) if boxes else ("",) * 4
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        films = range(len(addresses))
-        boxes = list(tqdm(pool.map(export, films), total=len(films), unit="film", desc="export"))
+        images = range(len(addresses))
+        boxes = list(tqdm(pool.map(export, images), total=len(images), unit="image", desc="export"))
     names = [str((folder / file_name(address, form)).absolute()) for address in addresses]
     manifest = Path(workdir) / "manifest.csv"
     columns = zip(*boxes, strict=True)
@@ -64,4 +64,4 @@ def run(config, workdir: str) -> None:
         records.replace(image_path=np.asarray(names, dtype=object)),
         extra={**extra, "phantom_address": addresses},
     )
-    _log.info("%s films: --config.data.train=manifest:%s", f"{len(films):,}", manifest)
+    _log.info("%s images: --config.data.train=manifest:%s", f"{len(images):,}", manifest)

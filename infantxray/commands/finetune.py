@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipeline import dataset as data
 from data_pipeline.errors import DataError
-from data_pipeline.loader import BadFiles, FilmSource, mixed_batches, training_batches
+from data_pipeline.loader import BadFiles, ImageSource, mixed_batches, training_batches
 from data_pipeline.splits import FEW_FILMS, Split
 from infantxray.commands import evaluate
 from infantxray.evaluation.calibration import calibration
@@ -38,7 +38,7 @@ def run(config, folder: str) -> None:
     split, card = _open_data(config, folder)
     bad_files = BadFiles()
     reader = functools.partial(
-        data.film_source,
+        data.image_source,
         config.data,
         classes=card.classes,
         how=card.preprocessing,
@@ -61,7 +61,7 @@ def run(config, folder: str) -> None:
         validate=functools.partial(_validate, predictor, validation),
         best_metric=_chosen_by(config, validation),
     )
-    # Films of which nothing is known have nothing to teach, but to a student.
+    # Images of which nothing is known have nothing to teach, but to a student.
     known = (train.labels >= 0) | (train.records.has_age & (card.age_mean_months is not None))
     informative = train if known.all() else reader(split.train.take(known), training=True)
     try:
@@ -76,7 +76,7 @@ def run(config, folder: str) -> None:
             rare = _labels_are_rare(config, informative)
             batches = (_mixed_batches if rare else _batches)(config, informative)
             steps = runtime.total_steps(config, len(informative))
-            steps += round(self_training.teachers_films(config) / config.batch_size)
+            steps += round(self_training.teachers_images(config) / config.batch_size)
         fit(config, folder, batches, steps)
         evaluate.evaluate(
             folder,
@@ -90,14 +90,14 @@ def run(config, folder: str) -> None:
         diagnosis.write_bad_files(folder, bad_files)
 
 
-def _batches(config, source: FilmSource):
+def _batches(config, source: ImageSource):
     return training_batches(
         source, config.batch_size, seed=config.seed, num_threads=config.data.num_threads
     )
 
 
-def _mixed_batches(config, source: FilmSource):
-    """So many labelled films in every batch, and others beside them."""
+def _mixed_batches(config, source: ImageSource):
+    """So many labelled images in every batch, and others beside them."""
     return mixed_batches(
         source,
         config.batch_size,
@@ -107,17 +107,17 @@ def _mixed_batches(config, source: FilmSource):
     )
 
 
-def _labels_are_rare(config, source: FilmSource) -> bool:
-    """Whether films drawn as they come would leave most batches without a label.
+def _labels_are_rare(config, source: ImageSource) -> bool:
+    """Whether images drawn as they come would leave most batches without a label.
 
-    As where every film carries its age and few their condition.
+    As where every image carries its age and few their condition.
     """
     labelled = int((source.labels >= 0).sum())
     if not 0 < labelled < config.labelled_fraction * len(source):
         return False
     _log.info(
-        "%d of %d films with a condition or an age have a condition: they make up %d of every %d "
-        "films drawn (config.labelled_fraction)",
+        "%d of %d images with a condition or an age have a condition: they make up %d of every %d "
+        "images drawn (config.labelled_fraction)",
         labelled,
         len(source),
         self_training.num_labelled(config),
@@ -126,15 +126,15 @@ def _labels_are_rare(config, source: FilmSource) -> bool:
     return True
 
 
-def _chosen_by(config, validation: FilmSource) -> str | None:
-    """The metric that a checkpoint is chosen by; None where too few films have an answer for it."""
+def _chosen_by(config, validation: ImageSource) -> str | None:
+    """The metric that a checkpoint is chosen by; None where too few images have an answer for it."""
     aged = config.best_metric == "age_mae_months"
     known = validation.records.has_age if aged else validation.labels >= 0
     count = int(known.sum())
     if count >= FEW_FILMS:
         return config.best_metric
     _log.warning(
-        "%d validation films with a known %s are too few to choose a checkpoint by: the last step "
+        "%d validation images with a known %s are too few to choose a checkpoint by: the last step "
         "counts, and nothing stops early",
         count,
         "age" if aged else "condition",
@@ -169,13 +169,13 @@ def find_conditions(config, split: Split) -> tuple[str, ...]:
     """
     classes = data.find_classes(config.data, split.train)
     if not classes and not config.age_head:
-        raise DataError("no training film has a label, and config.age_head is off")
+        raise DataError("no training image has a label, and config.age_head is off")
     if not classes and config.best_metric != "age_mae_months":
         advice = "set config.best_metric=age_mae_months to train on ages alone"
         if not split.train.has_age.any():
             advice = "nor an age; a manifest gives them in its columns label and age_months"
         raise DataError(
-            f"no training film has a label, so config.best_metric={config.best_metric} cannot be "
+            f"no training image has a label, so config.best_metric={config.best_metric} cannot be "
             f"computed; {advice}"
         )
     return classes
@@ -209,21 +209,21 @@ def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
     return split, card
 
 
-def _log_labels(card: workdir.ModelCard, source: FilmSource) -> None:
+def _log_labels(card: workdir.ModelCard, source: ImageSource) -> None:
     counts = np.bincount(source.labels[source.labels >= 0], minlength=len(card.classes))
     for name, count in zip(card.classes, counts, strict=True):
-        _log.info("  %-24s %6d training films", name, count)
+        _log.info("  %-24s %6d training images", name, count)
     if card.age_mean_months is not None:
         _log.info(
-            "  age %.1f ± %.1f months, known of %d training films",
+            "  age %.1f ± %.1f months, known of %d training images",
             card.age_mean_months,
             card.age_std_months,
             source.records.has_age.sum(),
         )
 
 
-def _validate(predictor: diagnosis.Predictor, source: FilmSource, variables) -> dict[str, float]:
-    """The headline figures on validation films, and the cross-entropy as `loss`."""
+def _validate(predictor: diagnosis.Predictor, source: ImageSource, variables) -> dict[str, float]:
+    """The headline figures on validation images, and the cross-entropy as `loss`."""
     if not len(source):
         return {}
     predictions, _ = predictor(variables, source)

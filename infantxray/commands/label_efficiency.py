@@ -66,13 +66,13 @@ def run(config, folder: str) -> None:
     split = data.open_split(config.data, folder)
     classes = data.find_classes(config.data, split.train)
     if not classes and not split.train.has_age.any():
-        raise DataError("no training film has a label or an age: there is nothing to probe")
+        raise DataError("no training image has a label or an age: there is nothing to probe")
     for place in {place for places in encoders.values() for place in places}:
         transfer.check_scored(_started_from(config, place), split, ("test",))
     data.check_split(config.data, split, classes)
     draws = draw_labels(config, split, turns)
     _log.info(
-        "%d draws; films with a label or an age: %s",
+        "%d draws; images with a label or an age: %s",
         len(draws),
         ", ".join(
             f"{min(counts)} to {max(counts)} at {fraction:g}"
@@ -82,9 +82,9 @@ def run(config, folder: str) -> None:
     )
     bad_files = BadFiles()
     needed = np.unique(np.concatenate([draw.rows for draw in draws]))
-    # One source for all encoders: films that fit into memory are decoded once.
+    # One source for all encoders: images that fit into memory are decoded once.
     sources = [
-        data.film_source(
+        data.image_source(
             config.data,
             records,
             classes,
@@ -133,10 +133,10 @@ def _features_of(config, place: str, seed: int, classes):
 
 
 def _probe(config, sources, needed, classes, places, draws) -> list[Predictions]:
-    """The answers of one encoder for the test films, a probe a draw.
+    """The answers of one encoder for the test images, a probe a draw.
 
-    Stages one that take turns do so by the number of the draw. `needed` are the training films of
-    the first source, the second has the test films.
+    Stages one that take turns do so by the number of the draw. `needed` are the training images of
+    the first source, the second has the test images.
     """
     answers: dict[int, Predictions] = {}
     for turn, place in enumerate(places):
@@ -150,9 +150,9 @@ def _probe(config, sources, needed, classes, places, draws) -> list[Predictions]
 
 
 def _answers(fitted: Features, rows, scored: Features, classes) -> Predictions:
-    """What probes answer that are fitted on the films of `rows`, a bool `[N]`.
+    """What probes answer that are fitted on the images of `rows`, a bool `[N]`.
 
-    Conditions by logistic regression, ages by ridge regression. Where no film could be read that
+    Conditions by logistic regression, ages by ridge regression. Where no image could be read that
     teaches them, conditions are equally likely and ages NaN.
     """
     labelled = rows & (fitted.label >= 0)

@@ -1,4 +1,4 @@
-"""Conditions and ages of films without labels."""
+"""Conditions and ages of images without labels."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def run(config, folder: str) -> None:
     runtime.setup()
     card = diagnosis.read_card(config.checkpoint)
     if not config.data.test:
-        raise UserError("name the films: --config.data.test=folder:/data/new_films")
+        raise UserError("name the images: --config.data.test=folder:/data/new_films")
     records = open_sources(config.data.test)
     workdir.prepare(folder, config)
     bad_files = BadFiles()
-    source = data.film_source(
+    source = data.image_source(
         config.data, records, card.classes, card.preprocessing, training=False, bad_files=bad_files
     )
     predictor = diagnosis.Predictor(
@@ -36,7 +36,7 @@ def run(config, folder: str) -> None:
     finally:
         diagnosis.write_bad_files(folder, bad_files)
     if not len(records):
-        raise DataError("none of the films could be read; bad_files.csv says why")
+        raise DataError("none of the images could be read; bad_files.csv says why")
     path = os.path.join(folder, "predictions.csv")
     diagnosis.write_predictions(path, predictions, records)
     _log.info("%d predictions: %s", len(records), path)

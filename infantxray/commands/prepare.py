@@ -1,4 +1,4 @@
-"""Decodes every film of a data set once, in parallel, into a cache."""
+"""Decodes every image of a data set once, in parallel, into a cache."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ Result = tuple[int, list[tuple[str, str]]]
 
 
 def run(config, workdir: str) -> None:
-    """Fills the cache in `workdir` with the films of `config.data`.
+    """Fills the cache in `workdir` with the images of `config.data`.
 
     Raises:
       UserError: a setting cannot be meant, or Ray is asked for and not installed.
-      DataError: films could not be read, and `data.on_error` is `"raise"`.
+      DataError: images could not be read, and `data.on_error` is `"raise"`.
     """
     if config.bits not in (8, 16):
         raise UserError(f"config.bits is {config.bits}; it must be 8 or 16")
@@ -44,10 +44,10 @@ def run(config, workdir: str) -> None:
     paths = np.array(list(dict.fromkeys(records.image_path)), dtype=object)
     folder = create_folder(workdir, how, np.dtype(dtype).type)
     todo = paths[~np.isin(path_keys(paths), cached_keys(folder))]
-    _log.info("%s films, %s of them to decode", f"{len(paths):,}", f"{len(todo):,}")
+    _log.info("%s images, %s of them to decode", f"{len(paths):,}", f"{len(todo):,}")
     size = max(_FILMS_A_SHARD, -(-len(todo) // _MAX_SHARDS))
     processes = config.num_processes or os.cpu_count() or 1
-    # Few films: still something to do for every process.
+    # Few images: still something to do for every process.
     size = min(size, max(1, -(-len(todo) // (4 * processes))))
     shards = [list(todo[at : at + size]) for at in range(0, len(todo), size)]
     on_cluster = bool(config.ray_address)
@@ -57,7 +57,7 @@ def run(config, workdir: str) -> None:
         else _on_this_machine(shards, folder, how, dtype, processes)
     )
     bad: list[tuple[str, str]] = []
-    with tqdm(total=len(todo), unit="film", desc="decoding", disable=not len(todo)) as progress:
+    with tqdm(total=len(todo), unit="image", desc="decoding", disable=not len(todo)) as progress:
         for written, unreadable in results:
             bad += unreadable
             progress.update(written + len(unreadable))
@@ -113,15 +113,15 @@ def _report(config, workdir: str, total: int, bad: list[tuple[str, str]]) -> Non
     listed = os.path.join(workdir, "bad_files.csv")
     if not bad:
         if os.path.exists(listed):
-            os.remove(listed)  # Of an earlier run; the films have been mended since.
-        _log.info("%s films ready: --config.data.cache=%s", f"{total:,}", workdir)
+            os.remove(listed)  # Of an earlier run; the images have been mended since.
+        _log.info("%s images ready: --config.data.cache=%s", f"{total:,}", workdir)
         return
     with open(listed, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file).writerows([("image_path", "reason"), *sorted(bad)])
     if config.data.on_error == "raise":
         raise DataError(
-            f"{len(bad):,} of {total:,} films could not be read, listed in {listed}; mend or "
+            f"{len(bad):,} of {total:,} images could not be read, listed in {listed}; mend or "
             "remove them, or set config.data.on_error=skip (the others are decoded and kept)"
         )
-    _log.warning("%d of %s films could not be read, listed in %s", len(bad), f"{total:,}", listed)
-    _log.info("%s films ready: --config.data.cache=%s", f"{total - len(bad):,}", workdir)
+    _log.warning("%d of %s images could not be read, listed in %s", len(bad), f"{total:,}", listed)
+    _log.info("%s images ready: --config.data.cache=%s", f"{total - len(bad):,}", workdir)

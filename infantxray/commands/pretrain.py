@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_pipeline import dataset as data
 from data_pipeline.errors import DataError
-from data_pipeline.loader import BadFiles, FilmSource, evaluation_batches, training_batches
+from data_pipeline.loader import BadFiles, ImageSource, evaluation_batches, training_batches
 from infantxray.evaluation import metrics as evaluation_metrics
 from infantxray.features import classifiers as frozen
 from infantxray.models import create_encoder
@@ -39,12 +39,12 @@ def run(config, folder: str) -> None:
     how = data.preprocessing(config.data)
     bad_files = BadFiles()
     reader = functools.partial(
-        data.film_source, config.data, classes=(), how=how, bad_files=bad_files
+        data.image_source, config.data, classes=(), how=how, bad_files=bad_files
     )
     train = reader(split.train, training=True)
     total_steps = runtime.total_steps(config, len(train))
     if not len(split.validation):
-        raise DataError("no film is left for validation; raise config.data.validation_fraction")
+        raise DataError("no image is left for validation; raise config.data.validation_fraction")
     card = workdir.ModelCard(config.encoder, config.dtype, how)
     card.write(folder)
 
@@ -130,7 +130,7 @@ def _validation_loss(objective):
 
 
 def _evaluate(objective, source, config, sharding, loss_fn, variables) -> dict[str, float]:
-    """Mean loss over the validation films."""
+    """Mean loss over the validation images."""
     total = count = 0.0
     size = sharding.evaluation_batch_size(config.batch_size)
     # The same key every time: a random objective is judged on the same masks.
@@ -158,15 +158,15 @@ class _Callbacks:
 
 
 class Panels:
-    """Pictures of what the objective sees and makes, of the same few validation films each time.
+    """Pictures of what the objective sees and makes, of the same few validation images each time.
 
     Args:
       objective: of stage one.
-      source: films to choose from, evenly over their order.
+      source: images to choose from, evenly over their order.
       folder: of the run; the picture also goes to `figures/panels.png` in it.
     """
 
-    def __init__(self, objective, source: FilmSource, folder: str):
+    def __init__(self, objective, source: ImageSource, folder: str):
         rows = np.unique(np.linspace(0, len(source) - 1, _PANEL_IMAGES).astype(int))
         self._images = np.stack([source[row]["image"] for row in rows])
         self._panels = jax.jit(objective.panels)
@@ -175,7 +175,7 @@ class Panels:
         os.makedirs(os.path.dirname(self._path), exist_ok=True)
 
     def draw(self, variables) -> dict[str, np.ndarray]:
-        """One picture for TensorBoard, `[1, H, W, 1]`: a column a film, a row a panel."""
+        """One picture for TensorBoard, `[1, H, W, 1]`: a column an image, a row a panel."""
         panels = self._panels(variables, augment.to_intensity(self._images))
         rows = [np.concatenate(list(np.asarray(p)), axis=1) for p in panels]
         picture = np.concatenate(rows, axis=0)
@@ -192,7 +192,7 @@ class Probe:
 
     @classmethod
     def create(cls, config, encoder, split, how, sharding, bad_files) -> Probe | None:
-        """None where it is switched off or no labelled films are at hand."""
+        """None where it is switched off or no labelled images are at hand."""
         if not config.probe_every_steps:
             return None
         train = split.train.take(split.train.has_label)
@@ -203,7 +203,7 @@ class Probe:
             validation = validation.take(validation.source == train.source[-1])
         classes = tuple(sorted(set(train.label) & set(validation.label)))
         if len(classes) < 2:
-            _log.info("no linear probe: fewer than two classes in training and validation films")
+            _log.info("no linear probe: fewer than two classes in training and validation images")
             return None
         return cls(config, encoder, train, validation, classes, how, sharding, bad_files)
 
@@ -217,7 +217,7 @@ class Probe:
             records = records.take(np.isin(records.label, classes))
             rows = rng.permutation(len(records))[: config.probe_images]
             self._sources.append(
-                data.film_source(
+                data.image_source(
                     config.data,
                     records.take(np.sort(rows)),
                     classes,
@@ -235,7 +235,7 @@ class Probe:
 
         self._pooled = jax.jit(pooled)
 
-    def _features(self, source: FilmSource, variables):
+    def _features(self, source: ImageSource, variables):
         size = self._sharding.evaluation_batch_size(self._config.batch_size)
         threads = self._config.data.num_threads
         features, labels = [], []
@@ -247,9 +247,9 @@ class Probe:
         return np.concatenate(features), np.concatenate(labels)
 
     def score(self, variables) -> dict[str, float]:
-        """Of a classifier fitted on training films, on validation films: accuracy, macro ROC AUC.
+        """Of a classifier fitted on training images, on validation images: accuracy, macro ROC AUC.
 
-        And the effective rank of the validation films' features, which tells of collapse.
+        And the effective rank of the validation images' features, which tells of collapse.
         """
         train, validation = (self._features(source, variables) for source in self._sources)
         predict = frozen.fit_linear(*train, len(self.classes))
@@ -268,16 +268,16 @@ class Probe:
 
 
 def effective_rank(features: np.ndarray) -> float:
-    """In how many directions films differ: exp of the entropy of the features' singular values.
+    """In how many directions images differ: exp of the entropy of the features' singular values.
 
     1 where an encoder has collapsed to a line. Roy and Vetterli, "The effective rank", EUSIPCO
     2007; Garrido et al., "RankMe", ICML 2023, watch representations with it.
 
     Args:
-      features: `[N, D]`; what all films have in common is taken away first.
+      features: `[N, D]`; what all images have in common is taken away first.
 
     Returns:
-      From 1 to the smaller of N - 1 and D; 0 where all films are the same.
+      From 1 to the smaller of N - 1 and D; 0 where all images are the same.
     """
     values = np.linalg.svd(features - features.mean(0), compute_uv=False).astype(np.float64)
     if not values.sum() > 0:

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 METHODS = ("linear", "knn")
 _NEIGHBOURS = 20
-_CHUNK = 1024  # Films whose neighbours are sought at a time.
+_CHUNK = 1024  # Images whose neighbours are sought at a time.
 _TEMPERATURE = 0.07
 
 
@@ -103,7 +103,7 @@ def run(config, folder: str) -> None:
     card.write(folder)
     bad_files = BadFiles()
     reader = functools.partial(
-        data.film_source,
+        data.image_source,
         config.data,
         classes=classes,
         how=how,

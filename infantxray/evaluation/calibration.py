@@ -15,8 +15,8 @@ def calibration(probabilities: np.ndarray, label: np.ndarray, num_bins: int = 10
 
     Returns:
       `expected_calibration_error` (Naeini et al., AAAI 2015: mean gap between confidence and
-      accuracy over bins, weighted by their films), `brier` (sum over classes, 0 to 2),
-      `log_loss` (nats), and the `bins`: `confidence`, `accuracy`, `n`. NaN without films.
+      accuracy over bins, weighted by their images), `brier` (sum over classes, 0 to 2),
+      `log_loss` (nats), and the `bins`: `confidence`, `accuracy`, `n`. NaN without images.
     """
     known = label >= 0
     probabilities, label = probabilities[known].astype(np.float64), label[known]

@@ -1,7 +1,7 @@
 """Means over seeds with intervals over patients and seeds, paired differences, and tests.
 
-Every model of a study answers for the same films of the same patients. Two things vary: who is
-tested, and the seed of a training run. Both are resampled jointly, patients with all their films
+Every model of a study answers for the same images of the same patients. Two things vary: who is
+tested, and the seed of a training run. Both are resampled jointly, patients with all their images
 and the same draws for every model, so that differences are paired in both.
 """
 
@@ -48,7 +48,7 @@ def weighted_figures(predictions: Predictions, weights: np.ndarray) -> dict[str,
     For many weightings at once: a bootstrap sample is a weighting.
 
     Args:
-      predictions: of N films of P patients.
+      predictions: of N images of P patients.
       weights: `[B, P]`, of the patients in the order of `np.unique(predictions.patient)`.
 
     Returns:
@@ -110,7 +110,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def _weighted_auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve for each row of film weights `[B, N]`; NaN without both sides."""
+    """Area under the ROC curve for each row of image weights `[B, N]`; NaN without both sides."""
     order = np.argsort(score, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
     weights, positive = weights[:, order], positive[order]
@@ -125,7 +125,7 @@ class Resampling:
     """Draws of patients and seeds that all comparisons of a study share.
 
     Args:
-      patient: key of each film's patient.
+      patient: key of each image's patient.
       num_seeds: training runs of each model.
       samples: bootstrap samples.
       seed: of the draws.

@@ -27,7 +27,7 @@ HEADLINES = ("accuracy", "recall", "precision", "f1", "roc_auc", "age_mae_months
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a model said of N films, and the truth.
+    """What a model said of N images, and the truth.
 
     Attributes:
       classes: names of the K conditions; empty without a condition head.
@@ -122,7 +122,7 @@ def pr_curve(positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.nd
 def classification(probabilities: np.ndarray, label: np.ndarray) -> dict[str, float]:
     """Accuracy and macro recall, precision, F1 and one-against-rest ROC AUC.
 
-    Macro figures are means over the classes that have cases; films with label -1 are left out.
+    Macro figures are means over the classes that have cases; images with label -1 are left out.
 
     Args:
       probabilities: `[N, K]`.
@@ -147,7 +147,7 @@ def classification(probabilities: np.ndarray, label: np.ndarray) -> dict[str, fl
 
 
 def age_mae(predictions: Predictions) -> float:
-    """Mean absolute error of the age in months, over films of known age."""
+    """Mean absolute error of the age in months, over images of known age."""
     error = np.abs(predictions.age_predicted_months - predictions.age_months)
     known = np.isfinite(error)
     return float(error[known].mean()) if known.any() else float("nan")
@@ -169,9 +169,9 @@ def bootstrap(
     samples: int,
     seed: int,
 ) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals, resampling patients with all their films.
+    """95 % percentile intervals, resampling patients with all their images.
 
-    Films of one patient are not independent: resampling films would make the intervals too short.
+    Images of one patient are not independent: resampling images would make the intervals too short.
 
     Args:
       predictions: of the test set.
@@ -185,12 +185,12 @@ def bootstrap(
     _, patient = np.unique(predictions.patient, return_inverse=True)
     order = np.argsort(patient, kind="stable")
     starts = np.searchsorted(patient[order], np.arange(patient.max() + 2))
-    films = [order[a:b] for a, b in itertools.pairwise(starts)]
+    images = [order[a:b] for a, b in itertools.pairwise(starts)]
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(samples):
-        drawn = rng.integers(len(films), size=len(films))
-        rows.append(figures(predictions.take(np.concatenate([films[i] for i in drawn]))))
+        drawn = rng.integers(len(images), size=len(images))
+        rows.append(figures(predictions.take(np.concatenate([images[i] for i in drawn]))))
     intervals = {}
     for name in rows[0]:
         values = np.array([row[name] for row in rows])
@@ -204,7 +204,7 @@ def bootstrap(
 
 
 def by_age_band(predictions: Predictions) -> list[dict]:
-    """The headline figures within each age band that has films; unknown ages are a band too."""
+    """The headline figures within each age band that has images; unknown ages are a band too."""
     ages = predictions.age_months
     bands = [(name, (ages >= low) & (ages < high)) for name, low, high in AGE_BANDS]
     bands.append(("unknown", ~np.isfinite(ages)))
@@ -216,12 +216,12 @@ def by_age_band(predictions: Predictions) -> list[dict]:
 
 
 def baseline(predictions: Predictions, train_label: np.ndarray, age_mean_months) -> dict:
-    """What a model that never looks at the film would score.
+    """What a model that never looks at the image would score.
 
     Args:
       predictions: of the test set.
-      train_label: int `[M]` of the training films, -1 = unknown.
-      age_mean_months: mean age of the training films; None without an age head.
+      train_label: int `[M]` of the training images, -1 = unknown.
+      age_mean_months: mean age of the training images; None without an age head.
 
     Returns:
       `majority_class`, the most frequent in training, and the `accuracy` of always naming it;
@@ -245,21 +245,21 @@ def missing_reasons(predictions: Predictions) -> dict[str, str]:
     if not predictions.classes:
         why = "the model has no condition head"
     elif not (predictions.label >= 0).any():
-        why = "no film has a known label of one of the model's classes"
+        why = "no image has a known label of one of the model's classes"
     else:
         why = ""
         present = np.unique(predictions.label[predictions.label >= 0])
         for k, name in enumerate(predictions.classes):
             if k not in present:
-                reasons[f"per_class.{name}"] = "no film of this class"
+                reasons[f"per_class.{name}"] = "no image of this class"
         if len(present) == 1:
-            reasons["roc_auc"] = "films of one class alone"
+            reasons["roc_auc"] = "images of one class alone"
     if why:
         reasons |= dict.fromkeys(HEADLINES[:-1], why)
     if not np.isfinite(predictions.age_predicted_months).any():
         reasons["age_mae_months"] = "the model has no age head"
     elif not np.isfinite(predictions.age_months).any():
-        reasons["age_mae_months"] = "no film has a known age"
+        reasons["age_mae_months"] = "no image has a known age"
     return reasons
 
 

@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al., ICCV 2017): where on the film a decision came from.
+"""Grad-CAM (Selvaraju et al., ICCV 2017): where on the image a decision came from.
 
 The gradient of a head with respect to the encoder's last map is `jax.grad`: no hooks.
 """
@@ -13,19 +13,19 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.decode import PHANTOM_PREFIX
-from data_pipeline.loader import FilmSource
+from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
 from data_pipeline.phantom import Box, truth
 from infantxray.evaluation.metrics import Predictions
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.training import augment
 
-_LOCALISED = 8  # Films of a condition.
+_LOCALISED = 8  # Images of a condition.
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One film with its saliency.
+    """One image with its saliency.
 
     Attributes:
       image: uint8 `[S, S]`.
@@ -45,7 +45,7 @@ class Example:
 
 
 def saliency(model: DiagnosisModel, variables, image: jax.Array, target: jax.Array) -> jax.Array:
-    """Saliency of one condition for each film.
+    """Saliency of one condition for each image.
 
     Args:
       model: of stage two.
@@ -72,11 +72,11 @@ def saliency(model: DiagnosisModel, variables, image: jax.Array, target: jax.Arr
 def examples(
     model: DiagnosisModel,
     variables,
-    source: FilmSource,
+    source: ImageSource,
     predictions: Predictions,
     records: Records,
 ) -> list[Example]:
-    """One film a class: of those that carry it, the one the model is surest of its answer for.
+    """One image a class: of those that carry it, the one the model is surest of its answer for.
 
     Right or wrong: a confident mistake teaches as much as a confident hit.
     """
@@ -108,7 +108,7 @@ def examples(
 
 
 def _true_box(path: str, size: int) -> Box | None:
-    """Where the finding of a phantom film is; None for other films and those without a place."""
+    """Where the finding of a phantom image is; None for other images and those without a place."""
     boxes = truth(path, size).boxes if path.startswith(PHANTOM_PREFIX) else ()
     return boxes[0] if boxes else None
 
@@ -117,7 +117,7 @@ _saliency = jax.jit(saliency, static_argnums=0)
 
 
 def _full_size(model: DiagnosisModel, variables, image: np.ndarray, target: np.ndarray):
-    """`saliency` as large as the films, `[B, S, S]`."""
+    """`saliency` as large as the images, `[B, S, S]`."""
     maps = np.asarray(_saliency(model, variables, image, target))
     size = image.shape[1:3][::-1]
     large = [Image.fromarray(m).resize(size, Image.Resampling.BICUBIC) for m in maps]
@@ -127,34 +127,34 @@ def _full_size(model: DiagnosisModel, variables, image: np.ndarray, target: np.n
 def localisation(
     model: DiagnosisModel,
     variables,
-    source: FilmSource,
+    source: ImageSource,
     predictions: Predictions,
     records: Records,
 ) -> dict[str, float] | None:
-    """Whether the saliency of the true condition lies where the finding is, on phantom films.
+    """Whether the saliency of the true condition lies where the finding is, on phantom images.
 
     Returns:
-      `n` films, the first eight of each condition that has a place; `pointing_game`, the share of
+      `n` images, the first eight of each condition that has a place; `pointing_game`, the share of
       them whose most salient pixel lies in the finding's box (Zhang et al., ECCV 2016); and
       `mass_in_box`, the mean share of the saliency within it. Saliency that is spread evenly
-      gives `box_share`, the mean share of the film that the box takes. None without such films.
+      gives `box_share`, the mean share of the image that the box takes. None without such images.
     """
     count = len(predictions.classes)
     row_of = {path: row for row, path in enumerate(source.records.image_path)}
-    films = []
+    images = []
     for k in range(count):
         of_class = np.flatnonzero(predictions.label == k)
         for i in of_class[:_LOCALISED]:
             example = source[row_of[records.image_path[i]]]["image"]
             box = _true_box(records.image_path[i], example.shape[0])
             if box:
-                films.append((example, k, box))
-    if not films:
+                images.append((example, k, box))
+    if not images:
         return None
     hits, mass, share = [], [], []
-    for at in range(0, len(films), count):
-        part = films[at : at + count]
-        # As many films at a time as `examples` has, so that nothing new is compiled.
+    for at in range(0, len(images), count):
+        part = images[at : at + count]
+        # As many images at a time as `examples` has, so that nothing new is compiled.
         padded = [part[min(i, len(part) - 1)] for i in range(count)]
         image = np.stack([example for example, _, _ in padded])
         maps = _full_size(model, variables, image, np.array([k for _, k, _ in padded]))
@@ -165,7 +165,7 @@ def localisation(
             mass.append(found[inside].sum() / found.sum() if found.sum() > 0 else 0.0)
             share.append(inside.mean())
     return {
-        "n": len(films),
+        "n": len(images),
         "pointing_game": float(np.mean(hits)),
         "mass_in_box": float(np.mean(mass)),
         "box_share": float(np.mean(share)),

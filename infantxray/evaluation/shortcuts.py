@@ -11,7 +11,7 @@ import hashlib
 
 import numpy as np
 
-from data_pipeline.audit import Films
+from data_pipeline.audit import Images
 from infantxray.evaluation.metrics import roc_auc
 
 MEASURES = ("height", "width", "aspect_ratio", "bits", "brightness", "contrast", "border")
@@ -39,20 +39,20 @@ class Shortcut:
     alarm: bool
 
 
-def shortcuts(films: Films, labels: np.ndarray, patients: np.ndarray) -> list[Shortcut]:
-    """AUC of every measure for every class of at least ten films, against the other classes.
+def shortcuts(images: Images, labels: np.ndarray, patients: np.ndarray) -> list[Shortcut]:
+    """AUC of every measure for every class of at least ten images, against the other classes.
 
     `TOGETHER` is a linear classifier on the ranks of all measures and their squares, scored on
-    patients it was not fitted to. A measure that is the same for all films is left out.
+    patients it was not fitted to. A measure that is the same for all images is left out.
 
     Args:
-      films: what was measured.
-      labels: class of each film, empty = unknown.
-      patients: key of each film's patient.
+      images: what was measured.
+      labels: class of each image, empty = unknown.
+      patients: key of each image's patient.
     """
-    rows = np.flatnonzero(films.readable & (labels != ""))
+    rows = np.flatnonzero(images.readable & (labels != ""))
     labels, patients = labels[rows], patients[rows]
-    columns = {name: np.asarray(getattr(films, name), np.float64)[rows] for name in MEASURES}
+    columns = {name: np.asarray(getattr(images, name), np.float64)[rows] for name in MEASURES}
     columns = {name: v for name, v in columns.items() if len(v) and np.ptp(v) > 1e-9}
     found = []
     for label in sorted(set(labels)) if columns else []:

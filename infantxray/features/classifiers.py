@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from data_pipeline.loader import FilmSource, evaluation_batches
+from data_pipeline.loader import ImageSource, evaluation_batches
 from data_pipeline.manifest import Records
 from data_pipeline.splits import patient_keys
 from infantxray.models.diagnosis import DiagnosisModel
@@ -91,15 +91,15 @@ def fit_ridge_by_patient(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """`fit_ridge` with the penalty that errs least on patients who are left out.
 
-    From the mean of all films to hardly a penalty, by five-fold cross-validation: how much must be
-    penalised depends on how many films there are, from a dozen to thousands. Predictions stay
-    within the targets' range: a feature that hardly varies among a dozen films may be far out on
+    From the mean of all images to hardly a penalty, by five-fold cross-validation: how much must be
+    penalised depends on how many images there are, from a dozen to thousands. Predictions stay
+    within the targets' range: a feature that hardly varies among a dozen images may be far out on
     others.
 
     Args:
       features: `[N, D]`.
       targets: `[N, T]`.
-      patient: key of each film's patient, `[N]`.
+      patient: key of each image's patient, `[N]`.
 
     Returns:
       A function from features `[M, D]` to predictions `[M, T]`.
@@ -148,14 +148,14 @@ def ridge_path(
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Features of the films that could be read.
+    """Features of the images that could be read.
 
     Attributes:
       values: `[N, C]`, such as pooled last maps.
-      records: of the films.
+      records: of the images.
       label: int `[N]`, -1 unknown.
-      rows: `[N]`, which of the films asked for they are.
-      patient: key of each film's patient, `[N]`.
+      rows: `[N]`, which of the images asked for they are.
+      patient: key of each image's patient, `[N]`.
     """
 
     values: np.ndarray
@@ -185,7 +185,7 @@ def pooled_map(model: DiagnosisModel, variables, changes=None) -> Callable:
 
 
 class Extractor:
-    """Films -> `Features`.
+    """Images -> `Features`.
 
     Args:
       config: its `batch_size`, `data.num_threads` and `data.patient_ids`.
@@ -197,7 +197,7 @@ class Extractor:
         self._sharding = DataParallel()
         self._features = jax.jit(features)
 
-    def __call__(self, source: FilmSource, seed: int = 0) -> Features:
+    def __call__(self, source: ImageSource, seed: int = 0) -> Features:
         key = jax.random.key(seed)
         size = self._sharding.evaluation_batch_size(self._config.batch_size)
         values, masks = [], []

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipeline.audit import Films
+from data_pipeline.audit import Images
 from data_pipeline.decode import Preprocessing, load_image
 from data_pipeline.errors import UnreadableImage
 from data_pipeline.manifest import Records
@@ -48,7 +48,7 @@ class Problem:
       severity: `"error"`, which makes the exit code 1, or `"warning"`.
       kind: for scripts, such as `"patient on two sides"`.
       message: for people.
-      rows: the films concerned.
+      rows: the images concerned.
     """
 
     severity: str
@@ -61,7 +61,7 @@ def write(
     path: str,
     records: Records,
     keys: np.ndarray,
-    films: Films,
+    images: Images,
     groups: list[list[int]],
     problems: Sequence[Problem],
     found: list[Shortcut],
@@ -70,40 +70,40 @@ def write(
 
     Args:
       path: of the page.
-      records: all films; `split` holds the role of each.
-      keys: key of each film's patient.
-      films: what was measured.
-      groups: rows of films that are the same.
+      records: all images; `split` holds the role of each.
+      keys: key of each image's patient.
+      images: what was measured.
+      groups: rows of images that are the same.
       problems: errors first.
       found: shortcuts.
     """
     parts = [
-        _summary(records, keys, films, groups, problems),
+        _summary(records, keys, images, groups, problems),
         _problem_list(problems),
         _counts(records, keys),
         _shortcut_table(found),
-        _plots(records, films),
-        _samples(records, films),
+        _plots(records, images),
+        _samples(records, images),
         _outliers(records, problems),
         _groups(records, groups),
     ]
     write_document(str(path), "infantxray: check of the data", parts, _OWN_STYLE)
 
 
-def _summary(records, keys, films, groups, problems) -> str:
+def _summary(records, keys, images, groups, problems) -> str:
     errors = sum(problem.severity == "error" for problem in problems)
     verdict = f"{errors:,} to mend before training" if errors else "nothing that must be mended"
     cards = (
-        ("Films", f"{len(records):,}", f"{len(set(records.source)):,} sources"),
+        ("Images", f"{len(records):,}", f"{len(set(records.source)):,} sources"),
         (
             "Patients",
             f"{len(set(keys)):,}",
-            f"{(records.patient_id == '').sum():,} films without id",
+            f"{(records.patient_id == '').sum():,} images without id",
         ),
-        ("Unreadable", f"{(~films.readable).sum():,}", "each with its reason below"),
+        ("Unreadable", f"{(~images.readable).sum():,}", "each with its reason below"),
         ("Repeats", f"{sum(len(rows) - 1 for rows in groups):,}", f"in {len(groups):,} groups"),
-        ("With label", f"{records.has_label.mean():.0%}", f"{records.has_label.sum():,} films"),
-        ("With age", f"{records.has_age.mean():.0%}", f"{records.has_age.sum():,} films"),
+        ("With label", f"{records.has_label.mean():.0%}", f"{records.has_label.sum():,} images"),
+        ("With age", f"{records.has_age.mean():.0%}", f"{records.has_age.sum():,} images"),
     )
     markup = "".join(
         f"<div class='card'>{name}<b>{value}</b><small>{note}</small></div>"
@@ -111,7 +111,7 @@ def _summary(records, keys, films, groups, problems) -> str:
     )
     sources = html.escape(", ".join(dict.fromkeys(records.source)))
     return (
-        f"<h1>{len(records):,} films: {verdict}</h1><p class='soft'>{sources}</p>"
+        f"<h1>{len(records):,} images: {verdict}</h1><p class='soft'>{sources}</p>"
         f"<div class='cards'>{markup}</div>"
     )
 
@@ -127,7 +127,7 @@ def _problem_list(problems: Sequence[Problem]) -> str:
     more = len(problems) - _PROBLEMS_SHOWN
     items += f"<li>… and {more:,} more in problems.csv</li>" if more > 0 else ""
     return (
-        "<h2>Found</h2><p class='soft'>Red must be mended; yellow must be known. All films "
+        "<h2>Found</h2><p class='soft'>Red must be mended; yellow must be known. All images "
         f"concerned are in problems.csv.</p><ul>{items}</ul>"
     )
 
@@ -141,7 +141,7 @@ def _counts(records: Records, keys: np.ndarray) -> str:
         cells = [f"{len(set(keys[here])):,}"]
         cells += [f"{(here & (records.split == role)).sum():,}" for role in roles]
         rows.append([label or _UNLABELLED, *cells])
-    by_role = table(["class", "patients", *(f"films: {role}" for role in roles)], rows)
+    by_role = table(["class", "patients", *(f"images: {role}" for role in roles)], rows)
     bands = [(name, low, high) for name, low, high in AGE_BANDS]
     used = [
         (name, (records.age_months >= low) & (records.age_months < high))
@@ -182,12 +182,12 @@ def _shortcut_table(found: list[Shortcut]) -> str:
     )
 
 
-def _plots(records: Records, films: Films) -> str:
-    readable = films.readable
+def _plots(records: Records, images: Images) -> str:
+    readable = images.readable
     plots = [
-        _histogram("Mean brightness (0 black, 1 white)", films.brightness[readable], 0, 1),
-        _histogram("Width over height", np.clip(films.aspect_ratio[readable], 0.3, 3), 0.3, 3),
-        _histogram("Shorter side, pixels", np.minimum(films.height, films.width)[readable]),
+        _histogram("Mean brightness (0 black, 1 white)", images.brightness[readable], 0, 1),
+        _histogram("Width over height", np.clip(images.aspect_ratio[readable], 0.3, 3), 0.3, 3),
+        _histogram("Shorter side, pixels", np.minimum(images.height, images.width)[readable]),
     ]
     ages = records.age_months[records.has_age] / 12
     if len(ages):
@@ -206,7 +206,7 @@ def _histogram(title: str, values: np.ndarray, low=None, high=None, bins: int = 
     marks = "".join(
         f"<rect class='mark' x='{i * step:.1f}' width='{step - 1:.1f}' "
         f"y='{base - 100 * count / counts.max():.1f}' height='{100 * count / counts.max():.1f}'>"
-        f"<title>{count:,} films</title></rect>"
+        f"<title>{count:,} images</title></rect>"
         for i, count in enumerate(counts)
     )
     return (
@@ -214,13 +214,13 @@ def _histogram(title: str, values: np.ndarray, low=None, high=None, bins: int = 
         f"<line class='axis' x1='0' x2='{width}' y1='{base}' y2='{base}'/>"
         f"<text x='0' y='{base + 15}'>{low:.3g}</text>"
         f"<text x='{width}' y='{base + 15}' text-anchor='end'>{high:.3g}</text>"
-        f"<text x='0' y='14'>{counts.max():,} films</text></svg>"
+        f"<text x='0' y='14'>{counts.max():,} images</text></svg>"
         f"<figcaption>{title}</figcaption></figure>"
     )
 
 
-def _samples(records: Records, films: Films) -> str:
-    readable = np.flatnonzero(films.readable)
+def _samples(records: Records, images: Images) -> str:
+    readable = np.flatnonzero(images.readable)
     if not len(readable):
         return ""
     random = np.random.default_rng(0)
@@ -256,7 +256,7 @@ def _groups(records: Records, groups: list[list[int]]) -> str:
     markup = "".join(_pictures(records, rows[:6]) for rows in ordered[:_GROUPS_SHOWN])
     shown = min(len(groups), _GROUPS_SHOWN)
     return (
-        f"<h2>The same film more than once</h2><p class='soft'>{shown} of {len(groups):,} groups, "
+        f"<h2>The same image more than once</h2><p class='soft'>{shown} of {len(groups):,} groups, "
         f"a row each.</p>{markup}"
     )
 
@@ -278,4 +278,4 @@ def _pictures(records: Records, rows: Sequence[int]) -> str:
             f"<figure><img alt='{caption}' title='{html.escape(path)}' "
             f"src='data:image/png;base64,{data}'><figcaption>{caption}<br>{name}</figcaption></figure>"
         )
-    return f"<div class='films'>{figures}</div>"
+    return f"<div class='images'>{figures}</div>"

@@ -157,7 +157,7 @@ class Drawing:
         return self._picture(
             "ages",
             "Predicted ages",
-            f"{self._focus.encoder}, {self._focus.name}, first seed: a dot a test film.",
+            f"{self._focus.encoder}, {self._focus.name}, first seed: a dot a test image.",
             run_figures.age_figure,
             run,
         )
@@ -219,7 +219,7 @@ class Drawing:
                 names = OBJECTIVES[cell.config.objective].panel_names
                 shown[kind] = Picture(
                     "" if shown else "What stage one predicts",
-                    f"{cell.encoder}, {cell.name}, of validation films: "
+                    f"{cell.encoder}, {cell.name}, of validation images: "
                     f"{', '.join(names).replace('_', ' ')}.",
                     path,
                     pixels=True,
@@ -234,7 +234,7 @@ class Drawing:
             Picture(
                 "Where the answers come from",
                 f"Grad-CAM of {self._focus.encoder}, {self._focus.name}, first seed: of each "
-                "condition the film that it is surest about, right or wrong, with a frame around "
+                "condition the image that it is surest about, right or wrong, with a frame around "
                 "the finding where its place is known.",
                 path,
             )

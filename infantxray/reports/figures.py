@@ -126,7 +126,7 @@ def roc_figure(predictions: Predictions, summary: dict) -> Figure:
 
 
 def calibration_figure(calibration: dict) -> Figure:
-    """Accuracy against stated confidence, with how many films stand behind each point."""
+    """Accuracy against stated confidence, with how many images stand behind each point."""
     figure = Figure(figsize=(4, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, label="perfect")
@@ -159,7 +159,7 @@ def age_figure(predictions: Predictions) -> Figure:
 
 
 def saliency_figure(examples: list[Example]) -> Figure:
-    """Films with their Grad-CAM."""
+    """Images with their Grad-CAM."""
     columns = min(6, len(examples))
     rows = -(-len(examples) // columns)
     figure = Figure(figsize=(1.9 * columns, 2.25 * rows), layout="constrained")

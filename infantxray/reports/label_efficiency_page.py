@@ -37,7 +37,7 @@ class Draw:
     Attributes:
       fraction: of the training patients.
       number: of the draw, `data.label_seed`.
-      rows: their films with a known condition or age, of the training part.
+      rows: their images with a known condition or age, of the training part.
     """
 
     fraction: float
@@ -59,7 +59,7 @@ def write(
       folder: its workdir.
       encoders: by name, where each stage one is that takes its turn.
       draws: of the labelled patients.
-      answers: of each encoder for the test films, one a draw; the last encoder is compared with the
+      answers: of each encoder for the test images, one a draw; the last encoder is compared with the
         others.
     """
     fractions = sorted({draw.fraction for draw in draws})
@@ -97,7 +97,7 @@ def write(
     page.write(
         path,
         title=f"Label efficiency of {len(encoders)} frozen encoder{'s' * (len(encoders) > 1)}",
-        subtitle=f"Scored on {len(like.label):,} films of {patients:,} patients whom no encoder "
+        subtitle=f"Scored on {len(like.label):,} images of {patients:,} patients whom no encoder "
         f"and no probe was trained on · {config.data.train}",
         short=_short(sampled, compared, shown, reference),
         failed={},
@@ -160,7 +160,7 @@ def _scores(sampled, shown: Sequence[str], patients: int, turns: int, draws: int
     methods += ["ridge regression, its penalty cross-validated, for ages"] * (_AGE in shown)
     means = " F1 and ROC AUC are means over conditions." if "roc_auc" in shown else ""
     caption = (
-        f"Frozen encoders: {' and '.join(methods)} on the pooled last map, fitted on the films "
+        f"Frozen encoders: {' and '.join(methods)} on the pooled last map, fitted on the images "
         f"that keep what is known of them. Mean ± standard deviation over {draws} draws of the "
         "patients who keep it (one draw where all do), the same for all encoders; in brackets the "
         f"95 % interval over {patients:,} test patients and draws.{means}"
@@ -257,7 +257,7 @@ def _write_draws(path: str, encoders, draws: Sequence[Draw], sampled) -> None:
     """A row a probe."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["encoder", "place", "label_fraction", "draw", "films", *_FIGURES])
+        writer.writerow(["encoder", "place", "label_fraction", "draw", "images", *_FIGURES])
         for name, places in encoders.items():
             seen = dict.fromkeys(sampled[name], 0)
             for draw in draws:

@@ -29,22 +29,22 @@ _CAPTIONS = {
     ),
     "confusion_matrix": (
         "Confusion matrix",
-        "Films by true and predicted condition; the colour is the share of the true condition.",
+        "Images by true and predicted condition; the colour is the share of the true condition.",
     ),
     "roc": ("ROC curves", "Each condition against the rest."),
     "calibration": (
         "Calibration",
-        "How often the model is right at each confidence, with the number of films beside it. "
+        "How often the model is right at each confidence, with the number of images beside it. "
         "Below the line it is too sure of itself.",
     ),
-    "age": ("Age", "Predicted against true age of each film."),
+    "age": ("Age", "Predicted against true age of each image."),
     "saliency": (
         "Where the answer comes from",
-        "Grad-CAM of the predicted condition, for the film of each condition that the model is "
+        "Grad-CAM of the predicted condition, for the image of each condition that the model is "
         "surest about, with a frame around the finding where its place is known. The last map has "
         "one cell for 32 pixels, so this is coarse.",
     ),
-    "panels": ("What stage one saw and made", "Validation films"),
+    "panels": ("What stage one saw and made", "Validation images"),
 }
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 STYLE = """
@@ -132,17 +132,17 @@ def _header(config: dict, summary: dict) -> str:
     told = [told]
     for name, what in (("n_with_condition", "condition"), ("n_with_age", "age")):
         if 0 < summary[name] < n:
-            told.append(f"{summary[name]:,} films with a known {what}")
+            told.append(f"{summary[name]:,} images with a known {what}")
     if summary["n_without_patient_id"]:
         told.append(
-            f"{summary['n_without_patient_id']:,} films without a patient id count as a patient "
+            f"{summary['n_without_patient_id']:,} images without a patient id count as a patient "
             "each: whether others of the same patient were trained on cannot be known"
         )
     told += [f"data {', '.join(summary['sources'])}", f"encoder from {start}"]
     if summary["n_unreadable"]:
         told.append(f"{summary['n_unreadable']} unreadable files left out (bad_files.csv)")
     return (
-        f"<h1>{html.escape(config['encoder'])} on {n:,} test films</h1>"
+        f"<h1>{html.escape(config['encoder'])} on {n:,} test images</h1>"
         f"<p class='soft'>{html.escape(' · '.join(told), quote=False)}</p>"
     )
 
@@ -168,12 +168,12 @@ def _cards(summary: dict) -> str:
         f"<div class='cards'>{''.join(cards)}</div><p class='soft'>Macro figures give every "
         "condition the same weight, however rare. Intervals are percentiles of a bootstrap over "
         "patients. They do not cover the chance of another training run. The blind guess always "
-        "names the most frequent condition, or the mean age, of the training films.</p>"
+        "names the most frequent condition, or the mean age, of the training images.</p>"
     )
 
 
 def _blind(name: str, summary: dict) -> float | None:
-    """The figure of a model that never looks at the film."""
+    """The figure of a model that never looks at the image."""
     if name == "roc_auc":
         return 0.5
     return summary["baseline"].get(name)
@@ -204,7 +204,7 @@ def _class_table(summary: dict) -> str:
         for name, row in summary["per_class"].items()
     ]
     return "<h2>By condition</h2>" + table(
-        ["condition", "films", "recall", "precision", "F1", "ROC AUC"], rows
+        ["condition", "images", "recall", "precision", "F1", "ROC AUC"], rows
     )
 
 
@@ -215,7 +215,7 @@ def _age_table(summary: dict) -> str:
         for row in summary["age_bands"]
     ]
     return "<h2>By age</h2>" + table(
-        ["age", "films", "accuracy", "F1 (macro)", "ROC AUC (macro)", "age MAE (months)"], rows
+        ["age", "images", "accuracy", "F1 (macro)", "ROC AUC (macro)", "age MAE (months)"], rows
     )
 
 

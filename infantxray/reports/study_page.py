@@ -60,7 +60,7 @@ class Picture:
       caption: what it shows.
       light: path of a PNG.
       dark: path of the same on a dark ground; empty where one serves both.
-      pixels: it is a film, whose pixels are not to be blurred.
+      pixels: it is an image, whose pixels are not to be blurred.
     """
 
     title: str
@@ -89,22 +89,22 @@ class Picture:
 
 
 @dataclasses.dataclass(frozen=True)
-class Films:
-    """A section of films.
+class Images:
+    """A section of images.
 
     Attributes:
       title: a heading.
       caption: what they are.
-      films: uint8 `[S, S]`, each with its caption.
+      images: uint8 `[S, S]`, each with its caption.
     """
 
     title: str
     caption: str
-    films: Sequence[tuple[np.ndarray, str]]
+    images: Sequence[tuple[np.ndarray, str]]
 
     def html(self) -> str:
         figures = ""
-        for image, text in self.films:
+        for image, text in self.images:
             buffer = io.BytesIO()
             Image.fromarray(image).save(buffer, "PNG")
             data = base64.b64encode(buffer.getvalue()).decode()
@@ -115,7 +115,7 @@ class Films:
             )
         return (
             f"<h2 id='{_anchor(self.title)}'>{html.escape(self.title)}</h2>"
-            f"<p class='soft'>{html.escape(self.caption)}</p><div class='films'>{figures}</div>"
+            f"<p class='soft'>{html.escape(self.caption)}</p><div class='images'>{figures}</div>"
         )
 
 
@@ -126,7 +126,7 @@ def write(
     subtitle: str,
     short: Sequence[str],
     failed: dict[int, str],
-    parts: Sequence[Table | Picture | Films | None],
+    parts: Sequence[Table | Picture | Images | None],
     cells: Sequence[Cell],
     config: dict,
 ) -> None:

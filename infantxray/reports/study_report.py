@@ -51,7 +51,7 @@ def write(config, folder: str, cells: Sequence[Cell], failed: dict[int, str]) ->
             config.data,
             split,
             like,
-            results.films,
+            results.images,
             os.path.join(folder, "baselines", f"fraction{fraction:g}.npz"),
         )
         for fraction, split in results.splits.items()
@@ -134,17 +134,17 @@ def _title(results: Results) -> str:
 
 
 def _subtitle(results: Results) -> str:
-    films = results.films
-    sources = ", ".join(dict.fromkeys(films.source))
+    images = results.images
+    sources = ", ".join(dict.fromkeys(images.source))
     return (
-        f"Scored on {len(films):,} films of {len(set(results.models[0].runs[0].patient)):,} "
+        f"Scored on {len(images):,} images of {len(set(results.models[0].runs[0].patient)):,} "
         f"patients whom no model was trained on · {sources} · data fingerprint "
         f"{_fingerprint(results)}"
     )
 
 
 def _fingerprint(results: Results) -> str:
-    """Of every film's name, patient, label, age and role: equal data, equal splits."""
+    """Of every image's name, patient, label, age and role: equal data, equal splits."""
     digest = hashlib.sha256()
     split = results.splits[results.top_fraction]
     for name in SPLITS:
@@ -221,15 +221,15 @@ def _data_table(results: Results, patient_ids: str) -> Table:
     return Table(
         "data",
         "Data",
-        "Films of stage two by role; patients are divided, never films. Ages in months: median and "
-        "quartiles. Stage one sees the training films and others, without labels.",
-        ["Role", "Films", "Patients", "With label", "Conditions", "Age, months"],
+        "Images of stage two by role; patients are divided, never images. Ages in months: median and "
+        "quartiles. Stage one sees the training images and others, without labels.",
+        ["Role", "Images", "Patients", "With label", "Conditions", "Age, months"],
         rows,
     )
 
 
-def _mistakes(results: Results, focus: Model, settings) -> page.Films | None:
-    """The films that the model is surest and wrong about, mean over seeds."""
+def _mistakes(results: Results, focus: Model, settings) -> page.Images | None:
+    """The images that the model is surest and wrong about, mean over seeds."""
     if not results.classes:
         return None
     probabilities = np.mean([run.probabilities for run in focus.runs], axis=0)
@@ -243,10 +243,10 @@ def _mistakes(results: Results, focus: Model, settings) -> page.Films | None:
     pictures = []
     for i in wrong:
         try:
-            image = load_image(results.films.image_path[i], how)
+            image = load_image(results.images.image_path[i], how)
         except UnreadableImage:
             continue
-        age = results.films.age_months[i]
+        age = results.images.age_months[i]
         months = f", {age:.0f} months" if np.isfinite(age) else ""
         said, truth = probabilities[i, predicted[i]], probabilities[i, label[i]]
         text = (
@@ -256,9 +256,9 @@ def _mistakes(results: Results, focus: Model, settings) -> page.Films | None:
         pictures.append((image, text))
     if not pictures:
         return None
-    return page.Films(
+    return page.Images(
         "Worst mistakes",
-        f"Test films that {focus.encoder} ({focus.name}) is surest and wrong about; probabilities "
+        f"Test images that {focus.encoder} ({focus.name}) is surest and wrong about; probabilities "
         "are means over seeds.",
         pictures,
     )

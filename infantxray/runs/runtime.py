@@ -26,14 +26,14 @@ def setup() -> None:
     _log.info("%d x %s", len(devices), devices[0].device_kind)
 
 
-def total_steps(config, num_films: int) -> int:
-    """`train_steps`, or as many as `train_epochs` passes over the training films take."""
-    steps = config.train_steps or math.ceil(config.train_epochs * num_films / config.batch_size)
+def total_steps(config, num_images: int) -> int:
+    """`train_steps`, or as many as `train_epochs` passes over the training images take."""
+    steps = config.train_steps or math.ceil(config.train_epochs * num_images / config.batch_size)
     _log.info(
-        "%d steps of %d films: %.2f epochs of %d films",
+        "%d steps of %d images: %.2f epochs of %d images",
         steps,
         config.batch_size,
-        steps * config.batch_size / num_films,
-        num_films,
+        steps * config.batch_size / num_images,
+        num_images,
     )
     return steps

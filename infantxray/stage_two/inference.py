@@ -1,4 +1,4 @@
-"""Stage-two models in use: building, loading, and running one over films."""
+"""Stage-two models in use: building, loading, and running one over images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.loader import FilmSource, evaluation_batches
+from data_pipeline.loader import ImageSource, evaluation_batches
 from data_pipeline.manifest import Records
 from data_pipeline.splits import patient_keys
 from infantxray.evaluation.metrics import Predictions
@@ -62,7 +62,7 @@ def read_card(workdir: str) -> ModelCard:
 
 
 def restore(workdir: str, card: ModelCard):
-    """The variables of the checkpoint that was best on the validation films, and its step."""
+    """The variables of the checkpoint that was best on the validation images, and its step."""
     model = build_model(card)
     abstract = jax.eval_shape(
         lambda: init_variables(model, card.preprocessing.image_size, jax.random.key(0))
@@ -79,11 +79,11 @@ def restore(workdir: str, card: ModelCard):
 
 
 class Predictor:
-    """Runs a model over films, on all devices.
+    """Runs a model over images, on all devices.
 
     Args:
       card: of the model.
-      batch_size: films at a time.
+      batch_size: images at a time.
       num_threads: for decoding.
       patient_ids: see `data_pipeline.splits.patient_keys`.
     """
@@ -108,8 +108,8 @@ class Predictor:
 
         self._apply = jax.jit(apply)
 
-    def __call__(self, variables, source: FilmSource) -> tuple[Predictions, Records]:
-        """Films -> `Predictions` and the records they belong to (without unreadable files)."""
+    def __call__(self, variables, source: ImageSource) -> tuple[Predictions, Records]:
+        """Images -> `Predictions` and the records they belong to (without unreadable files)."""
         card = self.card
         variables = jax.device_put(variables, self._sharding.replicated)
         outputs, masks = [], []

@@ -6,13 +6,13 @@ import logging
 
 import numpy as np
 
-from data_pipeline.loader import FilmSource
+from data_pipeline.loader import ImageSource
 from infantxray.evaluation.metrics import classification
 from infantxray.features.classifiers import Extractor, fit_linear, pooled_map
 
 _log = logging.getLogger(__name__)
 
-# With few films a probe overfits: it sees each of them changed as well, and is penalised a hundred
+# With few images a probe overfits: it sees each of them changed as well, and is penalised a hundred
 # times as much as one that only measures a representation.
 _CHANGED = 16  # Times.
 _MOST_FEATURES = 50_000
@@ -20,20 +20,20 @@ _L2 = 1.0
 
 
 def answer(
-    config, model, variables, labelled: FilmSource, films: FilmSource, validation: FilmSource
+    config, model, variables, labelled: ImageSource, images: ImageSource, validation: ImageSource
 ) -> np.ndarray:
     """What multinomial logistic regression on the frozen encoder's pooled last map says.
 
     Args:
-      config: its `augment` changes the films that the probe is fitted on.
+      config: its `augment` changes the images that the probe is fitted on.
       model: with the encoder, and with a head for the conditions.
       variables: its.
-      labelled: films to fit it on.
-      films: all training films.
-      validation: films to tell of how good it is.
+      labelled: images to fit it on.
+      images: all training images.
+      validation: images to tell of how good it is.
 
     Returns:
-      Probabilities of the conditions of `films`, float32 `[N, K]`.
+      Probabilities of the conditions of `images`, float32 `[N, K]`.
     """
     plain = Extractor(config, pooled_map(model, variables))
     changed = Extractor(config, pooled_map(model, variables, config.augment))
@@ -47,11 +47,11 @@ def answer(
         scored = plain(validation)
         found = classification(predict(scored.values), scored.label)
         _log.info(
-            "teacher: a linear probe on %d films, each as it is and %d times changed; validation "
+            "teacher: a linear probe on %d images, each as it is and %d times changed; validation "
             "ROC AUC %.3f, accuracy %.3f",
             len(labelled),
             times,
             found["roc_auc"] if found["roc_auc"] is not None else np.nan,
             found["accuracy"],
         )
-    return predict(plain(films).values).astype(np.float32)
+    return predict(plain(images).values).astype(np.float32)

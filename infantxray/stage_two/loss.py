@@ -13,12 +13,12 @@ from infantxray.training import augment, loop, losses
 
 
 def make_task(config, card: workdir.ModelCard, labels: np.ndarray, validate) -> loop.Task:
-    """L = CE + α·MSE (Equation 4), each over the films whose label or age is known.
+    """L = CE + α·MSE (Equation 4), each over the images whose label or age is known.
 
     Args:
       config: of stage two.
       card: of the model.
-      labels: of the training films, int `[N]`, for the class weights.
+      labels: of the training images, int `[N]`, for the class weights.
       validate: variables -> metrics.
     """
     model = diagnosis.build_model(card, freeze_encoder=config.freeze_encoder)
@@ -89,15 +89,15 @@ def _standardised_age(card: workdir.ModelCard, batch) -> jax.Array:
 def loss_terms(
     card: workdir.ModelCard, outputs, batch, class_weights: jax.Array
 ) -> dict[str, jax.Array]:
-    """Each film's cross-entropy and age loss, `{name: [B]}`, unmasked.
+    """Each image's cross-entropy and age loss, `{name: [B]}`, unmasked.
 
-    A film with a teacher's `soft_label` and no label of its own is compared with the former.
+    An image with a teacher's `soft_label` and no label of its own is compared with the former.
     """
     terms = {}
     if "logits" in outputs:
         terms["cross_entropy"] = losses.cross_entropy(outputs["logits"], batch["label"])
         if "soft_label" in batch:
-            # Weighed class by class, as labels are: a weight of the whole film would leave the
+            # Weighed class by class, as labels are: a weight of the whole image would leave the
             # minimum where the teacher put it.
             target = batch["soft_label"] * class_weights[None, :]
             target /= target.sum(-1, keepdims=True)

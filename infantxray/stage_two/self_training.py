@@ -1,4 +1,4 @@
-"""Self-training: teachers learn from the films with a label, and answer for the others."""
+"""Self-training: teachers learn from the images with a label, and answer for the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.loader import FilmSource, training_batches
+from data_pipeline.loader import ImageSource, training_batches
 from infantxray.stage_two import inference as diagnosis
 from infantxray.stage_two import linear_teacher, transfer
 from infantxray.training.sharding import DataParallel
@@ -21,28 +21,30 @@ _SEEDS_BETWEEN_TEACHERS = 10_000  # So that no teacher repeats one of another ru
 
 
 def num_labelled(config) -> int:
-    """How many films of a mixed batch are drawn from the labelled ones."""
+    """How many images of a mixed batch are drawn from the labelled ones."""
     share = round(config.batch_size * config.labelled_fraction)
     return min(max(share, 1), config.batch_size - 1)
 
 
-def wants_teacher(config, card, films: FilmSource) -> bool:
-    """Whether a teacher comes first. Where every film has its label it has nothing to say."""
+def wants_teacher(config, card, images: ImageSource) -> bool:
+    """Whether a teacher comes first. Where every image has its label it has nothing to say."""
     if not (config.self_training.teacher_steps or config.self_training.linear_probe):
         return False
     if not card.classes:
-        raise DataError("config.self_training teaches conditions, and no training film has a label")
-    if (films.labels >= 0).all():
+        raise DataError(
+            "config.self_training teaches conditions, and no training image has a label"
+        )
+    if (images.labels >= 0).all():
         _log.info(
-            "every training film has a label: no teacher is needed; a longer training may pay "
+            "every training image has a label: no teacher is needed; a longer training may pay "
             "(config.train_steps)"
         )
         return False
     return True
 
 
-def teachers_films(config) -> int:
-    """How many films teachers draw; 0 without teachers.
+def teachers_images(config) -> int:
+    """How many images teachers draw; 0 without teachers.
 
     Who learns without them draws these besides, so that both draw equally many.
     """
@@ -54,16 +56,16 @@ def ask_teachers(
     config,
     folder: str,
     card,
-    labelled: FilmSource,
-    films: FilmSource,
-    validation: FilmSource,
+    labelled: ImageSource,
+    images: ImageSource,
+    validation: ImageSource,
     predictor,
     fit: Callable,
 ) -> np.ndarray:
-    """The conditions of all training films in the teachers' mean opinion, float32 `[N, K]`.
+    """The conditions of all training images in the teachers' mean opinion, float32 `[N, K]`.
 
     The teacher is a linear probe, or teachers are fine-tuned. Such a one is an ordinary model that
-    learns from the labelled films alone, in a folder of its own under `teachers`; they differ by
+    learns from the labelled images alone, in a folder of its own under `teachers`; they differ by
     their seed. What they say is kept there, so that a run which is stopped and started again goes
     on with the same answers.
 
@@ -71,10 +73,10 @@ def ask_teachers(
       config: of the student.
       folder: its workdir.
       card: of its model, and of the teachers'.
-      labelled: the training films with a label.
-      films: all training films.
-      validation: films that a linear probe is scored on, for the log.
-      predictor: variables and films -> answers.
+      labelled: the training images with a label.
+      images: all training images.
+      validation: images that a linear probe is scored on, for the log.
+      predictor: variables and images -> answers.
       fit: trains a model: (settings, workdir, batches, steps) -> None.
     """
     folder = os.path.join(folder, "teachers")
@@ -84,17 +86,17 @@ def ask_teachers(
         return np.load(answers)
     if config.self_training.linear_probe:
         model, variables = transfer.untrained_model(config, card)
-        opinion = linear_teacher.answer(config, model, variables, labelled, films, validation)
+        opinion = linear_teacher.answer(config, model, variables, labelled, images, validation)
     else:
-        opinion = _ask_fine_tuned(config, folder, card, labelled, films, predictor, fit)
+        opinion = _ask_fine_tuned(config, folder, card, labelled, images, predictor, fit)
     with open(answers + ".tmp", "wb") as file:
         np.save(file, opinion)
     os.replace(answers + ".tmp", answers)
-    _log.info("student: learns from %d films", len(films))
+    _log.info("student: learns from %d images", len(images))
     return opinion
 
 
-def _ask_fine_tuned(config, folder, card, labelled, films, predictor, fit) -> np.ndarray:
+def _ask_fine_tuned(config, folder, card, labelled, images, predictor, fit) -> np.ndarray:
     """`ask_teachers` where teachers are fine-tuned, each in a folder below this one."""
     settings = copy.deepcopy(config)
     # As many as a student sees, rounded up to what all devices share.
@@ -107,7 +109,7 @@ def _ask_fine_tuned(config, folder, card, labelled, films, predictor, fit) -> np
         place = os.path.join(folder, str(i))
         os.makedirs(place, exist_ok=True)
         _log.info(
-            "teacher %d of %d: %d steps, %.0f times through %d labelled films, in %s",
+            "teacher %d of %d: %d steps, %.0f times through %d labelled images, in %s",
             i + 1,
             count,
             steps,
@@ -121,6 +123,6 @@ def _ask_fine_tuned(config, folder, card, labelled, films, predictor, fit) -> np
         )
         fit(settings, place, batches, steps)
         variables, _ = diagnosis.restore(place, card)
-        predictions, _ = predictor(variables, films)
+        predictions, _ = predictor(variables, images)
         opinions.append(predictions.probabilities)
     return np.mean(opinions, axis=0, dtype=np.float32)

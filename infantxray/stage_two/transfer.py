@@ -48,14 +48,14 @@ def check_stage_one(config) -> None:
         _log.warning("stage one in %s is not finished: its latest step is used", config.pretrained)
     if card.preprocessing != data.preprocessing(config.data):
         _log.warning(
-            "stage one read its films another way: %s; here: %s",
+            "stage one read its images another way: %s; here: %s",
             card.preprocessing,
             data.preprocessing(config.data),
         )
 
 
 def check_scored(config, split: Split, roles: tuple[str, ...]) -> None:
-    """Raises `DataError` where no film is left for testing, or stage one saw who is scored."""
+    """Raises `DataError` where no image is left for testing, or stage one saw who is scored."""
     for role in roles:
         if role == "test":
             data.check_tested(split)

@@ -8,7 +8,7 @@ import os
 import numpy as np
 
 from data_pipeline.decode import Preprocessing
-from data_pipeline.loader import BadFiles, FilmSource, class_indices, evaluation_batches
+from data_pipeline.loader import BadFiles, ImageSource, class_indices, evaluation_batches
 from data_pipeline.manifest import Records
 from data_pipeline.splits import Split
 from infantxray.evaluation.metrics import Predictions, classification
@@ -21,14 +21,14 @@ _PENALTIES = (0.01, 0.1, 1.0, 10.0)
 _MOST_FILMS = 20_000
 
 
-def baselines(settings, split: Split, like: Predictions, films: Records, cache: str) -> dict:
-    """Answers of the baselines for the test films.
+def baselines(settings, split: Split, like: Predictions, images: Records, cache: str) -> dict:
+    """Answers of the baselines for the test images.
 
     Args:
       settings: `config.data`.
       split: with the labels that may be trained on.
       like: answers of any model, for the truth.
-      films: the test films, in their order.
+      images: the test images, in their order.
       cache: file to keep the answers in.
 
     Returns:
@@ -36,7 +36,7 @@ def baselines(settings, split: Split, like: Predictions, films: Records, cache: 
     """
     if not os.path.exists(cache):
         os.makedirs(os.path.dirname(cache), exist_ok=True)
-        probabilities, ages = _ridge(settings, split, like.classes, films)
+        probabilities, ages = _ridge(settings, split, like.classes, images)
         np.savez(cache + ".tmp.npz", probabilities=probabilities, ages=ages)
         os.replace(cache + ".tmp.npz", cache)
     with np.load(cache) as saved:
@@ -57,16 +57,16 @@ def _majority(train: Records, like: Predictions) -> Predictions:
     return dataclasses.replace(like, probabilities=probabilities, age_predicted_months=ages)
 
 
-def _ridge(settings, split: Split, classes, films: Records) -> tuple[np.ndarray, np.ndarray]:
+def _ridge(settings, split: Split, classes, images: Records) -> tuple[np.ndarray, np.ndarray]:
     """Scores `[N, K]` (one class against the rest) and ages `[N]`.
 
-    The penalty is the one that does best on the validation films.
+    The penalty is the one that does best on the validation images.
     """
     train = split.train.take(split.train.has_label | split.train.has_age)
     if len(train) > _MOST_FILMS:
         rows = np.random.default_rng(0).permutation(len(train))[:_MOST_FILMS]
         train = train.take(np.sort(rows))
-    parts = [_pixels(settings, records, classes) for records in (train, split.validation, films)]
+    parts = [_pixels(settings, records, classes) for records in (train, split.validation, images)]
     (x, label, age), (x_val, label_val, age_val), (x_test, _, _) = parts
 
     def best(rows, targets, score):
@@ -74,14 +74,14 @@ def _ridge(settings, split: Split, classes, films: Records) -> tuple[np.ndarray,
         scores = [score(fit(x_val)) for fit in fits]
         return fits[int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0](x_test)
 
-    probabilities = np.full((len(films), len(classes)), np.nan)
+    probabilities = np.full((len(images), len(classes)), np.nan)
     known = label >= 0
     if classes and known.any():
         targets = np.eye(len(classes))[label[known]]
         probabilities = best(
             known, targets, lambda scores: classification(scores, label_val)["roc_auc"]
         )
-    ages = np.full(len(films), np.nan)
+    ages = np.full(len(images), np.nan)
     aged = np.isfinite(age)
     if aged.any():
 
@@ -93,11 +93,11 @@ def _ridge(settings, split: Split, classes, films: Records) -> tuple[np.ndarray,
 
 
 def _pixels(settings, records: Records, classes):
-    """Pixels `[N, 1024]` in [0, 1], labels and ages; unreadable films are black and unknown."""
+    """Pixels `[N, 1024]` in [0, 1], labels and ages; unreadable images are black and unknown."""
     how = Preprocessing(
         image_size=_SIDE, resize=settings.resize, trim_borders=settings.trim_borders
     )
-    source = FilmSource(records, classes, how, on_error="skip", bad_files=BadFiles())
+    source = ImageSource(records, classes, how, on_error="skip", bad_files=BadFiles())
     batches = list(evaluation_batches(source, 64, num_threads=settings.num_threads))
     image = np.concatenate([batch["image"] for batch in batches])[: len(records)]
     readable = np.concatenate([batch["mask"] for batch in batches])[: len(records)] > 0

@@ -252,7 +252,7 @@ class Comparisons:
         over = "patients and seeds" if results.seeds > 1 else "patients alone"
         return (
             f"{spread}; in brackets the 95 % interval over {over} (bootstrap), on "
-            f"{len(results.films):,} films of {patients:,} test patients."
+            f"{len(results.films):,} images of {patients:,} test patients."
             + " Recall, precision, F1 and ROC AUC are means over conditions."
             * bool(results.classes)
             + self._given()

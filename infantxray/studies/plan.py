@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from data_pipeline.errors import UserError
 from infantxray.models import ENCODERS
 from infantxray.runs import settings, workdir
-from infantxray.stage_two.self_training import teachers_films
+from infantxray.stage_two.self_training import teachers_images
 from infantxray.studies import commands
 from infantxray.training import checkpoints
 
@@ -184,7 +184,7 @@ class _Planner:
             size = self._config.study.size
             usual = commands.compose("finetune", size, base)
             run = commands.compose("finetune", size, *overrides)
-            overrides.append(_equally_many_films(name, usual, run))
+            overrides.append(_equally_many_images(name, usual, run))
         return self._add("finetune", encoder, name, seed, overrides, needs, fraction)
 
     def _stage_one_name(self, overrides: dict) -> str:
@@ -220,23 +220,23 @@ class _Planner:
         return cell
 
 
-def _equally_many_films(name: str, usual: ConfigDict, run: ConfigDict) -> dict:
-    """The steps with which a variant of self-training draws as many films as the study's own.
+def _equally_many_images(name: str, usual: ConfigDict, run: ConfigDict) -> dict:
+    """The steps with which a variant of self-training draws as many images as the study's own.
 
-    Teachers' films are counted with the student's.
+    Teachers' images are counted with the student's.
     """
-    spare = teachers_films(usual) - teachers_films(run)
+    spare = teachers_images(usual) - teachers_images(run)
     if not spare:
         return {}
     if not run.train_steps:
         raise UserError(
-            f"the variant {name} draws as many films as the others, with other teachers, so its "
+            f"the variant {name} draws as many images as the others, with other teachers, so its "
             "study needs config.finetune.train_steps, not train_epochs"
         )
     steps = run.train_steps + round(spare / run.batch_size)
     if steps < 1:
         raise UserError(
-            f"the teachers of the variant {name} alone draw more films than the others; raise "
+            f"the teachers of the variant {name} alone draw more images than the others; raise "
             "config.finetune.train_steps"
         )
     return {"train_steps": steps}

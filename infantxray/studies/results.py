@@ -1,4 +1,4 @@
-"""What the finished cells of a study answered, film by film, ready to be compared."""
+"""What the finished cells of a study answered, image by image, ready to be compared."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Results:
 
     Attributes:
       classes: names of the conditions.
-      films: the test films, the same for every model, in the order of their answers.
+      images: the test images, the same for every model, in the order of their answers.
       models: of stage two.
       frozen: probes of frozen encoders.
       splits: `{label_fraction: split}` with the labels that were trained on.
@@ -54,7 +54,7 @@ class Results:
     """
 
     classes: tuple[str, ...]
-    films: Records
+    images: Records
     models: tuple[Model, ...]
     frozen: tuple[Model, ...]
     splits: dict[float, Split]
@@ -98,7 +98,7 @@ def read_results(cells: Sequence[Cell], patient_ids: str) -> Results:
     """Reads the answers of all finished cells.
 
     Raises:
-      UserError: no stage two is finished, or two cells answered for different films.
+      UserError: no stage two is finished, or two cells answered for different images.
     """
     finished = [cell for cell in cells if cell.is_finished()]
     unfinished = tuple(cell for cell in cells if cell not in finished)
@@ -123,7 +123,7 @@ def read_results(cells: Sequence[Cell], patient_ids: str) -> Results:
     frozen.sort(key=lambda model: model.cells[0].index)
     return Results(
         classes=models[0].runs[0].classes,
-        films=reader.films,
+        images=reader.images,
         models=tuple(models),
         frozen=tuple(frozen),
         splits=splits,
@@ -145,10 +145,10 @@ def _models(cells, name, reader: _Reader, file: str) -> list[Model]:
 
 
 class _Reader:
-    """Reads `predictions.csv` of several runs on the same films.
+    """Reads `predictions.csv` of several runs on the same images.
 
     Args:
-      test: the test films.
+      test: the test images.
       patient_ids: see `patient_keys`.
     """
 
@@ -156,7 +156,7 @@ class _Reader:
         self._test = test
         self._patient_ids = patient_ids
         self._paths: list[str] | None = None
-        self.films = test
+        self.images = test
 
     def __call__(self, path: str) -> Predictions:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -165,10 +165,10 @@ class _Reader:
         if self._paths is None:
             self._paths = paths
             row_of = {path: i for i, path in enumerate(self._test.image_path)}
-            self.films = self._test.take(np.array([row_of[path] for path in paths], int))
+            self.images = self._test.take(np.array([row_of[path] for path in paths], int))
         elif paths != self._paths:
             raise UserError(
-                f"{path} answers for other films than the other runs of this study; delete the "
+                f"{path} answers for other images than the other runs of this study; delete the "
                 "folders whose data has changed since, and run the study again"
             )
         classes = tuple(key[2:] for key in rows[0] if key.startswith("p_"))
@@ -177,10 +177,10 @@ class _Reader:
             probabilities=np.array(
                 [[float(row[f"p_{name}"] or "nan") for name in classes] for row in rows]
             ).reshape(len(rows), len(classes)),
-            label=class_indices(self.films.label, classes),
-            age_months=self.films.age_months,
+            label=class_indices(self.images.label, classes),
+            age_months=self.images.age_months,
             age_predicted_months=np.array(
                 [float(row["age_predicted_months"] or "nan") for row in rows], np.float32
             ),
-            patient=patient_keys(self.films, self._patient_ids),
+            patient=patient_keys(self.images, self._patient_ids),
         )

@@ -43,7 +43,7 @@ def classes(comparisons: Comparisons, model: Model) -> Table | None:
         "patients; such a row says next to nothing. The last column is ridge on pixels.",
         [
             "Condition",
-            "Films",
+            "Images",
             "Patients",
             *(NAMES[name] for name in _CLASS_FIGURES),
             "ROC AUC of ridge",
@@ -54,7 +54,7 @@ def classes(comparisons: Comparisons, model: Model) -> Table | None:
 
 def age_bands(comparisons: Comparisons, model: Model) -> Table:
     """The headline figures by age."""
-    ages = comparisons.results.films.age_months
+    ages = comparisons.results.images.age_months
     groups = [(name, (ages >= low) & (ages < high)) for name, low, high in AGE_BANDS]
     groups.append(("unknown", ~np.isfinite(ages)))
     return _groups(comparisons, "age_bands", "By age", "Age", groups, model)
@@ -62,9 +62,9 @@ def age_bands(comparisons: Comparisons, model: Model) -> Table:
 
 def sites(comparisons: Comparisons, model: Model) -> Table | None:
     """The headline figures by site and by source; None where there is one of each."""
-    films = comparisons.results.films
+    images = comparisons.results.images
     groups = []
-    for column in (films.source, films.site):
+    for column in (images.source, images.site):
         names = sorted(set(column))
         if len(names) > 1:
             groups += [(name or "unknown site", column == name) for name in names]
@@ -72,7 +72,7 @@ def sites(comparisons: Comparisons, model: Model) -> Table | None:
 
 
 def saliency(comparisons: Comparisons) -> Table | None:
-    """Whether the saliency lies where the finding is; None where no film says where that is."""
+    """Whether the saliency lies where the finding is; None where no image says where that is."""
     rows = []
     count, share = 0, 0.0
     for model in comparisons.results.models:
@@ -91,7 +91,7 @@ def saliency(comparisons: Comparisons) -> Table | None:
     return Table(
         "saliency",
         "Saliency against the true boxes",
-        f"Grad-CAM of the true condition on {count} test films whose finding has a known place: "
+        f"Grad-CAM of the true condition on {count} test images whose finding has a known place: "
         "how often its maximum lies in the finding's box, and the share of it that does. Mean "
         f"± standard deviation over seeds. At {side} px the last map has {side // 32} x "
         f"{side // 32} cells, so this is coarse.",
@@ -127,7 +127,7 @@ def _groups(
         "class and of ridge on pixels, and their errors of age. Macro figures are over the "
         f"conditions that occur in a row. “Few”: fewer than {_FEW_PATIENTS} test patients.",
         [
-            column, "Films", "Patients", *(NAMES[figure] for figure in TESTED),
+            column, "Images", "Patients", *(NAMES[figure] for figure in TESTED),
             "Accuracy, majority", "Accuracy, ridge", "Age MAE, mean age (months)",
             "Age MAE, ridge (months)",
         ],

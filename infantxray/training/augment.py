@@ -51,7 +51,7 @@ def _augment_one(image: jax.Array, key: jax.Array, settings) -> jax.Array:
     if settings.erase:
         image = _erase(image, jax.random.fold_in(key, 3), settings)
     if settings.noise:
-        # Down to none: a network that has only ever seen noisy films reads clean ones wrongly.
+        # Down to none: a network that has only ever seen noisy images reads clean ones wrongly.
         deviation = settings.noise * jax.random.uniform(jax.random.fold_in(noise_key, 0))
         image = image + deviation * jax.random.normal(noise_key, image.shape)
     return jnp.clip(image, 0.0, 1.0)

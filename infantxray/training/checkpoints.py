@@ -132,7 +132,7 @@ def is_finished(workdir: str) -> bool:
 
 
 def best_step(workdir: str) -> int:
-    """The step whose checkpoint was best on the validation films, the latest where none was."""
+    """The step whose checkpoint was best on the validation images, the latest where none was."""
     return read_progress(workdir)["best_step"] or checkpoint_steps(workdir)[-1]
 
 

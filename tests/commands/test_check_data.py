@@ -14,8 +14,8 @@ from infantxray.commands.check_data import run
 from infantxray.evaluation.shortcuts import TOGETHER, shortcuts
 
 
-def film(seed, shape=(64, 64)):
-    """A film unlike any other: smooth shapes with some grain."""
+def image(seed, shape=(64, 64)):
+    """An image unlike any other: smooth shapes with some grain."""
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(30, 220, (9, 9), np.uint8))
     fine = random.normal(0, 6, shape)
@@ -39,7 +39,7 @@ def clean(n=40, shape=lambda i: (64, 64)):
     labels = ("mass", "normal")
     splits = ("train", "train", "train", "train", "validation", "validation", "test", "test")
     return [
-        (f"{i}.png", f"P{i}", labels[i % 2], splits[i % 8], film(i, shape(i))) for i in range(n)
+        (f"{i}.png", f"P{i}", labels[i % 2], splits[i % 8], image(i, shape(i))) for i in range(n)
     ]
 
 
@@ -68,9 +68,9 @@ def test_clean_data_pass(tmp_path):
     assert "prefers-color-scheme: dark" in page
     assert "@media print" in page
     assert "http" not in page.replace("http-equiv", "")  # Needs nothing else.
-    films = read_manifest(tmp_path / "out" / "films.csv")
-    assert len(films) == 40
-    assert set(films.split) == {"train", "validation", "test"}
+    radiographs = read_manifest(tmp_path / "out" / "films.csv")
+    assert len(radiographs) == 40
+    assert set(radiographs.split) == {"train", "validation", "test"}
 
 
 def test_a_patient_on_two_sides_is_named(tmp_path):
@@ -96,8 +96,8 @@ def test_a_copy_on_two_sides_is_found_though_it_was_changed(tmp_path):
     problems, code = check(build(tmp_path / "a", rows), tmp_path / "out")
     assert code == 1
     by_kind = {p["kind"]: p["message"] for p in problems}
-    assert "near duplicate" in by_kind["film on two sides"]
-    assert "patients P0, Q" in by_kind["film on two sides"]
+    assert "near duplicate" in by_kind["image on two sides"]
+    assert "patients P0, Q" in by_kind["image on two sides"]
     assert "two labels" in by_kind
     assert by_kind["repeats"].endswith(": 2")
 
@@ -105,14 +105,14 @@ def test_a_copy_on_two_sides_is_found_though_it_was_changed(tmp_path):
 def test_the_other_stage_must_not_show_the_test_patients(tmp_path):
     rows = clean()
     other = [("x.png", "P7", "", "", rows[7][4]), *(
-        (f"o{i}.png", f"O{i}", "", "", film(1000 + i)) for i in range(12)
+        (f"o{i}.png", f"O{i}", "", "", image(1000 + i)) for i in range(12)
     )]  # fmt: skip
     spec = build(tmp_path / "b", other)
     problems, code = check(build(tmp_path / "a", rows), tmp_path / "out", other_stage=spec)
     assert code == 1
     kinds = {p["kind"]: p["message"] for p in problems if p["severity"] == "error"}
     assert kinds["patient on two sides"] == "patient 'P7' is in other stage and in test"
-    assert "film on two sides" in kinds
+    assert "image on two sides" in kinds
     read_manifest(tmp_path / "out" / "films.csv")
     # The same training patients in both stages are as it should be.
     problems, code = check(
@@ -121,13 +121,13 @@ def test_the_other_stage_must_not_show_the_test_patients(tmp_path):
     assert code == 0
 
 
-def test_films_of_the_other_stage_are_not_in_the_manifest(tmp_path):
+def test_images_of_the_other_stage_are_not_in_the_manifest(tmp_path):
     """Used as a manifest again, adults would join the infants in training."""
-    other = build(tmp_path / "b", [(f"o{i}.png", f"O{i}", "", "", film(99 + i)) for i in range(9)])
+    other = build(tmp_path / "b", [(f"o{i}.png", f"O{i}", "", "", image(99 + i)) for i in range(9)])
     check(build(tmp_path / "a", clean()), tmp_path / "out", other_stage=other)
-    films = read_manifest(tmp_path / "out" / "films.csv")
-    assert len(films) == 40
-    assert set(films.split) == {"train", "validation", "test"}
+    radiographs = read_manifest(tmp_path / "out" / "films.csv")
+    assert len(radiographs) == 40
+    assert set(radiographs.split) == {"train", "validation", "test"}
     with (tmp_path / "out" / "films.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert all(row["role"] == row["split"] and row["width"] == "64" for row in rows)
@@ -135,15 +135,15 @@ def test_films_of_the_other_stage_are_not_in_the_manifest(tmp_path):
 
 def test_names_of_files_need_not_be_utf8(tmp_path):
     for i in range(20):
-        path = tmp_path / "films" / "ab"[i % 2] / os.fsdecode(b"f\xe9%d.png" % i)
+        path = tmp_path / "images" / "ab"[i % 2] / os.fsdecode(b"f\xe9%d.png" % i)
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(film(i)).save(path)
-    problems, code = check(f"folder:{tmp_path / 'films'}", tmp_path / "out")
+        Image.fromarray(image(i)).save(path)
+    problems, code = check(f"folder:{tmp_path / 'radiographs'}", tmp_path / "out")
     assert code == 0
     (row, *_) = (p for p in problems if p["kind"] == "no patient id")
     assert os.path.exists(row["image_path"])
-    films = read_manifest(tmp_path / "out" / "films.csv")
-    assert all(map(os.path.exists, films.image_path))
+    radiographs = read_manifest(tmp_path / "out" / "films.csv")
+    assert all(map(os.path.exists, radiographs.image_path))
 
 
 def refusals(problems):
@@ -157,13 +157,13 @@ def test_what_stage_two_refuses_is_an_error(tmp_path):
     (found,) = refusals(problems)
     assert code == 1
     assert found[0] == "error"
-    assert found[1].startswith("stage two refuses these films: no film is left for test; raise")
+    assert found[1].startswith("stage two refuses these images: no image is left for test; raise")
     assert found[1].endswith("(stage one alone can use them)")
 
     rows = [
         *clean(),
-        ("x.png", "X", "rare", "train", film(77)),
-        ("y.png", "Y", "odd", "test", film(78)),
+        ("x.png", "X", "rare", "train", image(77)),
+        ("y.png", "Y", "odd", "test", image(78)),
     ]
     problems, code = check(build(tmp_path / "b", rows), tmp_path / "out")
     assert code == 1
@@ -180,7 +180,9 @@ def test_what_may_be_meant_for_stage_one_is_a_warning(tmp_path):
     one_class = [
         (name, patient, "mass", split, pixels) for name, patient, _, split, pixels in clean()
     ]
-    for i, (rows, why) in enumerate(((unlabelled, ""), (one_class, "all labelled training films"))):
+    for i, (rows, why) in enumerate(
+        ((unlabelled, ""), (one_class, "all labelled training images"))
+    ):
         problems, code = check(build(tmp_path / str(i), rows), tmp_path / "out")
         assert code == 0
         found = refusals(problems)
@@ -188,20 +190,20 @@ def test_what_may_be_meant_for_stage_one_is_a_warning(tmp_path):
         assert all(why in text and "stage one alone can use them" in text for _, text in found)
 
 
-def test_a_set_of_one_film_is_of_no_use_to_either_stage(tmp_path):
-    spec = build(tmp_path / "a", [("a.png", "P", "mass", "", film(1))])
+def test_a_set_of_one_image_is_of_no_use_to_either_stage(tmp_path):
+    spec = build(tmp_path / "a", [("a.png", "P", "mass", "", image(1))])
     problems, code = check(spec, tmp_path / "out")
     assert code == 1
     found = refusals(problems)
     assert {severity for severity, _ in found} == {"error"}
     assert any(
-        "stage one refuses these films: no film is left for val" in text for _, text in found
+        "stage one refuses these images: no image is left for val" in text for _, text in found
     )
-    assert any("stage two refuses these films: all labelled" in text for _, text in found)
+    assert any("stage two refuses these images: all labelled" in text for _, text in found)
     assert not any("alone can use them" in text for _, text in found)
 
 
-def test_films_without_patient_and_spellings_are_named(tmp_path):
+def test_images_without_patient_and_spellings_are_named(tmp_path):
     rows = clean()
     rows[0] = ("0.png", "", "mass", "train", rows[0][4])
     rows[2] = ("2.png", "p3", "Mass", "train", rows[2][4])
@@ -213,7 +215,7 @@ def test_films_without_patient_and_spellings_are_named(tmp_path):
         by_kind.setdefault(problem["kind"], []).append(problem)
     (ids,) = by_kind["no patient id"]
     assert (
-        "manifest.csv: 1 of 40 films have no patient id and are divided film by film"
+        "manifest.csv: 1 of 40 images have no patient id and are divided image by image"
         in ids["message"]
     )
     assert ids["image_path"].endswith("0.png")
@@ -222,7 +224,7 @@ def test_films_without_patient_and_spellings_are_named(tmp_path):
     assert any("'Mass' and 'mass'" in message for message in messages)
 
 
-def test_unreadable_films_are_errors_unless_skipped(tmp_path):
+def test_unreadable_images_are_errors_unless_skipped(tmp_path):
     rows = [*clean(), ("none.png", "N", "mass", "train", None)]
     spec = build(tmp_path / "a", rows)
     problems, code = check(spec, tmp_path / "out")
@@ -243,11 +245,11 @@ def test_shortcuts_raise_an_alarm(tmp_path):
 
 
 def test_outliers_are_listed(tmp_path):
-    base = film(5)
-    rows = [(f"{i}.png", f"P{i}", "mass", "train", base // 2 + film(i) // 2) for i in range(60)]
+    base = image(5)
+    rows = [(f"{i}.png", f"P{i}", "mass", "train", base // 2 + image(i) // 2) for i in range(60)]
     rows[3] = ("3.png", "P3", "mass", "train", 255 - rows[3][4])
     rows[4] = ("4.png", "P4", "mass", "train", np.full((64, 64), 9, np.uint8))
-    rows[5] = ("5.png", "P5", "mass", "train", film(5, (64, 640)))
+    rows[5] = ("5.png", "P5", "mass", "train", image(5, (64, 640)))
     rows[6] = ("6.png", "P6", "mass", "train", rows[6][4].astype(np.uint16) * 257)
     problems, _ = check(build(tmp_path / "a", rows), tmp_path / "out")
     found = {
@@ -261,11 +263,11 @@ def test_outliers_are_listed(tmp_path):
     assert found["6.png"] == "16 bits, unlike the others"
 
 
-def test_different_films_are_not_the_same():
+def test_different_images_are_not_the_same():
     def measured(images):
         n = len(images)
         ones = np.ones(n)
-        return audit.Films(
+        return audit.Images(
             reason=np.array([""] * n, object),
             note=np.array([""] * n, object),
             digest=np.array([bytes([i]) for i in range(n)], object),
@@ -273,17 +275,17 @@ def test_different_films_are_not_the_same():
             thumbnail=np.stack(images),
         )  # fmt: skip
 
-    thumbnails = [film(seed, (32, 32)) for seed in range(60)]
-    assert audit.same_films(measured(thumbnails)) == []
+    thumbnails = [image(seed, (32, 32)) for seed in range(60)]
+    assert audit.same_images(measured(thumbnails)) == []
     lighter = np.clip(thumbnails[7] * 0.7 + 60, 0, 255).astype(np.uint8)
-    assert audit.same_films(measured([*thumbnails, lighter])) == [[7, 60]]
-    assert audit.same_films(measured([*thumbnails, lighter]), compare=np.arange(61) < 60) == []
+    assert audit.same_images(measured([*thumbnails, lighter])) == [[7, 60]]
+    assert audit.same_images(measured([*thumbnails, lighter]), compare=np.arange(61) < 60) == []
 
 
 def test_the_area_under_the_curve_of_noise_is_no_alarm():
     random = np.random.default_rng(0)
     n = 400
-    films = audit.Films(
+    radiographs = audit.Images(
         reason=np.array([""] * n, object), note=np.array([""] * n, object),
         digest=np.arange(n), height=random.integers(200, 300, n).astype(float),
         width=random.integers(200, 300, n).astype(float), bits=np.full(n, 8.0),
@@ -292,21 +294,23 @@ def test_the_area_under_the_curve_of_noise_is_no_alarm():
     )  # fmt: skip
     labels = np.array(["a", "b"], object)[random.integers(0, 2, n)]
     patients = np.array([f"p{i}" for i in range(n)], object)
-    found = shortcuts(films, labels, patients)
+    found = shortcuts(radiographs, labels, patients)
     assert {one.measure for one in found} >= {"height", "brightness", TOGETHER}
     assert not any(one.alarm for one in found)
     assert all(0.5 <= one.auc < 0.62 for one in found)
-    films.brightness[labels == "a"] += 2
-    best = {one.measure: one for one in shortcuts(films, labels, patients) if one.label == "a"}
+    radiographs.brightness[labels == "a"] += 2
+    best = {
+        one.measure: one for one in shortcuts(radiographs, labels, patients) if one.label == "a"
+    }
     assert best["brightness"].alarm
     assert best["brightness"].auc == pytest.approx(1.0)
     assert best[TOGETHER].alarm
 
 
-def test_real_repeats_are_found(real_films, tmp_path):
-    problems, code = check(f"manifest:{real_films / 'children' / 'manifest.csv'}", tmp_path)
+def test_real_repeats_are_found(real_images, tmp_path):
+    problems, code = check(f"manifest:{real_images / 'children' / 'manifest.csv'}", tmp_path)
     assert code == 0
     assert sum(p["kind"] == "repeats" for p in problems) == 26
-    with (real_films / "children" / "manifest.csv").open() as file:
+    with (real_images / "children" / "manifest.csv").open() as file:
         marked = [row for row in csv.DictReader(file) if "exact duplicate" in row["notes"]]
     assert len(marked) == 26

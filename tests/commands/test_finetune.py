@@ -6,7 +6,7 @@ import pytest
 from configs import finetune as finetune_config
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import UserError
-from data_pipeline.loader import FilmSource
+from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
 from infantxray.commands import finetune
 from infantxray.runs.workdir import ModelCard
@@ -16,24 +16,26 @@ CLASSES = ("mass", "normal")
 HOW = Preprocessing(image_size=32)
 
 
-def make_source(num_labelled, num_aged=0, num_films=200):
-    label = [CLASSES[i % 2] if i < num_labelled else "" for i in range(num_films)]
-    ages = [float(i) if i < num_aged else np.nan for i in range(num_films)]
-    paths = [f"{i}.png" for i in range(num_films)]
-    return FilmSource(Records.create(paths, source="s", label=label, age_months=ages), CLASSES, HOW)
+def make_source(num_labelled, num_aged=0, num_images=200):
+    label = [CLASSES[i % 2] if i < num_labelled else "" for i in range(num_images)]
+    ages = [float(i) if i < num_aged else np.nan for i in range(num_images)]
+    paths = [f"{i}.png" for i in range(num_images)]
+    return ImageSource(
+        Records.create(paths, source="s", label=label, age_months=ages), CLASSES, HOW
+    )
 
 
-def test_a_checkpoint_is_chosen_on_a_hundred_films_or_not_at_all(caplog):
-    """Twelve films reach an AUC of 1 by chance, long before training is at its end."""
+def test_a_checkpoint_is_chosen_on_a_hundred_images_or_not_at_all(caplog):
+    """Twelve images reach an AUC of 1 by chance, long before training is at its end."""
     config = finetune_config.get_config()
     assert finetune._chosen_by(config, make_source(100)) == "roc_auc"
     assert caplog.text == ""
     assert finetune._chosen_by(config, make_source(99, num_aged=200)) is None
-    assert "99 validation films with a known condition are too few" in caplog.text
+    assert "99 validation images with a known condition are too few" in caplog.text
     config.best_metric = "age_mae_months"
     assert finetune._chosen_by(config, make_source(0, num_aged=100)) == "age_mae_months"
     assert finetune._chosen_by(config, make_source(200, num_aged=99)) is None
-    assert "99 validation films with a known age" in caplog.text
+    assert "99 validation images with a known age" in caplog.text
 
 
 def test_a_teacher_comes_only_where_it_has_something_to_say(caplog):
@@ -46,12 +48,12 @@ def test_a_teacher_comes_only_where_it_has_something_to_say(caplog):
     config.self_training.linear_probe = False
     assert not self_training.wants_teacher(config, card, make_source(3))
     config.self_training.teacher_steps = 10
-    with pytest.raises(UserError, match="no training film has a label"):
+    with pytest.raises(UserError, match="no training image has a label"):
         self_training.wants_teacher(config, ModelCard("resnet50", "float32", HOW), make_source(0))
 
 
 def test_rare_labels_are_drawn_for_every_batch(caplog):
-    """Of 200 films with an age 10 have a condition: as they come, most batches would have none."""
+    """Of 200 images with an age 10 have a condition: as they come, most batches would have none."""
     caplog.set_level("INFO", logger="infantxray")
     config = finetune_config.get_config()
     assert not finetune._labels_are_rare(config, make_source(50, num_aged=200))
@@ -59,7 +61,7 @@ def test_rare_labels_are_drawn_for_every_batch(caplog):
     assert caplog.text == ""
     rare = make_source(10, num_aged=200)
     assert finetune._labels_are_rare(config, rare)
-    assert "10 of 200 films" in caplog.text
+    assert "10 of 200 images" in caplog.text
     assert "make up 4 of every 16" in caplog.text
     rows = []
     read = rare.read_batch
@@ -94,26 +96,26 @@ def test_conditions_that_are_tested_alone_are_refused(tmp_path, caplog):
     config.data.classes = ("mass", "normal")  # On purpose.
     _, card = finetune._open_data(config, str(tmp_path / "run"))
     assert card.classes == ("mass", "normal")
-    assert "no film for" not in caplog.text
+    assert "no image for" not in caplog.text
 
 
 def test_conditions_that_nobody_is_tested_for_are_named(tmp_path, caplog):
     config = write_manifest(tmp_path, ["mass", "mass"])
     finetune._open_data(config, str(tmp_path / "run"))
-    assert "no film for test has: normal" in caplog.text
+    assert "no image for test has: normal" in caplog.text
 
 
-def test_who_has_no_validation_films_still_trains(tmp_path):
+def test_who_has_no_validation_images_still_trains(tmp_path):
     config = write_manifest(tmp_path, ["mass", "normal"])
     text = (tmp_path / "films.csv").read_text().replace(",validation", ",train")
     (tmp_path / "films.csv").write_text(text)
     config.data.validation_fraction = 0.0
     split, _ = finetune._open_data(config, str(tmp_path / "run"))
     assert (len(split.train), len(split.validation), len(split.test)) == (22, 0, 2)
-    assert finetune._validate(None, make_source(0, num_films=0), {}) == {}
+    assert finetune._validate(None, make_source(0, num_images=0), {}) == {}
 
 
-def test_films_of_which_nothing_is_known(tmp_path):
+def test_images_of_which_nothing_is_known(tmp_path):
     (tmp_path / "films.csv").write_text("image_path\na.png\nb.png\n")
     config = finetune_config.get_config()
     config.data.train = f"manifest:{tmp_path / 'films.csv'}"

@@ -46,7 +46,7 @@ def test_every_encoder_is_probed_on_the_same_draws(config, tmp_path):
     label_efficiency.run(config, str(tmp_path))
     rows = read_draws(tmp_path)
     assert [row["encoder"] for row in rows] == ["pixels"] * 4 + ["random"] * 4
-    counts = [row["films"] for row in rows]
+    counts = [row["images"] for row in rows]
     assert counts[:4] == counts[4:]
     # The draws are those of data.label_seed, and so those of studies.
     split = read_split(tmp_path / "split.csv")
@@ -111,13 +111,13 @@ def test_pixels_are_those_of_independent_probes(config, tmp_path):
     assert float(found["age_mae_months"]) < 0.8 * errors[-1]  # All but the mean age.
 
 
-def write_films(folder, columns, rows):
-    """Films of noise, as bright as each of `rows` says."""
+def write_images(folder, columns, rows):
+    """Images of noise, as bright as each of `rows` says."""
     rng = np.random.default_rng(0)
     lines = [f"image_path,patient_id,{','.join(columns)}"]
     for i, (level, *values) in enumerate(rows):
-        film = rng.integers(level - 50, level + 50, (40, 40)).astype(np.uint8)
-        Image.fromarray(film).save(folder / f"{i}.png")
+        image = rng.integers(level - 50, level + 50, (40, 40)).astype(np.uint8)
+        Image.fromarray(image).save(folder / f"{i}.png")
         lines.append(f"{i}.png,p{i},{','.join(map(str, values))}")
     (folder / "films.csv").write_text("\n".join(lines))
     return f"manifest:{folder / 'films.csv'}"
@@ -125,7 +125,7 @@ def write_films(folder, columns, rows):
 
 def test_ages_without_conditions(config, tmp_path):
     rows = [(60 + 2 * i, 3 * i) for i in range(60)]
-    config.data.train = write_films(tmp_path, ["age_months"], rows)
+    config.data.train = write_images(tmp_path, ["age_months"], rows)
     config.encoders = "random,pixels"
     label_efficiency.run(config, str(tmp_path / "ages"))
     found = read_draws(tmp_path / "ages")
@@ -138,9 +138,9 @@ def test_ages_without_conditions(config, tmp_path):
     assert list(summary["pixels"]["1"]) == ["age_mae_months"]
 
 
-def test_films_of_which_nothing_is_known_teach_nothing(config, tmp_path):
-    config.data.train = write_films(tmp_path, [], [(100,)] * 20)
-    with pytest.raises(DataError, match="no training film has a label or an age"):
+def test_images_of_which_nothing_is_known_teach_nothing(config, tmp_path):
+    config.data.train = write_images(tmp_path, [], [(100,)] * 20)
+    with pytest.raises(DataError, match="no training image has a label or an age"):
         label_efficiency.run(config, str(tmp_path / "nothing"))
 
 
@@ -176,15 +176,15 @@ def test_a_stage_one_that_saw_who_is_scored_is_refused(config, tmp_path, monkeyp
         label_efficiency.run(config, str(tmp_path / "compared"))
 
 
-def test_a_film_that_cannot_be_read_is_left_out(config, tmp_path):
+def test_a_image_that_cannot_be_read_is_left_out(config, tmp_path):
     rows = [(60 + 100 * (i % 2), ("ill", "well")[i % 2]) for i in range(40)]
-    config.data.train = write_films(tmp_path, ["label"], rows)
+    config.data.train = write_images(tmp_path, ["label"], rows)
     config.data.on_error = "skip"
     config.encoders = "pixels"
     config.label_fractions = (1.0,)
     label_efficiency.run(config, str(tmp_path / "whole"))
     split = read_split(tmp_path / "whole" / "split.csv")
-    (tmp_path / split.train.image_path[0]).write_bytes(b"no film")
+    (tmp_path / split.train.image_path[0]).write_bytes(b"no image")
     label_efficiency.run(config, str(tmp_path / "broken"))
     assert (tmp_path / "broken" / "bad_files.csv").exists()
     assert read_draws(tmp_path / "broken")[0]["roc_auc"] == "1.000000"

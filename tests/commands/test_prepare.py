@@ -1,4 +1,4 @@
-"""configs/prepare.py: every film once, resumable, bad files listed."""
+"""configs/prepare.py: every image once, resumable, bad files listed."""
 
 import csv
 import sys
@@ -15,8 +15,8 @@ from infantxray.commands.prepare import run
 
 
 @pytest.fixture
-def films(tmp_path):
-    folder = tmp_path / "films"
+def images(tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     random = np.random.default_rng(0)
     for i in range(10):
@@ -24,9 +24,9 @@ def films(tmp_path):
     return folder
 
 
-def settings(films, **changes):
+def settings(images, **changes):
     config = get_config()
-    config.data.train = f"folder:{films}:labels=none"
+    config.data.train = f"folder:{images}:labels=none"
     config.data.image_size = 32
     config.num_processes = 2
     for key, value in changes.items():
@@ -35,33 +35,33 @@ def settings(films, **changes):
     return config
 
 
-def test_decodes_resumes_and_lists_bad_files(films, tmp_path, caplog):
+def test_decodes_resumes_and_lists_bad_files(images, tmp_path, caplog):
     workdir = tmp_path / "cache"
-    (films / "bad.png").write_bytes(b"junk")
-    with pytest.raises(DataError, match=r"1 of 11 films could not be read.*on_error=skip"):
-        run(settings(films), str(workdir))
+    (images / "bad.png").write_bytes(b"junk")
+    with pytest.raises(DataError, match=r"1 of 11 images could not be read.*on_error=skip"):
+        run(settings(images), str(workdir))
     rows = list(csv.reader((workdir / "bad_files.csv").read_text().splitlines()))
     assert rows == [
         ["image_path", "reason"],
-        [str(films / "bad.png"), "neither DICOM, PNG, JPEG nor TIFF"],
+        [str(images / "bad.png"), "neither DICOM, PNG, JPEG nor TIFF"],
     ]
     before = sorted(path.name for path in workdir.rglob("*.array_record"))
-    run(settings(films, data__on_error="skip"), str(workdir))
-    assert "1 of 11 films could not be read" in caplog.text
+    run(settings(images, data__on_error="skip"), str(workdir))
+    assert "1 of 11 images could not be read" in caplog.text
     assert sorted(path.name for path in workdir.rglob("*.array_record")) == before
-    # Mended, and one more film.
-    Image.fromarray(np.full((9, 9), 7, np.uint8)).save(films / "bad.png")
-    Image.fromarray(np.full((9, 9), 9, np.uint8)).save(films / "new.png")
-    run(settings(films), str(workdir))
+    # Mended, and one more image.
+    Image.fromarray(np.full((9, 9), 7, np.uint8)).save(images / "bad.png")
+    Image.fromarray(np.full((9, 9), 9, np.uint8)).save(images / "new.png")
+    run(settings(images), str(workdir))
     assert not (workdir / "bad_files.csv").exists()
     cache = find_cache(workdir, Preprocessing(32))
     assert len(cache) == 12
-    for path in sorted(films.iterdir()):
-        film = cache.read(cache.lookup(str(path)))
-        np.testing.assert_array_equal(film, load_image(str(path), Preprocessing(32)))
+    for path in sorted(images.iterdir()):
+        image = cache.read(cache.lookup(str(path)))
+        np.testing.assert_array_equal(image, load_image(str(path), Preprocessing(32)))
 
 
-def test_phantom_films_in_one_process_with_sixteen_bits(tmp_path):
+def test_phantom_images_in_one_process_with_sixteen_bits(tmp_path):
     config = settings("", bits=16, num_processes=1)
     config.data.train = "phantom:infant:films=20"
     run(config, str(tmp_path))
@@ -69,15 +69,15 @@ def test_phantom_films_in_one_process_with_sixteen_bits(tmp_path):
     assert len(cache) >= 20
 
 
-def test_impossible_settings(films, tmp_path, monkeypatch):
+def test_impossible_settings(images, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"config\.bits is 12"):
-        run(settings(films, bits=12), str(tmp_path))
+        run(settings(images, bits=12), str(tmp_path))
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="pip install ray=="):
-        run(settings(films, ray_address="auto"), str(tmp_path))
+        run(settings(images, ray_address="auto"), str(tmp_path))
 
 
-def test_on_a_ray_cluster(films, tmp_path):
+def test_on_a_ray_cluster(images, tmp_path):
     pytest.importorskip("ray", reason="Ray is an optional extra")
-    run(settings(films, ray_address="local"), str(tmp_path / "cache"))
+    run(settings(images, ray_address="local"), str(tmp_path / "cache"))
     assert len(find_cache(tmp_path / "cache", Preprocessing(32))) == 10

@@ -24,7 +24,7 @@ def test_neighbours_are_those_of_scikit_learn():
     np.testing.assert_allclose(weights, votes / votes.sum(1, keepdims=True), rtol=1e-3, atol=1e-6)
 
 
-def test_fewer_films_than_neighbours():
+def test_fewer_images_than_neighbours():
     features, _ = clusters(3, 0)
     rows, weights = nearest(features, features)
     assert rows.shape == weights.shape == (3, 3)

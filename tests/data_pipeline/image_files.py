@@ -1,4 +1,4 @@
-"""Films of known content in the formats that the decoder must read, for several test files."""
+"""Images of known content in the formats that the decoder must read, for several test files."""
 
 import io
 
@@ -22,11 +22,11 @@ SECRET = "Geheim^Patient"
 
 
 def ramp(height=60, width=80, bits=12):
-    """A smooth film that uses all of its bits: dark at the left, dense at the right."""
+    """A smooth image that uses all of its bits: dark at the left, dense at the right."""
     x = np.linspace(0.0, 1.0, width)[None, :]
     y = np.linspace(0.0, 1.0, height)[:, None]
-    film = 0.85 * x + 0.15 * y
-    return np.rint(film * (2**bits - 1)).astype(np.uint16)
+    image = 0.85 * x + 0.15 * y
+    return np.rint(image * (2**bits - 1)).astype(np.uint16)
 
 
 def dicom_bytes(
@@ -109,10 +109,10 @@ def jpeg_2000(pixels):
 
 
 def every_format():
-    """`{name: file}`: one film of 8 or 12 bits in each format and transfer syntax."""
-    film = ramp()
-    small = (film >> 4).astype(np.uint8)
-    wide = film << 4
+    """`{name: file}`: one image of 8 or 12 bits in each format and transfer syntax."""
+    image = ramp()
+    small = (image >> 4).astype(np.uint8)
+    wide = image << 4
     return {
         "png8": picture_bytes(small, "PNG"),
         "png16": picture_bytes(wide, "PNG"),
@@ -122,12 +122,12 @@ def every_format():
         "tiff16": picture_bytes(wide, "TIFF"),
         "tiff_lzw": picture_bytes(small, "TIFF", compression="tiff_lzw"),
         "tiff_deflate": picture_bytes(wide, "TIFF", compression="tiff_deflate"),
-        "explicit": dicom_bytes(film),
-        "implicit": dicom_bytes(film, syntax=ImplicitVRLittleEndian),
-        "big_endian": dicom_bytes(film, syntax=ExplicitVRBigEndian),
-        "deflated": dicom_bytes(film, syntax=DeflatedExplicitVRLittleEndian),
-        "rle": dicom_bytes(film, syntax=RLELossless),
-        "jpeg_2000": dicom_bytes(film, syntax=JPEG2000Lossless, compressed=jpeg_2000(film),
+        "explicit": dicom_bytes(image),
+        "implicit": dicom_bytes(image, syntax=ImplicitVRLittleEndian),
+        "big_endian": dicom_bytes(image, syntax=ExplicitVRBigEndian),
+        "deflated": dicom_bytes(image, syntax=DeflatedExplicitVRLittleEndian),
+        "rle": dicom_bytes(image, syntax=RLELossless),
+        "jpeg_2000": dicom_bytes(image, syntax=JPEG2000Lossless, compressed=jpeg_2000(image),
                                  BitsStored=16, HighBit=15, WindowCenter=2048, WindowWidth=4096),
         "dicom_jpeg": dicom_bytes(small, syntax=JPEGBaseline8Bit,
                                   compressed=picture_bytes(small, "JPEG")),

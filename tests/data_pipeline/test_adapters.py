@@ -103,9 +103,9 @@ class TestFolder:
         assert ADAPTERS["folder"](str(tmp_path)).label.tolist() == ["", "hospital"]
 
     def test_dicom_without_suffix(self, tmp_path):
-        film = dicom_bytes(ramp(), PatientAge="003M")
+        image = dicom_bytes(ramp(), PatientAge="003M")
         for name in ("IM0001", "1.2.840.113", "DICOMDIR"):
-            touch(tmp_path / name, film)
+            touch(tmp_path / name, image)
         touch(tmp_path / "README", b"notes")
         records = ADAPTERS["folder"](str(tmp_path))
         assert table(records, "age_months") == {"IM0001": (3.0,), "1.2.840.113": (3.0,)}
@@ -125,14 +125,14 @@ class TestFolder:
         plain = ADAPTERS["folder"](f"{tmp_path}:headers=no")
         assert not plain.has_age.any()
 
-    def test_headers_of_many_films_are_remembered(self, tmp_path, monkeypatch):
+    def test_headers_of_many_images_are_remembered(self, tmp_path, monkeypatch):
         from data_pipeline.adapters import headers
 
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "memory"))
         monkeypatch.setattr(headers, "_REMEMBER_FROM", 2)
         for name in "abc":
-            touch(tmp_path / "films" / f"{name}.dcm", dicom_bytes(ramp(), PatientAge="003M"))
-        place = str(tmp_path / "films")
+            touch(tmp_path / "images" / f"{name}.dcm", dicom_bytes(ramp(), PatientAge="003M"))
+        place = str(tmp_path / "images")
         first = ADAPTERS["folder"](place)
         (memory,) = (tmp_path / "memory").rglob("*.npz")
         assert b"4711" not in memory.read_bytes()
@@ -148,7 +148,7 @@ class TestFolder:
             touch(tmp_path / f"{name}.dcm", dicom_bytes(ramp(), PatientID=patient))
         records = ADAPTERS["folder"](str(tmp_path))
         assert (records.patient_id == "").tolist() == [True] * 2 + [False] * 2
-        assert "2 films carry a PatientID that stands for no one person" in caplog.text
+        assert "2 images carry a PatientID that stands for no one person" in caplog.text
         assert word not in caplog.text.replace("such as ANONYMOUS", "")
 
     @pytest.mark.parametrize("field", ["PatientBirthDate", "PatientSex"])
@@ -156,17 +156,17 @@ class TestFolder:
         values = {"PatientBirthDate": ["20200115", "20190203"], "PatientSex": ["F", "M"]}[field]
         for i, name in enumerate("abcd"):
             patient = "hospital" if i < 3 else "someone"
-            film = dicom_bytes(ramp(), PatientID=patient, **{field: values[i % 2]})
-            touch(tmp_path / f"{name}.dcm", film)
+            image = dicom_bytes(ramp(), PatientID=patient, **{field: values[i % 2]})
+            touch(tmp_path / f"{name}.dcm", image)
         records = ADAPTERS["folder"](str(tmp_path))
         assert (records.patient_id == "").tolist() == [True] * 3 + [False]
-        assert "3 films carry a PatientID" in caplog.text
+        assert "3 images carry a PatientID" in caplog.text
 
-    def test_an_identifier_is_believed_however_many_films_carry_it(self, tmp_path, caplog):
-        """Taken for a placeholder, films of one patient would come on both sides of the split."""
-        film = dicom_bytes(ramp(), PatientID="p1", PatientBirthDate="19000101")
+    def test_an_identifier_is_believed_however_many_images_carry_it(self, tmp_path, caplog):
+        """Taken for a placeholder, images of one patient would come on both sides of the split."""
+        image = dicom_bytes(ramp(), PatientID="p1", PatientBirthDate="19000101")
         for i in range(60):
-            touch(tmp_path / f"{i}.dcm", film)
+            touch(tmp_path / f"{i}.dcm", image)
         touch(tmp_path / "z.dcm", dicom_bytes(ramp(), PatientID="p1", PatientSex="F"))
         assert len(set(ADAPTERS["folder"](str(tmp_path)).patient_id)) == 1
         assert "PatientID" not in caplog.text
@@ -177,21 +177,21 @@ class TestFolder:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "memory"))
         monkeypatch.setattr(headers, "_REMEMBER_FROM", 2)
         for name in "abc":
-            touch(tmp_path / "films" / f"{name}.dcm", dicom_bytes(ramp(), PatientID="none"))
+            touch(tmp_path / "images" / f"{name}.dcm", dicom_bytes(ramp(), PatientID="none"))
         for _ in range(2):
             caplog.clear()
-            records = ADAPTERS["folder"](str(tmp_path / "films"))
+            records = ADAPTERS["folder"](str(tmp_path / "images"))
             assert set(records.patient_id) == {""}
-            assert "3 films carry a PatientID" in caplog.text
+            assert "3 images carry a PatientID" in caplog.text
         (memory,) = (tmp_path / "memory").rglob("*.npz")
         assert b"2020" not in memory.read_bytes()  # No birth date.
 
     def test_one_name_and_one_source_however_it_is_spelled(self, tmp_path, monkeypatch):
         """Leaks are found by comparing names, and names decide over places in the split."""
-        touch(tmp_path / "films" / "mass" / "a.png")
+        touch(tmp_path / "images" / "mass" / "a.png")
         (tmp_path / "run").mkdir()
         monkeypatch.chdir(tmp_path / "run")
-        plain = ADAPTERS["folder"](str(tmp_path / "films"))
+        plain = ADAPTERS["folder"](str(tmp_path / "images"))
         for place in ("../films", "../films/", f"{tmp_path}/films:headers=no"):
             spelled = ADAPTERS["folder"](place)
             assert spelled.image_path.tolist() == plain.image_path.tolist()
@@ -199,14 +199,14 @@ class TestFolder:
 
     def test_dicom_under_any_suffix(self, tmp_path, caplog):
         caplog.set_level("INFO", logger="data_pipeline")
-        film = dicom_bytes(ramp())
+        image = dicom_bytes(ramp())
         names = ["CR.1.2.840.113", "CR000001.001", "DX1.IMA", "x.dic", "y.img", "IM0001"]
         for name in names:
-            touch(tmp_path / name, film)
+            touch(tmp_path / name, image)
         for name in ("a.jpe", "b.jfif"):
             touch(tmp_path / name)
         for name in ("c.bmp", "d.BMP", "e.webp", "notes.txt", "f.img", "LICENSE", "g.dcm.bak"):
-            touch(tmp_path / name, film if name.endswith("bak") else b"no film")
+            touch(tmp_path / name, image if name.endswith("bak") else b"no image")
         records = ADAPTERS["folder"](str(tmp_path))
         found = {Path(path).name for path in records.image_path}
         assert found == {*names, "a.jpe", "b.jfif"}
@@ -253,18 +253,18 @@ class TestFolder:
         assert set(records.label) == {"Tum\\xe9ur"}  # As text: it is written to many files.
 
     def test_links_that_lead_back_are_not_followed(self, tmp_path):
-        touch(tmp_path / "films" / "mass" / "a.png")
-        touch(tmp_path / "films" / "normal" / "b.png")
-        (tmp_path / "films" / "mass" / "loop").symlink_to("../mass")
-        (tmp_path / "films" / "all").symlink_to(".")
-        (tmp_path / "films" / "mass" / "other").symlink_to("../normal")
-        (tmp_path / "films" / "normal" / "back").symlink_to("../mass")
-        records = ADAPTERS["folder"](str(tmp_path / "films"))
+        touch(tmp_path / "images" / "mass" / "a.png")
+        touch(tmp_path / "images" / "normal" / "b.png")
+        (tmp_path / "images" / "mass" / "loop").symlink_to("../mass")
+        (tmp_path / "images" / "all").symlink_to(".")
+        (tmp_path / "images" / "mass" / "other").symlink_to("../normal")
+        (tmp_path / "images" / "normal" / "back").symlink_to("../mass")
+        records = ADAPTERS["folder"](str(tmp_path / "images"))
         names = [path.removeprefix(f"{tmp_path}/films/") for path in records.image_path]
         assert names == ["mass/a.png", "mass/other/b.png", "normal/b.png", "normal/back/a.png"]
-        (tmp_path / "films" / "knot").symlink_to("knot")
+        (tmp_path / "images" / "knot").symlink_to("knot")
         with pytest.raises(DataError, match=r"knot cannot be read \(Too many levels of symbolic"):
-            ADAPTERS["folder"](str(tmp_path / "films"))
+            ADAPTERS["folder"](str(tmp_path / "images"))
 
     def test_a_folder_that_may_not_be_read_is_one_clear_line(self, tmp_path, monkeypatch):
         touch(tmp_path / "mass" / "a.png")
@@ -306,7 +306,7 @@ def test_nih(tmp_path):
 
 @pytest.mark.parametrize("layout", ["inside", "parent", "renamed"])
 def test_chexpert(tmp_path, layout):
-    folder = tmp_path / ("CheXpert-v1.0-small" if layout != "renamed" else "films")
+    folder = tmp_path / ("CheXpert-v1.0-small" if layout != "renamed" else "images")
     header = (
         "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,"
         "Lung Opacity,Lung Lesion,Edema,Consolidation,Pneumonia,Atelectasis,Pneumothorax,"
@@ -343,9 +343,9 @@ def test_mimic_cxr(tmp_path):
         tmp_path / "mimic-cxr-2.0.0-split.csv",
         "dicom_id,study_id,subject_id,split\nabc,50414267,10000032,validate\n",
     )
-    film = touch(tmp_path / "files" / "p10" / "p10000032" / "s50414267" / "abc.jpg")
+    image = touch(tmp_path / "files" / "p10" / "p10000032" / "s50414267" / "abc.jpg")
     records = ADAPTERS["mimic_cxr"](str(tmp_path))
-    assert records.image_path.tolist() == [str(film)]
+    assert records.image_path.tolist() == [str(image)]
     assert table(records, "patient_id", "view", "split", "age_months") == {
         "abc.jpg": ("mimic-10000032", "PA", "validation", None)
     }
@@ -432,7 +432,7 @@ def test_vindr_pcxr(tmp_path):
 
 
 def test_kermany(tmp_path):
-    films = {
+    radiographs = {
         "train/NORMAL/IM-0115-0001.jpeg": b"one",
         "train/NORMAL/NORMAL2-IM-0503-0001.jpeg": b"two",
         "train/NORMAL/NORMAL2-IM-0503-0001-0001.jpeg": b"two",
@@ -441,7 +441,7 @@ def test_kermany(tmp_path):
         "val/NORMAL/NORMAL2-IM-1427-0001.jpeg": b"five5",
         "test/PNEUMONIA/person1_virus_7.jpeg": b"again",
     }
-    for name, content in films.items():
+    for name, content in radiographs.items():
         touch(tmp_path / "chest_xray" / name, content)
     records = ADAPTERS["kermany"](f"{tmp_path}:classes=3")
     assert table(records, "patient_id", "label", "split") == {
@@ -449,7 +449,7 @@ def test_kermany(tmp_path):
         "NORMAL2-IM-0503-0001-0001.jpeg": ("kermany-train-normal2-im-0503", "NORMAL", "train"),
         "person1_bacteria_1.jpeg": ("kermany-train-person1-bacteria", "BACTERIA", "train"),
         "NORMAL2-IM-1427-0001.jpeg": ("kermany-val-normal2-im-1427", "NORMAL", "validation"),
-        # The repeat in training is left out, not the film in test.
+        # The repeat in training is left out, not the image in test.
         "person1_virus_7.jpeg": ("kermany-test-person1-virus", "VIRUS", "test"),
     }
     assert set(ADAPTERS["kermany"](str(tmp_path)).label) == {"NORMAL", "PNEUMONIA"}
@@ -557,13 +557,13 @@ class TestAihub:
     def numbered(self, root, labels=("TL_정상", "TL_변비")):
         """Names begin again at 1 in every class."""
         for i, (images, label) in enumerate(zip(("TS_정상", "TS_변비"), labels, strict=True)):
-            for film in range(3):
-                touch(root / "Training" / images / f"{film}.png")
-                content = self.label(age=10 * i + film, id=f"P{i}{film}")
-                write(root / "Training" / label / f"{film}.json", content)
+            for image in range(3):
+                touch(root / "Training" / images / f"{image}.png")
+                content = self.label(age=10 * i + image, id=f"P{i}{image}")
+                write(root / "Training" / label / f"{image}.json", content)
         return root
 
-    def test_equal_names_in_two_folders_are_two_films(self, tmp_path):
+    def test_equal_names_in_two_folders_are_two_images(self, tmp_path):
         root = self.numbered(tmp_path / "data")
         records = ADAPTERS["aihub"](f"{root}:profile={self.profile(tmp_path)}")
         found = sorted(zip(records.age_months.tolist(), records.label, strict=True))
@@ -573,12 +573,12 @@ class TestAihub:
         ]
         assert len(set(records.patient_id)) == 6
 
-    def test_labels_that_may_belong_to_several_films_are_refused(self, tmp_path):
+    def test_labels_that_may_belong_to_several_images_are_refused(self, tmp_path):
         root = self.numbered(tmp_path / "data", labels=("TL_one", "TL_two"))
         with pytest.raises(DataError, match=r"TS_.*0\.png has a name that others have too.*TL_"):
             ADAPTERS["aihub"](f"{root}:profile={self.profile(tmp_path)}")
 
-    def test_two_formats_of_one_film_are_refused(self, tmp_path):
+    def test_two_formats_of_one_image_are_refused(self, tmp_path):
         root = self.numbered(tmp_path / "data")
         touch(root / "Training" / "TS_변비" / "1.dcm")
         with pytest.raises(DataError, match=r"1\.dcm and .*1\.png share their name"):
@@ -623,10 +623,10 @@ class TestAihub:
             ADAPTERS["aihub"](str(tmp_path))
 
 
-def test_real_manifests(real_films):
-    children = ADAPTERS["manifest"](str(real_films / "children" / "manifest.csv"))
+def test_real_manifests(real_images):
+    children = ADAPTERS["manifest"](str(real_images / "children" / "manifest.csv"))
     assert len(children) == 6247
-    adults = ADAPTERS["folder"](f"{real_films / 'adult'}:labels=none")
+    adults = ADAPTERS["folder"](f"{real_images / 'adult'}:labels=none")
     assert len(adults) > 11_000
-    headers = ADAPTERS["folder"](str(real_films / "dicom"))
+    headers = ADAPTERS["folder"](str(real_images / "dicom"))
     assert headers.has_age.sum() >= 2

@@ -42,7 +42,7 @@ def test_open_split_writes_who_went_where(tmp_path, caplog):
     for role in ("train", "validation", "test"):
         assert len(split[role])
         assert again[role].image_path.tolist() == split[role].image_path.tolist()
-        assert f"{len(split[role])} films of" in caplog.text
+        assert f"{len(split[role])} images of" in caplog.text
 
 
 def test_settings_of_the_split_are_used(tmp_path):
@@ -96,10 +96,10 @@ def test_spellings_that_may_be_meant_as_one_are_named(tmp_path, caplog):
 def test_describe_counts_what_is_unknown():
     known = records(["a", ""], [1.0, np.nan])
     assert data.describe(known, "shared") == (
-        "2 films of 2 patients, 1 without label, 1 without age"
+        "2 images of 2 patients, 1 without label, 1 without age"
     )
     anonymous = known.replace(patient_id=np.array(["", "p"], dtype=object))
-    assert "1 films without a patient id" in data.describe(anonymous, "shared")
+    assert "1 images without a patient id" in data.describe(anonymous, "shared")
 
 
 def test_classes_are_those_found_in_order():
@@ -117,12 +117,12 @@ def test_classes_that_are_set_come_in_their_order_and_the_rest_is_unknown(caplog
         assert data.find_classes(settings(classes=("c", "a")), train) == ("c", "a")
         assert data.find_classes(settings(classes=("c, a",)), train) == ("c", "a")
     assert "taken as unknown: b" in caplog.text
-    with pytest.raises(DataError, match=r"names 'd', which no training film carries.*a, b, c"):
+    with pytest.raises(DataError, match=r"names 'd', which no training image carries.*a, b, c"):
         data.find_classes(settings(classes=("a", "d")), train)
 
 
 def test_one_class_is_nothing_to_tell_apart():
-    with pytest.raises(DataError, match="all labelled training films are 'a'"):
+    with pytest.raises(DataError, match="all labelled training images are 'a'"):
         data.find_classes(settings(), records(["a", "a", ""]))
 
 
@@ -161,7 +161,7 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(tmp_path):
         data.open_split(config, str(tmp_path))
 
 
-def test_films_in_another_order_are_not_gone_on_with(tmp_path):
+def test_images_in_another_order_are_not_gone_on_with(tmp_path):
     """What is kept by row, a teacher's answers and the place in the batches, would be wrong."""
     path = labelled_manifest(tmp_path)
     config = settings(train=path)
@@ -176,13 +176,13 @@ def test_films_in_another_order_are_not_gone_on_with(tmp_path):
 def test_policies_of_the_reader(tmp_path):
     Image.fromarray(np.full((64, 64), 9, np.uint8)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"nothing")
-    films = Records.create([str(tmp_path / "bad.png"), str(tmp_path / "good.png")], source="s")
+    images = Records.create([str(tmp_path / "bad.png"), str(tmp_path / "good.png")], source="s")
     how = data.preprocessing(settings())
 
     def reader(training, **values):
         bad = BadFiles()
-        return bad, data.film_source(
-            settings(**values), films, (), how, training=training, bad_files=bad
+        return bad, data.image_source(
+            settings(**values), images, (), how, training=training, bad_files=bad
         )
 
     with pytest.raises(DataError):
@@ -198,7 +198,7 @@ def test_policies_of_the_reader(tmp_path):
 def test_evaluation_settings_will_do_for_a_reader():
     """They have no memory_mb."""
     how = data.preprocessing(settings())
-    source = data.film_source(
+    source = data.image_source(
         common.test_data(), records(["a"]), ("a",), how, training=False, bad_files=BadFiles()
     )
     assert len(source) == 1

@@ -1,4 +1,4 @@
-"""One film in many encodings is one image; what is no radiograph is refused by name."""
+"""One image in many encodings is one image; what is no radiograph is refused by name."""
 
 import math
 import zlib
@@ -28,7 +28,7 @@ FULL = {"WindowCenter": 2048, "WindowWidth": 4096}
 @pytest.fixture
 def read(tmp_path):
     def read(data, **options):
-        path = tmp_path / "film"
+        path = tmp_path / "image"
         path.write_bytes(data)
         return read_radiograph(path, **options)
 
@@ -44,80 +44,95 @@ def expected():
     return np.rint(ramp() * (255 / 4095)).astype(int)
 
 
-def signed(film):
-    return (film.astype(np.int16) - 2048).astype(np.uint16)
+def signed(radiograph):
+    return (radiograph.astype(np.int16) - 2048).astype(np.uint16)
 
 
 ENCODINGS = {
-    "explicit": lambda film: dicom_bytes(film, **FULL),
-    "implicit": lambda film: dicom_bytes(film, syntax=ImplicitVRLittleEndian, **FULL),
-    "big-endian": lambda film: dicom_bytes(film, syntax=ExplicitVRBigEndian, **FULL),
-    "deflated": lambda film: dicom_bytes(film, syntax=DeflatedExplicitVRLittleEndian, **FULL),
-    "run-length": lambda film: dicom_bytes(film, syntax=RLELossless, **FULL),
-    "jpeg 2000": lambda film: dicom_bytes(
-        film, syntax=JPEG2000Lossless, compressed=jpeg_2000(film), BitsStored=16, HighBit=15, **FULL
+    "explicit": lambda radiograph: dicom_bytes(radiograph, **FULL),
+    "implicit": lambda radiograph: dicom_bytes(radiograph, syntax=ImplicitVRLittleEndian, **FULL),
+    "big-endian": lambda radiograph: dicom_bytes(radiograph, syntax=ExplicitVRBigEndian, **FULL),
+    "deflated": lambda radiograph: dicom_bytes(
+        radiograph, syntax=DeflatedExplicitVRLittleEndian, **FULL
     ),
-    "without preamble and meta": lambda film: dicom_bytes(film, **FULL)[
-        dicom_bytes(film, **FULL).index(b"\x08\0\x16\0UI") :
+    "run-length": lambda radiograph: dicom_bytes(radiograph, syntax=RLELossless, **FULL),
+    "jpeg 2000": lambda radiograph: dicom_bytes(
+        radiograph,
+        syntax=JPEG2000Lossless,
+        compressed=jpeg_2000(radiograph),
+        BitsStored=16,
+        HighBit=15,
+        **FULL,
+    ),
+    "without preamble and meta": lambda radiograph: dicom_bytes(radiograph, **FULL)[
+        dicom_bytes(radiograph, **FULL).index(b"\x08\0\x16\0UI") :
     ],
-    "monochrome1": lambda film: dicom_bytes(
-        4095 - film, PhotometricInterpretation="MONOCHROME1", **FULL
+    "monochrome1": lambda radiograph: dicom_bytes(
+        4095 - radiograph, PhotometricInterpretation="MONOCHROME1", **FULL
     ),
-    "monochrome1 and INVERSE, once": lambda film: dicom_bytes(
-        4095 - film,
+    "monochrome1 and INVERSE, once": lambda radiograph: dicom_bytes(
+        4095 - radiograph,
         PhotometricInterpretation="MONOCHROME1",
         PresentationLUTShape="INVERSE",
         **FULL,
     ),
-    "INVERSE alone": lambda film: dicom_bytes(4095 - film, PresentationLUTShape="INVERSE", **FULL),
-    "signed with rescale": lambda film: dicom_bytes(
-        signed(film), PixelRepresentation=1, RescaleSlope=1, RescaleIntercept=2048, **FULL
+    "INVERSE alone": lambda radiograph: dicom_bytes(
+        4095 - radiograph, PresentationLUTShape="INVERSE", **FULL
     ),
-    "signed, sign bits cut off": lambda film: dicom_bytes(
-        signed(film) & 0xFFF, PixelRepresentation=1, RescaleIntercept=2048, **FULL
+    "signed with rescale": lambda radiograph: dicom_bytes(
+        signed(radiograph), PixelRepresentation=1, RescaleSlope=1, RescaleIntercept=2048, **FULL
     ),
-    "negative slope": lambda film: dicom_bytes(
-        4095 - film, RescaleSlope=-1, RescaleIntercept=4095, **FULL
+    "signed, sign bits cut off": lambda radiograph: dicom_bytes(
+        signed(radiograph) & 0xFFF, PixelRepresentation=1, RescaleIntercept=2048, **FULL
     ),
-    "slope without intercept": lambda film: dicom_bytes(
-        film, RescaleSlope="2", WindowCenter=4096, WindowWidth=8192
+    "negative slope": lambda radiograph: dicom_bytes(
+        4095 - radiograph, RescaleSlope=-1, RescaleIntercept=4095, **FULL
     ),
-    "empty slope": lambda film: dicom_bytes(film, RescaleSlope=None, RescaleIntercept=None, **FULL),
-    "several windows": lambda film: dicom_bytes(
-        film, WindowCenter=[2048, 100], WindowWidth=[4096, 50]
+    "slope without intercept": lambda radiograph: dicom_bytes(
+        radiograph, RescaleSlope="2", WindowCenter=4096, WindowWidth=8192
     ),
-    "linear exact": lambda film: dicom_bytes(
-        film, WindowCenter=2047.5, WindowWidth=4095, VOILUTFunction="LINEAR_EXACT"
+    "empty slope": lambda radiograph: dicom_bytes(
+        radiograph, RescaleSlope=None, RescaleIntercept=None, **FULL
     ),
-    "high bits": lambda film: dicom_bytes(film << 4, HighBit=15, **FULL),
-    "overlay in the upper bits": lambda film: dicom_bytes(
-        film | (np.arange(80, dtype=np.uint16)[None, :] % 2) << 12,
+    "several windows": lambda radiograph: dicom_bytes(
+        radiograph, WindowCenter=[2048, 100], WindowWidth=[4096, 50]
+    ),
+    "linear exact": lambda radiograph: dicom_bytes(
+        radiograph, WindowCenter=2047.5, WindowWidth=4095, VOILUTFunction="LINEAR_EXACT"
+    ),
+    "high bits": lambda radiograph: dicom_bytes(radiograph << 4, HighBit=15, **FULL),
+    "overlay in the upper bits": lambda radiograph: dicom_bytes(
+        radiograph | (np.arange(80, dtype=np.uint16)[None, :] % 2) << 12,
         tags=[(0x60000102, "US", 12)],
         **FULL,
     ),
-    "declares fewer bits than it uses": lambda film: dicom_bytes(
-        film, BitsStored=10, HighBit=9, **FULL
+    "declares fewer bits than it uses": lambda radiograph: dicom_bytes(
+        radiograph, BitsStored=10, HighBit=9, **FULL
     ),
-    "modality lookup of 12 bits": lambda film: dicom_bytes(
-        4095 - film, ModalityLUTSequence=[lut_item(np.arange(4095, -1, -1), 0, 12)], **FULL
+    "modality lookup of 12 bits": lambda radiograph: dicom_bytes(
+        4095 - radiograph, ModalityLUTSequence=[lut_item(np.arange(4095, -1, -1), 0, 12)], **FULL
     ),
-    "lookup of 8 bits and 4096 entries, which beats a window": lambda film: dicom_bytes(
-        film,
+    "lookup of 8 bits and 4096 entries, which beats a window": lambda radiograph: dicom_bytes(
+        radiograph,
         VOILUTSequence=[lut_item(np.rint(np.arange(4096) * (255 / 4095)), 0, 8)],
         WindowCenter=100,
         WindowWidth=50,
     ),
-    "window of width 0": lambda film: dicom_bytes(film, WindowCenter=0, WindowWidth=0),
-    "window beside the film": lambda film: dicom_bytes(film, WindowCenter=60000, WindowWidth=100),
-    "window far too wide": lambda film: dicom_bytes(film, WindowCenter=2e6, WindowWidth=4e6),
-    "no window": lambda film: dicom_bytes(film),
+    "window of width 0": lambda radiograph: dicom_bytes(radiograph, WindowCenter=0, WindowWidth=0),
+    "window beside the image": lambda radiograph: dicom_bytes(
+        radiograph, WindowCenter=60000, WindowWidth=100
+    ),
+    "window far too wide": lambda radiograph: dicom_bytes(
+        radiograph, WindowCenter=2e6, WindowWidth=4e6
+    ),
+    "no window": lambda radiograph: dicom_bytes(radiograph),
 }
 # Where the window is made from percentiles, half a percent is clipped at each end.
-BY_PERCENTILE = {"window of width 0", "window beside the film", "window far too wide", "no window"}
+BY_PERCENTILE = {"window of width 0", "window beside the image", "window far too wide", "no window"}
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_the_same_film_in_every_encoding_is_the_same_image(read, name):
+def test_the_same_image_in_every_encoding_is_the_same_image(read, name):
     wanted = expected()
     if name in BY_PERCENTILE:
         low, high = np.percentile(ramp(), (0.5, 99.5))
@@ -126,21 +141,21 @@ def test_the_same_film_in_every_encoding_is_the_same_image(read, name):
 
 
 def test_a_sigmoid_window_is_an_s_curve(read):
-    film = read(dicom_bytes(ramp(), VOILUTFunction="SIGMOID", **FULL)).pixels / 65535
+    radiograph = read(dicom_bytes(ramp(), VOILUTFunction="SIGMOID", **FULL)).pixels / 65535
     values = ramp().astype(float)
-    np.testing.assert_allclose(film, 1 / (1 + np.exp(-4 * (values - 2048) / 4096)), atol=1e-3)
+    np.testing.assert_allclose(radiograph, 1 / (1 + np.exp(-4 * (values - 2048) / 4096)), atol=1e-3)
 
 
 def test_colours_become_their_luminance(read):
     grey = (ramp() >> 4).astype(np.uint8)
     color = np.stack([grey, grey // 2, grey // 4], axis=-1)
-    film = read(
+    radiograph = read(
         dicom_bytes(
             color, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0
         )
     )
     luminance = color @ np.array([0.299, 0.587, 0.114])
-    assert np.abs(film.pixels - luminance).max() <= 1
+    assert np.abs(radiograph.pixels - luminance).max() <= 1
 
 
 RGB = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
@@ -180,23 +195,25 @@ def test_raw_detector_data_is_noted(read, elements):
     assert read(shown).header.notes == ()
 
 
-def test_an_almost_blank_film_shows_what_is_there(read):
-    film = np.zeros((100, 100), np.uint16)
-    film[50, 10:30] = np.arange(100, 2100, 100)
-    np.testing.assert_allclose(read(dicom_bytes(film)).pixels, film * (65535 / 2000), atol=0.51)
+def test_an_almost_blank_image_shows_what_is_there(read):
+    radiograph = np.zeros((100, 100), np.uint16)
+    radiograph[50, 10:30] = np.arange(100, 2100, 100)
+    np.testing.assert_allclose(
+        read(dicom_bytes(radiograph)).pixels, radiograph * (65535 / 2000), atol=0.51
+    )
 
 
-def test_a_constant_film_is_black(read):
+def test_a_constant_image_is_black(read):
     assert (read(dicom_bytes(np.full((60, 80), 100, np.uint16))).pixels == 0).all()
 
 
 def test_padding_is_black_and_does_not_shift_the_window(read):
-    film = ramp()
-    film[:, :10] = 4095
-    inside = read(dicom_bytes(4095 - film, PhotometricInterpretation="MONOCHROME1"))
+    radiograph = ramp()
+    radiograph[:, :10] = 4095
+    inside = read(dicom_bytes(4095 - radiograph, PhotometricInterpretation="MONOCHROME1"))
     padded = read(
         dicom_bytes(
-            4095 - film,
+            4095 - radiograph,
             PhotometricInterpretation="MONOCHROME1",
             tags=[(0x00280120, "US", 0)],
         )
@@ -206,8 +223,10 @@ def test_padding_is_black_and_does_not_shift_the_window(read):
 
 
 def test_jpeg_is_decoded_at_reduced_scale_on_request(read):
-    film = (ramp(512, 640) >> 4).astype(np.uint8)
-    data = dicom_bytes(film, syntax=JPEGBaseline8Bit, compressed=picture_bytes(film, "JPEG"))
+    radiograph = (ramp(512, 640) >> 4).astype(np.uint8)
+    data = dicom_bytes(
+        radiograph, syntax=JPEGBaseline8Bit, compressed=picture_bytes(radiograph, "JPEG")
+    )
     radiograph = read(data, min_side=100)
     assert radiograph.pixels.shape == (128, 160)
     assert radiograph.header.size == (512, 640)
@@ -239,26 +258,26 @@ def test_pixels_become_square(read, elements, shape):
         assert np.abs(eight_bits(radiograph) - full).max() <= 3
 
 
-def test_films_of_square_and_other_pixels_are_one_image(read, tmp_path):
-    path = tmp_path / "film"
-    film = (ramp(512, 640) >> 4).astype(np.uint8)
-    half = np.ascontiguousarray(film[::2])
+def test_images_of_square_and_other_pixels_are_one_image(read, tmp_path):
+    path = tmp_path / "image"
+    radiograph = (ramp(512, 640) >> 4).astype(np.uint8)
+    half = np.ascontiguousarray(radiograph[::2])
     jpeg = dicom_bytes(
         half, syntax=JPEGBaseline8Bit, compressed=picture_bytes(half, "JPEG", quality=95),
         PixelAspectRatio=["2", "1"],
     )  # fmt: skip
     images = []
-    for data in (dicom_bytes(film), dicom_bytes(half, PixelAspectRatio=["2", "1"]), jpeg):
+    for data in (dicom_bytes(radiograph), dicom_bytes(half, PixelAspectRatio=["2", "1"]), jpeg):
         path.write_bytes(data)
         images.append(load_image(str(path), Preprocessing(64)).astype(int))
     for image in images[1:]:
         assert np.abs(image - images[0]).max() <= 3
 
 
-def test_stretching_has_the_limit_of_every_film(read):
-    film = np.zeros((5000, 5000), np.uint8)
+def test_stretching_has_the_limit_of_every_image(read):
+    radiograph = np.zeros((5000, 5000), np.uint8)
     with pytest.raises(UnreadableImage, match="limit"):
-        read(dicom_bytes(film, PixelAspectRatio=["3", "1"]))
+        read(dicom_bytes(radiograph, PixelAspectRatio=["3", "1"]))
 
 
 def test_what_the_header_says(read):
@@ -296,10 +315,10 @@ def test_age_from_the_string_or_the_dates(read, elements, months):
     assert age == pytest.approx(months, nan_ok=True)
 
 
-def test_header_alone_agrees_with_the_film(read, tmp_path):
+def test_header_alone_agrees_with_the_image(read, tmp_path):
     data = dicom_bytes(ramp(), PatientAge="007M", syntax=RLELossless)
     header = read(data).header
-    assert read_header(str(tmp_path / "film")).age_months == header.age_months
+    assert read_header(str(tmp_path / "image")).age_months == header.age_months
 
 
 REFUSED = {
@@ -381,26 +400,26 @@ def test_bombs_are_refused_before_they_take_memory(read):
         read(bomb)
 
 
-def test_real_files(real_films):
+def test_real_files(real_images):
     """What can be decoded without optional codecs, looked at once, and what is refused."""
     preprocessing = Preprocessing(image_size=64)
-    films, refused = {}, {}
-    for path in sorted((real_films / "dicom").iterdir()):
+    radiographs, refused = {}, {}
+    for path in sorted((real_images / "dicom").iterdir()):
         try:
-            films[path.stem] = load_image(str(path), preprocessing).astype(int)
+            radiographs[path.stem] = load_image(str(path), preprocessing).astype(int)
         except UnreadableImage as error:
             refused[path.stem] = error.reason
-    chest = films["cr_chest_mono1_10bit_explicitLE"]
+    chest = radiographs["cr_chest_mono1_10bit_explicitLE"]
     for name in ("deflated", "explicitBE", "implicitLE"):
-        assert np.abs(films[f"derived_cr_chest_mono1_{name}"] - chest).max() <= 1
-    assert np.abs(films["derived_cr_chest_no_preamble_no_meta"] - chest).max() <= 1
+        assert np.abs(radiographs[f"derived_cr_chest_mono1_{name}"] - chest).max() <= 1
+    assert np.abs(radiographs["derived_cr_chest_no_preamble_no_meta"] - chest).max() <= 1
     # Lungs are darker than the spine between them, whatever the polarity of the file.
     for name in ("cr_chest_mono1_10bit_explicitLE", "cr_chest_mono2_8bit_jpegbaseline_rsna",
                  "cr_chest_mono1_15bit_jpeg2000lossy_RG1"):  # fmt: skip
-        film = films[name]
-        assert film[20:36, 30:34].mean() > film[20:36, 14:22].mean()
+        radiograph = radiographs[name]
+        assert radiograph[20:36, 30:34].mean() > radiograph[20:36, 14:22].mean()
     assert "animal" in refused["dx_thorax_animal_age005Y_mono1_8bit_explicitLE"]
     assert "mammogram" in refused["mg_breast_mono2_12bit_jpeglosslessSV1_overlay"]
     assert "cut short" in refused["broken_truncated_pixeldata"]
     assert "no pixel data" in refused["cr_mono1_12bit_32px_charset_japanese"]
-    assert len(films) >= 13
+    assert len(radiographs) >= 13

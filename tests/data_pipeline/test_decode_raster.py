@@ -19,7 +19,7 @@ from data_pipeline.errors import UnreadableImage, UserError
 @pytest.fixture
 def read(tmp_path):
     def read(data, **options):
-        path = tmp_path / "film"
+        path = tmp_path / "image"
         path.write_bytes(data)
         return read_radiograph(path, **options)
 
@@ -30,9 +30,9 @@ SMALL = (ramp() >> 4).astype(np.uint8)
 WIDE = ramp() << 4
 
 
-def by_percentiles(film):
-    low, high = np.percentile(film, (0.5, 99.5), method="inverted_cdf").astype(float)
-    return np.clip((film - low) / (high - low), 0, 1) * 65535
+def by_percentiles(radiograph):
+    low, high = np.percentile(radiograph, (0.5, 99.5), method="inverted_cdf").astype(float)
+    return np.clip((radiograph - low) / (high - low), 0, 1) * 65535
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -51,20 +51,20 @@ def test_sixteen_bits_are_shown_as_in_dicom_without_a_window(read):
 
 
 def test_brightness_does_not_jump_with_the_largest_value(read):
-    film = ramp().astype(float)
+    radiograph = ramp().astype(float)
     means = []
     for largest in (1000, 1023, 1024, 4000, 4096, 16000, 20000, 65535):
-        stored = np.rint(film * (largest / film.max())).astype(np.uint16)
-        stored[0, 0] = min(3 * largest, 65535)  # A film mark.
+        stored = np.rint(radiograph * (largest / radiograph.max())).astype(np.uint16)
+        stored[0, 0] = min(3 * largest, 65535)  # An image mark.
         means.append(read(picture_bytes(stored, "PNG")).pixels.mean())
     assert np.ptp(means) < 0.01 * np.mean(means)
 
 
 def test_an_almost_blank_picture_shows_what_is_there(read):
-    film = np.zeros((100, 100), np.uint16)
-    film[50, 10:30] = np.arange(100, 2100, 100)
-    pixels = read(picture_bytes(film, "PNG")).pixels
-    np.testing.assert_allclose(pixels, film * (65535 / 2000), atol=0.51)
+    radiograph = np.zeros((100, 100), np.uint16)
+    radiograph[50, 10:30] = np.arange(100, 2100, 100)
+    pixels = read(picture_bytes(radiograph, "PNG")).pixels
+    np.testing.assert_allclose(pixels, radiograph * (65535 / 2000), atol=0.51)
     constant = np.full((60, 80), 700, np.uint16)
     assert (read(picture_bytes(constant, "PNG")).pixels == 0).all()
 
@@ -80,14 +80,14 @@ def test_eight_bits(read):
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_white_is_zero_in_tiff_is_inverted(read, bits):
-    film = SMALL if bits == 8 else WIDE
-    negative = np.iinfo(film.dtype).max - film
+    radiograph = SMALL if bits == 8 else WIDE
+    negative = np.iinfo(radiograph.dtype).max - radiograph
     data = picture_bytes(negative, "TIFF", tiffinfo={262: 0})
     if bits == 8:
-        # Pillow inverts on writing as well, so the stored bytes are the film itself.
+        # Pillow inverts on writing as well, so the stored bytes are the image itself.
         np.testing.assert_array_equal(read(data).pixels, negative)
     else:
-        shown = read(picture_bytes(film, "TIFF")).pixels
+        shown = read(picture_bytes(radiograph, "TIFF")).pixels
         np.testing.assert_allclose(read(data).pixels, shown, atol=400)  # Ranks round upwards.
 
 
@@ -107,9 +107,9 @@ def test_colour_is_noted(read):
 
 
 def test_transparent_is_black(read):
-    film = np.dstack([np.full((20, 30), 200, np.uint8), np.full((20, 30), 255, np.uint8)])
-    film[:, :10, 1] = 0
-    pixels = read(picture_bytes(film, "PNG")).pixels
+    radiograph = np.dstack([np.full((20, 30), 200, np.uint8), np.full((20, 30), 255, np.uint8)])
+    radiograph[:, :10, 1] = 0
+    pixels = read(picture_bytes(radiograph, "PNG")).pixels
     assert pixels[:, :10].max() == 0
     assert pixels[:, 10:].min() == 200
 
@@ -136,9 +136,9 @@ def test_exif_behind_the_pixels_of_a_png_is_applied(read):
 
 
 def test_jpeg_is_decoded_at_reduced_scale_only_as_far_as_needed(tmp_path):
-    film = (ramp(1000, 800) >> 4).astype(np.uint8)
-    path = tmp_path / "film.jpg"
-    path.write_bytes(picture_bytes(film, "JPEG", quality=95))
+    radiograph = (ramp(1000, 800) >> 4).astype(np.uint8)
+    path = tmp_path / "image.jpg"
+    path.write_bytes(picture_bytes(radiograph, "JPEG", quality=95))
     assert read_radiograph(path, min_side=100).pixels.shape == (125, 100)
     assert read_radiograph(path, min_side=101).pixels.shape == (250, 200)
     full = to_square(read_radiograph(path).pixels, Preprocessing(64)).astype(int)
@@ -146,15 +146,15 @@ def test_jpeg_is_decoded_at_reduced_scale_only_as_far_as_needed(tmp_path):
 
 
 def test_resize_modes_keep_what_they_promise():
-    film = np.full((100, 50), 200, np.uint8)
-    padded = to_square(film, Preprocessing(40))
+    radiograph = np.full((100, 50), 200, np.uint8)
+    padded = to_square(radiograph, Preprocessing(40))
     assert padded.shape == (40, 40)
     assert (padded[:, 10:30] == 200).all()
     assert (padded[:, :10] == 0).all()
     assert (padded[:, 30:] == 0).all()
-    assert (to_square(film, Preprocessing(40, "squash")) == 200).all()
-    film[:25] = film[75:] = 0
-    assert (to_square(film, Preprocessing(40, "crop")) == 200).all()
+    assert (to_square(radiograph, Preprocessing(40, "squash")) == 200).all()
+    radiograph[:25] = radiograph[75:] = 0
+    assert (to_square(radiograph, Preprocessing(40, "crop")) == 200).all()
 
 
 def test_resizing_anti_aliases():
@@ -165,9 +165,9 @@ def test_resizing_anti_aliases():
 
 
 def test_depths_agree():
-    film = ramp(300, 200)
-    wide = np.rint(film * (65535 / 4095)).astype(np.uint16)
-    narrow = np.rint(film * (255 / 4095)).astype(np.uint8)
+    radiograph = ramp(300, 200)
+    wide = np.rint(radiograph * (65535 / 4095)).astype(np.uint16)
+    narrow = np.rint(radiograph * (255 / 4095)).astype(np.uint8)
     for mode in ("pad", "squash", "crop"):
         how = Preprocessing(48, mode)
         eight = to_square(wide, how).astype(int)
@@ -177,10 +177,10 @@ def test_depths_agree():
 
 
 def test_trimming_cuts_margins_and_nothing_else():
-    film = np.zeros((100, 120), np.uint8)
-    film[20:90, 30:100] = np.random.default_rng(0).integers(40, 255, (70, 70))
-    assert trim_borders(film).shape == (70, 70)
-    anatomy = film[20:90, 30:100]
+    radiograph = np.zeros((100, 120), np.uint8)
+    radiograph[20:90, 30:100] = np.random.default_rng(0).integers(40, 255, (70, 70))
+    assert trim_borders(radiograph).shape == (70, 70)
+    anatomy = radiograph[20:90, 30:100]
     assert trim_borders(anatomy).shape == (70, 70)
     assert trim_borders(np.zeros((50, 50), np.uint8)).shape == (10, 10)
 
@@ -217,8 +217,8 @@ def png(width, height, pixels, bits=8, color_type=0):
 
 
 def deep_png(channels, color_type):
-    film = np.repeat(ramp()[..., None], channels, axis=-1).astype(">u2")
-    rows = b"".join(b"\0" + row.tobytes() for row in film)
+    radiograph = np.repeat(ramp()[..., None], channels, axis=-1).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in radiograph)
     return png(80, 60, rows, bits=16, color_type=color_type)
 
 
@@ -289,11 +289,11 @@ def test_missing_files_and_folders(tmp_path):
         load_image("a\0b", Preprocessing(32))
 
 
-def test_phantom_films_come_through_the_same_door():
+def test_phantom_images_come_through_the_same_door():
     from data_pipeline.phantom import open_phantom, render
 
     address = open_phantom("infant:films=40").image_path[0]
-    film = load_image(address, Preprocessing(64))
-    np.testing.assert_array_equal(film, render(address, 64))
+    radiograph = load_image(address, Preprocessing(64))
+    np.testing.assert_array_equal(radiograph, render(address, 64))
     wide = load_image(address, Preprocessing(64), np.uint16)
-    np.testing.assert_array_equal(wide // 257, film)
+    np.testing.assert_array_equal(wide // 257, radiograph)

@@ -138,6 +138,6 @@ def test_threads_do_not_mix_up_answers():
     assert not wrong
 
 
-def test_a_film_may_take_long_if_it_is_large():
+def test_a_image_may_take_long_if_it_is_large():
     assert isolation.time_limit(100) <= 5
     assert isolation.time_limit(50_000_000) > 20

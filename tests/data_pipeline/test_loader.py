@@ -9,7 +9,7 @@ from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError, UnreadableImage
 from data_pipeline.loader import (
     BadFiles,
-    FilmSource,
+    ImageSource,
     evaluation_batches,
     mixed_batches,
     training_batches,
@@ -23,8 +23,8 @@ CLASSES = ("mass", "normal")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Ten films; film `i` has the grey level `10 * i` throughout, film 3 is damaged."""
-    folder = tmp_path_factory.mktemp("films")
+    """Ten images; image `i` has the grey level `10 * i` throughout, image 3 is damaged."""
+    folder = tmp_path_factory.mktemp("images")
     for i in range(10):
         Image.fromarray(np.full((SIDE, SIDE), 10 * i, np.uint8)).save(folder / f"{i}.png")
     (folder / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
@@ -42,11 +42,11 @@ def records(folder, rows):
 
 
 def source(folder, rows=(0, 1, 2, 4, 5, 6, 7), **options):
-    return FilmSource(records(folder, rows), CLASSES, HOW, **options)
+    return ImageSource(records(folder, rows), CLASSES, HOW, **options)
 
 
-def films(batch):
-    """Which films are in a batch, by their grey level."""
+def images(batch):
+    """Which images are in a batch, by their grey level."""
     return (batch["image"][:, 0, 0, 0] // 10).tolist()
 
 
@@ -62,7 +62,7 @@ def test_contract_of_a_batch(folder):
         "age_months": (np.float32, (4,)),
         "mask": (np.float32, (4,)),
     }
-    assert films(batch) == [0, 1, 2, 7]
+    assert images(batch) == [0, 1, 2, 7]
     # Unknown, and of no class that is asked for.
     assert batch["label"].tolist() == [0, 1, -1, -1]
     np.testing.assert_array_equal(batch["age_months"], np.float32([0, np.nan, 2, np.nan]))
@@ -79,10 +79,10 @@ def test_training_batches_have_the_same_contract(folder):
     }
 
 
-def test_evaluation_sees_every_film_once_in_order_and_pads(folder):
+def test_evaluation_sees_every_image_once_in_order_and_pads(folder):
     batches = list(evaluation_batches(source(folder), 4, num_threads=3))
     assert [b["image"].shape[0] for b in batches] == [4, 4]
-    assert films(batches[0]) + films(batches[1])[:3] == [0, 1, 2, 4, 5, 6, 7]
+    assert images(batches[0]) + images(batches[1])[:3] == [0, 1, 2, 4, 5, 6, 7]
     padding = {name: value[3:] for name, value in batches[1].items()}
     assert padding["mask"].tolist() == [0.0]
     assert padding["label"].tolist() == [-1]
@@ -93,7 +93,7 @@ def test_evaluation_sees_every_film_once_in_order_and_pads(folder):
 
 def test_every_epoch_is_a_permutation_of_its_own(folder):
     batches = take(training_batches(source(folder), 7, seed=0, num_threads=2), 4)
-    orders = [films(b) for b in batches]
+    orders = [images(b) for b in batches]
     assert all(sorted(order) == [0, 1, 2, 4, 5, 6, 7] for order in orders)
     assert len({tuple(order) for order in orders}) == 4
 
@@ -101,7 +101,7 @@ def test_every_epoch_is_a_permutation_of_its_own(folder):
 def test_the_order_hangs_on_the_seed_and_not_on_the_threads(folder):
     def order(seed, num_threads):
         iterator = training_batches(source(folder), 3, seed=seed, num_threads=num_threads)
-        return [films(b) for b in take(iterator, 6)]
+        return [images(b) for b in take(iterator, 6)]
 
     assert order(0, 1) == order(0, 4)
     assert order(0, 1) != order(1, 1)
@@ -109,8 +109,8 @@ def test_the_order_hangs_on_the_seed_and_not_on_the_threads(folder):
 
 def test_batches_larger_than_the_data_are_filled(folder):
     batch = next(training_batches(source(folder, (0, 1, 2)), 8, seed=0, num_threads=1))
-    assert sorted(films(batch)[:3]) == [0, 1, 2]
-    assert len(films(batch)) == 8
+    assert sorted(images(batch)[:3]) == [0, 1, 2]
+    assert len(images(batch)) == 8
 
 
 def test_state_resumes_exactly(folder):
@@ -136,15 +136,15 @@ def test_a_damaged_file_stops_with_its_path(folder):
         take(training_batches(source(folder, (2, 3)), 2, seed=0, num_threads=2), 2)
 
 
-def test_skipping_in_training_takes_the_next_film_with_its_own_label(folder, caplog):
+def test_skipping_in_training_takes_the_next_image_with_its_own_label(folder, caplog):
     bad = BadFiles()
-    films_source = source(folder, (0, 3, 5), on_error="skip", substitute=True, bad_files=bad)
-    example = films_source[1]
+    images_source = source(folder, (0, 3, 5), on_error="skip", substitute=True, bad_files=bad)
+    example = images_source[1]
     assert example["image"][0, 0, 0] == 50
-    assert example["label"] == 1  # That of film 5.
+    assert example["label"] == 1  # That of image 5.
     assert example["mask"] == 1
     assert len(bad) == 1
-    # The last film's next is the first.
+    # The last image's next is the first.
     wrapped = source(folder, (0, 3), on_error="skip", substitute=True, bad_files=bad)[1]
     assert wrapped["image"][0, 0, 0] == 0
     assert caplog.text.count("skipped") == 1  # Once a file, not once an epoch.
@@ -156,14 +156,14 @@ def test_skipping_in_evaluation_keeps_the_place_with_mask_zero(folder):
         source(folder, (2, 3, 4, 5), on_error="skip", bad_files=bad), 4, num_threads=2
     )
     assert batch["mask"].tolist() == [1, 0, 1, 1]
-    assert films(batch) == [2, 0, 4, 5]
+    assert images(batch) == [2, 0, 4, 5]
     assert len(bad) == 1
 
 
 def test_a_set_without_a_readable_file_ends(folder):
-    films_source = source(folder, (3, 3), on_error="skip", substitute=True)
+    images_source = source(folder, (3, 3), on_error="skip", substitute=True)
     with pytest.raises(DataError, match="could not be read"):
-        films_source[0]
+        images_source[0]
 
 
 def test_bad_files_csv(folder, tmp_path):
@@ -181,35 +181,35 @@ def test_bad_files_csv(folder, tmp_path):
 
 
 @pytest.mark.parametrize(("memory_mb", "decodes"), [(1, 7), (0, 14)])
-def test_films_stay_in_memory_where_they_fit(folder, monkeypatch, memory_mb, decodes):
+def test_images_stay_in_memory_where_they_fit(folder, monkeypatch, memory_mb, decodes):
     from data_pipeline import loader
 
     calls = []
     decode = loader.load_image
     monkeypatch.setattr(loader, "load_image", lambda *a: calls.append(a) or decode(*a))
     how = Preprocessing(image_size=16)
-    films_source = FilmSource(
+    images_source = ImageSource(
         records(folder, (0, 1, 2, 4, 5, 6, 7)), CLASSES, how, memory_mb=memory_mb
     )
-    first = [films_source[i]["image"].copy() for i in range(len(films_source))]
-    second = [films_source[i]["image"] for i in range(len(films_source))]
+    first = [images_source[i]["image"].copy() for i in range(len(images_source))]
+    second = [images_source[i]["image"] for i in range(len(images_source))]
     np.testing.assert_array_equal(first, second)
     # Threads of earlier tests may still read ahead, at another size.
     assert sum(call[1] == how for call in calls) == decodes
 
 
-def test_memory_is_not_taken_where_the_films_do_not_fit(folder):
+def test_memory_is_not_taken_where_the_images_do_not_fit(folder):
     paths = [str(folder / "0.png")] * 300
-    how = Preprocessing(image_size=64)  # 300 films of 4 KiB: 1.17 MiB.
+    how = Preprocessing(image_size=64)  # 300 images of 4 KiB: 1.17 MiB.
     many = Records.create(paths, source="s")
-    assert FilmSource(many, (), how, memory_mb=1)._memory is None
-    assert FilmSource(many, (), how, memory_mb=2)._memory is not None
+    assert ImageSource(many, (), how, memory_mb=1)._memory is None
+    assert ImageSource(many, (), how, memory_mb=2)._memory is not None
 
 
 def test_a_damaged_file_in_memory_is_still_damaged_the_second_time(folder):
-    films_source = source(folder, (0, 3), on_error="skip", memory_mb=1)
+    images_source = source(folder, (0, 3), on_error="skip", memory_mb=1)
     for _ in range(2):
-        assert films_source[1]["mask"] == 0
+        assert images_source[1]["mask"] == 0
 
 
 def test_the_iterator_is_one_that_can_be_checkpointed(folder):
@@ -223,39 +223,39 @@ def test_the_iterator_is_one_that_can_be_checkpointed(folder):
 
 
 class TestStudentBatches:
-    """Labelled films first, then any films by their soft labels."""
+    """Labelled images first, then any images by their soft labels."""
 
     def source(self, folder, rows=(0, 1, 2, 4, 5, 6, 7), **options):
-        films = source(folder, rows, **options)
-        films.soft_labels = np.stack([[i / 10, 1 - i / 10] for i in rows]).astype(np.float32)
-        return films
+        images = source(folder, rows, **options)
+        images.soft_labels = np.stack([[i / 10, 1 - i / 10] for i in rows]).astype(np.float32)
+        return images
 
-    def batches(self, films, n=6, seed=0):
-        iterator = mixed_batches(films, 5, num_labelled=2, seed=seed, num_threads=2)
+    def batches(self, images, n=6, seed=0):
+        iterator = mixed_batches(images, 5, num_labelled=2, seed=seed, num_threads=2)
         return iterator, take(iterator, n)
 
     def test_who_is_where(self, folder):
         _, batches = self.batches(self.source(folder))
         for batch in batches:
             assert (batch["label"][:2] >= 0).all()
-            known = np.isin(films(batch), [0, 1, 4, 5])
+            known = np.isin(images(batch), [0, 1, 4, 5])
             np.testing.assert_array_equal(batch["label"] >= 0, known)
-            assert set(films(batch)[:2]) <= {0, 1, 4, 5}
-            np.testing.assert_allclose(batch["soft_label"][:, 0], np.array(films(batch)) / 10)
-        # Eighteen draws of the others: every film came, labelled or not.
-        assert {film for batch in batches for film in films(batch)[2:]} == {0, 1, 2, 4, 5, 6, 7}
+            assert set(images(batch)[:2]) <= {0, 1, 4, 5}
+            np.testing.assert_allclose(batch["soft_label"][:, 0], np.array(images(batch)) / 10)
+        # Eighteen draws of the others: every image came, labelled or not.
+        assert {image for batch in batches for image in images(batch)[2:]} == {0, 1, 2, 4, 5, 6, 7}
 
     def test_state_resumes_exactly(self, folder):
         iterator, _ = self.batches(self.source(folder), n=3)
         state = iterator.get_state()
-        expected = [films(batch) for batch in take(iterator, 4)]
+        expected = [images(batch) for batch in take(iterator, 4)]
         again, _ = self.batches(self.source(folder), n=1)
         again.set_state(state)
-        assert [films(batch) for batch in take(again, 4)] == expected
+        assert [images(batch) for batch in take(again, 4)] == expected
 
     def test_a_substitute_brings_its_own_soft_label(self, folder):
-        films_with_damage = self.source(folder, (0, 3, 4), on_error="skip", substitute=True)
-        _, batches = self.batches(films_with_damage)
+        images_with_damage = self.source(folder, (0, 3, 4), on_error="skip", substitute=True)
+        _, batches = self.batches(images_with_damage)
         for batch in batches:
-            assert 3 not in films(batch)
-            np.testing.assert_allclose(batch["soft_label"][:, 0], np.array(films(batch)) / 10)
+            assert 3 not in images(batch)
+            np.testing.assert_allclose(batch["soft_label"][:, 0], np.array(images(batch)) / 10)

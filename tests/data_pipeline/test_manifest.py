@@ -194,7 +194,7 @@ def test_rows_of_commas_at_the_end_are_none(tmp_path):
 
 
 def test_names_of_columns_as_dicom_has_them(tmp_path, caplog):
-    """A PatientID that was passed over would divide the films of a patient one by one."""
+    """A PatientID that was passed over would divide the images of a patient one by one."""
     caplog.set_level("INFO", logger="data_pipeline")
     text = "ImagePath,PatientID,PatientSex,ViewPosition,PatientAge\na.png,p1,M,AP,003M\n"
     records = read_manifest(_write(tmp_path, text))

@@ -92,7 +92,7 @@ def run(count, folder, more=(), seed=0):
     files = every_format() | {path.name: path.read_bytes() for path in more}
     names, contents = list(files), list(files.values())
     outcomes, slowest = collections.defaultdict(collections.Counter), 0.0
-    path = Path(folder, "film")
+    path = Path(folder, "image")
     for i in range(count):
         name = names[i % len(names)]
         path.write_bytes(mutate(files[name], random, contents))

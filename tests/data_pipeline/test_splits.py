@@ -22,8 +22,8 @@ from data_pipeline.splits import (
 FRACTIONS = {"validation_fraction": 0.2, "test_fraction": 0.2}
 
 
-def films(patients, labels, source="s", split=None, ages=None, start=0):
-    """One film a row; `patients` and `labels` of equal length."""
+def images(patients, labels, source="s", split=None, ages=None, start=0):
+    """One image a row; `patients` and `labels` of equal length."""
     return Records.create(
         [f"/{source}/{start + i}.png" for i in range(len(patients))],
         source=source,
@@ -34,10 +34,10 @@ def films(patients, labels, source="s", split=None, ages=None, start=0):
     )
 
 
-def cohort(n_patients=60, source="s", classes=("mass", "normal"), films_each=2, prefix="p"):
-    patients = np.repeat([f"{prefix}{i}" for i in range(n_patients)], films_each)
-    labels = np.repeat([classes[i % len(classes)] for i in range(n_patients)], films_each)
-    return films(patients, labels.tolist(), source)
+def cohort(n_patients=60, source="s", classes=("mass", "normal"), images_each=2, prefix="p"):
+    patients = np.repeat([f"{prefix}{i}" for i in range(n_patients)], images_each)
+    labels = np.repeat([classes[i % len(classes)] for i in range(n_patients)], images_each)
+    return images(patients, labels.tolist(), source)
 
 
 def roles(records, patient_ids="shared", seed=0, fractions=FRACTIONS):
@@ -96,8 +96,8 @@ def test_what_else_is_loaded_changes_nothing():
 
 
 def test_a_shared_patient_of_two_sources_is_as_protected_as_in_the_stricter_one():
-    a = films(["x", "y", "z"], ["m"] * 3, "a", split=["train", "test", "train"])
-    b = films(["x", "y", "w"], ["m"] * 3, "b", split=["test", "train", "train"], start=9)
+    a = images(["x", "y", "z"], ["m"] * 3, "a", split=["train", "test", "train"])
+    b = images(["x", "y", "w"], ["m"] * 3, "b", split=["test", "train", "train"], start=9)
     none = {"validation_fraction": 0.0, "test_fraction": 0.0}
     result = roles(Records.concatenate([a, b]), fractions=none)
     assert result["patient:x"] == result["patient:y"] == "test"
@@ -128,13 +128,13 @@ def test_unassigned_rows_of_a_source_with_a_test_set_are_for_training():
 
 
 def test_a_patient_on_two_sides_of_a_given_split_is_an_error():
-    records = films(["p1", "p2", "p1"], ["m", "m", "m"], split=["train", "train", "test"])
+    records = images(["p1", "p2", "p1"], ["m", "m", "m"], split=["train", "train", "test"])
     with pytest.raises(DataError, match=r"patient 'p1' is in 'train' and in 'test'"):
         split_by_patient(records, **FRACTIONS, seed=0)
 
 
 def test_a_class_of_one_patient_is_an_error_where_it_is_to_be_learned():
-    records = films(["a", "a", "b", "c"], ["rare", "rare", "normal", "normal"])
+    records = images(["a", "a", "b", "c"], ["rare", "rare", "normal", "normal"])
     # Stage one, which has no use for labels, may train on it.
     split = divide(records, **FRACTIONS, seed=0)
     assert set(split.train.patient_id[split.train.label == "rare"]) == {"a"}
@@ -144,7 +144,7 @@ def test_a_class_of_one_patient_is_an_error_where_it_is_to_be_learned():
 
 
 def test_two_patients_are_one_for_training_and_one_for_testing():
-    result = roles(films(["a", "b"], ["rare", "rare"]))
+    result = roles(images(["a", "b"], ["rare", "rare"]))
     assert sorted(result.values()) == ["test", "train"]
 
 
@@ -153,20 +153,20 @@ def test_a_patient_counts_for_the_rarest_of_their_conditions():
     patients = [f"n{i}" for i in range(20)] + ["r1", "r1", "r2", "r2"]
     labels = ["normal"] * 20 + ["normal", "rare", "normal", "rare"]
     for seed in range(8):
-        result = roles(films(patients, labels), seed=seed)
+        result = roles(images(patients, labels), seed=seed)
         assert sorted([result["patient:r1"], result["patient:r2"]]) == ["test", "train"]
 
 
-def test_films_without_patient_are_a_patient_each():
-    records = films([""] * 20, ["mass", "normal"] * 10)
+def test_images_without_patient_are_a_patient_each():
+    records = images([""] * 20, ["mass", "normal"] * 10)
     result = roles(records)
     assert len(result) == 20
     assert count(result, "test") == 4
     assert all(key.startswith("image:") for key in result)
 
 
-def test_films_without_label_and_age_are_not_wasted_on_testing():
-    unlabelled = films([f"p{i}" for i in range(20)], [""] * 20)
+def test_images_without_label_and_age_are_not_wasted_on_testing():
+    unlabelled = images([f"p{i}" for i in range(20)], [""] * 20)
     result = roles(unlabelled)
     assert (count(result, "test"), count(result, "validation")) == (0, 4)
     aged = unlabelled.replace(age_months=np.full(20, 3.0, np.float32))
@@ -177,18 +177,18 @@ def test_nor_are_those_of_a_source_that_knows_of_others():
     """A large cohort of which a few are labelled: the many are what stage one learns from."""
     known = [f"k{i}" for i in range(20)]
     unknown = [f"u{i}" for i in range(200)]
-    result = roles(films(known + unknown, ["mass", "normal"] * 10 + [""] * 200))
+    result = roles(images(known + unknown, ["mass", "normal"] * 10 + [""] * 200))
     assert {result[f"patient:{name}"] for name in unknown} == {"train", "validation"}
-    alone = roles(films(known, ["mass", "normal"] * 10))
+    alone = roles(images(known, ["mass", "normal"] * 10))
     assert (count(result, "test"), count(alone, "test")) == (4, 4)
     tested = {key for key, role in alone.items() if role == "test"}
     assert tested == {key for key, role in result.items() if role == "test"}
-    one = roles(films(["k", *unknown], ["mass"] + [""] * 200))
+    one = roles(images(["k", *unknown], ["mass"] + [""] * 200))
     assert (count(one, "test"), count(one, "validation")) == (0, 40)
 
 
 @pytest.mark.parametrize("what", ["label", "age"])
-def test_few_answers_among_many_films_are_learned_from(what):
+def test_few_answers_among_many_images_are_learned_from(what):
     """A validation part of them could not choose a checkpoint: see finetune."""
 
     def divided(answered, unanswered=700):
@@ -199,7 +199,7 @@ def test_few_answers_among_many_films_are_learned_from(what):
             ages[:] = 3.0  # Which everybody has.
         else:
             ages[:answered] = 3.0
-        result = roles(films([f"p{i}" for i in range(total)], labels, ages=ages))
+        result = roles(images([f"p{i}" for i in range(total)], labels, ages=ages))
         own = [result[f"patient:p{i}"] for i in range(answered)]
         return [own.count(role) for role in SPLITS], result
 
@@ -222,7 +222,7 @@ def test_ids_of_sources_that_both_count_from_one():
     assert len(roles(both, "source")) == 60
 
 
-_film = st.tuples(
+_image = st.tuples(
     st.integers(0, 12),
     st.sampled_from(["", "normal", "mass", "rare"]),
     st.sampled_from(["north", "south"]),
@@ -231,7 +231,7 @@ _film = st.tuples(
 
 @settings(max_examples=150, deadline=None)
 @given(
-    rows=st.lists(_film, min_size=1, max_size=60),
+    rows=st.lists(_image, min_size=1, max_size=60),
     anonymous=st.booleans(),
     validation_fraction=st.floats(0, 0.45),
     test_fraction=st.floats(0, 0.45),
@@ -285,10 +285,10 @@ def test_given_validation_and_test_are_used_whole_or_their_own_part():
 def test_a_given_test_set_with_a_training_patient_is_an_error():
     train = cohort(10, "a")
     with pytest.raises(DataError, match=r"patient 'p3' is in train and in test.*patient_ids"):
-        divide(train, None, films(["p3"], ["mass"], "b"), validation_fraction=0.0,
+        divide(train, None, images(["p3"], ["mass"], "b"), validation_fraction=0.0,
                test_fraction=0.0, seed=0)  # fmt: skip
     split = divide(
-        train, None, films(["p3"], ["mass"], "b"), validation_fraction=0.0, test_fraction=0.0,
+        train, None, images(["p3"], ["mass"], "b"), validation_fraction=0.0, test_fraction=0.0,
         seed=0, patient_ids="source",
     )  # fmt: skip
     assert len(split.test) == 1
@@ -304,7 +304,7 @@ def test_the_same_file_under_two_patients_is_an_error():
 
 def test_nothing_left_to_train_on():
     records = cohort(4).replace(split=np.full(8, "test", dtype=object))
-    with pytest.raises(DataError, match="no film is left to train on"):
+    with pytest.raises(DataError, match="no image is left to train on"):
         divide(records, **FRACTIONS, seed=0)
 
 
@@ -322,7 +322,7 @@ def test_smaller_label_fractions_are_subsets_of_larger_ones_by_patient():
         assert len(patients) == expected
         assert patients <= before
         assert set(kept.label) - {""} == {"mass", "normal"}
-        # All films of a patient, and the age with the label.
+        # All images of a patient, and the age with the label.
         assert kept.has_label.sum() == 2 * expected
         np.testing.assert_array_equal(kept.has_age, kept.has_label)
         assert kept.image_path.tolist() == records.image_path.tolist()
@@ -344,12 +344,12 @@ def test_other_draws_label_other_patients_of_the_same_strata():
 
 
 @pytest.mark.parametrize("patient_ids", ["shared", "source"])
-def test_the_same_films_keep_their_labels_wherever_they_lie(patient_ids):
+def test_the_same_images_keep_their_labels_wherever_they_lie(patient_ids):
     """With ids and without; the split itself is tested above."""
     kept = []
     for root in ("/data", "/elsewhere/data"):
         patients = [f"p{i}" for i in range(30)] + [""] * 30
-        records = films(patients, ["mass"] * 60)
+        records = images(patients, ["mass"] * 60)
         records = records.replace(
             image_path=np.array([f"{root}/{i}.png" for i in range(60)], dtype=object),
             source=np.full(60, f"manifest:{root}/films.csv", dtype=object),
@@ -360,12 +360,12 @@ def test_the_same_films_keep_their_labels_wherever_they_lie(patient_ids):
 
 
 def test_ages_without_label_are_reduced_too():
-    records = films([f"p{i}" for i in range(20)], [""] * 20, ages=[4.0] * 20)
+    records = images([f"p{i}" for i in range(20)], [""] * 20, ages=[4.0] * 20)
     assert keep_labels(records, 0.25, 0, "shared").has_age.sum() == 5
 
 
 def test_split_csv_round_trip(tmp_path):
-    records = films(
+    records = images(
         ["p1", "p2", "", "p4"],
         ["mass", "", 'air, "liquid"', "mass"],
         ages=[np.nan, 0.1, 7.25, 216.0],
@@ -403,8 +403,8 @@ def test_check_unseen(tmp_path):
     # The same people under other files, and the same file under another name.
     patient = str(stage_one.train.patient_id[0])
     with pytest.raises(DataError, match=rf"trained on 1 of these .* patient '{patient}'"):
-        check_unseen(path, films([patient], ["mass"], "other"), "shared", "trained on")
-    check_unseen(path, films([patient], ["mass"], "other"), "source", "trained on")
+        check_unseen(path, images([patient], ["mass"], "other"), "shared", "trained on")
+    check_unseen(path, images([patient], ["mass"], "other"), "source", "trained on")
     renamed = stage_one.train.take(np.array([0])).replace(
         patient_id=np.array(["somebody"], dtype=object)
     )
@@ -433,7 +433,7 @@ def test_moving_the_data_moves_nobody(patients):
 
 
 def pictures(folder, n=20):
-    """Empty films of two classes; a split opens none."""
+    """Empty images of two classes; a split opens none."""
     for i in range(n):
         (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         (folder / "ab"[i % 2] / f"{i}.png").touch()
@@ -441,10 +441,10 @@ def pictures(folder, n=20):
 
 
 def test_one_file_under_two_names_is_one_file(tmp_path, monkeypatch):
-    pictures(tmp_path / "films")
+    pictures(tmp_path / "images")
     (tmp_path / "run").mkdir()
-    (tmp_path / "link").symlink_to("films")
-    rows = "".join(f"films/{'ab'[i % 2]}/{i}.png,{'ab'[i % 2]}\n" for i in range(20))
+    (tmp_path / "link").symlink_to("images")
+    rows = "".join(f"images/{'ab'[i % 2]}/{i}.png,{'ab'[i % 2]}\n" for i in range(20))
     (tmp_path / "test.csv").write_text("image_path,label\n" + rows)
     monkeypatch.chdir(tmp_path / "run")
     test = open_sources("manifest:../test.csv")
@@ -454,8 +454,8 @@ def test_one_file_under_two_names_is_one_file(tmp_path, monkeypatch):
 
 
 def test_a_source_is_divided_alike_however_it_is_spelled(tmp_path, monkeypatch):
-    """Without ids a film's place hangs on its name within the source."""
-    pictures(tmp_path / "films", 60)
+    """Without ids an image's place hangs on its name within the source."""
+    pictures(tmp_path / "images", 60)
     monkeypatch.chdir(tmp_path)
 
     def tested(place):
@@ -464,10 +464,10 @@ def test_a_source_is_divided_alike_however_it_is_spelled(tmp_path, monkeypatch):
 
     plain = tested(f"{tmp_path}/films")
     assert len(plain) == 12
-    for place in ("films", "./films/", f"{tmp_path}/films/", f"{tmp_path}/films:headers=no"):
+    for place in ("images", "./films/", f"{tmp_path}/films/", f"{tmp_path}/films:headers=no"):
         assert tested(place) == plain
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "films").rename(tmp_path / "elsewhere" / "films")
+    (tmp_path / "images").rename(tmp_path / "elsewhere" / "images")
     moved = {path.replace("/elsewhere", "") for path in tested("elsewhere/films:headers=no")}
     assert moved == plain
 
@@ -476,7 +476,7 @@ def test_a_source_is_divided_alike_however_it_is_spelled(tmp_path, monkeypatch):
     ("source", "tested", "validated"),
     [("folder:/data/films", "02", "15"), ("manifest:/data/films.csv", "45", "17")],
 )
-def test_the_split_of_known_films_without_ids_never_changes(source, tested, validated):
+def test_the_split_of_known_images_without_ids_never_changes(source, tested, validated):
     paths = [f"/data/films/{i}.png" for i in range(10)]
     result = roles(Records.create(paths, source=source, label=["a"] * 10))
     for role, names in (("test", tested), ("validation", validated)):
@@ -494,20 +494,22 @@ def test_names_of_files_need_not_be_utf8(tmp_path):
     keep_labels(split.train, 0.5, 0, "shared")
 
 
-def test_films_that_are_left_out_for_a_role_given_besides_are_counted(caplog):
-    train = films([f"p{i}" for i in range(10)], ["m"] * 10, split=["train"] * 6 + ["test"] * 4)
+def test_images_that_are_left_out_for_a_role_given_besides_are_counted(caplog):
+    train = images([f"p{i}" for i in range(10)], ["m"] * 10, split=["train"] * 6 + ["test"] * 4)
     split = divide(train, None, cohort(2, "b", prefix="t"), **FRACTIONS, seed=0)
     assert len(split.test) == 4
-    assert "4 films that data.train assigns to test are left out: data.test is given" in caplog.text
+    assert (
+        "4 images that data.train assigns to test are left out: data.test is given" in caplog.text
+    )
 
 
 def test_patients_whose_ids_are_spelled_much_like_those_trained_on_are_named(tmp_path, caplog):
     path = tmp_path / "split.csv"
-    trained = films(["P17", "p18"], ["m", "n"])
+    trained = images(["P17", "p18"], ["m", "n"])
     nothing = trained.take(np.zeros(0, int))
     write_split(path, Split(train=trained, validation=nothing, test=nothing))
-    check_unseen(path, films(["p19", "P19"], ["m", "n"], "t"), "shared", "it was trained on")
+    check_unseen(path, images(["p19", "P19"], ["m", "n"], "t"), "shared", "it was trained on")
     assert caplog.text == ""
-    check_unseen(path, films(["p17 "], ["m"], "t"), "shared", "it was trained on")
+    check_unseen(path, images(["p17 "], ["m"], "t"), "shared", "it was trained on")
     assert "it was trained on patients whose ids are spelled much like some of" in caplog.text
     assert "'P17' and 'p17 '" in caplog.text

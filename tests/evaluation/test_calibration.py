@@ -19,14 +19,14 @@ def test_against_an_independent_computation():
     result = calibration(probabilities, label, num_bins=10)
     gap = 0.0
     for low in np.arange(10) / 10:
-        films = [
+        images = [
             (p.max(), p.argmax() == y)
             for p, y in zip(probabilities, label, strict=True)
             if low <= p.max() < low + 0.1
         ]
-        if films:
-            confidence, hit = np.mean(films, axis=0)
-            gap += len(films) / 200 * abs(confidence - hit)
+        if images:
+            confidence, hit = np.mean(images, axis=0)
+            gap += len(images) / 200 * abs(confidence - hit)
     assert result["expected_calibration_error"] == pytest.approx(gap, abs=1e-9)
     brier = np.mean([((p - np.eye(4)[y]) ** 2).sum() for p, y in zip(probabilities, label)])  # noqa: B905
     assert result["brier"] == pytest.approx(brier)

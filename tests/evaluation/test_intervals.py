@@ -9,7 +9,7 @@ from infantxray.evaluation.metrics import HEADLINES, Predictions, headline, summ
 
 
 def make_runs(seeds=3, n=60, k=3, skill=1.5, spread=0.0):
-    """Runs of one model: the same films for every seed, two films a patient."""
+    """Runs of one model: the same images for every seed, two images a patient."""
     rng = np.random.default_rng(0)
     label = rng.integers(k, size=n)
     label[:2] = -1  # Unknown.
@@ -34,8 +34,8 @@ def make_runs(seeds=3, n=60, k=3, skill=1.5, spread=0.0):
     return runs
 
 
-def test_weighted_figures_are_those_of_repeated_films():
-    """Brute force: a patient of weight 2 is a patient whose films are there twice."""
+def test_weighted_figures_are_those_of_repeated_images():
+    """Brute force: a patient of weight 2 is a patient whose images are there twice."""
     (run,) = make_runs(seeds=1)
     keys = np.unique(run.patient)
     weights = np.random.default_rng(1).multinomial(len(keys), np.full(30, 1 / 30), size=40)
@@ -87,10 +87,10 @@ def test_an_interval_is_the_brute_force_one():
     assert estimate.sd == pytest.approx(np.std(accuracies, ddof=1))
     rng = np.random.default_rng(5)
     keys = np.unique(runs[0].patient)
-    films = {key: np.flatnonzero(runs[0].patient == key) for key in keys}
+    images = {key: np.flatnonzero(runs[0].patient == key) for key in keys}
     values = []
     for _ in range(2000):
-        rows = np.concatenate([films[key] for key in rng.choice(keys, len(keys))])
+        rows = np.concatenate([images[key] for key in rng.choice(keys, len(keys))])
         label = runs[0].label[rows]
         known = label >= 0
         drawn = rng.integers(3, size=2)

@@ -140,13 +140,13 @@ def test_a_class_never_predicted_has_precision_zero_and_one_without_cases_none()
     np.testing.assert_allclose(scores["f1"], [2 / 3, 0.0, NAN])
 
 
-def test_age_error_is_over_films_of_known_age():
+def test_age_error_is_over_images_of_known_age():
     predictions = make([0, 0, 0], age=[10, NAN, 4], predicted_age=[13, 99, 3])
     assert metrics.age_mae(predictions) == pytest.approx(2.0)
     assert math.isnan(metrics.age_mae(make([0, 1])))
 
 
-def test_age_bands_share_out_every_film_once():
+def test_age_bands_share_out_every_image_once():
     ages = [0.0, 0.5, 0.91, 0.93, 11.99, 12.0, 23.9, 24, 59, 60, 143, 144, 215, 216, 900, NAN]
     predictions = make([0] * len(ages), age=ages, predicted_age=np.nan_to_num(ages) + 1)
     bands = metrics.by_age_band(predictions)
@@ -169,7 +169,7 @@ def test_age_bands_share_out_every_film_once():
 
 
 def brute_force_bootstrap(predictions, figure, samples, seed):
-    """The same draws, film by film in plain Python."""
+    """The same draws, image by image in plain Python."""
     patients = sorted(set(predictions.patient.tolist()))
     rng = np.random.default_rng(seed)
     values = []
@@ -198,8 +198,8 @@ def test_bootstrap_against_brute_force():
     assert intervals == metrics.bootstrap(predictions, metrics.headline, samples=60, seed=3)
 
 
-def test_films_of_one_patient_are_not_independent():
-    """Twenty copies of the same film of each patient do not make the interval shorter."""
+def test_images_of_one_patient_are_not_independent():
+    """Twenty copies of the same image of each patient do not make the interval shorter."""
     probabilities, label = random_case(2, n=15)
 
     def width(copies):
@@ -258,7 +258,7 @@ def test_what_cannot_be_computed_is_null_with_its_reason():
         "n": 0, "recall": None, "precision": None, "f1": None, "roc_auc": None,
     }  # fmt: skip
     assert absent["not_computed"] == {
-        "per_class.c": "no film of this class",
+        "per_class.c": "no image of this class",
         "age_mae_months": "the model has no age head",
         "age_bands": "no label, no second class or no age in some bands",
     }
@@ -267,13 +267,13 @@ def test_what_cannot_be_computed_is_null_with_its_reason():
     single = summary(make([1, 1], age=[NAN, NAN], predicted_age=[3, 4]), bootstrap_samples=5)
     assert single["roc_auc"] is None
     assert single["ci95"]["roc_auc"] == [None, None]
-    assert single["not_computed"]["roc_auc"] == "films of one class alone"
-    assert single["not_computed"]["age_mae_months"] == "no film has a known age"
+    assert single["not_computed"]["roc_auc"] == "images of one class alone"
+    assert single["not_computed"]["age_mae_months"] == "no image has a known age"
 
     unlabelled = summary(make([-1, -1], [[1, 0, 0]] * 2), bootstrap_samples=0)
     for name in metrics.HEADLINES[:-1]:
         assert unlabelled[name] is None
-        assert "no film has a known label" in unlabelled["not_computed"][name]
+        assert "no image has a known label" in unlabelled["not_computed"][name]
 
     ages = summary(make([-1, -1], age=[3, 4], predicted_age=[3, 5], k=0), bootstrap_samples=0)
     assert ages["accuracy"] is None
@@ -308,7 +308,7 @@ def test_to_json():
     }
 
 
-def test_the_baseline_never_looks_at_the_film():
+def test_the_baseline_never_looks_at_the_image():
     predictions = metrics.Predictions(
         classes=("a", "b"),
         probabilities=np.array([[0.9, 0.1]] * 4, np.float32),
@@ -333,7 +333,7 @@ def test_baseline_is_the_guess_of_who_never_looks():
     predictions = make([0, 1, 1, -1], age=[2, NAN, 8, 5])
     trained = np.array([2, 1, 1, -1, -1, -1])
     result = metrics.baseline(predictions, trained, 4.0)
-    # Named by the training films, scored on the test films.
+    # Named by the training images, scored on the test images.
     assert result["majority_class"] == "b"
     assert result["accuracy"] == pytest.approx(2 / 3)
     assert result["age_mae_months"] == pytest.approx((2 + 4 + 1) / 3)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.decode import Preprocessing
-from data_pipeline.loader import FilmSource
+from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
 from data_pipeline.phantom import open_phantom, truth
 from infantxray.evaluation import saliency as gradcam
@@ -38,14 +38,14 @@ def model():
     return model, variables
 
 
-def film(row, column, ground=0, spot=255):
+def radiograph(row, column, ground=0, spot=255):
     image = np.full((SIDE, SIDE, 1), ground, np.uint8)
     image[32 * row : 32 * row + 32, 32 * column : 32 * column + 32] = spot
     return image
 
 
 def test_the_cell_that_speaks_for_the_class_is_found(model):
-    images = np.stack([film(0, 3), film(2, 1)])
+    images = np.stack([radiograph(0, 3), radiograph(2, 1)])
     maps = np.asarray(gradcam.saliency(*model, images, jnp.array([0, 0])))
     assert maps.shape == (2, 4, 4)
     for found, (row, column) in zip(maps, [(0, 3), (2, 1)], strict=True):
@@ -54,8 +54,8 @@ def test_the_cell_that_speaks_for_the_class_is_found(model):
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_each_film_is_explained_for_its_own_class(model):
-    images = np.stack([film(1, 2, ground=160, spot=20)] * 2)
+def test_each_image_is_explained_for_its_own_class(model):
+    images = np.stack([radiograph(1, 2, ground=160, spot=20)] * 2)
     bright, dark = np.asarray(gradcam.saliency(*model, images, jnp.array([0, 1])))
     assert dark[1, 2] == pytest.approx(1.0)
     assert dark.sum() == pytest.approx(1.0)
@@ -64,20 +64,20 @@ def test_each_film_is_explained_for_its_own_class(model):
 
 
 def test_nothing_that_speaks_for_a_class_is_all_zero_and_not_nan(model):
-    maps = np.asarray(gradcam.saliency(*model, film(0, 0)[None], jnp.array([2])))
+    maps = np.asarray(gradcam.saliency(*model, radiograph(0, 0)[None], jnp.array([2])))
     np.testing.assert_array_equal(maps, 0.0)
 
 
 @pytest.fixture
-def films(tmp_path):
-    """Five films: two of class a, two of class b, one unknown."""
+def radiographs(tmp_path):
+    """Five images: two of class a, two of class b, one unknown."""
     labels = ["a", "a", "b", "b", ""]
     for i in range(5):
-        Image.fromarray(film(i % 4, i // 2)[..., 0]).save(tmp_path / f"{i}.png")
+        Image.fromarray(radiograph(i % 4, i // 2)[..., 0]).save(tmp_path / f"{i}.png")
     records = Records.create(
         [str(tmp_path / f"{i}.png") for i in range(5)], source="s", label=labels
     )
-    return FilmSource(records, ("a", "b", "c"), Preprocessing(image_size=SIDE))
+    return ImageSource(records, ("a", "b", "c"), Preprocessing(image_size=SIDE))
 
 
 def predictions(source, rows, probabilities):
@@ -92,32 +92,37 @@ def predictions(source, rows, probabilities):
     )
 
 
-def test_one_example_a_class_the_surest_right_or_wrong(model, films):
-    rows = np.array([0, 1, 3, 4])  # Film 2 could not be read.
+def test_one_example_a_class_the_surest_right_or_wrong(model, radiographs):
+    rows = np.array([0, 1, 3, 4])  # Image 2 could not be read.
     probabilities = [[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0]]
-    records = films.records.take(rows)
-    found = gradcam.examples(*model, films, predictions(films, rows, probabilities), records)
+    records = radiographs.records.take(rows)
+    found = gradcam.examples(
+        *model, radiographs, predictions(radiographs, rows, probabilities), records
+    )
     assert [(e.truth, e.predicted) for e in found] == [("a", "b"), ("b", "a")]
     assert [e.probability for e in found] == pytest.approx([0.7, 0.9])
     assert [example.box for example in found] == [None, None]
     for example, row in zip(found, (1, 3), strict=True):
-        np.testing.assert_array_equal(example.image, film(row % 4, row // 2)[..., 0])
+        np.testing.assert_array_equal(example.image, radiograph(row % 4, row // 2)[..., 0])
         assert example.image.dtype == np.uint8
         assert example.saliency.shape == (SIDE, SIDE)
         assert example.saliency.min() >= 0.0
         assert example.saliency.max() <= 1.0
-    # Film 3, predicted "something bright": where its spot is.
+    # Image 3, predicted "something bright": where its spot is.
     spot = found[1].saliency[96:128, 32:64]
     assert spot.mean() > 0.6
     assert found[1].saliency.mean() < 0.15
 
 
-def test_nothing_to_explain(model, films):
+def test_nothing_to_explain(model, radiographs):
     rows = np.array([4])
-    records = films.records.take(rows)
-    assert gradcam.examples(*model, films, predictions(films, rows, [[1, 0, 0]]), records) == []
+    records = radiographs.records.take(rows)
+    assert (
+        gradcam.examples(*model, radiographs, predictions(radiographs, rows, [[1, 0, 0]]), records)
+        == []
+    )
     no_classes = Predictions((), np.zeros((1, 0)), *[np.zeros(1)] * 4)
-    assert gradcam.examples(*model, films, no_classes, records) == []
+    assert gradcam.examples(*model, radiographs, no_classes, records) == []
 
 
 def test_saliency_is_held_against_the_true_boxes(model):
@@ -126,7 +131,7 @@ def test_saliency_is_held_against_the_true_boxes(model):
     phantom = phantom.take(phantom.split == "test")
     boxes = [truth(path, SIDE).boxes for path in phantom.image_path]
     label = np.array(["a" if boxed else "" for boxed in boxes], dtype=object)
-    source = FilmSource(phantom.replace(label=label), ("a", "b", "c"), Preprocessing(SIDE))
+    source = ImageSource(phantom.replace(label=label), ("a", "b", "c"), Preprocessing(SIDE))
     rows = np.arange(len(phantom))
     answers = predictions(source, rows, np.eye(3)[np.zeros(len(rows), int)])
     found = gradcam.localisation(*model, source, answers, source.records)
@@ -136,7 +141,7 @@ def test_saliency_is_held_against_the_true_boxes(model):
     first = [i for i, boxed in enumerate(boxes) if boxed][:8]
     area = [(b.x1 - b.x0) * (b.y1 - b.y0) / SIDE**2 for b in (boxes[i][0] for i in first)]
     assert found["box_share"] == pytest.approx(np.mean(area))
-    # Brute force, film by film.
+    # Brute force, image by image.
     hits, mass = [], []
     for i in first:
         image = source[i]["image"]
@@ -151,7 +156,9 @@ def test_saliency_is_held_against_the_true_boxes(model):
     assert found["mass_in_box"] == pytest.approx(np.mean(mass), abs=1e-5)
 
 
-def test_films_without_boxes_are_not_judged(model, films):
+def test_images_without_boxes_are_not_judged(model, radiographs):
     rows = np.arange(4)
-    answers = predictions(films, rows, np.eye(3)[[0, 1, 2, 0]])
-    assert gradcam.localisation(*model, films, answers, films.records.take(rows)) is None
+    answers = predictions(radiographs, rows, np.eye(3)[[0, 1, 2, 0]])
+    assert (
+        gradcam.localisation(*model, radiographs, answers, radiographs.records.take(rows)) is None
+    )

@@ -18,7 +18,7 @@ def test_it_is_the_minimum_that_scikit_learn_finds(l2):
     np.testing.assert_allclose(predict(other), expected, atol=5e-3)
 
 
-def test_separable_classes_are_told_apart_on_new_films():
+def test_separable_classes_are_told_apart_on_new_images():
     predict = fit_linear(*clusters(150, 0), 3)
     features, labels = clusters(60, 1)
     probabilities = predict(features)
@@ -34,14 +34,14 @@ def test_features_without_information_give_the_frequencies():
     assert probabilities[0] == pytest.approx([0.75, 0.25], abs=0.01)
 
 
-def test_a_class_without_films_is_improbable():
+def test_a_class_without_images_is_improbable():
     features, labels = clusters(90, 0)
     probabilities = fit_linear(features, labels, 4)(features)
     assert probabilities.shape == (90, 4)
     assert probabilities[:, 3].max() < 0.1
 
 
-@pytest.mark.parametrize("count", [120, 4])  # More films than features, and fewer.
+@pytest.mark.parametrize("count", [120, 4])  # More images than features, and fewer.
 def test_ridge_is_that_of_scikit_learn(count):
     features, _ = clusters(120, 0)
     targets = np.random.default_rng(0).normal(size=(120, 2)) + features[:, :1] / 10
@@ -53,8 +53,8 @@ def test_ridge_is_that_of_scikit_learn(count):
     np.testing.assert_allclose(fit_ridge(features, targets, 0.5)(other), expected, rtol=1e-4)
 
 
-def films_of_patients(count, signal):
-    """Features `[2 * count, 40]` of two films each, and targets that know them as well as said."""
+def images_of_patients(count, signal):
+    """Features `[2 * count, 40]` of two images each, and targets that know them as well as said."""
     rng = np.random.default_rng(0)
     features = np.repeat(rng.normal(size=(count, 40)), 2, axis=0)
     features += 0.1 * rng.normal(size=features.shape)
@@ -63,30 +63,30 @@ def films_of_patients(count, signal):
 
 
 def test_the_penalty_is_chosen_on_patients_who_are_left_out():
-    features, targets, patient = films_of_patients(40, signal=0.0)
-    # There is nothing to learn: the mean is best. Within a patient there is: one film tells of the
+    features, targets, patient = images_of_patients(40, signal=0.0)
+    # There is nothing to learn: the mean is best. Within a patient there is: one image tells of the
     # other, so folds that part them see a signal.
     by_patient = fit_ridge_by_patient(features, targets, patient)(features)
-    by_film = fit_ridge_by_patient(features, targets, np.arange(80))(features)
+    by_image = fit_ridge_by_patient(features, targets, np.arange(80))(features)
     assert by_patient.std() < 0.1 * targets.std()
-    assert by_film.std() > 0.5 * targets.std()
+    assert by_image.std() > 0.5 * targets.std()
 
 
 def test_the_penalty_leaves_what_can_be_learned():
-    features, targets, patient = films_of_patients(150, signal=3.0)
+    features, targets, patient = images_of_patients(150, signal=3.0)
     predict = fit_ridge_by_patient(features[:200], targets[:200], patient[:200])
     error = np.abs(predict(features[200:]) - targets[200:]).mean()
     assert error < 0.5 * np.abs(targets[200:] - targets[:200].mean()).mean()
 
 
 def test_one_patient_gives_the_mean():
-    features, targets, patient = films_of_patients(1, signal=1.0)
+    features, targets, patient = images_of_patients(1, signal=1.0)
     predict = fit_ridge_by_patient(features, targets, patient)
     np.testing.assert_allclose(predict(features + 1), targets.mean(), atol=0.01)
 
 
 def test_a_feature_that_hardly_varied_does_not_run_away():
-    features, targets, patient = films_of_patients(6, signal=3.0)
+    features, targets, patient = images_of_patients(6, signal=3.0)
     features[:, 1] = 1e-4 * features[:, 0]
     predict = fit_ridge_by_patient(features, targets, patient)
     other = features.copy()

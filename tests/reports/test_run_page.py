@@ -130,7 +130,7 @@ def test_the_page_needs_nothing_else(report):
 
 
 def test_the_header_counts_what_is_known(tmp_path):
-    """Films without a condition or age stand in `n` and are scored by nothing."""
+    """Images without a condition or age stand in `n` and are scored by nothing."""
     predictions = make_predictions()
     label, age = predictions.label.copy(), predictions.age_months.copy()
     label[:50], age[:11] = -1, np.nan
@@ -139,9 +139,9 @@ def test_the_header_counts_what_is_known(tmp_path):
     config = json.loads(finetune.get_config().to_json_best_effort())
     page.write(str(tmp_path / "report.html"), config, summary, {})
     shown = "".join(parse((tmp_path / "report.html").read_text(encoding="utf-8")).text)
-    assert "60 test films" in shown
-    assert "10 films with a known condition" in shown
-    assert "49 films with a known age" in shown
+    assert "60 test images" in shown
+    assert "10 images with a known condition" in shown
+    assert "49 images with a known age" in shown
     assert "neither stage" not in shown
     assert "cannot be checked" in shown
 
@@ -153,7 +153,7 @@ def test_pictures_of_stage_one_are_named_by_its_objective(tmp_path):
     summary = summarise(make_predictions())
     page.write(str(tmp_path / "r.html"), config, summary, pictures, ("input", "first_view"))
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "Validation films; from above: input, first view." in text
+    assert "Validation images; from above: input, first view." in text
 
 
 def test_names_are_escaped(report):
@@ -178,10 +178,10 @@ def test_the_page_shows_the_numbers(report):
         assert row["band"] in shown
     for blind in ("0.400", "0.500", "9.0"):
         assert f"blind guess: {blind}" in shown
-    assert "60 test films" in shown
+    assert "60 test images" in shown
     assert "30 patients" in shown
     assert "2 unreadable files" in shown
-    assert "7 films without a patient id count as a patient each" in shown
+    assert "7 images without a patient id count as a patient each" in shown
     assert "patients whom neither stage was trained on" in shown
     assert "data manifest:/b.csv" in shown  # That was scored, not that it was trained on.
     assert "--config.optimizer.learning_rate=0.001" in shown

@@ -83,7 +83,7 @@ def variables(created):
 
 @pytest.fixture(scope="module")
 def images():
-    """Films of different brightness, with a gradient each."""
+    """Images of different brightness, with a gradient each."""
     ramp = np.linspace(0, 0.4, SIDE)[None, :, None, None]
     level = np.array([0.1, 0.3, 0.5, 0.6])[:, None, None, None]
     return np.broadcast_to(level + ramp, (4, SIDE, SIDE, 1)).astype(np.float32)
@@ -127,7 +127,7 @@ def test_statistics_move_in_training_alone(objective, variables, images):
     jax.tree.map(np.testing.assert_array_equal, kept, before)
 
 
-def test_in_evaluation_a_film_is_judged_alone(objective, variables, images):
+def test_in_evaluation_a_image_is_judged_alone(objective, variables, images):
     together = loss(objective, variables, images, train=False)[0]
     for i in range(4):
         alone = loss(objective, variables, np.repeat(images[i : i + 1], 4, axis=0), train=False)[0]
@@ -197,12 +197,12 @@ class TestL1:
 
 
 def textures(count=2, side=2 * SIDE, seed=0):
-    """Films of 256 grey levels with edges in all directions, and a black margin."""
+    """Images of 256 grey levels with edges in all directions, and a black margin."""
     rng = np.random.default_rng(seed)
-    films = gaussian_filter(rng.normal(size=(count, side, side)), (0, 2, 2))
-    films = np.rint(np.clip(0.5 + films, 0, 1) * 255) / 255
-    films[:, :, : side // 8] = 0
-    return films[..., None].astype(np.float32)
+    radiographs = gaussian_filter(rng.normal(size=(count, side, side)), (0, 2, 2))
+    radiographs = np.rint(np.clip(0.5 + radiographs, 0, 1) * 255) / 255
+    radiographs[:, :, : side // 8] = 0
+    return radiographs[..., None].astype(np.float32)
 
 
 @jax.jit
@@ -215,24 +215,24 @@ def reference_hog(image, cell):
     return np.stack(
         [
             skimage_hog(
-                film,
+                radiograph,
                 orientations=9,
                 pixels_per_cell=(cell, cell),
                 cells_per_block=(1, 1),
                 block_norm="L2",
                 feature_vector=False,
             )[:, :, 0, 0]
-            for film in image[..., 0]
+            for radiograph in image[..., 0]
         ]
     )
 
 
 def reference_pixels(image, patch):
     target = np.empty(image.shape)
-    for film, out in zip(image.astype(np.float64), target, strict=True):
-        for y in range(0, film.shape[0], patch):
-            for x in range(0, film.shape[1], patch):
-                part = film[y : y + patch, x : x + patch]
+    for radiograph, out in zip(image.astype(np.float64), target, strict=True):
+        for y in range(0, radiograph.shape[0], patch):
+            for x in range(0, radiograph.shape[1], patch):
+                part = radiograph[y : y + patch, x : x + patch]
                 out[y : y + patch, x : x + patch] = (part - part.mean()) / (
                     part.var() + 1e-6
                 ) ** 0.5
@@ -240,7 +240,7 @@ def reference_pixels(image, patch):
 
 
 def test_one_and_four_devices_agree(objective, variables, images):
-    """Masks, noise and views belong to the film, and statistics to the whole batch."""
+    """Masks, noise and views belong to the image, and statistics to the whole batch."""
     sharding = DataParallel(jax.devices()[:4])
     shared = jax.device_put(images, sharding.batch)
     assert len(shared.sharding.device_set) == 4
@@ -300,7 +300,7 @@ def test_gradient_is_the_slope_of_the_loss(objective, variables, images):
 
 
 class TestDenoise:
-    def test_the_clean_film_is_the_target_of_what_is_said_of_a_noisy_one(self):
+    def test_the_clean_image_is_the_target_of_what_is_said_of_a_noisy_one(self):
         image = textures()
         objective, variables = answering("denoise", image.shape)
         values, stats = objective.loss(variables, image, jax.random.key(0), train=True)
@@ -309,7 +309,7 @@ class TestDenoise:
         noise = np.asarray(stats["shown"]) * STD + MEAN - image
         assert noise.std() == pytest.approx(0.2, rel=0.05)
         assert np.abs(noise.mean(axis=(1, 2, 3))).max() < 0.02
-        assert np.abs(noise[0] - noise[1]).max() > 0.2  # Each film has its own.
+        assert np.abs(noise[0] - noise[1]).max() > 0.2  # Each image has its own.
 
 
 class TestMasking:
@@ -317,7 +317,7 @@ class TestMasking:
         ("side", "patch"),
         [(32, 4), (64, 8), (96, 16), (128, 16), (160, 16), (192, 32), (224, 32), (512, 32)],
     )
-    def test_patches_grow_with_the_film(self, side, patch):
+    def test_patches_grow_with_the_image(self, side, patch):
         assert patch_size(0, side) == patch
         assert patch_size(4, side) == 4
         assert side % patch == 0
@@ -398,7 +398,7 @@ class TestMasking:
 
 
 def reference_simsiam(projection, prediction):
-    """Rows 2 i and 2 i + 1 are the views of film i -> its loss."""
+    """Rows 2 i and 2 i + 1 are the views of image i -> its loss."""
     z, p = (np.asarray(x, np.float64) for x in (projection, prediction))
     cosine = [
         [z[2 * i + 1 - view] @ p[2 * i + view] for view in (0, 1)] for i in range(len(z) // 2)
@@ -421,20 +421,20 @@ class TestSimSiam:
         outputs = apply(variables, (views - MEAN) / STD)
         values, _ = loss(objective, variables, image, key=2, train=train)
         np.testing.assert_allclose(values, reference_simsiam(*outputs), atol=1e-4)
-        if train:  # Films are spread in every direction, whatever the weights are.
+        if train:  # Images are spread in every direction, whatever the weights are.
             np.testing.assert_allclose(outputs[0].mean(axis=0), 0, atol=1e-4)
             assert np.median(outputs[0].std(axis=0)) == pytest.approx(1, abs=0.01)
 
     def test_views_keep_sides(self):
         image = np.full((16, SIDE, SIDE, 1), 0.2, np.float32)
-        image[:, :, : SIDE // 2] = 0.8  # The film's left is bright.
+        image[:, :, : SIDE // 2] = 0.8  # The image's left is bright.
         views = np.asarray(make_views(image, jax.random.key(0)))
         assert views.shape == (16, 2, SIDE, SIDE, 1)
         assert 0 <= views.min() <= views.max() <= 1
         # Nearly all: what was shifted in from outside is black.
         left, right = views[..., : SIDE // 2, :], views[..., SIDE // 2 :, :]
         assert (left.mean(axis=(2, 3, 4)) > right.mean(axis=(2, 3, 4))).mean() > 0.9
-        # All 32 differ, the two of a film too.
+        # All 32 differ, the two of an image too.
         flat = views.reshape(32, -1)
         apart = np.abs(flat[:, None] - flat[None]).mean(axis=-1) + np.eye(32)
         assert apart.min() > 1e-3

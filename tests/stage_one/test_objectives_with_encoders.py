@@ -37,14 +37,14 @@ class Elsewhere(nn.Module):
 
 
 def objective_loss(name, width):
-    """Shapes of its variables, and variables, films, key -> mean loss and statistics."""
+    """Shapes of its variables, and variables, images, key -> mean loss and statistics."""
     config = pretrain.get_config()
     config.data.image_size = SIDE
     objective = OBJECTIVES[name](Elsewhere(width), jnp.float32, config)
 
-    def loss(params, batch_stats, films, key):
+    def loss(params, batch_stats, images, key):
         variables = {"params": params, "batch_stats": batch_stats}
-        values, batch_stats = objective.loss(variables, films, key, train=True)
+        values, batch_stats = objective.loss(variables, images, key, train=True)
         return values.mean(), batch_stats
 
     image = jnp.zeros((IMAGES, SIDE, SIDE, 1))
@@ -54,7 +54,7 @@ def objective_loss(name, width):
 
 @functools.cache
 def compile_objective(name):
-    """Its variables, and variables, films, key -> loss, gradient and statistics."""
+    """Its variables, and variables, images, key -> loss, gradient and statistics."""
     shapes, loss = objective_loss(name, WIDEST)
     return fill(shapes), jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -104,10 +104,10 @@ def fill(shapes):
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_every_objective_trains_every_encoder(encoder):
     start, forward, descend = compile_encoder(encoder)
-    films = np.random.default_rng(1).uniform(size=(IMAGES, SIDE, SIDE, 1)).astype(np.float32)
+    images = np.random.default_rng(1).uniform(size=(IMAGES, SIDE, SIDE, 1)).astype(np.float32)
     for name in OBJECTIVES:
-        # SimSiam shows the encoder two views of each film: half as many give the same shape.
-        batch = films[: IMAGES // 2] if name == "simsiam" else films
+        # SimSiam shows the encoder two views of each image: half as many give the same shape.
+        batch = images[: IMAGES // 2] if name == "simsiam" else images
         head, step = compile_objective(name)
         params, batch_stats = start["params"], start["batch_stats"]
         for number in range(STEPS):
@@ -134,10 +134,10 @@ def test_every_objective_trains_every_encoder(encoder):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives_fit_the_last_map_of_every_encoder(name):
-    films = jax.ShapeDtypeStruct((IMAGES // (2 if name == "simsiam" else 1), SIDE, SIDE, 1), "f4")
+    images = jax.ShapeDtypeStruct((IMAGES // (2 if name == "simsiam" else 1), SIDE, SIDE, 1), "f4")
     for width in {create_encoder(encoder).num_features for encoder in ENCODERS}:
         shapes, loss = objective_loss(name, width)
         value, _ = jax.eval_shape(
-            loss, shapes["params"], shapes["batch_stats"], films, jax.random.key(0)
+            loss, shapes["params"], shapes["batch_stats"], images, jax.random.key(0)
         )
         assert value.shape == ()

@@ -14,7 +14,7 @@ from PIL import Image
 from configs import finetune as finetune_config
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import UserError
-from data_pipeline.loader import FilmSource
+from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
 from infantxray.evaluation.metrics import Predictions
 from infantxray.models.diagnosis import DiagnosisModel
@@ -54,7 +54,7 @@ def make_card(classes=CLASSES, ages=(20.0, 8.0), dtype="float32"):
 def make_variables(card, seed=0, scale=1.0):
     model = diagnosis.build_model(card)
     variables = diagnosis.init_variables(model, SIDE, jax.random.key(seed))
-    # Away from the heads' small start, so that films differ.
+    # Away from the heads' small start, so that images differ.
     return jax.tree.map(
         lambda x: x + scale * jnp.cos(jnp.arange(x.size)).reshape(x.shape), variables
     )
@@ -62,8 +62,8 @@ def make_variables(card, seed=0, scale=1.0):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Seven films; the fourth is damaged, some labels and ages are unknown."""
-    folder = tmp_path_factory.mktemp("films")
+    """Seven images; the fourth is damaged, some labels and ages are unknown."""
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(7):
         Image.fromarray(rng.integers(0, 256, (SIDE, SIDE), np.uint8)).save(folder / f"{i}.png")
@@ -75,14 +75,14 @@ def source(tmp_path_factory):
         label=["mass", "", "normal", "mass", "constipation", "other", "normal"],
         age_months=[1.0, np.nan, 3.0, 4.0, 5.0, 6.0, 7.0],
     )
-    return FilmSource(records, CLASSES, HOW, on_error="skip")
+    return ImageSource(records, CLASSES, HOW, on_error="skip")
 
 
 READABLE = [0, 1, 2, 4, 5, 6]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
-def test_films_come_back_in_order_without_padding_and_damage(source, batch_size):
+def test_images_come_back_in_order_without_padding_and_damage(source, batch_size):
     card = make_card()
     variables = make_variables(card)
     predictor = diagnosis.Predictor(card, batch_size=batch_size, num_threads=2)
@@ -95,7 +95,7 @@ def test_films_come_back_in_order_without_padding_and_damage(source, batch_size)
         "patient:c",
     ]  # fmt: skip
     assert predictions.classes == CLASSES
-    # Each film by itself, without the pipeline.
+    # Each image by itself, without the pipeline.
     model = diagnosis.build_model(card)
     for i, row in enumerate(READABLE):
         image = np.asarray(Image.open(source.records.image_path[row]))[None, ..., None]
@@ -126,8 +126,8 @@ def test_without_condition_head_there_are_no_probabilities(source):
     assert np.isfinite(predictions.age_predicted_months).all()
 
 
-def test_a_source_of_damaged_films_gives_empty_predictions(source):
-    bad = FilmSource(source.records.take(np.array([3])), CLASSES, HOW, on_error="skip")
+def test_a_source_of_damaged_images_gives_empty_predictions(source):
+    bad = ImageSource(source.records.take(np.array([3])), CLASSES, HOW, on_error="skip")
     predictions, records = diagnosis.Predictor(make_card(), batch_size=4, num_threads=1)(
         make_variables(make_card()), bad
     )
@@ -222,7 +222,7 @@ class TestAgeAsACondition:
         grads = jax.grad(total)(variables["params"])
         for leaf in jax.tree.leaves(grads["age_prediction_net"]):
             np.testing.assert_array_equal(leaf, 0.0)
-        assert np.abs(grads["age_modulation"]["film"]["kernel"]).max() > 0
+        assert np.abs(grads["age_modulation"]["image"]["kernel"]).max() > 0
 
 
 def test_heads_do_not_feel_the_scale_of_an_encoder_without_batchnorm():
@@ -275,7 +275,7 @@ def test_the_card_comes_back(tmp_path):
 
 
 class TestLoss:
-    """L = CE + α·MSE, each over the films for which it is known."""
+    """L = CE + α·MSE, each over the images for which it is known."""
 
     BATCH = {  # noqa: RUF012
         "image": np.random.default_rng(1).integers(0, 256, (4, SIDE, SIDE, 1), np.uint8),
@@ -328,7 +328,7 @@ class TestLoss:
         weights = self.task(class_weights="balanced").weights(
             self.BATCH | {"label": np.array([0, 1, 2, 0], np.int32)}
         )["cross_entropy"]
-        # 3, 1 and 1 of 5 films.
+        # 3, 1 and 1 of 5 images.
         np.testing.assert_allclose(weights, [5 / 9, 5 / 3, 5 / 3, 0], rtol=1e-6)
 
     def test_a_frozen_encoder_gets_no_gradient_and_keeps_its_statistics(self):

@@ -28,7 +28,7 @@ SKILL = {"without_pretraining": 0.9, "without_apn": 1.1, "full": 1.3}
 
 
 def small_config():
-    """Two encoders, three variants and two seeds on 200 films of 32 pixels."""
+    """Two encoders, three variants and two seeds on 200 images of 32 pixels."""
     config = study_config.get_config()
     config.study.encoders = ("shufflenet", "mobilenet_v2")
     config.study.seeds = (0, 1)

@@ -52,13 +52,13 @@ def test_few_stages_one_take_turns():
 
 
 @pytest.mark.parametrize("changed", [False, True])
-def test_recipes_draw_equally_many_films(changed):
+def test_recipes_draw_equally_many_images(changed):
     """The arms of docs/results.md, also where the command line changes their length."""
     config = study_config.get_config("best")
     if changed:
         config.finetune.train_steps, config.finetune.batch_size = 300, 32
         config.finetune.labelled_fraction = 0.5
-    films = {}
+    images = {}
     for cell in plan.make_plan(config, "/study"):
         if cell.task == "finetune":
             run = cell.config
@@ -66,22 +66,22 @@ def test_recipes_draw_equally_many_films(changed):
             drawn = run.train_steps * run.batch_size
             teaching = run.self_training
             drawn += teaching.teachers * teaching.teacher_steps * teacher_batch
-            films.setdefault(cell.name, set()).add(drawn)
+            images.setdefault(cell.name, set()).add(drawn)
     arms = {"random", "paper", "masked", "random_self_training", "best"}
-    assert films.keys() == arms | {"random_fine_tuned_teacher"}
-    # To within half of a batch: a teacher's films need not fill whole batches of a student.
+    assert images.keys() == arms | {"random_fine_tuned_teacher"}
+    # To within half of a batch: a teacher's images need not fill whole batches of a student.
     expected, half = (300 * 32, 16) if changed else (188 * 64, 32)
-    assert all(abs(drawn - expected) <= half for drawn in set.union(*films.values()))
+    assert all(abs(drawn - expected) <= half for drawn in set.union(*images.values()))
     stage_one = [c.config for c in plan.make_plan(config, "/study") if c.task == "pretrain"]
     assert {run.objective for run in stage_one} == {"l1", "masked_hog"}
     assert len({(run.train_steps, run.batch_size) for run in stage_one}) == 1
 
 
-def test_other_teachers_draw_equally_many_films():
+def test_other_teachers_draw_equally_many_images():
     config = study_config.get_config("ablation")
     cells = {c.name: c.config for c in plan.make_plan(config, "/study") if c.task == "finetune"}
     steps = {name: run.train_steps for name, run in cells.items()}
-    # A teacher's 150 steps of 16 films are 37.5 of 64; a linear probe draws none.
+    # A teacher's 150 steps of 16 images are 37.5 of 64; a linear probe draws none.
     assert steps.pop("fine_tuned_teacher") == 150
     assert set(steps.values()) == {188}
     teaching = config.variants.fine_tuned_teacher.finetune.self_training

@@ -88,8 +88,8 @@ def rows(folder, name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"given_splits": "ignore", "test_fraction": 0.0}, "no film is left for test"),
-        ({"classes": ("x",)}, "no training film carries"),
+        ({"given_splits": "ignore", "test_fraction": 0.0}, "no image is left for test"),
+        ({"classes": ("x",)}, "no training image carries"),
     ],
 )
 def test_what_stage_two_refuses_stops_a_study_before_stage_one(tmp_path, fake, settings, message):
@@ -214,11 +214,11 @@ def test_fewer_labels_make_a_table_and_a_figure(written):
 
 def test_parts_of_the_test_set_add_up(written):
     config, folder, _ = written
-    films = len(data.divide_sources(config.data).test)
+    images = len(data.divide_sources(config.data).test)
     for name in ("age_bands", "conditions"):
         table = rows(folder, name)
-        assert sum(int(row["films"]) for row in table) == films
-        assert all("(few)" in row["patients"] for row in table if int(row["films"]) < 10)
+        assert sum(int(row["images"]) for row in table) == images
+        assert all("(few)" in row["patients"] for row in table if int(row["images"]) < 10)
 
 
 def test_every_table_is_there_in_three_forms(written):
@@ -296,7 +296,7 @@ def test_hparams_are_there_for_every_tuned_cell(written):
     assert tensor_util.make_ndarray(event.tensor_proto) == pytest.approx(scores["accuracy"])
 
 
-def test_another_set_of_films_is_refused(written, tmp_path, monkeypatch):
+def test_another_set_of_images_is_refused(written, tmp_path, monkeypatch):
     config, _, _ = written
     monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
     config = config.copy_and_resolve_references()
@@ -308,7 +308,7 @@ def test_another_set_of_films_is_refused(written, tmp_path, monkeypatch):
     fake_study.finish(tuned[0], split, classes)
     shorter = splits.Split(split.train, split.validation, split.test.take(np.arange(5)))
     fake_study.finish(tuned[1], shorter, classes)
-    with pytest.raises(UserError, match="answers for other films"):
+    with pytest.raises(UserError, match="answers for other images"):
         results.read_results(planned, "shared")
 
 

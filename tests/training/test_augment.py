@@ -34,14 +34,14 @@ def noise():
 
 
 def spot(row, column, n=1, side=SIDE):
-    """Films with one bright square of 3 x 3 pixels."""
+    """Images with one bright square of 3 x 3 pixels."""
     image = np.zeros((n, side, side, 1), np.float32)
     image[:, row - 1 : row + 2, column - 1 : column + 2] = 1.0
     return image
 
 
 def centres(images):
-    """Centre of mass of each film, pixels from the middle, `[B, 2]` (down, right)."""
+    """Centre of mass of each image, pixels from the middle, `[B, 2]` (down, right)."""
     grid = np.stack(np.meshgrid(*[np.arange(SIDE) - (SIDE - 1) / 2] * 2, indexing="ij"), -1)
     weight = images / images.sum(axis=(1, 2), keepdims=True)
     return (weight * grid).sum(axis=(1, 2))
@@ -63,7 +63,7 @@ def test_all_off_is_the_identity(noise):
     np.testing.assert_allclose(run(noise), noise, atol=1e-6)
 
 
-def test_the_default_stays_in_range_and_changes_every_film_differently(noise):
+def test_the_default_stays_in_range_and_changes_every_image_differently(noise):
     out = apply(np.broadcast_to(noise[:1], noise.shape), common.augment())
     assert out.shape == noise.shape
     assert out.dtype == np.float32
@@ -175,11 +175,11 @@ def test_brightness_contrast_and_gamma_do_what_they_say(noise):
 
 
 def test_noise_has_any_deviation_up_to_the_stated_one():
-    """Down to clean films: those are what a network is used on."""
+    """Down to clean images: those are what a network is used on."""
     out = run(np.full((400, 32, 32, 1), 0.5, np.float32), noise=0.05)
     deviation = (out - 0.5).std(axis=(1, 2, 3))
     assert deviation.max() < 0.0525
-    # Uniform: a tenth of the films in each tenth of the range.
+    # Uniform: a tenth of the images in each tenth of the range.
     share, _ = np.histogram(deviation, bins=10, range=(0, 0.05))
     assert share.min() > 20
     assert deviation.mean() == pytest.approx(0.025, rel=0.06)

@@ -1,4 +1,4 @@
-"""SimSiam: two views of one film should say the same.
+"""SimSiam: two views of one image should say the same.
 
 Chen and He, "Exploring simple Siamese representation learning", CVPR 2021.
 """
@@ -19,12 +19,12 @@ class SimSiam(Objective):
     """`1 - cos(prediction of one view, projection of the other)`, mean over both directions.
 
     0 is perfect agreement, 1 none. No gradient flows into the projection; that, and its batch
-    normalisation, keep all films from being projected to one point.
+    normalisation, keep all images from being projected to one point.
 
-    Of the joint-embedding objectives this one suits small batches: each film has its own loss.
-    Contrastive objectives need many films to tell apart, VICReg and Barlow Twins estimate
-    covariances of hundreds of features, which 16 films cannot, and would count the padding of a
-    validation batch among the films. BYOL and DINO need a second, averaged network.
+    Of the joint-embedding objectives this one suits small batches: each image has its own loss.
+    Contrastive objectives need many images to tell apart, VICReg and Barlow Twins estimate
+    covariances of hundreds of features, which 16 images cannot, and would count the padding of a
+    validation batch among the images. BYOL and DINO need a second, averaged network.
     """
 
     name = "simsiam"
@@ -36,7 +36,7 @@ class SimSiam(Objective):
 
     def loss(self, variables, image, key, *, train):
         views = two_views(image, key, self._views)
-        # Both views of a film stay on its device; BatchNorm sees all of them at once.
+        # Both views of an image stay on its device; BatchNorm sees all of them at once.
         both = normalise(views.reshape(-1, *image.shape[1:]))
         (projection, prediction), updated = self.model.apply(
             variables, both, train=train, mutable=["batch_stats"]

@@ -1,4 +1,4 @@
-"""Two random views of each film, for objectives that bring them together."""
+"""Two random views of each image, for objectives that bring them together."""
 
 from __future__ import annotations
 
