@@ -25,5 +25,6 @@ def get_config():
     config.data.on_error = "raise"  # Unreadable images: end with an error, or only "skip" them.
     config.bits = 8  # Or 16: twice the space, for images whose grey levels matter beyond display.
     config.num_processes = 0  # 0: one a core.
+    config.images_per_shard = 0  # 0: 512, or more where there would be over 500 shards.
     config.ray_address = ""  # Of a Ray cluster, such as "auto"; the workdir must be shared by it.
     return config
