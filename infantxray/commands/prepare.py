@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 import os
@@ -26,6 +27,8 @@ _MAX_SHARDS = 500  # Every shard is an open file for the reader.
 _RAY = "ray==2.60.0"
 
 Result = tuple[int, list[tuple[str, str]]]
+Submit = Callable[..., Future[Result]]
+Workers = tuple[Submit, int, StopOnSignal]  # How many calls to submit at a time; when to stop.
 
 
 def run(config, workdir: str) -> None:
@@ -58,22 +61,22 @@ def run(config, workdir: str) -> None:
     # Machines that fill the same folder begin at different places.
     random.shuffle(chunks)
     bad: list[tuple[str, str]] = []
-    with tqdm(total=len(todo), unit="image", desc="decoding", disable=not len(todo)) as progress:
-
-        def submit_all(submit: Callable[..., Future[Result]], slots: int, stop: StopOnSignal):
-            arguments = (how, dtype)
-            for done, unreadable in _run(chunks, folder, seen, submit, arguments, slots, stop):
-                bad.extend(unreadable)
+    workers = (
+        _ray_workers(config.ray_address)
+        if chunks and config.ray_address
+        else _local_workers(max(1, min(processes, len(chunks))))
+    )
+    try:
+        with (
+            tqdm(total=len(todo), unit="image", desc="decoding", disable=not chunks) as progress,
+            workers as (submit, slots, stop),
+        ):
+            for done, unreadable in _run(chunks, folder, seen, submit, (how, dtype), slots, stop):
+                bad += unreadable
                 progress.update(done + len(unreadable))
-
-        try:
-            if chunks and config.ray_address:
-                stopped = _on_ray(config.ray_address, submit_all)
-            else:
-                stopped = bool(chunks) and _on_this_machine(min(processes, len(chunks)), submit_all)
-        finally:
-            sweep(folder)
-    if stopped:
+    finally:
+        sweep(folder)
+    if stop.requested:
         raise UserError(
             f"stopped with {progress.n:,} of {len(todo):,} images decoded; the same command resumes"
         )
@@ -84,7 +87,7 @@ def _run(
     chunks: list[np.ndarray],
     folder: os.PathLike[str],
     seen: set[str],
-    submit: Callable[..., Future[Result]],
+    submit: Submit,
     arguments: tuple[Preprocessing, str],
     slots: int,
     stop: StopOnSignal,
@@ -113,11 +116,11 @@ def _run(
             yield future.result()
 
 
-def _on_this_machine(processes: int, submit_all: Callable[..., None]) -> bool:
-    """Whether a signal stopped it."""
+@contextlib.contextmanager
+def _local_workers(processes: int) -> Iterator[Workers]:
     with WorkerPool(processes) as pool, StopOnSignal(pool.stop) as stop:
         try:
-            submit_all(pool.submit, 2 * processes, stop)
+            yield pool.submit, 2 * processes, stop
         except BrokenProcessPool:
             if not stop.requested:
                 raise UserError(
@@ -128,11 +131,10 @@ def _on_this_machine(processes: int, submit_all: Callable[..., None]) -> bool:
             pool.stop()
             pool.shutdown(cancel_futures=True)
             raise
-    return stop.requested
 
 
-def _on_ray(address: str, submit_all: Callable[..., None]) -> bool:
-    """Whether a signal stopped it."""
+@contextlib.contextmanager
+def _ray_workers(address: str) -> Iterator[Workers]:
     try:
         import ray
     except ImportError:
@@ -142,12 +144,11 @@ def _on_ray(address: str, submit_all: Callable[..., None]) -> bool:
         ) from None
     ray.init(address=address, runtime_env={"env_vars": child_environment({})}, log_to_driver=False)
     try:
-        slots = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        processors = max(1, int(ray.cluster_resources().get("CPU", 1)))
         with StopOnSignal() as stop:
-            submit_all(lambda task, *a: ray.remote(task).remote(*a).future(), slots, stop)
+            yield lambda task, *a: ray.remote(task).remote(*a).future(), 2 * processors, stop
     finally:
         ray.shutdown()
-    return stop.requested
 
 
 def _report(workdir: str, total: int, bad: Sequence[tuple[str, str]], on_error: str) -> None:
