@@ -15,7 +15,7 @@ from infantxray.reports.tables import NAMES
 from infantxray.stage_one.objectives import OBJECTIVES
 from infantxray.studies.baselines import MAJORITY, RIDGE
 from infantxray.studies.comparisons import Comparisons, words
-from infantxray.studies.plan import Cell
+from infantxray.studies.plan import Run
 from infantxray.studies.results import Model
 from infantxray.training.writers import read_history
 
@@ -151,7 +151,7 @@ class Drawing:
         )
 
     def ages(self) -> Picture | None:
-        run = self._focus.runs[0]
+        run = self._focus.predictions[0]
         if not (np.isfinite(run.age_predicted_months) & np.isfinite(run.age_months)).any():
             return None
         return self._picture(
@@ -174,19 +174,19 @@ class Drawing:
             self._of_focus(),
         )
 
-    def learning(self, cells: Sequence[Cell], best_metric: str) -> Picture:
+    def learning(self, cells: Sequence[Run], best_metric: str) -> Picture:
         """Stage one of every encoder, and stage two of one."""
         loss, probe = "Validation loss, stage one", "ROC AUC of a linear probe, stage one"
         panels: dict[str, dict] = {loss: {}, probe: {}}
         finished = [c for c in cells if c.task == "pretrain" and history(c)]
         several = len({cell.name for cell in finished}) > 1
-        objectives = {cell.config.objective for cell in finished}
+        objectives = {cell.settings["objective"] for cell in finished}
         one_encoder = len({cell.encoder for cell in finished}) == 1
         for cell in finished:
             name = words(cell.name)
             label = name if one_encoder else f"{cell.encoder}, {name}" if several else cell.encoder
             if len(objectives) == 1:  # Losses of different objectives cannot be compared.
-                points = _points(cell, f"validation/{cell.config.objective}")
+                points = _points(cell, f"validation/{cell.settings['objective']}")
                 panels[loss].setdefault(label, []).append(points)
             points = _points(cell, "probe/roc_auc")
             if len(points) > 1:
@@ -197,7 +197,7 @@ class Drawing:
             (f"Validation {shown}, stage two", f"validation/{best_metric}"),
         ):
             panels[title] = {
-                label: [_points(cell, name) for cell in model.cells]
+                label: [_points(cell, name) for cell in model.runs]
                 for label, model in self._of_focus().items()
             }
         return self._picture(
@@ -209,14 +209,14 @@ class Drawing:
             {title: lines for title, lines in panels.items() if lines},
         )
 
-    def reconstructions(self, cells: Sequence[Cell]) -> list[Picture]:
+    def reconstructions(self, cells: Sequence[Run]) -> list[Picture]:
         """The last panels of stage one, first seed of each encoder."""
         shown: dict[tuple[str, str], Picture] = {}
         for cell in cells:
             path = os.path.join(cell.folder, "figures", "panels.png")
             kind = (cell.encoder, cell.name)
             if cell.task == "pretrain" and os.path.exists(path) and kind not in shown:
-                names = OBJECTIVES[cell.config.objective].panel_names
+                names = OBJECTIVES[cell.settings["objective"]].panel_names
                 shown[kind] = Picture(
                     "" if shown else "What stage one predicts",
                     f"{cell.encoder}, {cell.name}, of validation images: "
@@ -227,7 +227,7 @@ class Drawing:
         return list(shown.values())
 
     def saliency(self) -> list[Picture]:
-        path = os.path.join(self._focus.cells[0].folder, "figures", "saliency.png")
+        path = os.path.join(self._focus.runs[0].folder, "figures", "saliency.png")
         if not os.path.exists(path):
             return []
         return [
@@ -241,10 +241,10 @@ class Drawing:
         ]
 
 
-def _points(cell: Cell, name: str) -> list[tuple[int, float]]:
+def _points(cell: Run, name: str) -> list[tuple[int, float]]:
     return [(row["step"], row[name]) for row in history(cell) if row.get(name) is not None]
 
 
-def history(cell: Cell) -> list[dict]:
+def history(cell: Run) -> list[dict]:
     """The scalars of a run by step."""
     return read_history(os.path.join(cell.folder, "history.jsonl"))

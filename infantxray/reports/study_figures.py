@@ -127,7 +127,7 @@ def ablation(
 
 def confusion(models: Sequence[Model]) -> Figure:
     """Shares of each true condition, mean over seeds, an encoder a panel (Figure 4)."""
-    classes = models[0].runs[0].classes
+    classes = models[0].predictions[0].classes
     columns = min(len(models), 2)
     rows = -(-len(models) // columns)
     side = 2.2 + 0.3 * len(classes)
@@ -137,7 +137,7 @@ def confusion(models: Sequence[Model]) -> Figure:
         axes.axis("off")
     for axes, model in zip(grid, models, strict=False):
         shares = []
-        for run in model.runs:
+        for run in model.predictions:
             known = run.label >= 0
             predicted = run.probabilities[known].argmax(1)
             counts = confusion_matrix(run.label[known], predicted, len(classes))
@@ -163,10 +163,10 @@ def curves(models: dict[str, Model]) -> Figure:
     left, right = figure.subplots(1, 2)
     for i, (label, model) in enumerate(models.items()):
         for axes, kind in ((left, _roc), (right, _precision_recall)):
-            seeds = [kind(run) for run in model.runs]
+            seeds = [kind(run) for run in model.predictions]
             _band(axes, _GRID, seeds, i, label, band=len(models) <= _MOST_BANDS)
     left.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
-    prevalence = 1 / len(next(iter(models.values())).runs[0].classes)
+    prevalence = 1 / len(next(iter(models.values())).predictions[0].classes)
     right.axhline(prevalence, color="#999999", linewidth=0.8)
     left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC")
     right.set(xlabel="recall", ylabel="precision", title="Precision and recall")
@@ -223,8 +223,8 @@ def reliability(models: dict[str, Model]) -> Figure:
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
     for i, (label, model) in enumerate(models.items()):
         scores = calibration(
-            np.concatenate([run.probabilities for run in model.runs]),
-            np.concatenate([run.label for run in model.runs]),
+            np.concatenate([run.probabilities for run in model.predictions]),
+            np.concatenate([run.label for run in model.predictions]),
         )
         axes.plot(
             [b["confidence"] for b in scores["bins"]],

@@ -15,7 +15,7 @@ from infantxray.reports.figures import RC
 from infantxray.reports.run_page import inline, setting_lines, versions, write_document
 from infantxray.reports.tables import Table
 from infantxray.studies import commands
-from infantxray.studies.plan import Cell
+from infantxray.studies.plan import Run
 
 _CSS_PIXELS = 96 / RC["figure.dpi"]  # Figures as large as they were drawn: letters stay alike.
 _OWN_STYLE = """
@@ -127,7 +127,7 @@ def write(
     short: Sequence[str],
     failed: dict[int, str],
     parts: Sequence[Table | Picture | Images | None],
-    cells: Sequence[Cell],
+    cells: Sequence[Run],
     config: dict,
 ) -> None:
     """Writes the report.
@@ -178,7 +178,7 @@ def _navigation(parts: Sequence, runs: bool) -> str:
     )
 
 
-def _failures(failed: dict[int, str], cells: Sequence[Cell]) -> str:
+def _failures(failed: dict[int, str], cells: Sequence[Run]) -> str:
     if not failed:
         return ""
     items = "".join(
@@ -192,7 +192,7 @@ def _failures(failed: dict[int, str], cells: Sequence[Cell]) -> str:
     )
 
 
-def _runs(cells: Sequence[Cell]) -> str:
+def _runs(cells: Sequence[Run]) -> str:
     rows = ""
     total = 0.0
     for cell in cells:

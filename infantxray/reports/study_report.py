@@ -1,27 +1,25 @@
-"""From the finished cells of a study to its tables, figures and page."""
+"""Report of a study: from its finished runs to tables, figures and a page."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Sequence
 
 import numpy as np
 
+from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import Preprocessing, load_image
 from data_pipeline.errors import UnreadableImage
 from data_pipeline.manifest import SPLITS
-from data_pipeline.splits import patient_keys
 from infantxray.evaluation.metrics import HEADLINES
 from infantxray.reports import study_page as page
 from infantxray.reports.drawing import Drawing, history
 from infantxray.reports.tables import NAMES, Table, number, p_text
-from infantxray.runs.settings import LOWER_IS_BETTER
+from infantxray.runs.settings import HIGHER_IS_BETTER
 from infantxray.studies import strata
 from infantxray.studies.baselines import MAJORITY, RIDGE, baselines
 from infantxray.studies.comparisons import Comparisons
-from infantxray.studies.plan import Cell
+from infantxray.studies.plan import Plan
 from infantxray.studies.results import Model, Results, read_results
 from infantxray.training.writers import EventFileWriter
 
@@ -29,14 +27,28 @@ _MISTAKES = 12
 _MISTAKE_SIDE = 224
 
 
-def write(config, folder: str, cells: Sequence[Cell], failed: dict[int, str]) -> str:
+def write(
+    folder: str,
+    plan: Plan,
+    failed: dict[int, str],
+    *,
+    data: DataSettings,
+    best_metric: str,
+    bootstrap_samples: int,
+    seed: int,
+    settings: dict,
+) -> str:
     """Writes `report.html`, `tables/`, `figures/` and TensorBoard's hparams.
 
     Args:
-      config: of the study.
-      folder: its workdir.
-      cells: the whole plan.
-      failed: why cells failed, by their number.
+      folder: workdir of the study.
+      plan: its runs.
+      failed: why runs failed, by their number.
+      data: settings of the data.
+      best_metric: that checkpoints are chosen by.
+      bootstrap_samples: of the intervals.
+      seed: of the resampling.
+      settings: all of the study, nested, for the page.
 
     Returns:
       The path of the page.
@@ -44,11 +56,11 @@ def write(config, folder: str, cells: Sequence[Cell], failed: dict[int, str]) ->
     Raises:
       UserError: nothing is there to report.
     """
-    results = read_results(cells, config.data.patient_ids)
-    like = results.models[0].runs[0]
+    results = read_results(plan, data.patient_ids)
+    like = results.models[0].predictions[0]
     references = {
         fraction: baselines(
-            config.data,
+            data,
             split,
             like,
             results.images,
@@ -56,8 +68,8 @@ def write(config, folder: str, cells: Sequence[Cell], failed: dict[int, str]) ->
         )
         for fraction, split in results.splits.items()
     }
-    comparisons = Comparisons(results, references, config.bootstrap_samples, config.seed)
-    focus = _focus(results, config.finetune.best_metric)
+    comparisons = Comparisons(results, references, bootstrap_samples, seed)
+    focus = _focus(results, best_metric)
     tables = {
         "encoders": comparisons.encoders(),
         "ablation": comparisons.ablation(),
@@ -81,7 +93,7 @@ def write(config, folder: str, cells: Sequence[Cell], failed: dict[int, str]) ->
         short=_short(comparisons, tables["differences"], references, focus),
         failed=failed,
         parts=[
-            _data_table(results, config.data.patient_ids),
+            _data_table(results, data.patient_ids),
             tables["encoders"],
             drawn.performance(),
             tables["ablation"],
@@ -98,14 +110,14 @@ def write(config, folder: str, cells: Sequence[Cell], failed: dict[int, str]) ->
             tables["sites"],
             drawn.ages(),
             drawn.reliability(),
-            drawn.learning(cells, config.finetune.best_metric),
-            *drawn.reconstructions(cells),
+            drawn.learning(plan.runs, best_metric),
+            *drawn.reconstructions(plan.runs),
             *drawn.saliency(),
             tables["saliency"],
-            _mistakes(results, focus, config.data),
+            _mistakes(results, focus, data),
         ],
-        cells=cells,
-        config=json.loads(config.to_json_best_effort()),
+        cells=plan.runs,
+        config=settings,
     )
     _write_hparams(folder, results)
     return path
@@ -114,11 +126,11 @@ def write(config, folder: str, cells: Sequence[Cell], failed: dict[int, str]) ->
 def _focus(results: Results, best_metric: str) -> Model:
     """The encoder that details are shown of: the best on validation patients, not on the test."""
     name = f"validation/{best_metric}"
-    sign = -1 if best_metric in LOWER_IS_BETTER else 1
+    sign = 1 if best_metric in HIGHER_IS_BETTER else -1
 
     def score(model: Model) -> float:
-        values = [[row[name] for row in history(cell) if row.get(name) is not None]
-                  for cell in model.cells]  # fmt: skip
+        values = [[row[name] for row in history(run) if row.get(name) is not None]
+                  for run in model.runs]  # fmt: skip
         return float(np.mean([max((sign * v for v in found), default=-np.inf) for found in values]))
 
     candidates = [results.model(encoder, results.reference) for encoder in results.encoders]
@@ -137,8 +149,7 @@ def _subtitle(results: Results) -> str:
     images = results.images
     sources = ", ".join(dict.fromkeys(images.source))
     return (
-        f"Scored on {len(images):,} images of {len(set(results.models[0].runs[0].patient)):,} "
-        f"patients whom no model was trained on · {sources} · data fingerprint "
+        f"Scored on {len(images):,} images of {len(set(images.patient)):,} patients whom no model was trained on · {sources} · data fingerprint "
         f"{_fingerprint(results)}"
     )
 
@@ -212,7 +223,7 @@ def _data_table(results: Results, patient_ids: str) -> Table:
             [
                 name,
                 len(records),
-                len(set(patient_keys(records, patient_ids))),
+                len(set(records.with_patients(patient_ids).patient)),
                 int(records.has_label.sum()),
                 len(set(records.label[records.has_label])),
                 spread,
@@ -221,8 +232,8 @@ def _data_table(results: Results, patient_ids: str) -> Table:
     return Table(
         "data",
         "Data",
-        "Images of stage two by role; patients are divided, never images. Ages in months: median and "
-        "quartiles. Stage one sees the training images and others, without labels.",
+        "Images of stage two by role; patients are divided, never images. Ages in months: median "
+        "and quartiles. Stage one sees the training images and others, without labels.",
         ["Role", "Images", "Patients", "With label", "Conditions", "Age, months"],
         rows,
     )
@@ -232,8 +243,8 @@ def _mistakes(results: Results, focus: Model, settings) -> page.Images | None:
     """The images that the model is surest and wrong about, mean over seeds."""
     if not results.classes:
         return None
-    probabilities = np.mean([run.probabilities for run in focus.runs], axis=0)
-    label = focus.runs[0].label
+    probabilities = np.mean([part.probabilities for part in focus.predictions], axis=0)
+    label = focus.predictions[0].label
     predicted = probabilities.argmax(1)
     wrong = np.flatnonzero((label >= 0) & (predicted != label))
     wrong = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:_MISTAKES]
@@ -265,25 +276,25 @@ def _mistakes(results: Results, focus: Model, settings) -> page.Images | None:
 
 
 def _write_hparams(folder: str, results: Results) -> None:
-    """One TensorBoard run a cell, with its settings and final figures, for the HPARAMS tab."""
+    """One TensorBoard run for each, with its settings and final metrics, for the HPARAMS tab."""
     for model in results.models:
-        for cell in model.cells:
-            where = os.path.join(folder, "hparams", f"cell{cell.index:04d}")
+        for run in model.runs:
+            where = os.path.join(folder, "hparams", f"run{run.index:04d}")
             if os.path.isdir(where):
                 continue
-            summary = strata.read_metrics(cell)
+            summary = strata.read_metrics(run)
             writer = EventFileWriter(where)  # Needs no TensorFlow, whose import takes seconds.
             writer.write_hparams(
                 {
-                    "encoder": cell.encoder,
-                    "variant": cell.name,
-                    "label_fraction": cell.label_fraction,
-                    "seed": cell.seed,
-                    "pretrained": bool(cell.config.pretrained),
-                    "age_head": cell.config.age_head,
-                    "learning_rate": cell.config.optimizer.learning_rate,
-                    "batch_size": cell.config.batch_size,
-                    "image_size": cell.config.data.image_size,
+                    "encoder": run.encoder,
+                    "variant": run.name,
+                    "label_fraction": run.label_fraction,
+                    "seed": run.seed,
+                    "pretrained": bool(run.settings["pretrained"]),
+                    "age_head": run.settings["age_head"],
+                    "learning_rate": run.settings["optimizer"]["learning_rate"],
+                    "batch_size": run.settings["batch_size"],
+                    "image_size": run.settings["data"]["image_size"],
                 }
             )
             scalars = {f"test/{n}": summary[n] for n in HEADLINES if summary[n] is not None}

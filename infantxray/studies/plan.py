@@ -6,18 +6,18 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 from data_pipeline.errors import UserError
 from infantxray.models import ENCODERS
-from infantxray.stage_two.self_training import teachers_images
+from infantxray.stage_two.self_training import Teaching, num_labelled
 from infantxray.studies import commands
 from infantxray.studies.commands import Settings, Task
 from infantxray.studies.recipes import Variant
 from infantxray.training import checkpoints
 
 RANDOM = "random weights"
+REFERENCE = "full"  # The variant that the others are compared with, if there is one.
 _RECORDS = ("study_run.json", "cell.json")  # The second in studies of earlier versions.
 
 
@@ -210,7 +210,9 @@ class _Planner:
         }
         names: dict[str, str] = {}
         found: dict[str, str] = {}
-        for name, variant in reversed(self._study.variants.items()):
+        last_first = list(self._study.variants)[::-1]
+        for name in sorted(last_first, key=lambda name: name != REFERENCE):
+            variant = self._study.variants[name]
             changes = {**variant.finetune, **age_settings}
             key = repr(
                 (
@@ -326,8 +328,8 @@ def _equally_many_images(name: str, usual: Settings, changed: Settings) -> dict[
 
 
 def _drawn_by_teachers(settings: Settings) -> int:
-    teaching = SimpleNamespace(**settings["self_training"])
-    return int(teachers_images(SimpleNamespace(**settings | {"self_training": teaching})))
+    labelled = num_labelled(settings["batch_size"], settings["labelled_fraction"])
+    return Teaching(**settings["self_training"]).images_drawn(labelled)
 
 
 def select(runs: Sequence[Run], text: str) -> list[Run]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipeline.errors import UserError
+from infantxray.studies.commands import flatten, nest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ RECIPES: dict[str, dict[str, Variant]] = {
         "without_apn": Variant(finetune={"age_head": False}),
         "full": Variant(),
     },
-    # The initial weights and the teacher change; the number of images that stage two draws does not.
+    # Initial weights and teachers change; the number of images that stage two draws does not.
     "best": {
         "random": Variant(pretrained=False, finetune=_LABELS_ALONE),
         "random_self_training": Variant(pretrained=False),
@@ -121,4 +122,40 @@ def find_variants(recipe: str, extra: Mapping[str, Mapping[str, Any]]) -> dict[s
                 f"config.variants.{name} has the fields {', '.join(fields)}; a variant has "
                 "pretrained, pretrain and finetune"
             ) from None
+    return found
+
+
+_BOOLEANS = {"True": True, "False": False}
+
+
+def change_variants(
+    variants: Mapping[str, Variant], changes: str, stages: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Variant]:
+    """Variants with changes from the command line.
+
+    Args:
+      variants: by name.
+      changes: `VARIANT.STAGE.KEY=VALUE`, separated by commas, such as
+        `full.finetune.age_weight=0.4`.
+      stages: settings of `pretrain` and `finetune`, nested, for the types of values.
+
+    Raises:
+      UserError: a variant, stage or setting is unknown, or a value has another type.
+    """
+    found = dict(variants)
+    for change in filter(None, changes.split(",")):
+        target, _, text = change.strip().partition("=")
+        name, _, rest = target.partition(".")
+        stage, _, key = rest.partition(".")
+        try:
+            default = flatten(stages[stage])[key]
+            value = _BOOLEANS[text] if isinstance(default, bool) else type(default)(text)
+            changed = flatten(getattr(found[name], stage)) | {key: value}
+        except (KeyError, ValueError):
+            raise UserError(
+                f"config.study.changes holds {change.strip()!r}; expected VARIANT.STAGE.KEY=VALUE, "
+                f"with a variant ({', '.join(found)}), pretrain or finetune, and a setting of that "
+                "stage"
+            ) from None
+        found[name] = dataclasses.replace(found[name], **{stage: nest(changed)})
     return found

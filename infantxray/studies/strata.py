@@ -13,7 +13,7 @@ from infantxray.evaluation.metrics import AGE_BANDS
 from infantxray.reports.tables import NAMES, NOTHING, Table
 from infantxray.studies import baselines
 from infantxray.studies.comparisons import TESTED, Comparisons, words
-from infantxray.studies.plan import Cell
+from infantxray.studies.plan import Run
 from infantxray.studies.results import Model
 
 _CLASS_FIGURES = ("recall", "precision", "f1", "roc_auc")
@@ -22,11 +22,11 @@ _FEW_PATIENTS = 10
 
 def classes(comparisons: Comparisons, model: Model) -> Table | None:
     """Every condition, of one model."""
-    if not comparisons.results.classes or not (model.runs[0].label >= 0).any():
+    if not comparisons.results.classes or not (model.predictions[0].label >= 0).any():
         return None
     sampled = comparisons.sampled(model)
     ridge = comparisons.resampling.figures([comparisons.reference(baselines.RIDGE)])
-    label, patient = model.runs[0].label, model.runs[0].patient
+    label, patient = model.predictions[0].label, model.predictions[0].patient
     rows = []
     for k, name in enumerate(comparisons.results.classes):
         patients = len(set(patient[label == k]))
@@ -76,7 +76,7 @@ def saliency(comparisons: Comparisons) -> Table | None:
     rows = []
     count, share = 0, 0.0
     for model in comparisons.results.models:
-        found = [read_metrics(cell).get("saliency") for cell in model.cells]
+        found = [read_metrics(run).get("saliency") for run in model.runs]
         if model.label_fraction != comparisons.results.top_fraction or not all(found):
             continue
         count, share = found[0]["n"], found[0]["box_share"]
@@ -87,7 +87,7 @@ def saliency(comparisons: Comparisons) -> Table | None:
     if not rows:
         return None
     rows.append(["evenly spread", NOTHING, f"{share:.3f}", f"{share:.3f}"])
-    side = comparisons.results.models[0].cells[0].config.data.image_size
+    side = comparisons.results.models[0].runs[0].settings["data"]["image_size"]
     return Table(
         "saliency",
         "Saliency against the true boxes",
@@ -109,9 +109,9 @@ def _groups(
         here = np.flatnonzero(mask)
         if not len(here):
             continue
-        runs = [run.take(here) for run in model.runs]
-        sampled = comparisons.resampling.figures(runs)
-        patients = len(set(runs[0].patient))
+        parts = [part.take(here) for part in model.predictions]
+        sampled = comparisons.resampling.figures(parts)
+        patients = len(set(parts[0].patient))
         few = " (few)" if patients < _FEW_PATIENTS else ""
         rows.append([group, len(here), f"{patients}{few}"])
         rows[-1] += [sampled.estimate(figure) for figure in TESTED]
@@ -135,9 +135,9 @@ def _groups(
     )  # fmt: skip
 
 
-def read_metrics(cell: Cell) -> dict:
-    """`metrics.json` of a finished cell."""
-    return json.loads(Path(cell.folder, "metrics.json").read_text(encoding="utf-8"))
+def read_metrics(run: Run) -> dict:
+    """`metrics.json` of a finished run."""
+    return json.loads(Path(run.folder, "metrics.json").read_text(encoding="utf-8"))
 
 
 def _over_seeds(values: Sequence[float]) -> Estimate:
