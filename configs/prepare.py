@@ -4,8 +4,8 @@
         --config.data.train=folder:/data/films --config.data.image_size=224
 
 Worth it from some ten thousand images on: reading decoded images is at least twenty times faster.
-The same command again goes on where it stopped, and adds images that have come since. Afterwards
-give pretrain, finetune, probe and study --config.data.cache=/data/decoded and the same image_size,
+The same command again resumes, and adds new and changed images. Several machines may run it on the
+same folder (docs/cache.md). Afterwards give pretrain, finetune, probe and study --config.data.cache=/data/decoded and the same image_size,
 evaluate and predict the cache alone; images of 224 pixels take 50 kB each.
 """
 

@@ -1,4 +1,4 @@
-"""Writes phantom images as files with a manifest that reads back to the same pictures."""
+"""`export_phantom`: write phantom images as files, with a manifest that reads back the same."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(config, workdir: str) -> None:
 
     Raises:
       UserError: the format is unknown.
-      DataError: the data is no phantom.
+      DataError: the data is not a phantom.
     """
     form, size = config.format, config.data.image_size
     if form not in FORMATS:

@@ -1,4 +1,4 @@
-"""Decode every image of a data set once, in parallel, into a cache."""
+"""`prepare`: decode every image of a data set once, in parallel, into a cache."""
 
 from __future__ import annotations
 
