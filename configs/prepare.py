@@ -1,12 +1,13 @@
 """Decodes every image once, into a folder that the other tasks read from.
 
     python main.py --config=configs/prepare.py --workdir=/data/decoded \
-        --config.data.train=folder:/data/films --config.data.image_size=224
+        --config.data.train=folder:/data/images --config.data.image_size=224
 
 Worth it from some ten thousand images on: reading decoded images is at least twenty times faster.
 The same command again resumes, and adds new and changed images. Several machines may run it on the
-same folder (docs/cache.md). Afterwards give pretrain, finetune, probe and study --config.data.cache=/data/decoded and the same image_size,
-evaluate and predict the cache alone; images of 224 pixels take 50 kB each.
+same folder (docs/cache.md). Afterwards give pretrain, finetune, probe and study the same image_size
+and --config.data.cache=/data/decoded, and evaluate and predict the cache alone. An image of 224
+pixels takes 50 kB.
 """
 
 from ml_collections import ConfigDict

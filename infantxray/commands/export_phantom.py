@@ -6,6 +6,7 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -19,7 +20,7 @@ from data_pipeline.sources import open_sources
 _log = logging.getLogger(__name__)
 
 
-def run(config, workdir: str) -> None:
+def run(config: Any, workdir: str) -> None:
     """Exports the images of `config.data.train`, all splits, into `workdir`.
 
     Raises:
@@ -39,7 +40,7 @@ def run(config, workdir: str) -> None:
     folder = Path(workdir) / "images"
     folder.mkdir(parents=True, exist_ok=True)
 
-    def export(i: int) -> tuple:
+    def export(i: int) -> tuple[Any, ...]:
         write_image(
             folder,
             addresses[i],

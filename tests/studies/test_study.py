@@ -403,9 +403,7 @@ def test_a_study_may_grow_and_its_settings_may_not_change(tmp_path, fake):
         study.run(config, str(tmp_path))
 
 
-def test_without_ages_the_report_names_the_variant_that_was_not_run(
-    tmp_path, monkeypatch, capsys
-):
+def test_without_ages_the_report_names_the_variant_that_was_not_run(tmp_path, monkeypatch, capsys):
     """A manifest without ages: the age head has nothing to learn."""
     monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
     config = one_encoder()
