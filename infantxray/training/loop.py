@@ -145,17 +145,14 @@ def fit(
 
         schedule = optimizer.learning_rate_schedule(settings.optimizer, settings.total_steps)
         metrics_log = loop_hooks.MetricsLog(settings.logs, schedule, clock, bar, explain_non_finite)
-        after_update: tuple[Hook, ...] = (
-            *hooks,
-            loop_hooks.Validation(
-                settings.evaluates,
-                task.evaluate,
-                settings.best_metric,
-                settings.lower_is_better,
-                settings.early_stopping_evals,
-            ),
-            loop_hooks.Saving(settings.saves, checkpoints, batches),
+        validation = loop_hooks.Validation(
+            settings.evaluates,
+            task.evaluate,
+            settings.best_metric,
+            settings.lower_is_better,
+            settings.early_stopping_evals,
         )
+        saving = loop_hooks.Saving(settings.saves, checkpoints, batches)
         stop = stack.enter_context(StopOnSignal())
         compiled = None
         for step in range(start + 1, settings.total_steps + 1):
@@ -176,13 +173,16 @@ def fit(
             metrics_log.add(metrics)
             bar.update()
             clock.step()
-            moment = Moment(
-                step, state, progress, log.writer, step == settings.total_steps, stop.requested
-            )
+            moment = Moment(step, state, progress, log.writer, step == settings.total_steps)
             log(step, metrics_log(moment))
             with clock.paused():
-                for hook in after_update:
+                for hook in (*hooks, validation):
                     log(step, hook(moment))
+            # Read once: a signal may come at any moment. Steps are checked before they are saved.
+            moment = dataclasses.replace(moment, stopping=stop.requested)
+            log(step, metrics_log(moment))
+            with clock.paused():
+                saving(moment)
             if moment.stopping and not progress.finished:
                 raise Interrupted(
                     f"stopped at step {step} of {settings.total_steps} and saved; run the same "
