@@ -17,7 +17,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import SPLITS, Records, in_words, spelled_apart
+from data_pipeline.manifest import (
+    OPTIONAL_COLUMNS,
+    REQUIRED_COLUMNS,
+    SPLITS,
+    Records,
+    in_words,
+    spelled_apart,
+)
 
 _log = logging.getLogger(__name__)
 # From the most to the least protected: a patient whose images disagree goes to the first of them.
@@ -299,7 +306,7 @@ def keep_labels(
     )
 
 
-_SPLIT_COLUMNS = tuple(f.name for f in dataclasses.fields(Records))
+_SPLIT_COLUMNS = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, "source")
 
 
 def write_split(path: str | os.PathLike, split: Split) -> None:
