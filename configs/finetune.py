@@ -59,7 +59,8 @@ def get_config(variant: str = "cpu"):
     config.self_training.teacher_steps = 0  # Or a network fine-tuned for so many steps; 0 = none.
     config.self_training.teachers = 1  # Several teachers have different seeds; their mean is used.
     # Share of images with a condition in a student's batch, and in any batch if they are rarer than
-    # this in the data (all images have an age, few a condition). A teacher's batch is of this size.
+    # this in the data (all images have an age, few a condition). A teacher's batch has this share
+    # of batch_size.
     config.labelled_fraction = 0.25
 
     if variant == "paper":
