@@ -114,6 +114,7 @@ def fit(
     sharding = DataParallel()
     sharding.check_batch_size(settings.batch_size, settings.accumulate_steps)
     init_key, step_key = jax.random.split(jax.random.key(settings.seed))
+    step_key = jax.device_put(step_key, sharding.replicated)
     factors = learning_rate_factors(jax.eval_shape(task.init, init_key)["params"])
     tx = optimizer.create_optimizer(settings.optimizer, settings.total_steps, factors)
     train_step = make_train_step(

@@ -428,7 +428,8 @@ class TestFit:
         with pytest.raises(loop.Interrupted):
             fit(tmp_path, task, loop_settings=loop_settings, hook=kill_at(5))
         assert checkpoints.checkpoint_steps(str(tmp_path)) == [2, 5]
-        _, progress = fit(tmp_path, make_task(evaluate=scripted([0.4] * 3)), loop_settings=loop_settings)
+        task = make_task(evaluate=scripted([0.4] * 3))
+        _, progress = fit(tmp_path, task, loop_settings=loop_settings)
         assert (progress.best, progress.best_step) == (0.1, 2)
         assert checkpoints.checkpoint_steps(str(tmp_path)) == [2, 10]
 
@@ -441,8 +442,8 @@ class TestFit:
         options = {
             "loop_settings": settings(eval_every_steps=2, total_steps=100, early_stopping_evals=3)
         }
+        task = make_task(evaluate=scripted([0.5, 0.1, 0.2]))
         with pytest.raises(loop.Interrupted):
-            task = make_task(evaluate=scripted([0.5, 0.1, 0.2]))
             fit(tmp_path, task, hook=kill_at(7), **options)
         _, progress = fit(tmp_path, make_task(evaluate=scripted([0.3, 0.1, 0.0])), **options)
         # Best at 4; 6, 8 and 10 are no better. Of equals the last is kept.
