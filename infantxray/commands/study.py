@@ -206,7 +206,7 @@ def _check_data(data: DataSettings, split: Split, runs: Iterable[Mapping[str, An
     """Refuses, before stage one is trained for days, data that one of these runs would refuse."""
     kinds = {(run["age_head"], run["best_metric"]) for run in runs}
     for age_head, best_metric in sorted(kinds):
-        classes = find_conditions(data, split, age_head=age_head, best_metric=best_metric)
+        classes = find_conditions(data, split.train, age_head=age_head, best_metric=best_metric)
     if kinds:
         check_split(data, split, classes)
 

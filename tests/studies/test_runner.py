@@ -24,9 +24,8 @@ class Stub(Run):
 
 def stub(tmp_path, index, script=DONE, needs=()):
     folder = str(tmp_path / str(index))
-    file = tmp_path / f"script{index}.py"
-    file.write_text(script)
-    command = [sys.executable, str(file), folder]
+    (tmp_path / f"stub_{index}.py").write_text(script)
+    command = [sys.executable, "-m", f"stub_{index}", folder]
     return Stub(
         index, "finetune", "shufflenet", "full", 1.0, index, folder, {}, command, tuple(needs)
     )

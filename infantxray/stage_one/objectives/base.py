@@ -32,7 +32,7 @@ class ObjectiveSettings:
     noise: float = 0.2
     mask_fraction: float = 0.6
     patch_size: int = 0
-    views: Augmentation = Augmentation()
+    views: Augmentation = dataclasses.field(default_factory=Augmentation)
     blur: float = 0.0
 
 
