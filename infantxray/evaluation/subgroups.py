@@ -1,0 +1,189 @@
+"""Metrics by subgroup, gaps between subgroups, and the smallest gap that could have been shown.
+
+Gaps are corrected for their number (Holm). A gap that is not significant says little where few
+patients were tested: the smallest detectable gap stands beside it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtri
+
+from infantxray.evaluation.estimates import Linearised, Metric, Scores, few
+from infantxray.evaluation.intervals import holm
+from infantxray.evaluation.metrics import AGE_BANDS, Predictions
+from infantxray.evaluation.roc import auc_linearised
+
+_NAN = float("nan")
+_POWER = 0.8
+Measure = Callable[[np.ndarray], Linearised | str]
+"""A metric of a bool selection of images, `[N]`, or why there is none."""
+
+
+def measures(
+    predictions: Predictions, operating: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """The metrics that subgroups are compared by: `{name: (Measure, bounds)}`.
+
+    `accuracy`, macro `recall` and macro `roc_auc` (over the classes that the group has), and
+    `age_mae_months`.
+
+    Args:
+      predictions: of N test images.
+      operating: thresholds of classes; their `sensitivity/<class>` and `specificity/<class>` are
+        then measured too.
+    """
+    truth, patient = predictions.label, predictions.patient
+    predicted = predictions.probabilities.argmax(1) if predictions.classes else truth
+    known = truth >= 0
+
+    def accuracy(rows: np.ndarray) -> Linearised | str:
+        return _mean((predicted == truth).astype(float), rows & known, patient)
+
+    def recall(rows: np.ndarray) -> Linearised | str:
+        found = [
+            _mean((predicted == k).astype(float), rows & (truth == k), patient)
+            for k in range(len(predictions.classes))
+        ]
+        return _macro([f for f in found if isinstance(f, Linearised)])
+
+    def roc_auc(rows: np.ndarray) -> Linearised | str:
+        rows = rows & known
+        found = []
+        for k in range(len(predictions.classes)):
+            scores = Scores.of(truth[rows] == k, predictions.probabilities[rows, k], patient[rows])
+            if not scores.missing() and min(scores.sides()) > 1:
+                found.append(auc_linearised(scores).embed(rows))
+        return _macro(found)
+
+    error = np.abs(predictions.age_predicted_months - predictions.age_months).astype(np.float64)
+
+    def age_mae(rows: np.ndarray) -> Linearised | str:
+        return _mean(error, rows & np.isfinite(error), patient)
+
+    share = (0.0, 1.0)
+    result: dict[str, tuple[Measure, tuple[float, float] | None]] = {}
+    if predictions.classes:
+        result = {"accuracy": (accuracy, share), "recall": (recall, share)}
+        result["roc_auc"] = (roc_auc, share)
+        for name, threshold in (operating or {}).items():
+            k = predictions.classes.index(name)
+            named = predictions.probabilities[:, k] >= threshold
+            for what, hits, side in (
+                ("sensitivity", named, truth == k),
+                ("specificity", ~named, known & (truth != k)),
+            ):
+                result[f"{what}/{name}"] = (_at_point(hits, side, patient), share)
+    if np.isfinite(error).any():
+        result["age_mae_months"] = (age_mae, None)
+    return result
+
+
+def _at_point(hits: np.ndarray, side: np.ndarray, patient: np.ndarray) -> Measure:
+    return lambda rows: _mean(hits.astype(float), rows & side, patient)
+
+
+def _mean(values: np.ndarray, rows: np.ndarray, patient: np.ndarray) -> Linearised | str:
+    if len(np.unique(patient[rows])) < 2:
+        return "fewer than 2 patients"
+    return Linearised.mean(values[rows], patient[rows]).embed(rows)
+
+
+def _macro(parts: list[Linearised]) -> Linearised | str:
+    if not parts:
+        return "no class with enough patients"
+    influence = np.mean([p.influence for p in parts], axis=0)
+    return Linearised(float(np.mean([p.value for p in parts])), influence)
+
+
+def age_bands(age_months: np.ndarray) -> np.ndarray:
+    """The age band of each image as a group label; empty where the age is unknown."""
+    result = np.full(len(age_months), "", dtype=object)
+    for name, low, high in AGE_BANDS:
+        result[(age_months >= low) & (age_months < high)] = name
+    return result
+
+
+def subgroups(
+    groups: np.ndarray,
+    patient: np.ndarray,
+    measure: Mapping[str, tuple[Measure, tuple[float, float] | None]],
+    *,
+    all_pairs: bool = False,
+) -> dict[str, Any]:
+    """Metrics of each group, and gaps between groups.
+
+    Args:
+      groups: a label for each image, `[N]`; empty where it is unknown.
+      patient: one key a person, `[N]`.
+      measure: `measures(predictions)`, or other functions of a selection of images.
+      all_pairs: compare every pair; else each group with the largest.
+
+    Returns:
+      `groups`: a row each with `group`, `n`, `n_patients` and a `Metric` for each name (an interval
+      within its bounds); `unknown`: images without a label; `gaps`: a row for each pair and metric
+      with `metric`, `group`, `reference`, `gap` (a `Metric`; patients with images in both groups
+      are paired), `p_holm` over all gaps, and `detectable`, the smallest true gap that a test at
+      the level of Holm's first step finds with 80 % power: (z_(1 - 0.05 / 2M) + z_0.8) times the
+      standard error, for M gaps.
+
+    Raises:
+      ValueError: the lengths differ.
+    """
+    groups, patient = np.asarray(groups, dtype=object), np.asarray(patient)
+    if len(groups) != len(patient):
+        raise ValueError(f"{len(groups)} group labels for {len(patient)} images")
+    _, index = np.unique(patient, return_inverse=True)
+    names = sorted({g for g in groups if g != ""})
+    rows = {name: groups == name for name in names}
+    sizes = {name: len(np.unique(index[rows[name]])) for name in names}
+    found = {(g, m): f(rows[g]) for g in names for m, (f, _) in measure.items()}
+    table = []
+    for group in names:
+        row: dict[str, Any] = {
+            "group": group,
+            "n": int(rows[group].sum()),
+            "n_patients": sizes[group],
+        }
+        for name, (_, bounds) in measure.items():
+            row[name] = _interval(found[group, name], index, rows[group], bounds, sizes[group])
+        table.append(row)
+    if all_pairs:
+        pairs = [(b, a) for a, b in itertools.combinations(names, 2)]
+    else:
+        largest = max(names, key=lambda g: sizes[g], default="")
+        pairs = [(g, largest) for g in names if g != largest]
+    gaps = []
+    for group, reference in pairs:
+        both = rows[group] | rows[reference]
+        fewest = min(sizes[group], sizes[reference])
+        for name in measure:
+            one, other = found[group, name], found[reference, name]
+            difference = one if isinstance(one, str) else other
+            if isinstance(one, Linearised) and isinstance(other, Linearised):
+                difference = one - other
+            gap = _interval(difference, index, both, None, fewest)
+            gaps.append({"metric": name, "group": group, "reference": reference, "gap": gap})
+    tested = max(sum(np.isfinite(row["gap"].p) for row in gaps), 1)
+    quantile = float(ndtri(1 - 0.05 / 2 / tested) + ndtri(_POWER))
+    for row, p in zip(gaps, holm([row["gap"].p for row in gaps]), strict=True):
+        error = row["gap"].standard_error
+        row |= {"p_holm": float(p), "detectable": quantile * error if error > 0 else _NAN}
+    return {"groups": table, "unknown": int((groups == "").sum()), "gaps": gaps}
+
+
+def _interval(
+    found: Linearised | str,
+    patient: np.ndarray,
+    rows: np.ndarray,
+    bounds: tuple[float, float] | None,
+    num_patients: int,
+) -> Metric:
+    if isinstance(found, str):
+        return Metric(_NAN, note=found)
+    part = Linearised(found.value, found.influence[rows])
+    return part.metric(patient[rows], bounds, few(num_patients, "patients"))
