@@ -141,12 +141,11 @@ def reclassification(first: Scores, second: Scores, thresholds: Sequence[float])
             result[f"nri_{name}"] = Metric(_NAN, note=f"no {name} image")
             continue
         moved = (sign * np.sign(after - before))[side]
-        part = Linearised.mean(moved, first.patient[side]).embed(side)
+        part = Linearised.mean(moved, first.patient[side], first.note()).embed(side)
         parts.append(part)
-        result[f"nri_{name}"] = part.metric(first.patient, note=first.note())
+        result[f"nri_{name}"] = part.metric(first.patient)
     if len(parts) == 2:
-        both = Linearised(parts[0].value + parts[1].value, parts[0].influence + parts[1].influence)
-        result["nri"] = both.metric(first.patient, note=first.note())
+        result["nri"] = (parts[0] + parts[1]).metric(first.patient)
     else:
         result["nri"] = Metric(_NAN, note=first.missing())
     return result

@@ -49,7 +49,7 @@ def average_precision(scores: Scores) -> Metric:
         return Metric(linear.value, note=scores.missing())
     if scores.sides()[0] < 2:
         return Metric(linear.value, note="one patient of the outcome: no interval")
-    return linear.metric(scores.patient, (0.0, 1.0), scores.note())
+    return linear.metric(scores.patient, (0.0, 1.0))
 
 
 def _average_precision(scores: Scores) -> Linearised:
@@ -68,7 +68,7 @@ def _average_precision(scores: Scores) -> Linearised:
     influence = np.empty(len(order))
     influence[order] = (positive * (precision - value + shares) - losses) / total
     groups = scores.sides()[0]
-    return Linearised(value, influence * np.sqrt(groups / max(groups - 1, 1)))
+    return Linearised(value, influence * np.sqrt(groups / max(groups - 1, 1)), scores.note())
 
 
 def net_benefit(scores: Scores, threshold: float) -> Metric:
@@ -133,16 +133,16 @@ def _gain(scores: Scores, other: Scores, threshold: float) -> Metric:
         return Metric(_NAN, note="no image of known outcome")
     worth = np.where(scores.positive, 1.0, -threshold / (1 - threshold))
     moved = (scores.score >= threshold).astype(float) - (other.score >= threshold)
-    return Linearised.mean(worth * moved, scores.patient).metric(scores.patient, note=scores.note())
+    return Linearised.mean(worth * moved, scores.patient, scores.note()).metric(scores.patient)
 
 
 def brier(scores: Scores) -> Metric:
     """Mean squared difference of probability and outcome, 0 to 1."""
     if not len(scores):
         return Metric(_NAN, note="no image of known outcome")
-    return Linearised.mean((scores.score - scores.positive) ** 2, scores.patient).metric(
-        scores.patient, (0.0, 1.0), scores.note()
-    )
+    error = (scores.score - scores.positive) ** 2
+    linear = Linearised.mean(error, scores.patient, scores.note())
+    return linear.metric(scores.patient, (0.0, 1.0))
 
 
 def brier_decomposition(scores: Scores, num_bins: int | None = None) -> dict[str, float]:
@@ -162,7 +162,9 @@ def brier_decomposition(scores: Scores, num_bins: int | None = None) -> dict[str
     names = ("brier", "reliability", "resolution", "uncertainty", "within_bin", "skill")
     if not len(scores):
         return dict.fromkeys(names, _NAN)
-    key = scores.score if num_bins is None else _bins(scores.score, num_bins)
+    key = scores.score
+    if num_bins is not None:
+        key = np.minimum((key * num_bins).astype(int), num_bins - 1)
     _, index, count = np.unique(key, return_inverse=True, return_counts=True)
     stated = np.bincount(index, scores.score) / count
     seen = np.bincount(index, scores.positive) / count
@@ -178,11 +180,6 @@ def brier_decomposition(scores: Scores, num_bins: int | None = None) -> dict[str
     return dict(zip(names, values, strict=True))
 
 
-def _bins(probability: np.ndarray, num_bins: int) -> np.ndarray:
-    bins: np.ndarray = np.minimum((probability * num_bins).astype(int), num_bins - 1)
-    return bins
-
-
 def outcome_distribution(scores: Scores, num_bins: int = 20) -> dict[str, Any]:
     """Distribution of the probabilities of positive and of negative images.
 
@@ -193,7 +190,7 @@ def outcome_distribution(scores: Scores, num_bins: int = 20) -> dict[str, Any]:
     result: dict[str, Any] = {"edges": np.linspace(0, 1, num_bins + 1).tolist()}
     for name, side in (("positive", scores.positive), ("negative", ~scores.positive)):
         values = scores.score[side]
-        counts = np.bincount(_bins(values, num_bins), minlength=num_bins)
+        counts, _ = np.histogram(values, result["edges"])
         quantiles = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95]) if len(values) else values
         result[name] = {
             "n": len(values),
@@ -223,20 +220,19 @@ def _logistic(
       Coefficients `[B, Q]`, NaN where the likelihood has no maximum, and information `[B, Q, Q]`.
     """
     beta = np.zeros((len(count), design.shape[1]))
+    lost = np.zeros(len(beta), bool)
     outer = (design[:, :, None] * design[:, None, :]).reshape(len(design), -1)
     for _ in range(steps):
         fitted = expit(beta @ design.T + offset)
         score = (count * (share - fitted)) @ design
         information = ((count * fitted * (1 - fitted)) @ outer).reshape(-1, *[design.shape[1]] * 2)
-        singular = np.linalg.cond(information) > 1e13
-        information[singular] = np.eye(design.shape[1])
+        lost |= np.linalg.cond(information) > 1e13
+        information[lost], score[lost] = np.eye(design.shape[1]), 0.0
         move = np.linalg.solve(information, score[..., None])[..., 0]
         beta += np.clip(move, -4, 4)
-        beta[singular] = np.nan
-        if not (np.abs(move[~singular]) > 1e-11).any():
+        if not (np.abs(move) > 1e-11).any():
             break
-    diverging = ~(np.abs(move) < 1e-6).all(1) | singular
-    beta[diverging] = np.nan
+    beta[lost | (np.abs(move) > 1e-6).any(1)] = np.nan
     return beta, information
 
 
@@ -272,8 +268,9 @@ def _coefficient(scores: Scores, design: np.ndarray, offset: np.ndarray | float)
     fitted = expit(design @ beta[0] + offset)
     influence = (design @ inverse) * (scores.positive - fitted)
     groups = len(np.unique(scores.patient))
-    linear = Linearised(float(beta[0, 0]), influence * np.sqrt(groups / max(groups - 1, 1)))
-    metric = linear.metric(scores.patient, note=scores.note())
+    factor = np.sqrt(groups / max(groups - 1, 1))
+    linear = Linearised(float(beta[0, 0]), influence * factor, scores.note())
+    metric = linear.metric(scores.patient)
     if groups == len(scores):
         half = 1.959963984540054 * (error := float(np.sqrt(inverse[0])))
         metric = dataclasses.replace(
@@ -288,9 +285,10 @@ def calibration_curve(
 ) -> dict[str, Any]:
     """Smoothed calibration curve with a pointwise 95 % band from a bootstrap over patients.
 
-    Logistic regression of the outcome on a restricted cubic spline of logit(p), with knots at quantiles,
-    four or, below 50 patients of the rarer outcome, three (Harrell, Regression Modeling Strategies,
-    2015; Van Calster et al., J Clin Epidemiol 2016;74:167). Above 512 images, images of neighbouring probabilities are pooled into 512 groups.
+    Logistic regression of the outcome on a restricted cubic spline of logit(p), with knots at
+    quantiles: four or, below 50 patients of the rarer outcome, three (Harrell, Regression Modeling
+    Strategies, 2015; Van Calster et al., J Clin Epidemiol 2016;74:167). Above 512 images, images of
+    neighbouring probabilities are pooled into 512 groups.
 
     Args:
       scores: probabilities of the outcome.

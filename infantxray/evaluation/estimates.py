@@ -138,30 +138,36 @@ class Linearised:
     Attributes:
       value: of the metric.
       influence: `[N]`; the sums over patients have a squared sum that estimates the variance.
+      note: of the metric.
     """
 
     value: float
     influence: np.ndarray
+    note: str = ""
 
     @classmethod
-    def mean(cls, values: np.ndarray, patient: np.ndarray) -> Linearised:
+    def mean(cls, values: np.ndarray, patient: np.ndarray, note: str = "") -> Linearised:
         """The mean over images, `[N]`."""
-        value = float(values.mean())
-        groups = max(len(np.unique(patient)), 2)
-        return cls(value, (values - value) / len(values) * np.sqrt(groups / (groups - 1)))
+        value, groups = float(values.mean()), len(np.unique(patient))
+        factor = np.sqrt(groups / max(groups - 1, 1))
+        note = note or few(groups, "patients")
+        return cls(value, (values - value) / len(values) * factor, note)
+
+    def __add__(self, other: Linearised) -> Linearised:
+        note = self.note or other.note
+        return Linearised(self.value + other.value, self.influence + other.influence, note)
 
     def __sub__(self, other: Linearised) -> Linearised:
-        return Linearised(self.value - other.value, self.influence - other.influence)
+        note = self.note or other.note
+        return Linearised(self.value - other.value, self.influence - other.influence, note)
 
     def embed(self, rows: np.ndarray) -> Linearised:
         """The metric of a subgroup as one of all images; `rows` is bool `[M]` with N true."""
         influence = np.zeros(len(rows))
         influence[rows] = self.influence
-        return Linearised(self.value, influence)
+        return Linearised(self.value, influence, self.note)
 
-    def metric(
-        self, patient: np.ndarray, bounds: tuple[float, float] | None = None, note: str = ""
-    ) -> Metric:
+    def metric(self, patient: np.ndarray, bounds: tuple[float, float] | None = None) -> Metric:
         """The metric with a t interval over patients.
 
         The degrees of freedom are Satterthwaite's, 2 V^2 / var(V) for the estimated variance V,
@@ -171,7 +177,6 @@ class Linearised:
           patient: int `[N]`.
           bounds: between which the metric lies; the interval is then symmetric on the logit scale.
             None: on the metric's own scale, with a test that the true value is zero.
-          note: to keep.
         """
         sums = np.bincount(patient, self.influence)
         groups = len(np.unique(patient))
@@ -182,13 +187,13 @@ class Linearised:
         if variance <= 1e-24:
             if bounds is None:
                 p = 1.0 if abs(self.value) < 1e-12 else 0.0
-                return Metric(self.value, self.value, self.value, 0.0, p, note)
+                return Metric(self.value, self.value, self.value, 0.0, p, self.note)
             return Metric(self.value, note="no variation between patients: no interval")
         spread = float((square**2).sum()) - variance**2 / groups
         degrees = groups - 1.0
         if spread > 0:
             degrees = min(max(2 * variance**2 / spread, 1.0), degrees)
-        return t_interval(self.value, np.sqrt(variance), degrees, bounds, note)
+        return t_interval(self.value, np.sqrt(variance), degrees, bounds, self.note)
 
 
 def t_interval(

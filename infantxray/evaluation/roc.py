@@ -115,8 +115,9 @@ def _newcombe(area: float, num_positive: int, num_negative: int) -> tuple[float,
         error = np.sqrt(truth * (1 - truth) * spread / (num_positive * num_negative))
         return float(abs(truth - area) - z * error)
 
-    low = brentq(distance, 1e-12, area) if area > 1e-6 else 0.0
-    high = brentq(distance, area, 1 - 1e-12) if area < 1 - 1e-6 else 1.0
+    near = 1e-9  # At an area of 1 the distance is 0 there too.
+    low = brentq(distance, 1e-12, area - near) if area > 1e-6 else 0.0
+    high = brentq(distance, area + near, 1 - 1e-12) if area < 1 - 1e-6 else 1.0
     return float(low), float(high)
 
 
@@ -128,7 +129,7 @@ def auc_linearised(scores: Scores) -> Linearised:
     for side, groups in zip((scores.positive, ~scores.positive), scores.sides(), strict=True):
         factor = np.sqrt(groups / (groups - 1)) if groups > 1 else _NAN
         influence[side] = factor * (share[side] - area) / side.sum()
-    return Linearised(area, influence)
+    return Linearised(area, influence, scores.note())
 
 
 def auc_difference(first: Scores, second: Scores) -> Metric:
@@ -203,12 +204,12 @@ def partial_auc(
     influence[~positive] = (beyond - beyond.mean()) / n * np.sqrt(groups[1] / max(groups[1] - 1, 1))
     if min(groups) < 2:
         return Metric(value, note="one patient of an outcome: no interval")
-    linear = Linearised(value, influence / (2 * (limit - lowest)))
     floor = (1 - lowest / (limit - lowest)) / 2
     # The images within the range carry the interval.
     inside_range = len(np.unique(scores.patient[~positive][score[~positive] >= threshold]))
     carriers = few(min(groups[0], inside_range), "patients within the range")
-    return linear.metric(scores.patient, (floor, 1.0), carriers)
+    linear = Linearised(value, influence / (2 * (limit - lowest)), carriers)
+    return linear.metric(scores.patient, (floor, 1.0))
 
 
 def _sensitivity(positives: np.ndarray, thresholds: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from infantxray.evaluation.estimates import Linearised, Metric, Scores, few
+from infantxray.evaluation.estimates import Linearised, Metric, Scores
 from infantxray.evaluation.intervals import holm
 from infantxray.evaluation.metrics import AGE_BANDS, Predictions
 from infantxray.evaluation.roc import auc_linearised
@@ -97,7 +97,9 @@ def _macro(parts: list[Linearised]) -> Linearised | str:
     if not parts:
         return "no class with enough patients"
     influence = np.mean([p.influence for p in parts], axis=0)
-    return Linearised(float(np.mean([p.value for p in parts])), influence)
+    notes = [p.note for p in parts if p.note]
+    note = f"{notes[0]} (in {len(notes)} of {len(parts)} classes)" if notes else ""
+    return Linearised(float(np.mean([p.value for p in parts])), influence, note)
 
 
 def age_bands(age_months: np.ndarray) -> np.ndarray:
@@ -150,7 +152,7 @@ def subgroups(
             "n_patients": sizes[group],
         }
         for name, (_, bounds) in measure.items():
-            row[name] = _interval(found[group, name], index, rows[group], bounds, sizes[group])
+            row[name] = _interval(found[group, name], index, rows[group], bounds)
         table.append(row)
     if all_pairs:
         pairs = [(b, a) for a, b in itertools.combinations(names, 2)]
@@ -160,13 +162,12 @@ def subgroups(
     gaps = []
     for group, reference in pairs:
         both = rows[group] | rows[reference]
-        fewest = min(sizes[group], sizes[reference])
         for name in measure:
             one, other = found[group, name], found[reference, name]
             difference = one if isinstance(one, str) else other
             if isinstance(one, Linearised) and isinstance(other, Linearised):
                 difference = one - other
-            gap = _interval(difference, index, both, None, fewest)
+            gap = _interval(difference, index, both, None)
             gaps.append({"metric": name, "group": group, "reference": reference, "gap": gap})
     tested = max(sum(np.isfinite(row["gap"].p) for row in gaps), 1)
     quantile = float(ndtri(1 - 0.05 / 2 / tested) + ndtri(_POWER))
@@ -181,9 +182,7 @@ def _interval(
     patient: np.ndarray,
     rows: np.ndarray,
     bounds: tuple[float, float] | None,
-    num_patients: int,
 ) -> Metric:
     if isinstance(found, str):
         return Metric(_NAN, note=found)
-    part = Linearised(found.value, found.influence[rows])
-    return part.metric(patient[rows], bounds, few(num_patients, "patients"))
+    return Linearised(found.value, found.influence[rows], found.note).metric(patient[rows], bounds)
