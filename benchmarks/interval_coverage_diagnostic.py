@@ -121,7 +121,7 @@ def estimates(first: Scores, second: Scores, truth: Truth, with_curve: bool) -> 
     hits = (first.score >= truth.threshold) == first.positive
 
     def accuracy(rows):
-        return Linearised.mean(hits[rows].astype(float), first.patient[rows]).embed(rows)
+        return Linearised.mean(hits[rows], first.patient[rows]).embed(rows)
 
     def area(rows):
         part = Scores.of(first.positive, first.score, first.patient, rows)

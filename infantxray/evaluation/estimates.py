@@ -139,19 +139,22 @@ class Linearised:
       value: of the metric.
       influence: `[N]`; the sums over patients have a squared sum that estimates the variance.
       note: of the metric.
+      share: the metric with Wilson's interval, if it is a share of images.
     """
 
     value: float
     influence: np.ndarray
     note: str = ""
+    share: Metric | None = None
 
     @classmethod
     def mean(cls, values: np.ndarray, patient: np.ndarray, note: str = "") -> Linearised:
-        """The mean over images, `[N]`."""
+        """The mean over images, `[N]`; of bool values, a share."""
         value, groups = float(values.mean()), len(np.unique(patient))
         factor = np.sqrt(groups / max(groups - 1, 1))
         note = note or few(groups, "patients")
-        return cls(value, (values - value) / len(values) * factor, note)
+        share = proportion(values, patient) if values.dtype == bool else None
+        return cls(value, (values - value) / len(values) * factor, note, share)
 
     def __add__(self, other: Linearised) -> Linearised:
         note = self.note or other.note
@@ -165,10 +168,10 @@ class Linearised:
         """The metric of a subgroup as one of all images; `rows` is bool `[M]` with N true."""
         influence = np.zeros(len(rows))
         influence[rows] = self.influence
-        return Linearised(self.value, influence, self.note)
+        return dataclasses.replace(self, influence=influence)
 
     def metric(self, patient: np.ndarray, bounds: tuple[float, float] | None = None) -> Metric:
-        """The metric with a t interval over patients.
+        """The metric with a t interval over patients; a share has Wilson's.
 
         The degrees of freedom are Satterthwaite's, 2 V^2 / var(V) for the estimated variance V,
         with the fourth moment of the patients' influences: few where few patients carry the error.
@@ -178,6 +181,8 @@ class Linearised:
           bounds: between which the metric lies; the interval is then symmetric on the logit scale.
             None: on the metric's own scale, with a test that the true value is zero.
         """
+        if self.share:
+            return self.share
         sums = np.bincount(patient, self.influence)
         groups = len(np.unique(patient))
         square = sums**2

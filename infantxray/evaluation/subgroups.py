@@ -6,6 +6,7 @@ patients were tested: the smallest detectable gap stands beside it.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from infantxray.evaluation.estimates import Linearised, Metric, Scores
+from infantxray.evaluation.estimates import Linearised, Metric, Scores, difference
 from infantxray.evaluation.intervals import holm
 from infantxray.evaluation.metrics import AGE_BANDS, Predictions
 from infantxray.evaluation.roc import auc_linearised
@@ -42,11 +43,11 @@ def measures(
     known = truth >= 0
 
     def accuracy(rows: np.ndarray) -> Linearised | str:
-        return _mean((predicted == truth).astype(float), rows & known, patient)
+        return _mean(predicted == truth, rows & known, patient)
 
     def recall(rows: np.ndarray) -> Linearised | str:
         found = [
-            _mean((predicted == k).astype(float), rows & (truth == k), patient)
+            _mean(predicted == k, rows & (truth == k), patient)
             for k in range(len(predictions.classes))
         ]
         return _macro([f for f in found if isinstance(f, Linearised)])
@@ -84,7 +85,7 @@ def measures(
 
 
 def _at_point(hits: np.ndarray, side: np.ndarray, patient: np.ndarray) -> Measure:
-    return lambda rows: _mean(hits.astype(float), rows & side, patient)
+    return lambda rows: _mean(hits, rows & side, patient)
 
 
 def _mean(values: np.ndarray, rows: np.ndarray, patient: np.ndarray) -> Linearised | str:
@@ -163,11 +164,7 @@ def subgroups(
     for group, reference in pairs:
         both = rows[group] | rows[reference]
         for name in measure:
-            one, other = found[group, name], found[reference, name]
-            difference = one if isinstance(one, str) else other
-            if isinstance(one, Linearised) and isinstance(other, Linearised):
-                difference = one - other
-            gap = _interval(difference, index, both, None)
+            gap = _gap(found[group, name], found[reference, name], index, both)
             gaps.append({"metric": name, "group": group, "reference": reference, "gap": gap})
     tested = max(sum(np.isfinite(row["gap"].p) for row in gaps), 1)
     quantile = float(ndtri(1 - 0.05 / 2 / tested) + ndtri(_POWER))
@@ -185,4 +182,21 @@ def _interval(
 ) -> Metric:
     if isinstance(found, str):
         return Metric(_NAN, note=found)
-    return Linearised(found.value, found.influence[rows], found.note).metric(patient[rows], bounds)
+    part = dataclasses.replace(found, influence=found.influence[rows])
+    return part.metric(patient[rows], bounds)
+
+
+def _gap(
+    one: Linearised | str, other: Linearised | str, patient: np.ndarray, rows: np.ndarray
+) -> Metric:
+    if isinstance(one, str) or isinstance(other, str):
+        return Metric(_NAN, note=one if isinstance(one, str) else str(other))
+    gap = _interval(one - other, patient, rows, None)
+    if not one.share or not other.share:
+        return gap
+    # The interval from those of the two shares holds near 0 and 1 too.
+    sums = [np.bincount(patient, part.influence) for part in (one, other)]
+    scale = np.sqrt((sums[0] ** 2).sum() * (sums[1] ** 2).sum())
+    correlation = float(sums[0] @ sums[1] / scale) if scale else 0.0
+    from_shares = difference(one.share, other.share, 1.0, correlation)
+    return dataclasses.replace(gap, low=from_shares.low, high=from_shares.high)
