@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from infantxray.evaluation.estimates import Linearised, Metric, Scores
+from infantxray.evaluation.estimates import Linearised, Metric, Scores, patient_index
 from infantxray.evaluation.roc import _same_images
 
 _NAN = float("nan")
@@ -44,8 +44,7 @@ def sign_flip_test(
     """
     if not len(first):
         return _NAN
-    _, index = np.unique(patient, return_inverse=True)
-    sums = np.bincount(index, np.asarray(first, np.float64) - second)
+    sums = np.bincount(patient_index(patient), np.asarray(first, np.float64) - second)
     sums = sums[sums != 0]
     observed = abs(sums.sum())
     slack = 1e-12 * (1 + np.abs(sums).sum())

@@ -18,9 +18,11 @@ from infantxray.evaluation.estimates import (
     Linearised,
     Metric,
     Scores,
+    count_patients,
     difference,
+    patient_interval,
+    patient_share,
     patient_weights,
-    proportion,
 )
 from infantxray.evaluation.roc import _same_images
 
@@ -71,34 +73,13 @@ def _average_precision(scores: Scores) -> Linearised:
     return Linearised(value, influence * np.sqrt(groups / max(groups - 1, 1)), scores.note())
 
 
-def net_benefit(scores: Scores, threshold: float) -> Metric:
-    """Net benefit of acting on probabilities of at least `threshold`.
-
-    TP / N - FP / N * t / (1 - t) (Vickers and Elkin, Med Decis Making 2006;26:565), with an
-    interval from those of the two shares.
-    """
-    if not len(scores):
-        return Metric(_NAN, note="no image of known outcome")
-    named = scores.score >= threshold
-    true = proportion(named & scores.positive, scores.patient)
-    false = proportion(named & ~scores.positive, scores.patient)
-    centred = [
-        np.bincount(scores.patient, side - share)
-        for side, share in (
-            (named & scores.positive, true.value),
-            (named & ~scores.positive, false.value),
-        )
-    ]
-    spread = np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
-    correlation = float(centred[0] @ centred[1] / spread) if spread else 0.0
-    metric = difference(true, false, threshold / (1 - threshold), correlation)
-    return dataclasses.replace(metric, note=scores.note())
-
-
 def decision_curve(
     scores: Scores, thresholds: Sequence[float], baseline: Scores | None = None
 ) -> list[dict[str, Any]]:
-    """Net benefit over threshold probabilities, against acting on all, on none and a baseline.
+    """Decision curve: net benefit over threshold probabilities.
+
+    TP / N - FP / N * t / (1 - t), of acting on probabilities of at least t (Vickers and Elkin, Med
+    Decis Making 2006;26:565). Its interval comes from those of the two shares (MOVER).
 
     Args:
       scores: probabilities of the outcome.
@@ -108,32 +89,61 @@ def decision_curve(
     Returns:
       One row a threshold: `threshold`, `model`, `all` (metrics; acting on none is 0), `over_all`
       (the paired difference to acting on all), and with a baseline `baseline` and `over_baseline`.
+      No rows without images of known outcome.
 
     Raises:
       ValueError: a threshold is not within (0, 1), or the baseline is of other images.
     """
     if not all(0 < t < 1 for t in thresholds):
         raise ValueError("thresholds of a decision curve must be within (0, 1)")
+    if not len(scores):
+        return []
     if baseline is not None:
         _same_images([scores, baseline])
-    everyone = dataclasses.replace(scores, score=np.ones(len(scores)))
-    rows = []
-    for t in thresholds:
-        row = {"threshold": float(t), "model": net_benefit(scores, t)}
-        for name, other in (("all", everyone), ("baseline", baseline)):
-            if other is not None:
-                row[name] = net_benefit(other, t)
-                row[f"over_{name}"] = _gain(scores, other, t)
+    sizes = np.bincount(scores.patient)
+    cases = np.bincount(scores.patient[scores.positive], minlength=len(sizes))
+    counts = {"model": _called_positive(scores, thresholds)}
+    if baseline is not None:
+        counts["baseline"] = _called_positive(baseline, thresholds)
+    groups, note, rows = int(np.count_nonzero(sizes)), scores.note(), []
+    for k, t in enumerate(thresholds):
+        odds = t / (1 - t)
+        here = {name: (true[k], false[k]) for name, (true, false) in counts.items()}
+        here["all"] = cases, sizes - cases
+        row: dict[str, Any] = {"threshold": float(t)}
+        for name, (true, false) in here.items():
+            row[name] = _net_benefit(true, false, sizes, odds, note)
+            if name != "model":
+                gain = here["model"][0] - true - odds * (here["model"][1] - false)
+                value = float(gain.sum()) / len(scores)
+                sums = (gain - value * sizes) / len(scores) * np.sqrt(groups / max(groups - 1, 1))
+                row[f"over_{name}"] = patient_interval(value, sums, groups, note=note)
         rows.append(row)
     return rows
 
 
-def _gain(scores: Scores, other: Scores, threshold: float) -> Metric:
-    if not len(scores):
-        return Metric(_NAN, note="no image of known outcome")
-    worth = np.where(scores.positive, 1.0, -threshold / (1 - threshold))
-    moved = (scores.score >= threshold).astype(float) - (other.score >= threshold)
-    return Linearised.mean(worth * moved, scores.patient, scores.note()).metric(scores.patient)
+def _called_positive(scores: Scores, thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """True and false positive images of each patient at each threshold, each `[T, P]`."""
+    order = np.argsort(thresholds)
+    reached = np.searchsorted(np.asarray(thresholds)[order], scores.score, "right")
+    shape = len(thresholds) + 1, int(scores.patient.max()) + 1
+    place = np.argsort(order)
+    counts = []
+    for side in (scores.positive, ~scores.positive):
+        cells = reached[side] * shape[1] + scores.patient[side]
+        table = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
+        counts.append(np.cumsum(table[:0:-1], axis=0)[::-1][place])
+    return counts[0], counts[1]
+
+
+def _net_benefit(
+    true: np.ndarray, false: np.ndarray, sizes: np.ndarray, odds: float, note: str
+) -> Metric:
+    shares = [patient_share(hits, sizes) for hits in (true, false)]
+    residuals = [hits - m.value * sizes for hits, m in zip((true, false), shares, strict=True)]
+    scale = np.sqrt((residuals[0] @ residuals[0]) * (residuals[1] @ residuals[1]))
+    correlation = float(residuals[0] @ residuals[1] / scale) if scale else 0.0
+    return dataclasses.replace(difference(shares[0], shares[1], odds, correlation), note=note)
 
 
 def brier(scores: Scores) -> Metric:
@@ -267,7 +277,7 @@ def _coefficient(scores: Scores, design: np.ndarray, offset: np.ndarray | float)
     inverse = np.linalg.inv(information[0])[0]
     fitted = expit(design @ beta[0] + offset)
     influence = (design @ inverse) * (scores.positive - fitted)
-    groups = len(np.unique(scores.patient))
+    groups = count_patients(scores.patient)
     factor = np.sqrt(groups / max(groups - 1, 1))
     linear = Linearised(float(beta[0, 0]), influence * factor, scores.note())
     metric = linear.metric(scores.patient)
@@ -328,8 +338,8 @@ def calibration_curve(
     count, hits = np.empty((samples + 1, len(size))), np.empty((samples + 1, len(size)))
     for row, weight in enumerate((np.ones(scores.num_patients, int), *draws)):
         each = weight[scores.patient].astype(np.float64)
-        count[row] = np.bincount(group, each, len(size))
-        hits[row] = np.bincount(group, each * scores.positive, len(size))
+        both = np.bincount(2 * group + scores.positive, each, 2 * len(size)).reshape(-1, 2)
+        count[row], hits[row] = both.sum(1), both[:, 1]
     beta, _ = _logistic(design, hits / np.maximum(count, 1), count)
     if not np.isfinite(beta[0]).all():
         return empty | {"note": "the outcomes are separated"}

@@ -10,6 +10,7 @@ influences, whether two models share the images or two groups share the patients
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 from scipy.special import expit, logit, ndtri, stdtr, stdtrit
@@ -51,7 +52,7 @@ class Scores:
       positive: bool `[N]`, the outcome.
       score: float64 `[N]`, higher for positive images.
       patient: int `[N]`, from 0 to `num_patients - 1`.
-      num_patients: patients of the test set, also those without an image here.
+      num_patients: length of an array by patient; some may have no image here.
     """
 
     positive: np.ndarray
@@ -88,7 +89,7 @@ class Scores:
         positive, score = positive[rows], score[rows]
         if not np.isfinite(score).all() or not np.isin(positive, (0, 1)).all():
             raise ValueError("known images need a finite score and an outcome of 0 or 1")
-        _, index = np.unique(keys[rows], return_inverse=True)
+        index = patient_index(keys[rows])
         return cls(positive.astype(bool), score, index, int(index.max(initial=-1)) + 1)
 
     @classmethod
@@ -107,8 +108,8 @@ class Scores:
     def sides(self) -> tuple[int, int]:
         """How many patients have a positive image, and how many a negative one."""
         return (
-            len(np.unique(self.patient[self.positive])),
-            len(np.unique(self.patient[~self.positive])),
+            count_patients(self.patient[self.positive]),
+            count_patients(self.patient[~self.positive]),
         )
 
     def missing(self) -> str:
@@ -122,6 +123,23 @@ class Scores:
     def note(self) -> str:
         """What to say beside an interval that rests on few patients."""
         return few(min(self.sides()), "patients of the rarer outcome")
+
+
+def patient_index(patient: np.ndarray) -> np.ndarray:
+    """Patients as numbers from 0, `[N]`; numbers that are already small are returned as they are.
+
+    Every function here takes keys of any kind, and is faster for numbers.
+    """
+    patient = np.asarray(patient)
+    small = patient.dtype.kind in "iu" and len(patient) > 0
+    if small and patient.min() >= 0 and patient.max() < len(patient):
+        return patient
+    return np.unique(patient, return_inverse=True)[1]
+
+
+def count_patients(patient: np.ndarray) -> int:
+    """How many patients N images have; `patient` is numbers of `patient_index`."""
+    return int(np.count_nonzero(np.bincount(patient)))
 
 
 def few(count: int, what: str) -> str:
@@ -150,7 +168,7 @@ class Linearised:
     @classmethod
     def mean(cls, values: np.ndarray, patient: np.ndarray, note: str = "") -> Linearised:
         """The mean over images, `[N]`; of bool values, a share."""
-        value, groups = float(values.mean()), len(np.unique(patient))
+        value, groups = float(values.mean()), count_patients(patient)
         factor = np.sqrt(groups / max(groups - 1, 1))
         note = note or few(groups, "patients")
         share = proportion(values, patient) if values.dtype == bool else None
@@ -173,32 +191,49 @@ class Linearised:
     def metric(self, patient: np.ndarray, bounds: tuple[float, float] | None = None) -> Metric:
         """The metric with a t interval over patients; a share has Wilson's.
 
-        The degrees of freedom are Satterthwaite's, 2 V^2 / var(V) for the estimated variance V,
-        with the fourth moment of the patients' influences: few where few patients carry the error.
-
         Args:
           patient: int `[N]`.
-          bounds: between which the metric lies; the interval is then symmetric on the logit scale.
-            None: on the metric's own scale, with a test that the true value is zero.
+          bounds: as `patient_interval`.
         """
         if self.share:
             return self.share
         sums = np.bincount(patient, self.influence)
-        groups = len(np.unique(patient))
-        square = sums**2
-        variance = float(square.sum())
-        if groups < 2:
-            return Metric(self.value, note="images of one patient alone: no interval")
-        if variance <= 1e-24:
-            if bounds is None:
-                p = 1.0 if abs(self.value) < 1e-12 else 0.0
-                return Metric(self.value, self.value, self.value, 0.0, p, self.note)
-            return Metric(self.value, note="no variation between patients: no interval")
-        spread = float((square**2).sum()) - variance**2 / groups
-        degrees = groups - 1.0
-        if spread > 0:
-            degrees = min(max(2 * variance**2 / spread, 1.0), degrees)
-        return t_interval(self.value, np.sqrt(variance), degrees, bounds, self.note)
+        return patient_interval(self.value, sums, count_patients(patient), bounds, self.note)
+
+
+def patient_interval(
+    value: float,
+    sums: np.ndarray,
+    num_patients: int,
+    bounds: tuple[float, float] | None = None,
+    note: str = "",
+) -> Metric:
+    """A metric with a t interval from the influences of patients.
+
+    The degrees of freedom are Satterthwaite's, 2 V^2 / var(V) for the estimated variance V, with
+    the fourth moment of the influences: few where few patients carry the error.
+
+    Args:
+      value: of the metric.
+      sums: influence of each patient, `[P]`; the squares add up to the variance.
+      num_patients: those that have images.
+      bounds: between which the metric lies; the interval is then symmetric on the logit scale.
+        None: on the metric's own scale, with a test that the true value is zero.
+      note: to keep.
+    """
+    square = sums**2
+    variance = float(square.sum())
+    if num_patients < 2:
+        return Metric(value, note="images of one patient alone: no interval")
+    if variance <= 1e-24:
+        if bounds is None:
+            return Metric(value, value, value, 0.0, 1.0 if abs(value) < 1e-12 else 0.0, note)
+        return Metric(value, note="no variation between patients: no interval")
+    spread = float((square**2).sum()) - variance**2 / num_patients
+    degrees = num_patients - 1.0
+    if spread > 0:
+        degrees = min(max(2 * variance**2 / spread, 1.0), degrees)
+    return t_interval(value, np.sqrt(variance), degrees, bounds, note)
 
 
 def t_interval(
@@ -246,21 +281,25 @@ def proportion(hits: np.ndarray, patient: np.ndarray, what: str = "image") -> Me
 
     Args:
       hits: bool `[N]`.
-      patient: int `[N]`.
+      patient: one key a person, `[N]`.
       what: to name in the note where N is 0.
     """
-    n = len(hits)
-    if not n:
+    if not len(hits):
         return Metric(_NAN, note=f"no {what}")
-    share = float(hits.mean())
-    _, index, sizes = np.unique(patient, return_inverse=True, return_counts=True)
-    groups, quantile, count = len(sizes), float(ndtri(0.975)), float(n)
+    index = patient_index(patient)
+    return patient_share(np.bincount(index, hits), np.bincount(index))
+
+
+def patient_share(hits: np.ndarray, sizes: np.ndarray) -> Metric:
+    """As `proportion`, from the hits and images of each patient, `[P]`."""
+    n, groups, quantile = int(sizes.sum()), int(np.count_nonzero(sizes)), float(ndtri(0.975))
+    share, count = float(hits.sum()) / n, float(n)
     if groups < n:
         # Kish's effective number: patients whose images all agree.
-        count = n**2 / float((sizes**2).sum())
-        residual = np.bincount(index, hits - share)
-        variance = groups / max(groups - 1, 1) * float((residual**2).sum()) / n**2
-        if variance > 0 and groups > 1:
+        count = n**2 / float(sizes.astype(np.float64) @ sizes)
+        residual = hits - share * sizes
+        variance = groups / max(groups - 1, 1) * float(residual @ residual) / n**2
+        if variance > 1e-24 and groups > 1 and 0 < share < 1:
             count = min(share * (1 - share) / variance, float(n))
             quantile = float(stdtrit(groups - 1, 0.975))
     low, high = wilson(share, count, quantile)
@@ -309,7 +348,8 @@ def difference(first: Metric, second: Metric, factor: float, correlation: float)
     return Metric(value, float(ends[0]), float(ends[1]), note=first.note or second.note)
 
 
-def patient_weights(num_patients: int, samples: int, seed: int) -> np.ndarray:
-    """How often each patient is drawn in each bootstrap sample, `[samples, num_patients]`."""
+def patient_weights(num_patients: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each patient is drawn, `[num_patients]`, in each bootstrap sample."""
     rng = np.random.default_rng(seed)
-    return rng.multinomial(num_patients, np.full(num_patients, 1 / num_patients), size=samples)
+    for _ in range(samples):
+        yield np.bincount(rng.integers(num_patients, size=num_patients), minlength=num_patients)

@@ -112,7 +112,7 @@ def fit_detector(
     *,
     k: int = 10,
     quantile: float = 0.99,
-    max_neighbours: int = 5000,
+    max_neighbours: int = 2000,
     extra: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
 ) -> OutlierDetector:

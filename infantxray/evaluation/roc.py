@@ -14,7 +14,14 @@ from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
-from infantxray.evaluation.estimates import Linearised, Metric, Scores, few, t_interval
+from infantxray.evaluation.estimates import (
+    Linearised,
+    Metric,
+    Scores,
+    count_patients,
+    few,
+    t_interval,
+)
 
 _NAN = float("nan")
 
@@ -79,7 +86,7 @@ def delong(scores: Sequence[Scores]) -> tuple[np.ndarray, np.ndarray, float]:
         for side in sides
     ]
     parts = [g / (g - 1) * s @ s.T for g, s in zip(groups, sums, strict=True)]
-    everyone = len(np.unique(first.patient))
+    everyone = count_patients(first.patient)
     cross = everyone / (everyone - 1) * sums[0] @ sums[1].T
     covariance = parts[0] + parts[1] + cross + cross.T
     spread = sum(p[0, 0] ** 2 / (g - 1) for p, g in zip(parts, groups, strict=True))
@@ -206,7 +213,7 @@ def partial_auc(
         return Metric(value, note="one patient of an outcome: no interval")
     floor = (1 - lowest / (limit - lowest)) / 2
     # The images within the range carry the interval.
-    inside_range = len(np.unique(scores.patient[~positive][score[~positive] >= threshold]))
+    inside_range = count_patients(scores.patient[~positive][score[~positive] >= threshold])
     carriers = few(min(groups[0], inside_range), "patients within the range")
     linear = Linearised(value, influence / (2 * (limit - lowest)), carriers)
     return linear.metric(scores.patient, (floor, 1.0))

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from infantxray.evaluation.estimates import Linearised, Metric, Scores, difference
+from infantxray.evaluation.estimates import (
+    Linearised,
+    Metric,
+    Scores,
+    count_patients,
+    difference,
+    patient_index,
+)
 from infantxray.evaluation.intervals import holm
 from infantxray.evaluation.metrics import AGE_BANDS, Predictions
 from infantxray.evaluation.roc import auc_linearised
@@ -38,7 +45,7 @@ def measures(
       operating: thresholds of classes; their `sensitivity/<class>` and `specificity/<class>` are
         then measured too.
     """
-    truth, patient = predictions.label, predictions.patient
+    truth, patient = predictions.label, patient_index(predictions.patient)
     predicted = predictions.probabilities.argmax(1) if predictions.classes else truth
     known = truth >= 0
 
@@ -89,7 +96,7 @@ def _at_point(hits: np.ndarray, side: np.ndarray, patient: np.ndarray) -> Measur
 
 
 def _mean(values: np.ndarray, rows: np.ndarray, patient: np.ndarray) -> Linearised | str:
-    if len(np.unique(patient[rows])) < 2:
+    if count_patients(patient[rows]) < 2:
         return "fewer than 2 patients"
     return Linearised.mean(values[rows], patient[rows]).embed(rows)
 
@@ -137,13 +144,13 @@ def subgroups(
     Raises:
       ValueError: the lengths differ.
     """
-    groups, patient = np.asarray(groups, dtype=object), np.asarray(patient)
+    groups = np.asarray(groups, dtype=object)
     if len(groups) != len(patient):
         raise ValueError(f"{len(groups)} group labels for {len(patient)} images")
-    _, index = np.unique(patient, return_inverse=True)
+    index = patient_index(patient)
     names = sorted({g for g in groups if g != ""})
     rows = {name: groups == name for name in names}
-    sizes = {name: len(np.unique(index[rows[name]])) for name in names}
+    sizes = {name: count_patients(index[rows[name]]) for name in names}
     found = {(g, m): f(rows[g]) for g in names for m, (f, _) in measure.items()}
     table = []
     for group in names:
