@@ -27,12 +27,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from infantxray.evaluation import comparison, curves, operating_points, roc  # noqa: E402
-from infantxray.evaluation.estimates import Linearised, Metric, Scores  # noqa: E402
+from infantxray.evaluation.estimates import (  # noqa: E402
+    FEW_PATIENTS,
+    Linearised,
+    Metric,
+    Scores,
+)
 from infantxray.evaluation.subgroups import subgroups  # noqa: E402
 
 _D, _OTHER_D = 1.5, 1.2  # Distances of the two outcomes in standard deviations.
 _SENSITIVITY, _MAX_FPR = 0.8, 0.2
-_CURVE_AT = 0.25  # Quantile of the score where the smoothed curve is looked at.
 _LIMITS = 0.93, 0.97
 
 
@@ -136,11 +140,9 @@ def estimates(first: Scores, second: Scores, truth: Truth, with_curve: bool) -> 
         curve = curves.calibration_curve(first, num_points=5)
         if curve["low"]:
             k = 2  # The middle of the log odds.
-            point = Metric(
-                *(logit(curve[n][k]) - logit(curve["predicted"][k]) for n in ("observed",) * 1),
-                *(logit(curve[n][k]) - logit(curve["predicted"][k]) for n in ("low", "high")),
-                note=curve["note"],
-            )
+            ends = (logit(curve[n][k]) for n in ("observed", "low", "high"))
+            value, low, high = (end - logit(curve["predicted"][k]) for end in ends)
+            point = Metric(value, low, high, note=curve["note"])
     return dict(
         zip(
             truth.values,
@@ -217,7 +219,7 @@ def page(found: dict, settings: list, trials: int, seconds: float) -> str:
                 plain = rows[~rows[:, 1], 0]
                 if len(plain) < trials / 10 / (4 if "curve" in name else 1):
                     noted = f" ({rows[:, 0].mean():.3f})" if len(rows) else ""
-                    cells.append("note" + noted)
+                    cells.append("note" + noted if noted else "none")
                     continue
                 error = 2 * np.sqrt(0.95 * 0.05 / len(plain))
                 low, high = _LIMITS[0] - error, _LIMITS[1] + error
@@ -237,8 +239,9 @@ def page(found: dict, settings: list, trials: int, seconds: float) -> str:
         "--output benchmarks/results/diagnostic_intervals.md`",
         "",
         "Nominal: 0.950. A column is a prevalence and a number of patients. In parentheses: "
-        "intervals that carry a note in the report because they rest on few patients; `note`: "
-        "nearly all do. Bold: intervals without a note outside 0.93 to 0.97 by more than two "
+        "intervals that carry a note in the report because they rest on fewer than "
+        f"{FEW_PATIENTS} patients (50 for the calibration curve); `note`: nearly all do; `none`: no "
+        "interval is given. Bold: intervals without a note outside 0.93 to 0.97 by more than two "
         f"standard errors of the simulation (± {2 * np.sqrt(0.95 * 0.05 / trials):.3f}). The "
         "calibration curve is computed in every fourth trial.",
         "",

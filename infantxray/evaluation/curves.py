@@ -15,11 +15,13 @@ from scipy.special import expit, logit
 
 from infantxray.evaluation.estimates import (
     FEW_PATIENTS,
+    TOO_FEW_PATIENTS,
     Linearised,
     Metric,
     Scores,
     count_patients,
     difference,
+    few,
     patient_interval,
     patient_share,
     patient_weights,
@@ -28,6 +30,9 @@ from infantxray.evaluation.roc import _same_images
 
 _NAN = float("nan")
 _GROUPS = 512  # Bins of equal size for the smoothed curve; up to this many scores are exact.
+_SMOOTH_PATIENTS = (
+    50  # Of the rarer outcome: fewer make three knots, and a band that is too narrow.
+)
 _SMALLEST = 1e-7  # Probabilities are clipped to this before a logit: float32 reaches 0 and 1.
 
 
@@ -118,6 +123,10 @@ def decision_curve(
                 value = float(gain.sum()) / len(scores)
                 sums = (gain - value * sizes) / len(scores) * np.sqrt(groups / max(groups - 1, 1))
                 row[f"over_{name}"] = patient_interval(value, sums, groups, note=note)
+        # Images that are not acted on: missed and spared. Shares have the better interval.
+        true, false = here["model"]
+        less = _net_benefit(cases - true, sizes - cases - false, sizes, odds, note)
+        row["over_all"] = dataclasses.replace(row["over_all"], low=-less.high, high=-less.low)
         rows.append(row)
     return rows
 
@@ -256,8 +265,8 @@ def recalibration(scores: Scores) -> dict[str, Metric]:
     """
     names = ("slope", "intercept")
     why = scores.missing()
-    if not why and min(scores.sides()) < 3:
-        why = "fewer than 3 patients of an outcome"
+    if not why and min(scores.sides()) < TOO_FEW_PATIENTS:
+        why = f"fewer than {TOO_FEW_PATIENTS} patients of the rarer outcome"
     if why:
         return dict.fromkeys(names, Metric(_NAN, note=why))
     x = logit(np.clip(scores.score, _SMALLEST, 1 - _SMALLEST))
@@ -314,10 +323,11 @@ def calibration_curve(
     """
     empty: dict[str, Any] = {"predicted": [], "observed": [], "low": [], "high": [], "ici": _NAN}
     why = scores.missing()
-    if not why and min(scores.sides()) < FEW_PATIENTS:
+    fewest = min(scores.sides())
+    if not why and fewest < FEW_PATIENTS:
         why = f"fewer than {FEW_PATIENTS} patients of the rarer outcome"
     x = logit(np.clip(scores.score, _SMALLEST, 1 - _SMALLEST))
-    at = [0.1, 0.5, 0.9] if min(scores.sides()) < 50 else [0.05, 0.35, 0.65, 0.95]
+    at = [0.1, 0.5, 0.9] if fewest < _SMOOTH_PATIENTS else [0.05, 0.35, 0.65, 0.95]
     knots = np.unique(np.quantile(x, at)) if not why else np.empty(0)
     if not why and len(knots) < 2:
         why = "nearly all probabilities are equal"
@@ -352,7 +362,7 @@ def calibration_curve(
         "low": low.tolist(),
         "high": high.tolist(),
         "ici": float((np.abs(fitted - expit(centre)) * size).sum() / len(x)),
-        "note": scores.note(),
+        "note": few(fewest, "patients of the rarer outcome", _SMOOTH_PATIENTS),
     }
 
 

@@ -18,9 +18,10 @@ from scipy.special import expit, logit, ndtri, stdtr, stdtrit
 from infantxray.evaluation.metrics import Predictions
 
 _NAN = float("nan")
-# Intervals of metrics that rest on fewer patients covered less than 93 % of the true values in
-# benchmarks/results/diagnostic_intervals.md.
-FEW_PATIENTS = 10
+# Below this, some intervals cover less than 93 % of the true values, and below the second number
+# some cover so few that they are not given: benchmarks/results/diagnostic_intervals.md.
+FEW_PATIENTS = 15
+TOO_FEW_PATIENTS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +143,9 @@ def count_patients(patient: np.ndarray) -> int:
     return int(np.count_nonzero(np.bincount(patient)))
 
 
-def few(count: int, what: str) -> str:
-    """A warning where fewer than `FEW_PATIENTS` carry an interval, else nothing."""
-    if count >= FEW_PATIENTS:
+def few(count: int, what: str, enough: int = FEW_PATIENTS) -> str:
+    """A warning where fewer than `enough` carry an interval, else nothing."""
+    if count >= enough:
         return ""
     return f"{count} {what}: the interval may cover the true value in less than 95 % of samples"
 

@@ -15,6 +15,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
 from infantxray.evaluation.estimates import (
+    TOO_FEW_PATIENTS,
     Linearised,
     Metric,
     Scores,
@@ -207,15 +208,16 @@ def partial_auc(
     threshold = negatives[n - min(int(np.ceil(limit * n)), n)]
     at = _sensitivity(positives, score[~positive])
     end = float(_sensitivity(positives, np.array([threshold]))[0])
-    beyond = np.where(score[~positive] >= threshold, at - end, 0.0)
+    inside = score[~positive] >= threshold
+    beyond = np.where(inside, at - end, 0.0)
     influence[~positive] = (beyond - beyond.mean()) / n * np.sqrt(groups[1] / max(groups[1] - 1, 1))
-    if min(groups) < 2:
-        return Metric(value, note="one patient of an outcome: no interval")
     floor = (1 - lowest / (limit - lowest)) / 2
-    # The images within the range carry the interval.
-    inside_range = count_patients(scores.patient[~positive][score[~positive] >= threshold])
-    carriers = few(min(groups[0], inside_range), "patients within the range")
-    linear = Linearised(value, influence / (2 * (limit - lowest)), carriers)
+    # The patients within the range carry the interval.
+    carriers = min(groups[0], count_patients(scores.patient[~positive][inside]))
+    if carriers < TOO_FEW_PATIENTS:
+        return Metric(value, note=f"{carriers} patients within the range: no interval")
+    note = few(carriers, "patients within the range")
+    linear = Linearised(value, influence / (2 * (limit - lowest)), note)
     return linear.metric(scores.patient, (floor, 1.0))
 
 

@@ -137,7 +137,7 @@ def test_calibration_curve_finds_overconfidence():
     assert found["low"][0] > found["predicted"][0]
     few = curves.calibration_curve(Scores.of(np.arange(60) < 4, np.linspace(0.1, 0.9, 60)))
     assert few["observed"] == []
-    assert "fewer than 10" in few["note"]
+    assert "fewer than 15" in few["note"]
 
 
 @pytest.mark.parametrize("num_bins", [None, 7])
