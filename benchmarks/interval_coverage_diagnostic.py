@@ -240,9 +240,9 @@ def page(found: dict, settings: list, trials: int, seconds: float) -> str:
         "",
         "Nominal: 0.950. A column is a prevalence and a number of patients. In parentheses: "
         "intervals that carry a note in the report because they rest on fewer than "
-        f"{FEW_PATIENTS} patients (50 for the calibration curve); `note`: nearly all do; `none`: no "
-        "interval is given. Bold: intervals without a note outside 0.93 to 0.97 by more than two "
-        f"standard errors of the simulation (± {2 * np.sqrt(0.95 * 0.05 / trials):.3f}). The "
+        f"{FEW_PATIENTS} patients (50 for the calibration curve); `note`: nearly all do; `none`: "
+        "no interval is given. Bold: intervals without a note outside 0.93 to 0.97 by more than "
+        f"two standard errors of the simulation (± {2 * np.sqrt(0.95 * 0.05 / trials):.3f}). The "
         "calibration curve is computed in every fourth trial.",
         "",
         f"Outside: {'; '.join(outside) or 'none'}.",

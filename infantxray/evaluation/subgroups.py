@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,15 +59,6 @@ def measures(
         ]
         return _macro([f for f in found if isinstance(f, Linearised)])
 
-    def roc_auc(rows: np.ndarray) -> Linearised | str:
-        rows = rows & known
-        found = []
-        for k in range(len(predictions.classes)):
-            scores = Scores.of(truth[rows] == k, predictions.probabilities[rows, k], patient[rows])
-            if not scores.missing() and min(scores.sides()) > 1:
-                found.append(auc_linearised(scores).embed(rows))
-        return _macro(found)
-
     error = np.abs(predictions.age_predicted_months - predictions.age_months).astype(np.float64)
 
     def age_mae(rows: np.ndarray) -> Linearised | str:
@@ -77,17 +68,59 @@ def measures(
     result: dict[str, tuple[Measure, tuple[float, float] | None]] = {}
     if predictions.classes:
         result = {"accuracy": (accuracy, share), "recall": (recall, share)}
-        result["roc_auc"] = (roc_auc, share)
-        for name, threshold in (operating or {}).items():
-            k = predictions.classes.index(name)
-            named = predictions.probabilities[:, k] >= threshold
-            for what, hits, side in (
-                ("sensitivity", named, truth == k),
-                ("specificity", ~named, known & (truth != k)),
-            ):
-                result[f"{what}/{name}"] = (_at_point(hits, side, patient), share)
+        outcome = truth[:, None] == np.arange(len(predictions.classes))
+        result |= finding_measures(
+            predictions.classes,
+            predictions.probabilities,
+            outcome,
+            np.broadcast_to(known[:, None], outcome.shape),
+            patient,
+            operating,
+        )
     if np.isfinite(error).any():
         result["age_mae_months"] = (age_mae, None)
+    return result
+
+
+def finding_measures(
+    findings: Sequence[str],
+    probabilities: np.ndarray,
+    outcome: np.ndarray,
+    known: np.ndarray,
+    patient: np.ndarray,
+    operating: Mapping[str, float] | None = None,
+) -> dict[str, tuple[Measure, tuple[float, float] | None]]:
+    """Metrics of several findings an image: macro `roc_auc`, and those at thresholds.
+
+    Args:
+      findings: F names.
+      probabilities: `[N, F]`.
+      outcome: `[N, F]`, true or 1 where a finding is present.
+      known: bool `[N, F]`, false where the outcome is unknown.
+      patient: one key a person, `[N]`.
+      operating: as `measures`.
+    """
+    patient = patient_index(patient)
+
+    def roc_auc(rows: np.ndarray) -> Linearised | str:
+        found = []
+        for k in range(len(findings)):
+            here = rows & known[:, k]
+            scores = Scores.of(outcome[here, k], probabilities[here, k], patient[here])
+            if not scores.missing() and min(scores.sides()) > 1:
+                found.append(auc_linearised(scores).embed(here))
+        return _macro(found)
+
+    share = (0.0, 1.0)
+    result: dict[str, tuple[Measure, tuple[float, float] | None]] = {"roc_auc": (roc_auc, share)}
+    for name, threshold in (operating or {}).items():
+        k = findings.index(name)
+        positive, named = outcome[:, k] == 1, probabilities[:, k] >= threshold
+        for what, hits, side in (
+            ("sensitivity", named, positive & known[:, k]),
+            ("specificity", ~named, ~positive & known[:, k]),
+        ):
+            result[f"{what}/{name}"] = (_at_point(hits, side, patient), share)
     return result
 
 

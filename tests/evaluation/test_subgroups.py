@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
+from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep
 
@@ -55,6 +56,21 @@ def test_thresholds_add_sensitivity_and_specificity():
     assert found["sensitivity"].value == pytest.approx(named[truth].mean())
     rest = (predictions.label >= 0) & ~truth
     assert found["specificity"].value == pytest.approx((~named)[rest].mean())
+
+
+def test_findings_are_measured_on_their_known_images():
+    rng = np.random.default_rng(0)
+    probabilities, outcome = rng.random((100, 2)), rng.random((100, 2)) < 0.4
+    known, rows = rng.random((100, 2)) < 0.7, np.arange(100) < 60
+    measures = subgroups.finding_measures(
+        ("a", "b"), probabilities, np.where(known, outcome, -1), known, np.arange(100), {"b": 0.5}
+    )
+    here = [known[:, k] & rows for k in range(2)]
+    areas = [roc_auc_score(outcome[here[k], k], probabilities[here[k], k]) for k in range(2)]
+    assert measures["roc_auc"][0](rows).value == pytest.approx(np.mean(areas))
+    positive = here[1] & outcome[:, 1]
+    hits = probabilities[positive, 1] >= 0.5
+    assert measures["sensitivity/b"][0](rows).value == pytest.approx(hits.mean())
 
 
 def test_gap_of_independent_groups_is_welch():
