@@ -195,9 +195,7 @@ def _convolve_batched(
 ) -> jax.Array:
     """The patches of all groups times their kernels: one batched product, no group copied out."""
     size, _, width, features = kernel.shape
-    taps = [
-        tap.reshape(*tap.shape[:-1], groups, width) for tap in _taps(x, size, strides, padding)
-    ]
+    taps = [tap.reshape(*tap.shape[:-1], groups, width) for tap in _taps(x, size, strides, padding)]
     patches = jnp.concatenate(taps, axis=-1)  # [B, H', W', groups, k * k * width]
     batch, rows, columns, _, depth = patches.shape
     y = lax.dot_general(

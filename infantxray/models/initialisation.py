@@ -46,7 +46,7 @@ class _Draw:
     """Computes variables of a traced program from those that are known."""
 
     def __init__(self, jaxpr: Jaxpr, values: dict[Var, Any]):
-        self._equations = jaxpr.eqns
+        self._jaxpr, self._equations = jaxpr, jaxpr.eqns
         self._producer = {v: n for n, equation in enumerate(jaxpr.eqns) for v in equation.outvars}
         self._values = values
         self._programs: dict[str, Callable[..., list[jax.Array]]] = {}
@@ -72,7 +72,8 @@ class _Draw:
             elif self._producer[variable] not in needed:
                 needed.add(self._producer[variable])
                 stack.extend(self._equations[self._producer[variable]].invars)
-        part = Jaxpr([], inputs, [output], [self._equations[n] for n in sorted(needed)])
+        equations = [self._equations[n] for n in sorted(needed)]
+        part = self._jaxpr.replace(constvars=[], invars=inputs, outvars=[output], eqns=equations)
         arguments = [self(variable) for variable in inputs]
         if _is_key(output):  # by JAX's own operations: each has another constant
             (self._values[output],) = jaxpr_as_fun(ClosedJaxpr(part, []))(*arguments)
@@ -85,4 +86,5 @@ class _Draw:
 
 
 def _is_key(variable: Var) -> bool:
-    return bool(jnp.issubdtype(variable.aval.dtype, jax.dtypes.prng_key))
+    dtype: Any = getattr(variable.aval, "dtype", None)
+    return bool(jnp.issubdtype(dtype, jax.dtypes.prng_key))

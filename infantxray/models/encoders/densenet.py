@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,8 @@ class DenseLayer(nn.Module):
     """Norm, ReLU, 1x1, norm, ReLU, 3x3: the `growth_rate` new channels."""
 
     growth_rate: int
-    conv: partial
-    norm: partial
+    conv: partial[Any]
+    norm: partial[Any]
 
     @nn.compact
     def __call__(self, x: jax.Array, moments: layers.Moments | None) -> jax.Array:
@@ -99,7 +100,8 @@ class DenseNet(nn.Module):
                 x = jnp.concatenate([x, y], axis=-1)
                 if moments is not None:  # those of the channels before stay what they were
                     added = layers.channel_moments(y)
-                    moments = tuple(map(jnp.concatenate, zip(moments, added, strict=True)))
+                    mean, square = map(jnp.concatenate, zip(moments, added, strict=True))
+                    moments = mean, square
             last = number == len(self.blocks)
             x = nn.relu(norm(name="norm5" if last else f"transition{number}_norm")(x, moments))
             maps.append(x)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +43,8 @@ HRNET_W32 = (Stage(1, (32, 64)), Stage(4, (32, 64, 128)), Stage(3, (32, 64, 128,
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions, added to their input."""
 
-    conv: partial
-    norm: partial
+    conv: partial[Any]
+    norm: partial[Any]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -149,7 +150,7 @@ class HRNet(nn.Module):
                     for target in range(len(branches))
                 ]
 
-        maps = []
+        maps: list[jax.Array] = []
         for index, features in enumerate(HEAD_FEATURES):
             y = bottleneck(branches[index], features // 4, f"head_increase{index + 1}")
             if index > 0:

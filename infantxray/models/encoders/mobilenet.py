@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,8 +56,8 @@ class Bottleneck(nn.Module):
     expansion: int
     features: int
     strides: int
-    conv: partial
-    norm: partial
+    conv: partial[Any]
+    norm: partial[Any]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,8 @@ class Bottleneck(nn.Module):
     features: int
     strides: int
     groups: int
-    conv: partial
-    norm: partial
+    conv: partial[Any]
+    norm: partial[Any]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

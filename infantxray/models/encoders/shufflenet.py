@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +50,8 @@ class Unit(nn.Module):
     features: int
     strides: int
     first_groups: int
-    conv: partial
-    norm: partial
+    conv: partial[Any]
+    norm: partial[Any]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ class SeparableConv(nn.Module):
     """A 3x3 filter for every channel, then a 1x1 convolution, with nothing between them."""
 
     features: int
-    conv: partial
+    conv: partial[Any]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -55,8 +56,8 @@ class Block(nn.Module):
 
     stage: Stage
     activated: bool
-    conv: partial
-    norm: partial
+    conv: partial[Any]
+    norm: partial[Any]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
