@@ -16,8 +16,9 @@ from data_pipeline.adapters.place import (
     visible,
     walk,
 )
+from data_pipeline.cells import SPLIT_NAMES
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import SPLIT_NAMES, Records
+from data_pipeline.manifest import Records
 
 _log = logging.getLogger(__name__)
 # Not opened to see whether they are DICOM: there may be one an image, or they are copies of images.

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from data_pipeline.cells import NOBODY
 from data_pipeline.decode.dicom import read_header
 from data_pipeline.decode.dicom_file import parse_dicom
 from data_pipeline.decode.radiograph import DECODER_VERSION, Header, Refused
-from data_pipeline.manifest import NOBODY
 
 _log = logging.getLogger(__name__)
 _THREADS = 16  # Reading waits for the disk, above all for one on a network.
