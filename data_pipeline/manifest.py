@@ -193,6 +193,16 @@ class Records:
         return known
 
     @property
+    def has_several(self) -> np.ndarray:
+        """Boolean `[n]`: the label joins several findings."""
+        return np.array(["|" in label for label in self.label], dtype=bool)
+
+    @property
+    def has_uncertain(self) -> np.ndarray:
+        """Boolean `[n]`: a finding is uncertain."""
+        return np.array([bool(names) for names in self.uncertain], dtype=bool)
+
+    @property
     def has_age(self) -> np.ndarray:
         """Boolean `[n]`: the age is known."""
         known: np.ndarray = np.isfinite(self.age_months)

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -26,6 +27,7 @@ _FIELDS = ("age_months", "sex", "view", "patient_key")
 _REMEMBERED = (*_FIELDS, "placeholder")
 _BIRTH_DATE = 0x00100030
 _HEADER_READ_BYTES = 2**18
+_T = TypeVar("_T")
 
 
 def header_columns(
@@ -82,8 +84,8 @@ def _placeholders(
 ) -> np.ndarray:
     """Boolean `[n]`: the image's identifier is a word for nobody, or that of several people.
 
-    However many images one has, it is believed otherwise: images of a patient on two sides of a split
-    would be worse than two patients taken for one.
+    Any other identifier is believed, however many images carry it: a patient in two splits would be
+    worse than two patients taken for one.
     """
     rows_of = defaultdict(list)
     for row, patient in enumerate(patients):
@@ -111,7 +113,7 @@ def _keys_of_nobody() -> set[str]:
     }
 
 
-def _map(function: Callable, paths: Sequence[str], description: str) -> list:
+def _map(function: Callable[[str], _T], paths: Sequence[str], description: str) -> list[_T]:
     with ThreadPoolExecutor(_THREADS) as pool:
         progress = tqdm(
             pool.map(function, paths, chunksize=64),
@@ -145,7 +147,8 @@ def _remember(memory: Path, columns: list[np.ndarray]) -> None:
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=memory.parent, suffix=".npz", delete=False) as file:
-            np.savez(file, **dict(zip(_REMEMBERED, columns, strict=True)))
+            stored: dict[str, Any] = dict(zip(_REMEMBERED, columns, strict=True))
+            np.savez(file, **stored)
         os.replace(file.name, memory)
     except OSError as error:
         _log.warning("DICOM headers could not be remembered in %s (%s)", memory, error.strerror)
