@@ -681,11 +681,11 @@ def write_manifest(
     columns: dict[str, Sequence[Any]] = {"image_path": [name(p) for p in records.image_path]}
     columns |= {column: getattr(records, column) for column in OPTIONAL_COLUMNS}
     columns["age_months"] = ["" if math.isnan(age) else f"{age:.9g}" for age in records.age_months]
-    columns |= finding_cells(records) | dict(extra or {})
+    columns |= _finding_cells(records) | dict(extra or {})
     write_csv(path, list(columns), zip(*columns.values(), strict=True))
 
 
-def finding_cells(records: Records) -> dict[str, list[str]]:
+def _finding_cells(records: Records) -> dict[str, list[str]]:
     """Columns of a manifest for the uncertain findings and boxes that are there, if any."""
     columns = {}
     if any(records.uncertain):

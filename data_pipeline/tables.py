@@ -11,8 +11,9 @@ import csv
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
+
+from data_pipeline.files import replaced
 
 # Full-width signs are formulas too, in East Asian editions.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
@@ -32,21 +33,18 @@ def restore(cell: str) -> str:
 def write_csv(
     path: str | os.PathLike[str], header: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
-    """Writes a table; the file is replaced only once all rows are written.
+    """Writes a table; the file appears, or is replaced, when all rows are written.
 
     Args:
       path: the CSV file.
       header: names of the columns.
       rows: cells; text is neutralised, everything else is written as `str` gives it.
     """
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.tmp")
-    with unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with replaced(path, newline="", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow([neutralise(name) for name in header])
         for row in rows:
             writer.writerow([neutralise(c) if isinstance(c, str) else c for c in row])
-    os.replace(unfinished, path)
 
 
 def read_csv(path: str | os.PathLike[str]) -> tuple[list[str], Iterator[list[str]]]:

@@ -18,7 +18,6 @@ from data_pipeline.manifest import (
     unused_age_columns,
     write_manifest,
 )
-from data_pipeline.splits import patient_keys
 
 COLUMNS = ("image_path", "patient_id", "sex", "view", "label", "split", "site")
 
@@ -277,10 +276,19 @@ class TestPatients:
     def test_an_image_without_an_id_is_a_person_of_its_own(self):
         assert self.records.patient.tolist() == ["patient:p1", "patient:p1", "image:x/c"] * 2
 
-    @pytest.mark.parametrize("mode", ["shared", "source"])
-    def test_they_are_resolved_as_splits_resolves_them(self, mode):
+    @pytest.mark.parametrize(
+        ("mode", "expected"),
+        [
+            ("shared", ["patient:p1", "patient:p1", "image:x/c"] * 2),
+            (
+                "source",
+                [key for s in ("one", "two") for key in (*[f"patient:{s}:p1"] * 2, "image:x/c")],
+            ),
+        ],
+    )
+    def test_ids_are_those_of_all_sources_or_of_one(self, mode, expected):
         found = self.records.with_patients(mode)
-        assert found.patient.tolist() == patient_keys(self.records, mode).tolist()
+        assert found.patient.tolist() == expected
         # They stay with their rows.
         assert found.take([4, 1]).patient.tolist() == [found.patient[4], found.patient[1]]
         joined = Records.concatenate([found, found.replace(label=found.patient_id)])
