@@ -114,6 +114,7 @@ def fit(
     sharding = DataParallel()
     sharding.check_batch_size(settings.batch_size, settings.accumulate_steps)
     init_key, step_key = jax.random.split(jax.random.key(settings.seed))
+    step_key = jax.device_put(step_key, sharding.replicated)
     factors = learning_rate_factors(jax.eval_shape(task.init, init_key)["params"])
     tx = optimizer.create_optimizer(settings.optimizer, settings.total_steps, factors)
     train_step = make_train_step(
@@ -145,17 +146,14 @@ def fit(
 
         schedule = optimizer.learning_rate_schedule(settings.optimizer, settings.total_steps)
         metrics_log = loop_hooks.MetricsLog(settings.logs, schedule, clock, bar, explain_non_finite)
-        after_update: tuple[Hook, ...] = (
-            *hooks,
-            loop_hooks.Validation(
-                settings.evaluates,
-                task.evaluate,
-                settings.best_metric,
-                settings.lower_is_better,
-                settings.early_stopping_evals,
-            ),
-            loop_hooks.Saving(settings.saves, checkpoints, batches),
+        validation = loop_hooks.Validation(
+            settings.evaluates,
+            task.evaluate,
+            settings.best_metric,
+            settings.lower_is_better,
+            settings.early_stopping_evals,
         )
+        saving = loop_hooks.Saving(settings.saves, checkpoints, batches)
         stop = stack.enter_context(StopOnSignal())
         compiled = None
         for step in range(start + 1, settings.total_steps + 1):
@@ -176,13 +174,16 @@ def fit(
             metrics_log.add(metrics)
             bar.update()
             clock.step()
-            moment = Moment(
-                step, state, progress, log.writer, step == settings.total_steps, stop.requested
-            )
+            moment = Moment(step, state, progress, log.writer, step == settings.total_steps)
             log(step, metrics_log(moment))
             with clock.paused():
-                for hook in after_update:
+                for hook in (*hooks, validation):
                     log(step, hook(moment))
+            # Read once: a signal may come at any moment. Steps are checked before they are saved.
+            moment = dataclasses.replace(moment, stopping=stop.requested)
+            log(step, metrics_log(moment))
+            with clock.paused():
+                saving(moment)
             if moment.stopping and not progress.finished:
                 raise Interrupted(
                     f"stopped at step {step} of {settings.total_steps} and saved; run the same "
