@@ -210,7 +210,7 @@ def _normalised(images: np.ndarray) -> np.ndarray:
 
 
 def outliers(images: Images, records: Records) -> tuple[list[tuple[int, str]], list[str]]:
-    """Rows that differ from the rest of their source, with how; and what could not be judged."""
+    """Rows that differ from the rest of their source, with the reason; and what is not judged."""
     found = []
     not_judged = []
     for source in dict.fromkeys(records.source):
@@ -257,9 +257,9 @@ def _far(values: np.ndarray, least_spread: float) -> np.ndarray:
 
 
 def _inverted(images: Images, records: Records, rows: np.ndarray) -> tuple[list[int], int]:
-    """Rows that look like the negative of their group's mean, and how many are not judged.
+    """Rows that look like the negative of their group's mean, and the number of rows not judged.
 
-    A group is a body part, or a label.
+    Groups are the images of a body part and those of a label.
     """
     found: set[int] = set()
     judged: set[int] = set()
@@ -278,7 +278,7 @@ def _inverted(images: Images, records: Records, rows: np.ndarray) -> tuple[list[
 
 
 def age_outliers(records: Records) -> list[tuple[np.ndarray, str]]:
-    """Rows whose ages may be mistakes, with why, by source."""
+    """Rows whose ages may be mistakes, with the reason, by source."""
     found = []
     for source in dict.fromkeys(records.source):
         rows = np.flatnonzero((records.source == source) & records.has_age)

@@ -1,4 +1,4 @@
-"""Cells of a table as people and programs write them: ages, sexes, splits, and missing values."""
+"""Parsing of table cells: ages, sexes, splits, missing values, and ids that may mean the same."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SEXES = {
     **dict.fromkeys(("m", "male", "boy", "man"), "M"),
     **dict.fromkeys(("", "u", "unknown", "o", "other"), ""),
 }
-# What splits are called elsewhere, in capitals or not.
+# Usual names of splits, in lower case.
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "validate", "val", "dev", "eval"), "validation"),
@@ -23,7 +23,7 @@ SPLIT_NAMES = {
 # How spreadsheets and statistics programs write an empty cell.
 DASHES = frozenset({"-", "--", "---", "–", "—"})
 NO_VALUE = DASHES | {"nan", "na", "n/a", "#n/a", "<na>", "null", ".", "?"}
-# Words in the place of a patient's identifier, in capitals or not.
+# Placeholders for a patient's identifier, in lower case.
 NOBODY = NO_VALUE | {
     *("anonymous", "anonymized", "anonymised", "anonym", "anon", "deidentified"),
     *("unknown", "none", "test", "xxx"),
@@ -40,8 +40,7 @@ _MONTHS_IN = {
 }
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _AGE_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([^\W\d_]+)\.?,?\s*")
-# Numbers that stand for an unknown age. Those that can be ages are codes only far beyond the
-# others: 99 months is an age among schoolchildren, and 999 among adults.
+# Codes for an unknown age. 99 and 999 months can be ages too, of schoolchildren and of adults.
 _NEVER_AGES = frozenset({-1.0, -9.0, -99.0, -999.0, 9998.0, 9999.0, 99999.0})
 _SELDOM_AGES = (99.0, 999.0)
 
@@ -51,14 +50,14 @@ SCIENTIFIC = re.compile(r"\d([.,]\d+)?e\+?\d{1,2}", re.IGNORECASE)
 
 
 def is_formula_error(cell: str) -> bool:
-    """Whether a spreadsheet wrote the cell in place of a result, such as `#REF!`."""
+    """Whether the cell is the error of a spreadsheet's formula, such as `#REF!`."""
     return cell[:1] == "#" and _FORMULA_ERROR.fullmatch(cell) is not None
 
 
 def parse_age(cell: str) -> float | None:
-    """Months: of a plain number, or of `6 months`, `006M`, `2y`, `18 d`, `1 year 3 months`.
+    """Months of a plain number, or of `6 months`, `006M`, `2y`, `18 d`, `1 year 3 months`.
 
-    NaN for an empty cell; None for what is no age, such as a negative number or 200 years.
+    NaN for an empty cell; None for anything that is not an age from 0 to 130 years.
     """
     if not cell or cell.casefold() == "nan":
         return math.nan
@@ -81,9 +80,9 @@ def is_never_an_age(cell: str) -> bool:
 
 
 def age_codes(ages: Iterable[float]) -> list[float]:
-    """Ages that are codes for unknown: 999, and 99 where it is repeated.
+    """Ages that are codes for unknown: 999 and, if repeated, 99.
 
-    A code is at least twice as high as every other age.
+    A code is more than twice as high as every other age.
     """
     known = [age for age in ages if not math.isnan(age)]
     others = [age for age in known if age not in _SELDOM_AGES]
@@ -126,7 +125,7 @@ def _folded(name: str) -> str:
 
 
 def _plain_number(name: str) -> str:
-    """An id without what a spreadsheet adds to a number or takes away."""
+    """A numeric id as plain digits, however a spreadsheet writes it."""
     if match := _THOUSANDS.fullmatch(name):
         name = match[1].replace(match[2], "")
     if match := _INTEGER.fullmatch(name):

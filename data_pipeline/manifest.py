@@ -1,7 +1,7 @@
-"""The record (one radiograph) and the CSV that lists them.
+"""Records of radiographs, and the manifest: the CSV file that lists them.
 
-Records are kept as columns rather than as one object a row: the paper's 312,000 images then
-take tens of megabytes, and a million rows stay practical.
+Records are columns rather than one object for each row: the paper's 312,000 images take tens of
+megabytes, and a million rows stay practical.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Box(NamedTuple):
 
 
 def _objects(values: Sequence[Any]) -> np.ndarray:
-    """`[n]` objects; NumPy would make a matrix of tuples."""
+    """An object array `[n]`; NumPy would make a matrix of tuples."""
     column = np.empty(len(values), dtype=object)
     for i, value in enumerate(values):
         column[i] = value
@@ -88,7 +88,7 @@ class Records:
       site: hospital or detector, where the source has several.
       boxes: a tuple of `Box`, empty where no place is known. `data_pipeline.boxes` maps them to
         the preprocessed image, and knows those of the phantom.
-      source: the `source:place` that the row came from.
+      source: the `source:place` of the row.
     """
 
     image_path: np.ndarray
@@ -226,8 +226,8 @@ def _patient_keys(
     return patients
 
 
-# Columns that are called otherwise without a doubt, such as by DICOM. No PatientAge: it is in
-# years in some tables and `003M` in others.
+# Other names of columns, such as those of DICOM. PatientAge is missing, because it is in years in
+# some tables and `003M` in others.
 _ALIASES = {
     "imagepath": "image_path",
     "patientid": "patient_id",
@@ -235,7 +235,7 @@ _ALIASES = {
     "patientsex": "sex",
     "viewposition": "view",
 }
-# Where a word such as NA is believed to stand for nothing; a dash is everywhere.
+# Columns in which a word such as NA means empty; a dash does in all.
 _MAY_HAVE_NO_VALUE = ("patient_id", "age_months", "sex", "label")
 _NO_LABEL = frozenset({"none", "unknown"})  # Or a condition of that name.
 _AGE_COLUMN = re.compile(r"(patient_?)?age(?![a-z])")
@@ -621,7 +621,7 @@ def _check_utf8(value: str, path: Path, line: int) -> None:
 
 
 def _log_doubtful(path: Path, columns: Mapping[str, list[str]], emptied: Mapping[str, int]) -> None:
-    """Names values that may be meant otherwise than they are taken."""
+    """Warns of values that may have another meaning."""
     if emptied:
         _log.warning(
             "%s: a dash or a word such as nan, NA or null is taken as empty: %s",
@@ -675,7 +675,7 @@ def write_manifest(
         if not relative or not os.path.isabs(image_path):
             return image_path
         image_path = os.path.relpath(image_path, folder)
-        # Text that a spreadsheet takes for a formula, or this project for an apostrophe before one.
+        # Not an apostrophe, as for other text: other programs open the path as it is.
         return f"./{image_path}" if image_path != neutralise(image_path) else image_path
 
     columns: dict[str, Sequence[Any]] = {"image_path": [name(p) for p in records.image_path]}

@@ -1,7 +1,7 @@
 """AI-Hub 71432, "Pediatric abdominal X-ray image data": the paper's own images.
 
-The schema of its label files is not public. A small profile says where they keep what; this prints
-the keys of some of them and a profile to fill in:
+The schema of its label files is not public. A profile says which key holds what. This command
+prints the keys of some label files and a profile to fill in:
 
     python -m data_pipeline.adapters.aihub /data/aihub > profile.json
 """
@@ -31,7 +31,7 @@ from data_pipeline.manifest import Records
 
 _log = logging.getLogger(__name__)
 
-# Names as AI-Hub's description gives them, and usual variants of the others.
+# Names in AI-Hub's description, and usual variants of the others.
 _CLASSES = {
     "정상": "normal",
     "기복증": "aeroperitoneum",
@@ -57,7 +57,7 @@ _PROFILE_KEYS = {"class", "classes", "age", "age_unit", "sex", "patient_id", "vi
 
 
 def read_aihub(place: str) -> Records:
-    """Reads `PATH:profile=PROFILE.json`, unpacked, at any depth.
+    """Reads `PATH:profile=PROFILE.json`: unpacked archives at any depth.
 
     Images lie in folders TS (training) and VS (validation), label files in TL and VL; an image and
     its label share their name. AI-Hub's validation is the test split; validation is cut from its
@@ -115,16 +115,16 @@ def read_aihub(place: str) -> Records:
     return Records.create(paths, source=f"aihub:{root}", age_months=known, **columns)
 
 
-# By `(T or V, name)`, then by the folder: names may begin again in every class.
+# By `(T or V, name)`, then by folder, because names may restart in every class.
 _Files = dict[tuple[str, str], dict[str, str]]
 
 
 def _discover(root: Path) -> tuple[_Files, _Files]:
-    """Images and label files.
+    """Finds images and label files.
 
     Raises:
-      DataError: there are no images, archives are still packed, two files of a folder share their
-        name, or it is another data set.
+      DataError: there are no images, archives are still packed, two files of a folder share a name,
+        or it is another data set.
     """
     images: _Files = {}
     labels: _Files = {}
@@ -158,7 +158,7 @@ def _discover(root: Path) -> tuple[_Files, _Files]:
         raise DataError(
             f"aihub: {len(archives)} archives below {root} are still packed, such as "
             f"{os.path.basename(archives[0])}; join split ones first (cat X.zip.part* > X.zip), "
-            "then unpack each into a folder of its own name (unzip -O cp949 TS_X.zip -d TS_X)"
+            "then unpack each into a folder of the same name (unzip -O cp949 TS_X.zip -d TS_X)"
         )
     if not images:
         raise DataError(
@@ -169,10 +169,10 @@ def _discover(root: Path) -> tuple[_Files, _Files]:
 
 
 def _pairs(images: _Files, labels: _Files) -> Iterator[tuple[str, str, str]]:
-    """`T` or `V`, an image, and its label file, empty if it has none.
+    """Yields `T` or `V`, an image, and its label file (empty if it has none).
 
     Raises:
-      DataError: which of several label files belongs to an image cannot be told.
+      DataError: several label files may belong to an image.
     """
     for (part, stem), radiographs in images.items():
         found = labels.get((part, stem), {})
@@ -189,7 +189,7 @@ def _pairs(images: _Files, labels: _Files) -> Iterator[tuple[str, str, str]]:
 
 
 def _role(relative: str) -> tuple[str, str]:
-    """`TS`, `TL`, `VS` or `VL` of a folder by its path, empty if it has none; and what follows."""
+    """`TS`, `TL`, `VS`, `VL` or empty by the path of a folder; and the rest of the path."""
     part = kind = group = ""
     names = relative.split(os.sep)
     for i, name in enumerate(names):
@@ -262,7 +262,7 @@ def _class_value(profile: dict[str, Any], content: Any, image: str) -> str:
 
 
 def _class(profile: dict[str, Any], content: Any, image: str) -> str | None:
-    """The condition, empty if the file gives none, None if its name is unknown."""
+    """The condition; empty if the file gives none, None if the name is unknown."""
     value = unicodedata.normalize("NFC", _class_value(profile, content, image))
     if not value:
         return ""
@@ -272,7 +272,7 @@ def _class(profile: dict[str, Any], content: Any, image: str) -> str | None:
 
 
 def _keys(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every dotted path of a label file with the type of its value, never the value."""
+    """Yields every dotted path of a label file with the type of its value, never the value."""
     if isinstance(content, dict):
         for key, value in content.items():
             yield from _keys(value, f"{prefix}{key}.")
@@ -284,7 +284,7 @@ def _keys(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def describe_labels(root: Path, files: int = 200) -> str:
-    """A profile to fill in, after a list of the paths found in the first label files."""
+    """The dotted paths found in the first label files, with their types and counts."""
     images, labels = _discover(root)
     counts: dict[str, int] = {}
     kinds: dict[str, str] = {}

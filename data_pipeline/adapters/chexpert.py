@@ -40,8 +40,8 @@ _TABLES = {"train.csv": "train", "valid.csv": "validation", "test.csv": "test"}
 def read_chexpert(place: str) -> Records:
     """Reads `PATH[:min_age_months=216]`, where `train.csv` lies (and `valid.csv`, `test.csv`).
 
-    The label joins the findings marked 1; those marked -1 are `uncertain`. Age 0 stands for unknown
-    there; ages are capped at 90 years by the source. Images that are not on disk are left out.
+    The label joins the findings marked 1; those marked -1 are `uncertain`. Age 0 means unknown, and
+    the source caps ages at 90 years. Images that are not on disk are left out.
 
     Raises:
       DataError: no table or no image is found, or a path in a table is not of CheXpert's form.
@@ -80,10 +80,10 @@ def _read_table(path: Path, split: str, source: str) -> Records:
 
 
 def _base(folder: Path, first: str) -> str:
-    """What to put before a path without its first part.
+    """The folder that paths without their first part are relative to.
 
-    Paths start with the release's name, such as `CheXpert-v1.0-small/`, which may be the folder
-    itself, lie in it, or have been renamed. Some images, the first among them, may be missing.
+    Paths start with the name of the release, such as `CheXpert-v1.0-small/`. It may be the folder
+    itself, a subfolder, or renamed. Some images, even the first, may be missing.
     """
     head, _, rest = first.partition("/")
     inside = folder / head

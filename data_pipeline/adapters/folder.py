@@ -24,7 +24,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
 
 _log = logging.getLogger(__name__)
-# Not opened to see whether they are DICOM: there may be one an image, or they are copies of images.
+# Suffixes that are never opened to check for DICOM: there may be one such file for every image.
 _NO_IMAGES = (
     *(".txt", ".csv", ".json", ".xml", ".md", ".html", ".pdf", ".xlsx", ".npy", ".npz", ".zip"),
     *(".gz", ".bmp", ".webp", ".gif", ".jp2", ".bak", ".tmp", ".part", ".orig"),
@@ -35,12 +35,11 @@ _SUFFIXES_NAMED = 8
 def read_folder(place: str) -> Records:
     """Reads `PATH[:labels=none][:headers=no]`, a folder or one image.
 
-    A first level whose folders are all called train, val or test is the split. The next level is
-    the class; images lie at any depth below it. Images beside those folders have no class.
-    `labels=none` takes the folder as unlabelled whatever its subfolders are called. Age, sex, view
-    and patient of DICOM images come from their headers, which `headers=no` leaves unread. Files are
-    images by their suffix, or, where it is none of those known, if they are DICOM. Workdirs of runs
-    in the folder are left out.
+    If the folders of the first level are called train, val or test, they are the split, and the
+    next level is the class. Otherwise the first level is the class. Images lie at any depth.
+    `labels=none` reads any folder as unlabelled. Age, sex, view and patient of DICOM images come
+    from their headers; `headers=no` leaves these unread. A file is an image by its suffix; files of
+    unknown suffix are images if they are DICOM. Workdirs of runs in the folder are left out.
 
     Raises:
       DataError: the folder does not exist, holds no image, or some of its subfolders with images
@@ -130,7 +129,7 @@ def _with_headers(
 
 
 def _refuse_splits_within(place: str, folder: str) -> None:
-    """A class that consists of splits is a data set one level deeper than the place named."""
+    """Refuses a class that holds splits: the data set is that folder, one level deeper."""
     roles = [name for name in visible(folder)[0] if name.lower() in SPLIT_NAMES]
     if len(roles) > 1:
         raise DataError(
@@ -141,7 +140,7 @@ def _refuse_splits_within(place: str, folder: str) -> None:
 
 
 def _is_image(folder: str, name: str) -> bool:
-    """By the suffix; files with an unknown one or none, such as IM0001 or 1.2.840…, by content."""
+    """By suffix; by content for an unknown suffix or none, such as IM0001 or 1.2.840…"""
     if name.lower().endswith(IMAGE_SUFFIXES):
         return True
     if name.lower().endswith(_NO_IMAGES) or name.upper() == "DICOMDIR":
@@ -160,5 +159,5 @@ def _kind(name: str) -> str:
 
 
 def _printable(name: str) -> str:
-    """The name of a class is written to many files; that of a folder may be no text at all."""
+    """The name of a folder as UTF-8 text, which is written to many files as a label."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

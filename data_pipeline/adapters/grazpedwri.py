@@ -24,7 +24,7 @@ from data_pipeline.manifest import Box, Records
 
 _log = logging.getLogger(__name__)
 _PROJECTIONS = {"1": "AP", "2": "LATERAL"}
-# Of the YOLO files, which number them in alphabetical order.
+# Class names of the YOLO files, which number them in alphabetical order.
 _OBJECTS = (
     *("boneanomaly", "bonelesion", "foreignbody", "fracture", "metal", "periostealreaction"),
     *("pronatorsign", "softtissue", "text"),
@@ -93,7 +93,7 @@ def _voc_boxes(path: Path) -> tuple[Box, ...]:
 
 
 def _yolo_boxes(path: Path, image: str) -> tuple[Box, ...]:
-    """Lines of `class x y width height`: the box's middle and size, as shares of the image."""
+    """Reads lines of `class x y width height`: centre and size as fractions of the image."""
     with Image.open(image) as opened:  # The header alone.
         width, height = opened.size
     boxes = []

@@ -1,4 +1,4 @@
-"""Kermany's chest images of children aged one to five (Guangzhou)."""
+"""Kermany: chest images of children aged one to five from Guangzhou, with pneumonia or normal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _PERSON = re.compile(
     r"(?:(person\d+)_(bacteria|virus)_\d+|((?:NORMAL2-)?IM-\d+)(?:-\d+){1,2})\.\w+", re.IGNORECASE
 )
-# BACTERIA-1008087-0001.jpeg of the third version on Mendeley: the patient stands in the middle.
+# BACTERIA-1008087-0001.jpeg of the third version on Mendeley: the patient is the middle number.
 _ORIGINAL = re.compile(r"(BACTERIA|VIRUS|NORMAL)-(\d+)-\d+\.\w+", re.IGNORECASE)
 _NAMED = 5
 
@@ -36,10 +36,10 @@ class _Image:
 def read_kermany(place: str) -> Records:
     """Reads `PATH[:classes=2]`: `{train,val,test}/{NORMAL,PNEUMONIA}`, or a folder above them.
 
-    `classes=3` divides pneumonia into `BACTERIA` and `VIRUS`, as the file names do. The patient is
-    taken from the file name. In Kaggle's copy its numbers count from one again in every folder and
-    aetiology; in the original, where two splits use the same name for different images. Byte
-    for byte repeats are listed once, in the most protected split that holds one.
+    `classes=3` divides pneumonia into `BACTERIA` and `VIRUS`, as the file names do. The patient
+    comes from the file name. Its numbers restart in every split and aetiology of Kaggle's copy. In
+    the original they are taken as global, unless two splits use one name for different images.
+    Byte-for-byte duplicates are listed once: in test, else in validation, else in training.
 
     Raises:
       DataError: the folders are not there, a file is named otherwise, or `classes` is neither 2
@@ -70,7 +70,7 @@ def read_kermany(place: str) -> Records:
         )
     repeats = _repeats([image.path for image in images])
     if repeats:
-        _log.info("kermany: %d byte-for-byte repeats left out", len(repeats))
+        _log.info("kermany: %d byte-for-byte duplicates left out", len(repeats))
     images = [image for i, image in enumerate(images) if i not in repeats]
     people = _people(images)
     if options["classes"] == 3:

@@ -1,4 +1,4 @@
-"""MIMIC-CXR-JPG: chest images of adults. It gives no age and no sex."""
+"""MIMIC-CXR-JPG: chest images of adults, without age and sex."""
 
 from __future__ import annotations
 

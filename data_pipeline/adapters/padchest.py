@@ -69,7 +69,7 @@ def _age(study: str, birth: str) -> float:
 
 
 def _label(text: str) -> str:
-    """`"['normal']"` -> `normal`; empty for no labels, or what is no list."""
+    """`"['normal']"` -> `normal`; empty if there are no labels, or no list."""
     try:
         labels = ast.literal_eval(text)
     except (ValueError, SyntaxError):

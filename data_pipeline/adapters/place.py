@@ -40,15 +40,15 @@ _REPRESENTATIONS = frozenset(b"AE CS DA IS LO OB PN SH SQ ST TM UI UL UN US".spl
 
 
 def parse_place(name: str, place: str, **defaults: Any) -> tuple[Path, dict[str, Any]]:
-    """Splits `/path[:key=value...]` into an existing path, absolute, and its options.
+    """Splits `/path[:key=value...]` into an absolute path, which exists, and options.
 
-    Records name this path as their source, without the options: however a data set is spelled, its
-    patients keep their places in the split.
+    Records name this path, without the options, as their source. So the split of a data set does
+    not depend on how its path is spelled.
 
     Args:
       name: the adapter, for messages.
-      place: what stands after `name:` in the data set's name.
-      **defaults: the options that the adapter knows; a value is read as its default's type.
+      place: the part after `name:`.
+      **defaults: the options that the adapter knows; a value has the type of its default.
 
     Raises:
       DataError: the path does not exist, an option is unknown or its value has the wrong type.
@@ -66,7 +66,7 @@ def parse_place(name: str, place: str, **defaults: Any) -> tuple[Path, dict[str,
         except ValueError:
             kind = "a number" if isinstance(defaults[key], int | float) else "text"
             raise DataError(f"{name}:{place}: {key} is {value!r}; expected {kind}") from None
-    # One name whatever the detour, as in manifests: leaks are found by comparing names.
+    # One name for a file, as in manifests: leaks are found by comparing names.
     path = os.path.abspath(os.path.expanduser(":".join(parts)))
     if not os.path.exists(path):
         raise DataError(f"{name}:{place}: {path} does not exist")
@@ -74,18 +74,18 @@ def parse_place(name: str, place: str, **defaults: Any) -> tuple[Path, dict[str,
 
 
 def natural_key(text: str) -> list[str | int]:
-    """Sorts `film2` before `film10`."""
-    # Every second part is what the pattern found. str.isdigit knows digits that int does not (²).
+    """Sorts `image2` before `image10`."""
+    # Every second part is a match. str.isdigit accepts digits that int does not (²).
     return [int(part) if i % 2 else part for i, part in enumerate(_DIGITS.split(text))]
 
 
 def visible(
     folder: str | os.PathLike[str], above: tuple[str | os.PathLike[str], ...] = ()
 ) -> tuple[list[str], list[str]]:
-    """Names of the subfolders and of the files of a folder, hidden ones left out, natural order.
+    """Names of the subfolders and of the files of a folder, without hidden ones, in natural order.
 
-    Links back to the folder, to one that holds it or to one of `above` are left out too. A link
-    that leads to itself or nowhere counts as a file.
+    Links back to the folder, to a parent of it or to one of `above` are left out too. A broken link
+    counts as a file.
 
     Raises:
       DataError: the folder, or a link in it, cannot be read.
@@ -96,7 +96,7 @@ def visible(
             for entry in entries:
                 if entry.name.startswith(_HIDDEN):
                     continue
-                # The directory entry knows its kind: no stat a file.
+                # The directory entry knows its kind, which saves a stat for every file.
                 if not _is_folder(entry):
                     files.append(entry.name)
                 elif not entry.is_symlink() or not _leads_back(entry.path, (*above, folder)):
@@ -129,11 +129,10 @@ def walk(
     above: tuple[str | os.PathLike[str], ...] = (),
     _followed: set[str] | None = None,
 ) -> Iterator[tuple[str, list[str]]]:
-    """Every folder at and below `folder` with its files, top down, natural order.
+    """Yields `folder` and every folder below it with its files, top down, in natural order.
 
-    No link leads back to `above`, the folders that led here, or to where another link has led:
-    folders that link to each other would be endless otherwise. Workdirs of runs below `folder` are
-    left out.
+    Links back to `above` (the parents) are not followed, and no target is followed twice, so that
+    folders that link to each other end. Workdirs of runs below `folder` are left out.
 
     Raises:
       DataError: a folder cannot be read.
@@ -155,7 +154,7 @@ def walk(
 
 
 def is_workdir(folder: str | os.PathLike[str], files: Sequence[str]) -> bool:
-    """Whether a folder with these files is the workdir of a run, whose pictures are figures."""
+    """Whether a folder with these files is the workdir of a run: its images are figures."""
     if "config.json" not in files:
         return False
     if not _OF_RUNS.isdisjoint(files):
@@ -179,13 +178,13 @@ def looks_like_dicom(path: str) -> bool:
         return False
     if head[128:] == b"DICM":
         return True
-    # The length of the first value, where its representation is not given, is short.
+    # Implicit encoding: a short length follows the tag.
     implicit = head[6:8] == b"\0\0" and any(head[4:6])
     return bool(_FIRST_ELEMENTS.match(head)) and (head[4:6] in _REPRESENTATIONS or implicit)
 
 
 def image_index(folder: str | os.PathLike[str], suffixes: tuple[str, ...]) -> dict[str, str]:
-    """File name -> path of every image at any depth; of equal names the first."""
+    """File name -> path of every image at any depth; the first of equal names."""
     index: dict[str, str] = {}
     for parent, names in walk(folder):
         for name in names:
@@ -195,7 +194,7 @@ def image_index(folder: str | os.PathLike[str], suffixes: tuple[str, ...]) -> di
 
 
 def on_disk(paths: Sequence[str]) -> list[str | None]:
-    """The paths, None in the place of each that is not there. Lists every folder once."""
+    """The paths, with None for files that do not exist. Lists every folder once."""
     folders = list(dict.fromkeys(os.path.dirname(path) for path in paths))
     with ThreadPoolExecutor(_THREADS) as pool:
         listed = dict(zip(folders, pool.map(_listed, folders, chunksize=64), strict=True))
@@ -214,17 +213,17 @@ def _listed(folder: str) -> frozenset[str]:
 
 
 def read_table(name: str, path: Path, columns: tuple[str, ...]) -> dict[str, list[str]]:
-    """The columns of a CSV, by name, stripped; gzip is unpacked on the way.
+    """Columns of a CSV file by name, stripped. Unpacks gzip.
 
-    Columns that are not there come back empty, except those that must be.
+    Optional columns that are missing come back empty.
 
     Args:
       name: the adapter, for messages.
       path: the file.
-      columns: what to read; a leading `?` marks a column that may be missing.
+      columns: what to read; a leading `?` marks an optional column.
 
     Raises:
-      DataError: the file cannot be read or lacks a column that it must have.
+      DataError: the file cannot be read or lacks a column.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     try:
@@ -285,9 +284,9 @@ def table_columns(name: str, path: Path) -> list[str]:
 
 
 def find_files(folder: Path, *patterns: str) -> list[Path]:
-    """Files in `folder` and its subfolders that match a pattern, hidden ones left out.
+    """Files in `folder` and its subfolders that match a pattern, without hidden ones.
 
-    In the order of the patterns, those in `folder` itself first.
+    They come in the order of the patterns, those in `folder` itself first.
     """
     found = [
         path
@@ -312,10 +311,10 @@ def find_file(name: str, folder: Path, *patterns: str) -> Path:
 
 
 def keep_present(name: str, paths: Sequence[str | None]) -> np.ndarray:
-    """Boolean `[n]`: listed images that are there (not None); logs how many are not.
+    """Boolean `[n]`: listed images that exist (not None). Logs how many do not.
 
     Raises:
-      DataError: none is there.
+      DataError: none exists.
     """
     present = np.array([path is not None for path in paths], bool)
     if not present.any():
@@ -331,8 +330,8 @@ def keep_present(name: str, paths: Sequence[str | None]) -> np.ndarray:
 
 
 def leave_out_children(name: str, records: Records, min_age_months: float) -> Records:
-    """An adult set without the images known to be of younger patients; logs how many those are."""
-    young = records.age_months < min_age_months  # Unknown (NaN) compares as not younger.
+    """Records without patients known to be younger. Logs how many are left out."""
+    young = records.age_months < min_age_months  # False for unknown ages (NaN).
     if young.any():
         _log.info(
             "%s: %d images of patients under %g months left out (min_age_months)",
@@ -346,13 +345,13 @@ def leave_out_children(name: str, records: Records, min_age_months: float) -> Re
 def ages_in_months(
     name: str, cells: Sequence[str], months: float, oldest: float = MAX_AGE_MONTHS
 ) -> list[float]:
-    """Ages of a table's cells; what lies outside 0 to `oldest` is unknown, and counted in the log.
+    """Ages in months of a column. Values outside 0 to `oldest` are unknown; logs how many.
 
     Args:
       name: the adapter, for messages.
       cells: numbers, or ages with their unit such as `058Y`.
-      months: of which a number counts one.
-      oldest: in months; what lies above is a code for unknown, or a mistake.
+      months: the unit of numbers without one.
+      oldest: the highest plausible age, in months.
     """
     ages, wrong = [], []
     for cell in cells:

@@ -30,9 +30,9 @@ _TABLES = (
 
 
 def read_rsna_bone_age(place: str) -> Records:
-    """Reads `PATH`: tables of training, validation and test, known by their columns, and images.
+    """Reads `PATH`: images, and tables of training, validation and test, known by their columns.
 
-    `age_months` is the skeletal age that the readers gave, not the age in years since birth.
+    `age_months` is the skeletal age that readers gave, not the age since birth.
 
     Raises:
       DataError: no table or no image is there.
@@ -54,7 +54,7 @@ def read_rsna_bone_age(place: str) -> Records:
                 continue
             table = read_table("rsna_bone_age", path, (identifier, age, sex))
             ids = table[identifier]
-            # Numbers may be used again in another split, so an image of that one is not taken.
+            # Splits may use the same numbers for different patients.
             found = [by_role.get((split, i)) or by_role.get(("", i)) for i in ids]
             ages = ages_in_months(
                 "rsna_bone_age", table[age.removeprefix("?")], 1, OLDEST_CHILD_MONTHS

@@ -1,4 +1,4 @@
-"""VinDr-CXR: 18,000 chest images of adults, those for training marked by three readers each."""
+"""VinDr-CXR: 18,000 chest images of adults; three readers marked each training image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from data_pipeline.manifest import Box, Records
 
 _NORMAL = "No finding"
 _READER = ("rad_id", "rad_ID")
-# Per split: tables of what readers marked, the complete one of PhysioNet first.
+# Tables of a split, the most complete first.
 _TABLES = {
     "train": ("image_labels_train.csv", "annotations_train.csv", "train.csv"),
     "test": ("image_labels_test.csv", "annotations_test.csv"),
@@ -58,7 +58,7 @@ def read_vindr_cxr(place: str) -> Records:
     for name, path in image_index(root, IMAGE_SUFFIXES).items():
         found[_split_of(path), os.path.splitext(name)[0]] = path
     listed = [(split, image) for split, images in marks.items() for image in images]
-    # Where images do not lie in folders of their split, the table alone says it.
+    # Images may lie outside of train/ and test/; then the table gives the split.
     paths = [found.get(key) or found.get(("", key[1])) for key in listed]
     used = set(paths)
     rest = [key for key, path in found.items() if path not in used]
@@ -80,7 +80,7 @@ def _split_of(path: str) -> str:
 
 
 def _read_marks(path: Path) -> _Marks:
-    """Of a table with a row a mark, or with a row a reader and a column a finding."""
+    """Reads a table with a row for each mark, or with a column for each finding."""
     marks: _Marks = defaultdict(lambda: defaultdict(set))
     header = table_columns("vindr_cxr", path)
     rad = next((name for name in _READER if name in header), "?rad_id")
@@ -100,7 +100,7 @@ def _read_marks(path: Path) -> _Marks:
 
 
 def _agreed(readers: dict[str, set[str]]) -> tuple[str, tuple[str, ...]]:
-    """The label that more than half of the readers gave, and what fewer of them marked."""
+    """Findings of more than half of the readers as a label, and findings of fewer readers."""
     votes = Counter(name for names in readers.values() for name in names - {_NORMAL})
     agreed = [name for name, count in votes.items() if 2 * count > len(readers)]
     normal = sum(names == {_NORMAL} for names in readers.values())

@@ -61,7 +61,7 @@ def run(config: Any, workdir: str) -> None:
     problems.sort(key=lambda problem: list(_SEVERITIES).index(problem.severity))
     _write_tables(workdir, records, images, groups, problems)
     page = os.path.join(workdir, "report.html")
-    # A histogram of equal ages needs narrower bins than float32 has.
+    # The bins of a histogram of equal ages are narrower than the resolution of float32.
     wide = records.replace(age_months=records.age_months.astype(np.float64))
     data_page.write(page, wide, records.patient, images, groups, problems, found)
     for problem in problems[:_LOGGED]:
@@ -78,7 +78,7 @@ def run(config: Any, workdir: str) -> None:
 
 
 def _check_writable(workdir: str) -> None:
-    """Makes the workdir. Reading all images first may take hours."""
+    """Creates the workdir before hours of reading."""
     try:
         os.makedirs(workdir, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
@@ -90,7 +90,7 @@ def _check_writable(workdir: str) -> None:
 
 
 def _open(where: DataSettings, other_stage: str) -> tuple[Records, list[Problem]]:
-    """All images, with the role of each in `split`, and what is wrong with the roles."""
+    """All images with their role in `split`, and problems of these roles."""
     try:
         split = data.divide_sources(where)
         parts = [split[role].replace(split=np.full(len(split[role]), role, object))
@@ -120,9 +120,9 @@ def _open(where: DataSettings, other_stage: str) -> tuple[Records, list[Problem]
 
 
 def _refused(where: DataSettings, split: Split) -> list[Problem]:
-    """What either stage refuses before its first step.
+    """What stage one and stage two would refuse before their first step.
 
-    It is a warning where the images may be meant for the other stage, which can use them.
+    It is a warning if the images can be used by the other stage and may be meant for it.
     """
     by_one: list[str] = []
     by_two: list[str] = []
