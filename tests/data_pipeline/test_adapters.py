@@ -189,7 +189,7 @@ class TestFolder:
             touch(tmp_path / f"{name}.dcm", dicom_bytes(ramp(), PatientID=patient))
         records = ADAPTERS["folder"](str(tmp_path))
         assert (records.patient_id == "").tolist() == [True] * 2 + [False] * 2
-        assert "2 images carry a PatientID that stands for no one person" in caplog.text
+        assert "2 images carry a PatientID that is a placeholder" in caplog.text
         assert word not in caplog.text.replace("such as ANONYMOUS", "")
 
     @pytest.mark.parametrize("field", ["PatientBirthDate", "PatientSex"])
