@@ -28,21 +28,20 @@ NOBODY = NO_VALUE | {
     *("anonymous", "anonymized", "anonymised", "anonym", "anon", "deidentified"),
     *("unknown", "none", "test", "xxx"),
 }
-_FORMULA_ERROR = re.compile(
-    r"#(VALUE!|REF!|NAME\?|DIV/0!|NUM!|NULL!|SPILL!|CALC!|N/A|#+)", re.IGNORECASE
-)
+# In any language of Excel (#VALUE!, #BEZUG!, #¡VALOR!), and of LibreOffice (Err:502).
+_FORMULA_ERROR = re.compile(r"#¡?[^\W\d_]+[!?]|#DIV/0!|#N/[AD]|#NV|##+|Err:\d{3}", re.IGNORECASE)
 
 _MONTHS_IN = {
     **dict.fromkeys(("d", "day", "days", "일"), 12 / 365.25),
     **dict.fromkeys(("w", "wk", "wks", "week", "weeks", "주"), 84 / 365.25),
-    **dict.fromkeys(("m", "mo", "mos", "month", "months", "개월"), 1.0),
+    **dict.fromkeys(("m", "mo", "mos", "mth", "mths", "month", "months", "개월"), 1.0),
     **dict.fromkeys(("y", "yr", "yrs", "year", "years", "세", "살"), 12.0),
 }
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _AGE_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([^\W\d_]+)\.?,?\s*")
-# Codes for an unknown age. 99 and 999 months can be ages too, of schoolchildren and of adults.
+# Codes for an unknown age. Some of them can be ages too, of schoolchildren or of adults.
 _NEVER_AGES = frozenset({-1.0, -9.0, -99.0, -999.0, 9998.0, 9999.0, 99999.0})
-_SELDOM_AGES = (99.0, 999.0)
+SELDOM_AGES = (88.0, 99.0, 777.0, 888.0, 999.0)
 
 _THOUSANDS = re.compile(r"'?(\d{1,3}([,.])\d{3}(?:\2\d{3})*)")
 _INTEGER = re.compile(r"'?(\d+)(?:[.,]0*)?")
@@ -51,7 +50,7 @@ SCIENTIFIC = re.compile(r"\d([.,]\d+)?e\+?\d{1,2}", re.IGNORECASE)
 
 def is_formula_error(cell: str) -> bool:
     """Whether the cell is the error of a spreadsheet's formula, such as `#REF!`."""
-    return cell[:1] == "#" and _FORMULA_ERROR.fullmatch(cell) is not None
+    return cell[:1] in "#Ee" and _FORMULA_ERROR.fullmatch(cell) is not None
 
 
 def parse_age(cell: str) -> float | None:
@@ -80,14 +79,14 @@ def is_never_an_age(cell: str) -> bool:
 
 
 def age_codes(ages: Iterable[float]) -> list[float]:
-    """Ages that are codes for unknown: 999 and, if repeated, 99.
+    """Ages that are codes for unknown: 999, 888 or 777, and 99 or 88 if repeated.
 
     A code is more than twice as high as every other age.
     """
     known = [age for age in ages if not math.isnan(age)]
-    others = [age for age in known if age not in _SELDOM_AGES]
+    others = [age for age in known if age not in SELDOM_AGES]
     oldest = max(others, default=0.0)
-    codes = [code for code in _SELDOM_AGES if 2 * oldest < code and code in known]
+    codes = [code for code in SELDOM_AGES if 2 * oldest < code and code in known]
     return [code for code in codes if code > 100 or (others and known.count(code) > 1)]
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from data_pipeline.adapters.headers import header_columns
 from data_pipeline.adapters.place import (
     IMAGE_SUFFIXES,
+    find_file,
+    find_files,
     image_index,
     keep_present,
     parse_place,
@@ -35,7 +37,7 @@ def read_vindr_pcxr(place: str) -> Records:
       DataError: no table or no image is there.
     """
     root, options = parse_place("vindr_pcxr", place, headers="yes")
-    splits = [s for s in ("train", "test") if (root / f"image_labels_{s}.csv").is_file()]
+    splits = [s for s in ("train", "test") if find_files(root, f"image_labels_{s}.csv")]
     if not splits:
         raise DataError(f"vindr_pcxr: no image_labels_train.csv in {root}")
     records = Records.concatenate(_read_split(root, split) for split in splits)
@@ -50,7 +52,7 @@ def read_vindr_pcxr(place: str) -> Records:
 
 def _read_split(root: Path, split: str) -> Records:
     """Images of a split; the path of one that is not on disk is empty."""
-    path = root / f"image_labels_{split}.csv"
+    path = find_file("vindr_pcxr", root, f"image_labels_{split}.csv")
     header = table_columns("vindr_pcxr", path)
     findings = [name for name in header if name and name not in _NOT_FINDINGS]
     table = read_table("vindr_pcxr", path, ("image_id", *findings))
@@ -60,8 +62,8 @@ def _read_split(root: Path, split: str) -> Records:
         marked.setdefault(image, set()).update(positive)
     images = image_index(root / split, IMAGE_SUFFIXES) if (root / split).is_dir() else {}
     found = {os.path.splitext(name)[0]: at for name, at in images.items()}
-    annotations = root / f"annotations_{split}.csv"
-    boxes = read_boxes("vindr_pcxr", annotations) if annotations.is_file() else {}
+    annotations = find_files(root, f"annotations_{split}.csv")
+    boxes = read_boxes("vindr_pcxr", annotations[0]) if annotations else {}
     return Records.create(
         [found.get(image, "") for image in marked],
         source=f"vindr_pcxr:{root}",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.cells import NO_VALUE, is_formula_error
+from data_pipeline.cells import NO_VALUE, SELDOM_AGES, is_formula_error
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import (
     Box,
@@ -348,7 +348,7 @@ _text = (
             _text,
             st.one_of(
                 st.just(math.nan),
-                st.floats(0, 1500, width=32).filter(lambda age: age not in (99, 999)),
+                st.floats(0, 1500, width=32).filter(lambda age: age not in SELDOM_AGES),
             ),
             st.sampled_from(["", "F", "M"]),
             _text,
@@ -431,6 +431,7 @@ def test_all_cells_that_cannot_be_used_are_listed_at_once(tmp_path):
     [
         ("1 2 999", "999"),  # Infants.
         ("30 999 999", "999"),
+        ("30 888", "888"),
         ("700 999 850", ""),  # Adults.
         ("3 30 99 99", "99"),
         ("3 30 99", ""),  # One child of eight years is possible.
@@ -500,6 +501,15 @@ class TestSpreadsheets:
             DataError, match=r"Also line 3: label is '#REF!'; a formula that failed"
         ):
             read_manifest(_write(tmp_path, text))
+
+    @pytest.mark.parametrize(
+        "cell", ["#DIV/0!", "#name?", "#BEZUG!", "#¡VALOR!", "####", "Err:502"]
+    )
+    def test_failed_formulas_in_other_languages(self, tmp_path, cell):
+        for name in ("label", "age_months", "sex"):
+            with pytest.raises(DataError, match="a formula that failed"):
+                read_manifest(_write(tmp_path, f"image_path,{name}\na,{cell}\n"))
+        assert read_manifest(_write(tmp_path, "image_path,label\na,#1\n")).label[0] == "#1"
 
     def test_a_dash_is_no_value(self, tmp_path, caplog):
         text = "image_path,patient_id,age_months,sex,view,label,split\na,-,-,–,-,-,--\n"
