@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.cells import MAX_AGE_MONTHS, parse_age
+from data_pipeline.cells import MAX_AGE_MONTHS, NO_VALUE, parse_age
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Box, Records
 
@@ -361,7 +361,7 @@ def ages_in_months(
             age = math.nan if known is None else known
         usable = 0 <= age <= oldest
         ages.append(age if usable else math.nan)
-        if cell and not usable:
+        if cell and not usable and cell.casefold() not in NO_VALUE:
             wrong.append(cell)
     if wrong:
         _log.warning(

@@ -1,7 +1,6 @@
 import csv
 import math
 import os
-import unicodedata
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from data_pipeline.manifest import (
     Box,
     Records,
     read_manifest,
-    spelled_apart,
     unused_age_columns,
     write_manifest,
 )
@@ -261,12 +259,6 @@ def test_names_of_files_need_not_be_utf8(tmp_path):
         read_manifest(tmp_path / "m.csv")
 
 
-def test_spelled_apart():
-    names = ["P17", "p17 ", "p\u200b17", "p18", "Müller", unicodedata.normalize("NFD", "müller")]
-    assert spelled_apart(names) == [("Müller", names[-1]), ("P17", "p17 ", "p\u200b17")]
-    assert spelled_apart(["017", "0171", "P-17", "17,5", "17"]) == [("017", "17")]
-
-
 class TestPatients:
     records = Records.concatenate(
         Records.create(["x/a", "x/b", "x/c"], source=source, patient_id=["p1", "p1", ""])
@@ -381,19 +373,6 @@ def test_a_relative_manifest_moves_with_its_images(tmp_path):
     (tmp_path / "here").rename(tmp_path / "there")
     moved = read_manifest(tmp_path / "there" / "m.csv")
     assert moved.image_path.tolist() == [str(tmp_path / "there" / "i" / "a.png")]
-
-
-@pytest.mark.parametrize(
-    ("ids", "groups"),
-    [
-        (["114", "114.0", "00114", "1.14E+02"], 1),
-        (["1140", "1,140", "1140,0", "'1140"], 1),
-        (["manifest:/a.csv:114", "manifest:/a.csv:0114"], 1),  # patient_ids=source
-        (["114", "115.0", "114.5", "1.145E+02", "P114", "1140", "0"], 0),
-    ],
-)
-def test_numbers_that_a_spreadsheet_rewrote_are_spelled_apart(ids, groups):
-    assert spelled_apart(ids) == [tuple(sorted(ids))] * groups
 
 
 def test_ids_that_a_spreadsheet_shortened_are_named(tmp_path, caplog):
