@@ -291,7 +291,7 @@ def unused_age_columns(path: str | os.PathLike[str]) -> list[str]:
       DataError: see `read_manifest`.
     """
     with _opened(Path(path)) as file:
-        return _Reader(Path(path), file).unused_age_columns()
+        return _Reader(Path(path), file).unused_age_columns
 
 
 @contextlib.contextmanager
@@ -330,17 +330,15 @@ class _Reader:
         if match:
             lines = [next(file, "")]
         self._separator = match[1] if match else _separator(lines)
-        lines_before = 1 if match else 0
-        self._rows = self._read_rows(itertools.chain(lines, file), lines_before)
+        self._rows = self._read_rows(itertools.chain(lines, file), before=1 if match else 0)
         _, _, first = next(self._rows, (1, 1, []))
         self._written = [name.strip() for name in first]
         self._header = _column_names(self._written, path)
-
-    def unused_age_columns(self) -> list[str]:
-        if "age_months" in self._header:
-            return []
-        names = zip(self._written, self._header, strict=True)
-        return [name for name, key in names if _AGE_COLUMN.match(key)]
+        self.unused_age_columns = [
+            name
+            for name, key in zip(self._written, self._header, strict=True)
+            if _AGE_COLUMN.match(key) and "age_months" not in self._header
+        ]
 
     def _read_rows(self, lines: Iterable[str], before: int) -> Iterator[tuple[int, int, list[str]]]:
         """Rows, after the numbers of the lines on which each begins and ends."""
@@ -409,9 +407,10 @@ class _Reader:
         columns["age_months"] = self._ages(cells.get("age_months"), lines)
         for name, table in (("sex", SEXES), ("split", SPLIT_NAMES)):
             if name in cells:
-                values = [table.get(cell.lower()) if cell else "" for cell in cells[name]]
-                self._refuse_unknown(name, _EXPECTED[name], cells[name], values, lines)
-                columns[name] = values
+                columns[name] = [table.get(cell.lower(), "") for cell in cells[name]]
+                for line, cell in zip(lines, cells[name], strict=True):
+                    if cell and cell.lower() not in table:
+                        self._refuse(name, _EXPECTED[name], cell, line)
         self._raise_refused()
         _log_doubtful(path, cells, emptied)
         return Records.create(cells["image_path"], source=source, **columns)
@@ -477,18 +476,6 @@ class _Reader:
             boxes.append(found or ())
         return boxes
 
-    def _refuse_unknown(
-        self,
-        name: str,
-        what: str,
-        cells: list[str],
-        values: Sequence[object],
-        lines: list[int],
-    ) -> None:
-        for line, cell, value in zip(lines, cells, values, strict=True):
-            if value is None:
-                self._refuse(name, what, cell, line)
-
     def _refuse(self, name: str, what: str, value: str, line: int) -> None:
         self._refused.setdefault((name, what), {}).setdefault(value, []).append(line)
 
@@ -499,10 +486,9 @@ class _Reader:
         parts = []
         for (name, what), values in self._refused.items():
             named = ", ".join(
-                f"{_in_lines(lines)}: {name} is {value!r}" if value else
-                f"{_in_lines(lines)}: {name} is empty"
+                f"{_in_lines(lines)}: {name} is {repr(value) if value else 'empty'}"
                 for value, lines in list(values.items())[:_VALUES_NAMED]
-            )  # fmt: skip
+            )
             more = len(values) - _VALUES_NAMED
             named += f" and {more:,} more values" if more > 0 else ""
             parts.append(f"{named}; {what}" if what else named)
@@ -515,21 +501,21 @@ class _Reader:
             known = ", ".join((*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS))
             unused_names = ", ".join(unused)
             _log.info("%s: columns not used: %s (known: %s)", self._path, unused_names, known)
-        ages = self.unused_age_columns()
-        if ages:
+        if self.unused_age_columns:
             _log.warning(
                 "%s: no age is read from %s, whose unit is unknown; write months into age_months",
                 self._path,
-                ", ".join(ages),
+                ", ".join(self.unused_age_columns),
             )
 
 
 def _separator(lines: list[str]) -> str:
     """The one that makes a header with `image_path`."""
-    for separator in _SEPARATORS:
-        header = next(csv.reader(lines, delimiter=separator), [])
-        if "image_path" in _keys([name.strip() for name in header]):
-            return separator
+    with contextlib.suppress(csv.Error):
+        for separator in _SEPARATORS:
+            header = next(csv.reader(lines, delimiter=separator), [])
+            if "image_path" in _keys([name.strip() for name in header]):
+                return separator
     return ","
 
 
@@ -585,13 +571,12 @@ def _column_names(written: list[str], path: Path) -> list[str]:
       DataError: a column that is needed is missing, or one that is known stands there twice.
     """
     header = _keys(written)
-    for name in REQUIRED_COLUMNS:
-        if name not in header:
-            raise DataError(
-                f"manifest {path} has no column {name!r} (columns found: "
-                f"{', '.join(written) or 'none'}); add it: the path of each image, relative to the "
-                "manifest"
-            )
+    if "image_path" not in header:
+        raise DataError(
+            f"manifest {path} has no column 'image_path' (columns found: "
+            f"{', '.join(written) or 'none'}); add it: the path of each image, relative to the "
+            "manifest"
+        )
     repeated = sorted(
         {name for name in header if name in _KNOWN_COLUMNS and header.count(name) > 1}
     )
