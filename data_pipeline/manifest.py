@@ -63,11 +63,8 @@ class Box(NamedTuple):
 
 
 def _objects(values: Sequence[Any]) -> np.ndarray:
-    """An object array `[n]`; NumPy would make a matrix of tuples."""
-    column = np.empty(len(values), dtype=object)
-    for i, value in enumerate(values):
-        column[i] = value
-    return column
+    """An object array `[n]`; `np.array` would make a matrix of tuples."""
+    return np.fromiter(values, dtype=object, count=len(values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,6 +255,7 @@ _FOREIGN = (
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+_UNUSUAL_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\\|#|err", re.IGNORECASE)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _VALUES_NAMED, _LINES_NAMED = 20, 5
 
@@ -359,9 +357,10 @@ class _Reader:
         header, path = self._header, self._path
         self._log_unused()
         cells: dict[str, list[str]] = {name: [] for name in _KNOWN_COLUMNS if name in header}
-        appends = [(name, header.index(name), cells[name].append) for name in cells]
+        # What cells hold repeats: ordinary ones are looked at once.
+        seen: dict[str, dict[str, str]] = {name: {} for name in cells}
+        appends = [(n, header.index(n), cells[n].append, seen[n]) for n in cells]
         lines: list[int] = []
-        interned: dict[str, str] = {}
         emptied: Counter[str] = Counter()
         for line, last, row in self._rows:
             if not any(map(str.strip, row)):  # Spreadsheets end in rows of commas.
@@ -375,22 +374,23 @@ class _Reader:
             if last > line:
                 _check_one_line(header, row, path, line)
             lines.append(line)
-            for name, at, append in appends:
-                value = row[at].strip()
+            for name, at, append, known in appends:
                 if name == "image_path":
-                    append(self._image_path(value, line))
+                    append(self._image_path(row[at].strip(), line))
                     continue
-                if len(value) < 5 and _stands_for_nothing(name, value):
-                    emptied[name] += 1
-                    value = ""
-                elif is_formula_error(value):
-                    self._refuse(name, _FORMULA, value, line)
-                    value = ""
-                elif value[:1] == "'":
-                    value = restore(value)
-                if value not in interned:
-                    _check_utf8(value, path, line)
-                append(interned.setdefault(value, value))
+                value = known.get(row[at])
+                if value is None:
+                    value = restore(row[at].strip())
+                    if _stands_for_nothing(name, value):
+                        emptied[name] += 1
+                        value = ""
+                    elif is_formula_error(value):
+                        self._refuse(name, _FORMULA, value, line)
+                        value = ""
+                    else:
+                        _check_utf8(value, path, line)
+                        known[row[at]] = value
+                append(value)
         if not lines:
             raise DataError(f"manifest {path} lists no image: it has a header line only")
         labels = cells.get("label", [])
@@ -420,6 +420,8 @@ class _Reader:
             return value
         if not value:
             self._refuse("image_path", "", value, line)
+        elif not _UNUSUAL_PATH.match(value):
+            pass
         elif os.name != "nt" and _WINDOWS_PATH.match(value):
             what = "a path of a Windows machine; write it relative to the manifest, with slashes"
             self._refuse("image_path", what, value, line)
