@@ -14,7 +14,7 @@ from data_pipeline.dataset import (
     Reader,
     age_statistics,
     check_split,
-    find_classes,
+    find_conditions,
     open_split,
 )
 from data_pipeline.errors import DataError
@@ -184,28 +184,6 @@ def _specify(config, data: DataSettings, split: Split) -> ModelSpec:
         age_film=config.age_film,
         age_range_months=(float(known.min()), float(known.max())) if spread else None,
     )
-
-
-def find_conditions(
-    data: DataSettings, split: Split, *, age_head: bool, best_metric: str
-) -> tuple[str, ...]:
-    """The conditions that stage two learns; none where only ages are known.
-
-    Raises:
-      DataError: there is no label to learn from, and no age that may be learned instead.
-    """
-    classes = find_classes(data, split.train)
-    if not classes and not age_head:
-        raise DataError("no training image has a label, and config.age_head is off")
-    if not classes and best_metric != "age_mae_months":
-        advice = "set config.best_metric=age_mae_months to train on ages alone"
-        if not split.train.has_age.any():
-            advice = "nor an age; a manifest gives them in its columns label and age_months"
-        raise DataError(
-            f"no training image has a label, so config.best_metric={best_metric} cannot be "
-            f"computed; {advice}"
-        )
-    return classes
 
 
 def _num_labelled(config) -> int:
