@@ -118,7 +118,7 @@ class DiagnosisModel(nn.Module):
     freeze_encoder: bool = False
     dtype: jnp.dtype = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         if self.num_classes:
             self.condition_head = ConditionHead(self.num_classes)
         if self.age_head:
