@@ -7,6 +7,7 @@ import os
 
 from data_pipeline.dataset import DataSettings, Reader
 from data_pipeline.errors import DataError, UserError
+from data_pipeline.files import write_checksums
 from data_pipeline.sources import open_sources
 from infantxray.evaluation.predictions import write_predictions
 from infantxray.runs import runtime, settings, workdir
@@ -35,4 +36,5 @@ def run(config, folder: str) -> None:
         raise DataError("none of the images could be read; bad_files.csv says why")
     path = os.path.join(folder, "predictions.csv")
     write_predictions(path, predictions, records)
+    write_checksums(folder, ["predictions.csv"])
     _log.info("%d predictions: %s", len(records), path)

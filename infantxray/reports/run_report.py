@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from typing import Any
 
+from data_pipeline import files
 from data_pipeline.errors import DataError
-from data_pipeline.files import write_json
 from data_pipeline.loader import ImageSource, class_indices
 from data_pipeline.splits import read_split
 from infantxray.evaluation import metrics
@@ -33,7 +34,7 @@ def evaluate(
     seed: int,
     stage_one_known: bool = True,
 ) -> dict[str, Any]:
-    """Writes `metrics.json`, `predictions.csv`, `figures/` and `report.html`.
+    """Writes `metrics.json`, `predictions.csv`, `figures/`, `report.html` and `SHA256SUMS`.
 
     Args:
       folder: where to.
@@ -70,7 +71,9 @@ def evaluate(
     if found:
         summary["saliency"] = found
     summary = metrics.to_json(summary)
-    write_json(os.path.join(folder, "metrics.json"), summary)
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(os.path.join(folder, files.CHECKSUMS))
+    files.write_json(os.path.join(folder, "metrics.json"), summary)
     write_predictions(os.path.join(folder, "predictions.csv"), predictions, records)
     pictures = figures.draw_all(
         os.path.join(folder, "figures"),
@@ -90,6 +93,7 @@ def evaluate(
             panel_names = OBJECTIVES[objective].panel_names
     path = os.path.join(folder, "report.html")
     run_page.write(path, config, summary, pictures, panel_names)
+    files.write_checksums(folder, ["metrics.json", "predictions.csv", "report.html"])
     shown = [name for name in metrics.HEADLINES if summary[name] is not None]
     _log.info(
         "test: %s", ", ".join(f"{name} {summary[name]:.4g}" for name in shown) or "nothing to score"

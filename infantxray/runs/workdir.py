@@ -10,12 +10,19 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from data_pipeline import files
 from data_pipeline.errors import UserError
-from data_pipeline.files import write_json
 
 # Settings that do not change the result of a run, and the policy for unreadable files, which may be
 # corrected where it stopped the run.
-_HARMLESS = ("log_every_steps", "data.num_threads", "data.memory_mb", "data.cache", "data.on_error")
+_HARMLESS = (
+    "resume",
+    "log_every_steps",
+    "data.num_threads",
+    "data.memory_mb",
+    "data.cache",
+    "data.on_error",
+)
 # Files that a run writes before its first checkpoint.
 _BEGUN = (
     "config.json",
@@ -66,7 +73,7 @@ def prepare(workdir: str, config: Mapping[str, Any]) -> None:
 
 def write_config(workdir: str, config: Mapping[str, Any]) -> None:
     """Records the configuration of a run as `config.json`."""
-    write_json(os.path.join(workdir, "config.json"), config)
+    files.write_json(os.path.join(workdir, "config.json"), config, checksum=True)
 
 
 def changed_settings(workdir: str, config: Mapping[str, Any]) -> list[str]:
@@ -148,19 +155,13 @@ def read_json(workdir: str, name: str) -> dict[str, Any]:
     """Reads a JSON file of a run.
 
     Raises:
-      UserError: it does not exist, or is not a JSON object.
+      UserError: it does not exist, is not a JSON object, or differs from its checksum.
     """
     path = os.path.join(os.path.expanduser(workdir), name)
     try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
+        return files.read_json(path)
     except FileNotFoundError:
         raise UserError(f"{workdir} is not the workdir of a run: it has no {name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return values
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

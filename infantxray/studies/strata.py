@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.files import read_json, verify_checksums
 from infantxray.evaluation.intervals import Estimate
 from infantxray.evaluation.metrics import AGE_BANDS
 from infantxray.reports.tables import NAMES, NOTHING, Table
@@ -137,7 +137,8 @@ def _groups(
 
 def read_metrics(run: Run) -> dict:
     """`metrics.json` of a finished run."""
-    return json.loads(Path(run.folder, "metrics.json").read_text(encoding="utf-8"))
+    verify_checksums(run.folder, ["metrics.json"])
+    return read_json(Path(run.folder, "metrics.json"))
 
 
 def _over_seeds(values: Sequence[float]) -> Estimate:

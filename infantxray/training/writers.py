@@ -146,7 +146,7 @@ class ScalarLog:
         self._path = os.path.join(folder, "history.jsonl")
         kept = [row for row in read_history(self._path) if row["step"] <= last]
         with files.replaced(self._path) as file:
-            file.writelines(json.dumps(row) + "\n" for row in kept)
+            file.writelines(_history_line(row) for row in kept)
         purge_events(folder, last)
         self.writer = create_writer(folder)
 
@@ -157,7 +157,7 @@ class ScalarLog:
         # JSON has no NaN.
         finite = {k: float(v) if math.isfinite(v) else None for k, v in scalars.items()}
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | finite) + "\n")
+            file.write(_history_line({"step": step} | finite))
 
     def describe(self, params: Any, description: str) -> None:
         """Writes the table of parameters to TensorBoard, and their number by group to the log."""
@@ -214,6 +214,10 @@ def _read_events(path: str, step: int) -> tuple[list[bytes], int]:
     return kept, dropped + (size != os.path.getsize(path))
 
 
+def _history_line(row: Mapping[str, float | None]) -> str:
+    return json.dumps(files.with_checksum(row)) + "\n"
+
+
 def read_history(path: str) -> list[dict[str, float]]:
     """Reads `history.jsonl`.
 
@@ -227,8 +231,8 @@ def read_history(path: str) -> list[dict[str, float]]:
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                row = json.loads(line)
-            except ValueError:
+                row = files.without_checksum(json.loads(line))
+            except (AttributeError, ValueError):
                 row = None
             if isinstance(row, dict) and isinstance(row.get("step"), int):
                 rows.append(row)
