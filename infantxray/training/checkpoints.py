@@ -98,12 +98,17 @@ class Checkpoints:
           RuntimeError: the checkpoint was not written.
         """
         self._policy.best_step = progress["best_step"]
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(progress)
-            ),
-        )
+        try:
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(progress)
+                ),
+            )
+        except BaseException:  # Such as a full disk: what was written is in the way.
+            for unfinished in _folder(self.workdir).glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
         if not saved:
             raise RuntimeError(f"Checkpoint {step} was not written: {self.latest_step} is there.")
 
