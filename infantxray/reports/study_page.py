@@ -1,214 +1,311 @@
-"""The report of a study: one file that needs nothing else, light and dark, printable."""
+"""The page of a study: from the predictions of its finished runs to tables, figures and a page."""
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import html
-import io
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from infantxray.reports.figures import RC
-from infantxray.reports.run_page import inline, setting_lines, versions, write_document
-from infantxray.reports.tables import Table
+from data_pipeline.decode import Preprocessing, load_image
+from data_pipeline.errors import UnreadableImage
+from data_pipeline.manifest import SPLITS
+from infantxray.evaluation.metrics import HEADLINES
+from infantxray.evaluation.predictions import Predictions
+from infantxray.reports import study_sections as sections
+from infantxray.reports.page import Images, number, plural, setting_lines, write_page
+from infantxray.reports.study_sections import Drawing, history, read_metrics
+from infantxray.reports.tables import NAMES, SIGNIFICANT, Table, p_text
+from infantxray.runs.settings import LOWER_IS_BETTER
 from infantxray.studies import commands
+from infantxray.studies.baselines import MAJORITY, RIDGE
+from infantxray.studies.comparisons import Comparisons
 from infantxray.studies.plan import Cell
+from infantxray.studies.results import Model, Results
+from infantxray.training.writers import EventFileWriter
 
-_CSS_PIXELS = 96 / RC["figure.dpi"]  # Figures as large as they were drawn: letters stay alike.
-_OWN_STYLE = """
-body { max-width: 76rem; }
-table { font-size: .9rem; } th, td { padding: .2rem .55rem; vertical-align: top; }
-td small { display: block; font-size: .75em; }
-th { white-space: normal; vertical-align: bottom; max-width: 8rem; }
-tbody td { border-bottom: 0; } tbody tr.new td { border-top: 1px solid var(--line); }
-th.left, td.left { text-align: left; padding-left: 0; }
-summary { cursor: pointer; }
-tr.foreign td { font-style: italic; color: var(--soft); }
-nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: 1rem 0; font-size: .9rem; }
-nav a, p a { color: inherit; }
-ul.short { padding-left: 1.2rem; } ul.short li { margin: .3rem 0; }
-figure { margin: .6rem 0 1.2rem; }
-figure picture img { max-width: 100%; height: auto; background: none; border-radius: 0; }
-.films { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .8rem; }
-.films figure { margin: 0; }
-.films img { width: 100%; background: #000; display: block; }
-figcaption { font-size: .85rem; }
-.films figcaption { font-size: .75rem; line-height: 1.3; margin-top: .2rem; }
-.failed { border-left: .3rem solid #c62828; padding-left: .8rem; }
-code { overflow-wrap: anywhere; font-size: .8rem; }
-td code { white-space: pre-wrap; }
-@media (max-width: 40rem) { figure:has(picture) { overflow-x: auto; }
-  figure picture img:not(.pixels) { max-width: none; min-width: 36rem; }
-  figure:has(picture) figcaption { position: sticky; left: 0; }
-  th, td { padding: .25rem .5rem; font-size: .85rem; }
-  th:first-child, td:first-child { position: sticky; left: 0; background: var(--bg);
-    white-space: normal; max-width: 8rem; } }
-@media print { nav { display: none; } table { font-size: .7rem; } th, td { padding: .1rem .3rem; }
-  .wide { overflow: visible; } h2 { break-after: avoid; } }
-"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """A figure of the report.
-
-    Attributes:
-      title: a heading; empty: it stands below the one before.
-      caption: what it shows.
-      light: path of a PNG.
-      dark: path of the same on a dark ground; empty where one serves both.
-      pixels: it is an image, whose pixels are not to be blurred.
-    """
-
-    title: str
-    caption: str
-    light: str
-    dark: str = ""
-    pixels: bool = False
-
-    def html(self) -> str:
-        heading = html.escape(self.title)
-        anchor = f" id='{_anchor(self.title)}'" if heading else ""
-        source = (
-            f"<source media='(prefers-color-scheme: dark)' srcset='{inline(self.dark)}'>"
-            if self.dark
-            else ""
-        )
-        pixels = " class='pixels'" if self.pixels else ""
-        with Image.open(self.light) as opened:
-            width = "" if self.pixels else f" width={round(opened.width * _CSS_PIXELS)}"
-        image = f"<img{pixels}{width} alt='{heading or 'figure'}' src='{inline(self.light)}'>"
-        return (
-            (f"<h2{anchor}>{heading}</h2>" if heading else "")
-            + f"<figure><picture>{source}{image}</picture>"
-            + f"<figcaption>{html.escape(self.caption)}</figcaption></figure>"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """A section of images.
-
-    Attributes:
-      title: a heading.
-      caption: what they are.
-      images: uint8 `[S, S]`, each with its caption.
-    """
-
-    title: str
-    caption: str
-    images: Sequence[tuple[np.ndarray, str]]
-
-    def html(self) -> str:
-        figures = ""
-        for image, text in self.images:
-            buffer = io.BytesIO()
-            Image.fromarray(image).save(buffer, "PNG")
-            data = base64.b64encode(buffer.getvalue()).decode()
-            text = html.escape(text)
-            figures += (
-                f"<figure><img alt='{text}' src='data:image/png;base64,{data}'>"
-                f"<figcaption>{text}</figcaption></figure>"
-            )
-        return (
-            f"<h2 id='{_anchor(self.title)}'>{html.escape(self.title)}</h2>"
-            f"<p class='soft'>{html.escape(self.caption)}</p><div class='images'>{figures}</div>"
-        )
+_MISTAKES = 12
 
 
 def write(
+    folder: str,
+    cells: Sequence[Cell],
+    failed: Mapping[int, str],
+    *,
+    results: Results,
+    references: Mapping[float, Mapping[str, Predictions]],
+    best_metric: str,
+    samples: int,
+    seed: int,
+    preprocessing: Preprocessing,
+    settings: Mapping[str, Any],
+) -> str:
+    """Writes `report.html`, `tables/`, `figures/` and TensorBoard's hparams.
+
+    Args:
+      folder: the workdir of the study.
+      cells: all runs that were planned.
+      failed: why runs failed, by their number.
+      results: predictions of the finished runs.
+      references: predictions of the baselines, `{label_fraction: {name: Predictions}}`.
+      best_metric: the validation metric by which details are shown of one encoder.
+      samples: bootstrap samples.
+      seed: of the resampling.
+      preprocessing: of the images that are shown.
+      settings: of the study, for the page.
+
+    Returns:
+      The path of the page.
+    """
+    comparisons = Comparisons(results, references, samples, seed)
+    focus = find_focus(results, best_metric)
+    differences = comparisons.differences()
+    drawn = Drawing(os.path.join(folder, "figures"), comparisons, focus)
+    parts = [
+        _data_table(results),
+        comparisons.encoders(),
+        drawn.performance(),
+        comparisons.ablation(),
+        drawn.ablation(),
+        differences,
+        comparisons.label_fractions(),
+        drawn.label_fractions(),
+        comparisons.frozen(),
+        drawn.curves(),
+        drawn.curves_by_encoder(),
+        drawn.confusion(),
+        sections.classes(comparisons, focus),
+        sections.age_bands(comparisons, focus),
+        sections.sites(comparisons, focus),
+        drawn.ages(),
+        drawn.reliability(),
+        drawn.learning(cells, best_metric),
+        *drawn.reconstructions(cells),
+        *drawn.saliency(),
+        sections.saliency(comparisons),
+        _mistakes(results, focus, preprocessing),
+    ]
+    for part in parts:
+        if isinstance(part, Table) and part.name != "data":
+            part.write(os.path.join(folder, "tables"))
+    path = os.path.join(folder, "report.html")
+    write_report(
+        path,
+        title=f"{plural(len(results.encoders), 'encoder')}, "
+        f"{plural(len(results.variants), 'variant')}, {plural(results.seeds, 'seed')}",
+        subtitle=_subtitle(results),
+        sentences=_short(comparisons, differences, focus),
+        failed=failed,
+        parts=parts,
+        cells=cells,
+        settings=settings,
+    )
+    _write_hparams(folder, results)
+    return path
+
+
+def write_report(
     path: str,
     *,
     title: str,
     subtitle: str,
-    short: Sequence[str],
-    failed: dict[int, str],
-    parts: Sequence[Table | Picture | Images | None],
+    sentences: Sequence[str],
+    failed: Mapping[int, str],
+    parts: Sequence[Any],
     cells: Sequence[Cell],
-    config: dict,
+    settings: Mapping[str, Any],
 ) -> None:
-    """Writes the report.
+    """Fills the page of a study.
 
     Args:
       path: of the page.
       title: its heading.
       subtitle: below it.
-      short: sentences that say what came out.
-      failed: why cells failed, by their number.
-      parts: of the page, in order; None is left out.
-      cells: all cells of a study; none where there was but this run.
-      config: of the study.
+      sentences: that say what came out.
+      failed: why runs failed, by their number.
+      parts: tables, figures and images in order; None is left out.
+      cells: all runs that were planned.
+      settings: of the study.
     """
-    shown = [part.filled() if isinstance(part, Table) else part for part in parts if part]
-    body = [
-        f"<h1>{html.escape(title)}</h1><p class='soft'>{html.escape(subtitle)}</p>",
-        _navigation(shown, bool(cells)),
-        _failures(failed, cells),
-        "<h2>In short</h2><ul class='short'>"
-        + "".join(f"<li>{html.escape(sentence)}</li>" for sentence in short)
-        + "</ul>",
-        *(part.html() for part in shown),
-        _runs(cells) if cells else "",
-        f"<h2 id='made'>How this was made</h2><p class='soft'>{html.escape(versions())}</p>"
-        "<p class='soft'>All tables are in <code>tables/</code> beside this page, as CSV, Markdown "
-        "and LaTeX; all figures in <code>figures/</code>, as PNG and SVG.</p>"
-        "<details><summary>All settings</summary><pre>"
-        + html.escape("\n".join(setting_lines(config)))
-        + "</pre></details>",
-    ]
-    write_document(path, title, body, _OWN_STYLE)
+    seconds = [cell.read_record().get("seconds") for cell in cells]
+    write_page(
+        path,
+        "study",
+        title=title,
+        subtitle=subtitle,
+        sentences=sentences,
+        failed=[
+            {"number": index, "title": cells[index].title, "reason": why}
+            for index, why in sorted(failed.items())
+        ],
+        parts=[part.filled() if isinstance(part, Table) else part for part in parts if part],
+        runs=[
+            {
+                "number": cell.index,
+                "title": cell.title,
+                "seconds": "–" if took is None else f"{took:,.0f}",
+                "command": commands.printed(cell.command),
+            }
+            for cell, took in zip(cells, seconds, strict=True)
+        ],
+        minutes=round(sum(took or 0.0 for took in seconds) / 60),
+        settings=setting_lines(dict(settings)),
+    )
 
 
-def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-").replace("'", "")
+def find_focus(results: Results, best_metric: str) -> Model:
+    """The encoder that details are shown of: the best on validation patients, not on the test."""
+    name = f"validation/{best_metric}"
+    sign = -1 if best_metric in LOWER_IS_BETTER else 1
+
+    def score(model: Model) -> float:
+        values = [
+            [sign * row[name] for row in history(cell) if row.get(name) is not None]
+            for cell in model.cells
+        ]
+        return float(np.mean([max(found, default=-np.inf) for found in values]))
+
+    candidates = [results.model(encoder, results.reference) for encoder in results.encoders]
+    return max((model for model in candidates if model), key=score, default=results.models[0])
 
 
-def _navigation(parts: Sequence, runs: bool) -> str:
-    links = [
-        (part.name if isinstance(part, Table) else _anchor(part.title), part.title)
-        for part in parts
-        if part.title
-    ]
-    links += [("runs", "All runs")] * runs + [("made", "How this was made")]
+def _subtitle(results: Results) -> str:
+    patients = len(set(results.models[0].runs[0].patient))
+    sources = ", ".join(dict.fromkeys(results.images.source))
     return (
-        "<nav>" + "".join(f"<a href='#{a}'>{html.escape(text)}</a>" for a, text in links) + "</nav>"
+        f"Scored on {plural(len(results.images), 'image')} of {plural(patients, 'patient')} whom "
+        f"no model was trained on · {sources} · data fingerprint {_fingerprint(results)}"
     )
 
 
-def _failures(failed: dict[int, str], cells: Sequence[Cell]) -> str:
-    if not failed:
-        return ""
-    items = "".join(
-        f"<li>{index}, {html.escape(cells[index].title)}: <code>{html.escape(why)}</code></li>"
-        for index, why in sorted(failed.items())
-    )
-    return (
-        f"<div class='failed'><h2>Failed twice: {len(failed)} of {len(cells)} runs</h2>"
-        "<p>They are missing from everything below. The same command tries them again.</p>"
-        f"<ul>{items}</ul></div>"
-    )
+def _fingerprint(results: Results) -> str:
+    """Of every image's name, patient, label, age and role: equal data, equal splits."""
+    digest = hashlib.sha256()
+    split = results.splits[results.top_fraction]
+    for name in SPLITS:
+        r = split[name]
+        rows = zip(r.image_path, r.patient_id, r.label, r.age_months, strict=True)
+        for row in sorted(f"{name}\t{p}\t{i}\t{k}\t{age:.6g}\n" for p, i, k, age in rows):
+            digest.update(row.encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
-def _runs(cells: Sequence[Cell]) -> str:
-    rows = ""
-    total = 0.0
-    for cell in cells:
-        seconds = cell.read_record().get("seconds")
-        total += seconds or 0.0
-        command = html.escape(commands.printed(cell.command))
-        rows += (
-            f"<tr class=new><td>{cell.index}</td><td class=left>{html.escape(cell.title)}</td>"
-            f"<td>{'–' if seconds is None else f'{seconds:.0f}'}</td>"
-            f"<td class=left><details><summary>command</summary><code>{command}</code></details>"
-            "</td></tr>"
+def _short(comparisons: Comparisons, differences: Table | None, focus: Model) -> list[str]:
+    """What came out, in sentences."""
+    name = "roc_auc" if comparisons.results.classes else "age_mae_months"
+    title = NAMES[name]
+
+    def text(value: float, sign: bool = False) -> str:
+        return number(value, name, sign)
+
+    found = comparisons.sampled(focus).estimate(name)
+    floors = [
+        f"{label} {text(comparisons.reference_estimate(label, name).mean)}"
+        for label in (RIDGE, MAJORITY)
+    ]
+    sentences = [
+        f"Best on validation patients: {focus.encoder}, with {title} {text(found.mean)} "
+        f"[{text(found.low)}, {text(found.high)}] on test patients.",
+        f"For comparison: {'; '.join(floors)}.",
+    ]
+    if differences is None:
+        return sentences
+    at = differences.header.index(title)
+    # Of each variant and share of the labels: the mean of all encoders, if any.
+    labels = differences.header.index("Labels") if "Labels" in differences.header else 0
+    for row in {(row[0], row[labels]): row for row in differences.rows}.values():
+        e, p = row[at].estimate, row[at].p_holm
+        if not np.isfinite(e.mean):
+            continue
+        verdict = "a difference" if p < SIGNIFICANT else "no difference was shown"
+        share = f", {row[labels]} of the labels" if labels else ""
+        sentences.append(
+            f"{row[0]} ({row[1]}{share}): {title} {text(e.mean, True)} [{text(e.low, True)}, "
+            f"{text(e.high, True)}], {p_text(p)} after correction: {verdict}."
         )
-    return (
-        f"<h2 id='runs'>All runs</h2><p class='soft'>{len(cells)} runs, {total / 60:.0f} minutes "
-        "of their processes together. Each is an ordinary run, in a folder of its own that holds "
-        "its report, checkpoints and settings; its command repeats it.</p><details><summary>"
-        "List</summary><div class='wide'><table><thead><tr><th>cell</th><th>run</th>"
-        f"<th>seconds</th><th></th></tr></thead><tbody>{rows}</tbody></table></div></details>"
+    return sentences
+
+
+def _data_table(results: Results) -> Table:
+    split = results.splits[results.top_fraction]
+    rows = []
+    for name in SPLITS:
+        records = split[name]
+        ages = records.age_months[records.has_age]
+        spread = "unknown"
+        if len(ages):
+            low, middle, high = np.percentile(ages, [25, 50, 75])
+            spread = f"{middle:.1f} ({low:.1f} to {high:.1f})"
+        known = records.has_label
+        patients = len(set(results.patients(records)))
+        conditions = len(set(records.label[known]))
+        rows.append([name, len(records), patients, int(known.sum()), conditions, spread])
+    return Table(
+        "data",
+        "Data",
+        "Images of stage two by role; patients are divided, never images. Ages in months: median "
+        "and quartiles. Stage one sees the training images and others, without labels.",
+        ["Role", "Images", "Patients", "With label", "Conditions", "Age, months"],
+        rows,
     )
+
+
+def _mistakes(results: Results, focus: Model, preprocessing: Preprocessing) -> Images | None:
+    """The surest wrong answers of a model, mean over seeds."""
+    if not results.classes:
+        return None
+    probabilities = np.mean([run.probabilities for run in focus.runs], axis=0)
+    label = focus.runs[0].label
+    predicted = probabilities.argmax(1)
+    wrong = np.flatnonzero((label >= 0) & (predicted != label))
+    wrong = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:_MISTAKES]
+    pictures = []
+    for i in wrong:
+        try:
+            image = load_image(results.images.image_path[i], preprocessing)
+        except UnreadableImage:
+            continue
+        age = results.images.age_months[i]
+        months = f", {age:.0f} months" if np.isfinite(age) else ""
+        said, truth = probabilities[i, predicted[i]], probabilities[i, label[i]]
+        text = (
+            f"{results.classes[label[i]]}{months}: taken for {results.classes[predicted[i]]} "
+            f"({said:.0%}; the truth {truth:.0%})"
+        )
+        pictures.append((image, [text]))
+    if not pictures:
+        return None
+    caption = (
+        f"The surest wrong answers of {focus.encoder} ({focus.name}) on test images; probabilities "
+        "are means over seeds."
+    )
+    return Images("Worst mistakes", caption, pictures)
+
+
+def _write_hparams(folder: str, results: Results) -> None:
+    """One TensorBoard run for each run, with settings and final metrics, for the HPARAMS tab."""
+    for model in results.models:
+        for cell in model.cells:
+            where = os.path.join(folder, "hparams", f"cell{cell.index:04d}")
+            if os.path.isdir(where):
+                continue
+            summary = read_metrics(cell)
+            writer = EventFileWriter(where)  # Needs no TensorFlow, whose import takes seconds.
+            writer.write_hparams(
+                {
+                    "encoder": cell.encoder,
+                    "variant": cell.name,
+                    "label_fraction": cell.label_fraction,
+                    "seed": cell.seed,
+                    "pretrained": bool(cell.config.pretrained),
+                    "age_head": cell.config.age_head,
+                    "learning_rate": cell.config.optimizer.learning_rate,
+                    "batch_size": cell.config.batch_size,
+                    "image_size": cell.config.data.image_size,
+                }
+            )
+            scalars = {f"test/{n}": summary[n] for n in HEADLINES if summary[n] is not None}
+            writer.write_scalars(summary["checkpoint_step"], scalars)
+            writer.close()
