@@ -11,6 +11,7 @@ it is differentiated. So no encoder needs hooks.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -87,7 +88,14 @@ def default_level(image_size: int) -> int:
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="level")
 def grad_cam(
-    model: DiagnosisModel, variables: Any, image: jax.Array, target: jax.Array, *, level: int = 3
+    model: DiagnosisModel,
+    variables: Any,
+    image: jax.Array,
+    target: jax.Array,
+    *,
+    level: int = 3,
+    mean: float = augment.MEAN,
+    std: float = augment.STD,
 ) -> jax.Array:
     """Grad-CAM of one condition for each image.
 
@@ -97,12 +105,14 @@ def grad_cam(
       image: uint8 `[B, S, S, 1]`.
       target: int `[B]`, the condition to explain.
       level: of the pyramid, 0 (stride 4) to 3 (stride 32).
+      mean, std: the input scale of the model.
 
     Returns:
       `[B, S/stride, S/stride]`: the positive part of the gradient-weighted map, each scaled to a
       maximum of 1 (all zero where nothing speaks for the condition).
     """
-    features, logits = _split_at_level(model, variables, _normalised(image), level)
+    x = augment.normalise(augment.to_intensity(image), mean, std)
+    features, logits = _split_at_level(model, variables, x, level)
 
     def score(features: jax.Array) -> jax.Array:
         return _chosen(logits(features), target).sum()
@@ -118,6 +128,8 @@ def integrated_gradients(
     target: jax.Array,
     *,
     steps: int = _STEPS,
+    mean: float = augment.MEAN,
+    std: float = augment.STD,
 ) -> jax.Array:
     """Integrated gradients from a black image, by the midpoint rule.
 
@@ -127,6 +139,7 @@ def integrated_gradients(
       image: uint8 `[B, S, S, 1]`.
       target: int `[B]`, the condition to explain.
       steps: images on the way from black.
+      mean, std: the input scale of the model.
 
     Returns:
       Attributions `[B, S, S]` whose sum is the logit less that of a black image, up to the error
@@ -134,23 +147,27 @@ def integrated_gradients(
     """
     x = augment.to_intensity(image)
     # Not within the compiled program: XLA runs convolutions in loops on one core.
-    total = sum(_gradient(model, variables, (i + 0.5) / steps * x, target) for i in range(steps))
+    shares = [(i + 0.5) / steps for i in range(steps)]
+    total = sum(_gradient(model, variables, share * x, target, mean, std) for share in shares)
     return (x * total / steps)[..., 0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _gradient(model: DiagnosisModel, variables: Any, x: jax.Array, target: jax.Array) -> jax.Array:
+def _gradient(
+    model: DiagnosisModel,
+    variables: Any,
+    x: jax.Array,
+    target: jax.Array,
+    mean: float,
+    std: float,
+) -> jax.Array:
     """Gradient of the target's logit with respect to intensities `[B, S, S, 1]`."""
 
     def score(x: jax.Array) -> jax.Array:
-        logits = model.apply(variables, augment.normalise(x), train=False)["logits"]
+        logits = model.apply(variables, augment.normalise(x, mean, std), train=False)["logits"]
         return _chosen(logits, target).sum()
 
     return jax.grad(score)(x)
-
-
-def _normalised(image: jax.Array) -> jax.Array:
-    return augment.normalise(augment.to_intensity(image))
 
 
 def _chosen(logits: jax.Array, target: jax.Array) -> jax.Array:
@@ -214,6 +231,7 @@ class Explainer:
     Args:
       model: of stage two.
       variables: its parameters and statistics.
+      mean, std: the input scale of the model.
       level: of Grad-CAM; None for `default_level`.
       batch_size: images at a time; fewer are filled up, so that one program serves all.
     """
@@ -223,10 +241,13 @@ class Explainer:
         model: DiagnosisModel,
         variables: Any,
         *,
+        mean: float = augment.MEAN,
+        std: float = augment.STD,
         level: int | None = None,
         batch_size: int = 8,
     ):
         self._model, self._variables = model, variables
+        self._scale = {"mean": mean, "std": std}
         self.level, self._batch_size = level, batch_size
 
     def randomised(self, *, heads_only: bool, seed: int = 0) -> Explainer:
@@ -237,7 +258,9 @@ class Explainer:
         if heads_only:
             kept = {k: v for k, v in self._variables["params"].items() if k == "encoder"}
             variables = {**self._variables, "params": {**fresh["params"], **kept}}
-        return Explainer(self._model, variables, level=self.level, batch_size=self._batch_size)
+        other = copy.copy(self)
+        other._variables = variables
+        return other
 
     def __call__(
         self, images: np.ndarray, target: np.ndarray, method: str = "grad_cam"
@@ -256,9 +279,9 @@ class Explainer:
             rows = np.minimum(np.arange(at, at + self._batch_size), len(images) - 1)
             part = (self._model, self._variables, images[rows], np.asarray(target)[rows])
             if method == "grad_cam":
-                maps = _resized(grad_cam(*part, level=level), size)
+                maps = _resized(grad_cam(*part, level=level, **self._scale), size)
             else:
-                maps = np.maximum(np.asarray(integrated_gradients(*part)), 0)
+                maps = np.maximum(np.asarray(integrated_gradients(*part, **self._scale)), 0)
                 maps = gaussian_filter(maps, (0, size / 64, size / 64))
             found.append(maps[: len(images) - at])
         maps = np.concatenate(found)

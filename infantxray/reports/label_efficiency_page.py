@@ -152,7 +152,9 @@ def _figures(folder: str, sampled: _Sampled, shown: Sequence[str]) -> list[Figur
     return figures
 
 
-def _scores(sampled: _Sampled, shown: Sequence[str], patients: int, turns: int, draws: int) -> Table:
+def _scores(
+    sampled: _Sampled, shown: Sequence[str], patients: int, turns: int, draws: int
+) -> Table:
     rows = [
         [name, f"{fraction:.0%}", *(values.estimate(metric) for metric in shown)]
         for name, found in sampled.items()
@@ -164,11 +166,13 @@ def _scores(sampled: _Sampled, shown: Sequence[str], patients: int, turns: int, 
     caption = (
         f"Frozen encoders: {' and '.join(methods)} on the pooled last map, fitted on the images "
         f"that keep their labels or ages. Mean ± standard deviation over {draws} draws of the "
-        "patients who keep them (one draw where all do), the same for all encoders; in brackets the "
-        f"95 % interval over {patients:,} test patients and draws.{means}"
+        "patients who keep them (one draw where all do), the same for all encoders; in brackets "
+        f"the 95 % interval over {patients:,} test patients and draws.{means}"
     )
     if turns > 1:
-        caption += f" Draws take turns with up to {turns} stage-one runs of an encoder, which are taken as given."
+        caption += (
+            f" Draws take turns with up to {turns} stage-one runs of an encoder, taken as given."
+        )
     header = ["Encoder", "Labels", *(NAMES[name] for name in shown)]
     return Table("label_efficiency", "Linear probes", caption, header, rows)
 
@@ -219,7 +223,9 @@ def _differences(compared: _Compared, shown: Sequence[str], reference: str) -> T
     )
 
 
-def _short(sampled: _Sampled, compared: _Compared, shown: Sequence[str], reference: str) -> list[str]:
+def _short(
+    sampled: _Sampled, compared: _Compared, shown: Sequence[str], reference: str
+) -> list[str]:
     """The best encoder at each share of labels, and which differences are certain."""
     sentences = []
     for metric in _DRAWN:

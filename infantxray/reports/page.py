@@ -25,6 +25,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from data_pipeline.files import replaced
+
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 _MIN_COLUMNS = 5  # From which a table says that it scrolls on a phone.
@@ -156,9 +158,8 @@ def write_page(path: str | os.PathLike[str], template: str, **context: Any) -> N
     """
     text = _environment().get_template(f"{template}.html.j2").render(**context)
     # A run counts as finished once its report is there.
-    temporary = f"{os.fspath(path)}.{os.urandom(4).hex()}.tmp"
-    Path(temporary).write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)
+    with replaced(path, errors="backslashreplace") as file:
+        file.write(text)
 
 
 def versions() -> str:

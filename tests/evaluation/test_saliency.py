@@ -17,6 +17,7 @@ from infantxray.evaluation.saliency import Explainer, Images
 from infantxray.models import ENCODERS, create_encoder
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.models.encoders import layers, resnet
+from infantxray.training import augment
 
 SIDE = 128  # Four by four cells.
 
@@ -189,7 +190,7 @@ def test_integrated_gradients_add_up_to_the_logit():
     target = jnp.array([0, 1])
     found = saliency.integrated_gradients(model, variables, image, target, steps=100)
     logits = [
-        model.apply(variables, saliency._normalised(x), train=False)["logits"]
+        model.apply(variables, augment.normalise(augment.to_intensity(x)), train=False)["logits"]
         for x in (image, np.zeros_like(image))
     ]
     difference = np.asarray(logits[0] - logits[1])[np.arange(2), target]

@@ -1,7 +1,8 @@
-"""The page of a study: from the predictions of its finished runs to tables, figures and a page."""
+"""Report of a study: from the predictions of its finished runs to tables, figures and a page."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -9,62 +10,74 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import Preprocessing, load_image
 from data_pipeline.errors import UnreadableImage
 from data_pipeline.manifest import SPLITS
 from infantxray.evaluation.metrics import HEADLINES
-from infantxray.evaluation.predictions import Predictions
 from infantxray.reports import study_sections as sections
 from infantxray.reports.page import Images, number, plural, setting_lines, write_page
 from infantxray.reports.study_sections import Drawing, history, read_metrics
 from infantxray.reports.tables import NAMES, SIGNIFICANT, Table, p_text
-from infantxray.runs.settings import LOWER_IS_BETTER
+from infantxray.runs.settings import HIGHER_IS_BETTER
 from infantxray.studies import commands
-from infantxray.studies.baselines import MAJORITY, RIDGE
+from infantxray.studies.baselines import MAJORITY, RIDGE, baselines
 from infantxray.studies.comparisons import Comparisons
-from infantxray.studies.plan import Cell
-from infantxray.studies.results import Model, Results
+from infantxray.studies.plan import Plan, Run
+from infantxray.studies.results import Model, Results, read_results
 from infantxray.training.writers import EventFileWriter
 
 _MISTAKES = 12
+_SIDE = 224  # Of their pictures.
 
 
 def write(
     folder: str,
-    cells: Sequence[Cell],
+    plan: Plan,
     failed: Mapping[int, str],
     *,
-    results: Results,
-    references: Mapping[float, Mapping[str, Predictions]],
+    data: DataSettings,
     best_metric: str,
-    samples: int,
+    bootstrap_samples: int,
     seed: int,
-    preprocessing: Preprocessing,
     settings: Mapping[str, Any],
 ) -> str:
     """Writes `report.html`, `tables/`, `figures/` and TensorBoard's hparams.
 
     Args:
       folder: the workdir of the study.
-      cells: all runs that were planned.
+      plan: its runs.
       failed: why runs failed, by their number.
-      results: predictions of the finished runs.
-      references: predictions of the baselines, `{label_fraction: {name: Predictions}}`.
+      data: how images are read.
       best_metric: the validation metric by which details are shown of one encoder.
-      samples: bootstrap samples.
+      bootstrap_samples: of the intervals.
       seed: of the resampling.
-      preprocessing: of the images that are shown.
       settings: of the study, for the page.
 
     Returns:
       The path of the page.
+
+    Raises:
+      UserError: no stage two is finished.
     """
-    comparisons = Comparisons(results, references, samples, seed)
-    focus = find_focus(results, best_metric)
+    results = read_results(plan, data.patient_ids)
+    like = results.models[0].predictions[0]
+    references = {
+        fraction: baselines(
+            data,
+            split,
+            like,
+            results.images,
+            os.path.join(folder, "baselines", f"fraction{fraction:g}.npz"),
+        )
+        for fraction, split in results.splits.items()
+    }
+    comparisons = Comparisons(results, references, bootstrap_samples, seed)
+    focus = _focus(results, best_metric)
     differences = comparisons.differences()
     drawn = Drawing(os.path.join(folder, "figures"), comparisons, focus)
     parts = [
-        _data_table(results),
+        _data_table(results, data.patient_ids),
         comparisons.encoders(),
         drawn.performance(),
         comparisons.ablation(),
@@ -81,17 +94,17 @@ def write(
         sections.sites(comparisons, focus),
         drawn.ages(),
         drawn.reliability(),
-        drawn.learning(cells, best_metric),
-        *drawn.reconstructions(cells),
+        drawn.learning(plan.runs, best_metric),
+        *drawn.reconstructions(plan.runs),
         *drawn.saliency(),
         sections.saliency(comparisons),
-        _mistakes(results, focus, preprocessing),
+        _mistakes(results, focus, dataclasses.replace(data.preprocessing, image_size=_SIDE)),
     ]
     for part in parts:
         if isinstance(part, Table) and part.name != "data":
             part.write(os.path.join(folder, "tables"))
     path = os.path.join(folder, "report.html")
-    write_report(
+    write_study_page(
         path,
         title=f"{plural(len(results.encoders), 'encoder')}, "
         f"{plural(len(results.variants), 'variant')}, {plural(results.seeds, 'seed')}",
@@ -99,14 +112,14 @@ def write(
         sentences=_short(comparisons, differences, focus),
         failed=failed,
         parts=parts,
-        cells=cells,
+        runs=plan.runs,
         settings=settings,
     )
     _write_hparams(folder, results)
     return path
 
 
-def write_report(
+def write_study_page(
     path: str,
     *,
     title: str,
@@ -114,7 +127,7 @@ def write_report(
     sentences: Sequence[str],
     failed: Mapping[int, str],
     parts: Sequence[Any],
-    cells: Sequence[Cell],
+    runs: Sequence[Run],
     settings: Mapping[str, Any],
 ) -> None:
     """Fills the page of a study.
@@ -126,10 +139,10 @@ def write_report(
       sentences: that say what came out.
       failed: why runs failed, by their number.
       parts: tables, figures and images in order; None is left out.
-      cells: all runs that were planned.
+      runs: all that were planned.
       settings: of the study.
     """
-    seconds = [cell.read_record().get("seconds") for cell in cells]
+    seconds = [run.read_record().get("seconds") for run in runs]
     write_page(
         path,
         "study",
@@ -137,33 +150,33 @@ def write_report(
         subtitle=subtitle,
         sentences=sentences,
         failed=[
-            {"number": index, "title": cells[index].title, "reason": why}
+            {"number": index, "title": runs[index].title, "reason": why}
             for index, why in sorted(failed.items())
         ],
         parts=[part.filled() if isinstance(part, Table) else part for part in parts if part],
         runs=[
             {
-                "number": cell.index,
-                "title": cell.title,
+                "number": run.index,
+                "title": run.title,
                 "seconds": "–" if took is None else f"{took:,.0f}",
-                "command": commands.printed(cell.command),
+                "command": commands.printed(run.command),
             }
-            for cell, took in zip(cells, seconds, strict=True)
+            for run, took in zip(runs, seconds, strict=True)
         ],
         minutes=round(sum(took or 0.0 for took in seconds) / 60),
         settings=setting_lines(dict(settings)),
     )
 
 
-def find_focus(results: Results, best_metric: str) -> Model:
+def _focus(results: Results, best_metric: str) -> Model:
     """The encoder that details are shown of: the best on validation patients, not on the test."""
     name = f"validation/{best_metric}"
-    sign = -1 if best_metric in LOWER_IS_BETTER else 1
+    sign = 1 if best_metric in HIGHER_IS_BETTER else -1
 
     def score(model: Model) -> float:
         values = [
-            [sign * row[name] for row in history(cell) if row.get(name) is not None]
-            for cell in model.cells
+            [sign * row[name] for row in history(run) if row.get(name) is not None]
+            for run in model.runs
         ]
         return float(np.mean([max(found, default=-np.inf) for found in values]))
 
@@ -172,7 +185,7 @@ def find_focus(results: Results, best_metric: str) -> Model:
 
 
 def _subtitle(results: Results) -> str:
-    patients = len(set(results.models[0].runs[0].patient))
+    patients = len(set(results.models[0].predictions[0].patient))
     sources = ", ".join(dict.fromkeys(results.images.source))
     return (
         f"Scored on {plural(len(results.images), 'image')} of {plural(patients, 'patient')} whom "
@@ -228,7 +241,7 @@ def _short(comparisons: Comparisons, differences: Table | None, focus: Model) ->
     return sentences
 
 
-def _data_table(results: Results) -> Table:
+def _data_table(results: Results, patient_ids: str) -> Table:
     split = results.splits[results.top_fraction]
     rows = []
     for name in SPLITS:
@@ -239,7 +252,7 @@ def _data_table(results: Results) -> Table:
             low, middle, high = np.percentile(ages, [25, 50, 75])
             spread = f"{middle:.1f} ({low:.1f} to {high:.1f})"
         known = records.has_label
-        patients = len(set(results.patients(records)))
+        patients = len(set(records.with_patients(patient_ids).patient))
         conditions = len(set(records.label[known]))
         rows.append([name, len(records), patients, int(known.sum()), conditions, spread])
     return Table(
@@ -256,8 +269,8 @@ def _mistakes(results: Results, focus: Model, preprocessing: Preprocessing) -> I
     """The surest wrong answers of a model, mean over seeds."""
     if not results.classes:
         return None
-    probabilities = np.mean([run.probabilities for run in focus.runs], axis=0)
-    label = focus.runs[0].label
+    probabilities = np.mean([part.probabilities for part in focus.predictions], axis=0)
+    label = focus.predictions[0].label
     predicted = probabilities.argmax(1)
     wrong = np.flatnonzero((label >= 0) & (predicted != label))
     wrong = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:_MISTAKES]
@@ -287,23 +300,23 @@ def _mistakes(results: Results, focus: Model, preprocessing: Preprocessing) -> I
 def _write_hparams(folder: str, results: Results) -> None:
     """One TensorBoard run for each run, with settings and final metrics, for the HPARAMS tab."""
     for model in results.models:
-        for cell in model.cells:
-            where = os.path.join(folder, "hparams", f"cell{cell.index:04d}")
+        for run in model.runs:
+            where = os.path.join(folder, "hparams", f"cell{run.index:04d}")
             if os.path.isdir(where):
                 continue
-            summary = read_metrics(cell)
+            summary = read_metrics(run)
             writer = EventFileWriter(where)  # Needs no TensorFlow, whose import takes seconds.
             writer.write_hparams(
                 {
-                    "encoder": cell.encoder,
-                    "variant": cell.name,
-                    "label_fraction": cell.label_fraction,
-                    "seed": cell.seed,
-                    "pretrained": bool(cell.config.pretrained),
-                    "age_head": cell.config.age_head,
-                    "learning_rate": cell.config.optimizer.learning_rate,
-                    "batch_size": cell.config.batch_size,
-                    "image_size": cell.config.data.image_size,
+                    "encoder": run.encoder,
+                    "variant": run.name,
+                    "label_fraction": run.label_fraction,
+                    "seed": run.seed,
+                    "pretrained": bool(run.settings["pretrained"]),
+                    "age_head": run.settings["age_head"],
+                    "learning_rate": run.settings["optimizer"]["learning_rate"],
+                    "batch_size": run.settings["batch_size"],
+                    "image_size": run.settings["data"]["image_size"],
                 }
             )
             scalars = {f"test/{n}": summary[n] for n in HEADLINES if summary[n] is not None}
