@@ -14,7 +14,7 @@ from data_pipeline.dataset import (
     Reader,
     age_statistics,
     check_split,
-    find_classes,
+    find_conditions,
     open_split,
 )
 from data_pipeline.errors import DataError
@@ -77,7 +77,7 @@ def run(config, folder: str) -> None:
         advice=settings.advice_on_dtype(config),
     )
     teaching = settings.build(self_training.Teaching, config.self_training)
-    num_labelled = _num_labelled(config)
+    num_labelled = self_training.num_labelled(config.batch_size, config.labelled_fraction)
     batches = functools.partial(
         mixed_batches,
         batch_size=config.batch_size,
@@ -186,34 +186,6 @@ def _specify(config, data: DataSettings, split: Split) -> ModelSpec:
     )
 
 
-def find_conditions(
-    data: DataSettings, split: Split, *, age_head: bool, best_metric: str
-) -> tuple[str, ...]:
-    """The conditions that stage two learns; none where only ages are known.
-
-    Raises:
-      DataError: there is no label to learn from, and no age that may be learned instead.
-    """
-    classes = find_classes(data, split.train)
-    if not classes and not age_head:
-        raise DataError("no training image has a label, and config.age_head is off")
-    if not classes and best_metric != "age_mae_months":
-        advice = "set config.best_metric=age_mae_months to train on ages alone"
-        if not split.train.has_age.any():
-            advice = "nor an age; a manifest gives them in its columns label and age_months"
-        raise DataError(
-            f"no training image has a label, so config.best_metric={best_metric} cannot be "
-            f"computed; {advice}"
-        )
-    return classes
-
-
-def _num_labelled(config) -> int:
-    """How many images of a mixed batch are drawn from the labelled ones."""
-    share = round(config.batch_size * config.labelled_fraction)
-    return min(max(share, 1), config.batch_size - 1)
-
-
 def _labels_are_rare(config, source: ImageSource) -> bool:
     """Whether most batches drawn at random would have too few labels.
 
@@ -227,7 +199,7 @@ def _labels_are_rare(config, source: ImageSource) -> bool:
         "images drawn (config.labelled_fraction)",
         labelled,
         len(source),
-        _num_labelled(config),
+        self_training.num_labelled(config.batch_size, config.labelled_fraction),
         config.batch_size,
     )
     return True

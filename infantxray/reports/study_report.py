@@ -301,7 +301,7 @@ def _write_hparams(folder: str, results: Results) -> None:
     """One TensorBoard run for each run, with settings and final metrics, for the HPARAMS tab."""
     for model in results.models:
         for run in model.runs:
-            where = os.path.join(folder, "hparams", f"cell{run.index:04d}")
+            where = os.path.join(folder, "hparams", f"run{run.index:04d}")
             if os.path.isdir(where):
                 continue
             summary = read_metrics(run)
