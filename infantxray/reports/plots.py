@@ -163,10 +163,11 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
         for i, name in enumerate(shown):
             points = [(row["step"], row[name]) for row in history if row.get(name) is not None]
             if points:
-                label = name.removeprefix("validation/") if shown is not names else name
+                label = name.replace("train/", "training ")
+                label = name.removeprefix("validation/") if shown is not names else label
                 marker = "." if len(points) < 40 else None
                 axes.plot(*zip(*points, strict=True), color=colour(i), marker=marker,
-                          label=page.NAMES.get(label, label.replace("_", " ")))  # fmt: skip
+                          label=page.NAMES.get(label, label.replace("_", " ").replace("/", " ")))  # fmt: skip
         axes.set(xlabel="step")
         _finish_curves(axes)
     panels[0].set(ylabel="loss", title="Loss")
@@ -281,9 +282,7 @@ def saliency_figure(examples: Sequence[Example]) -> Figure:
         maps = (None, example.predicted_map, example.true_map)
         labels = ("image", "predicted", "true")
         for axes, found, label in zip(grid[top : top + 3, column], maps, labels, strict=True):
-            axes.imshow(example.image, cmap="gray", vmin=0, vmax=255)
-            if found is not None:
-                axes.imshow(found, cmap="inferno", alpha=0.5 * found)
+            axes.imshow(_overlaid(example.image, found))
             for x0, y0, x1, y1 in example.boxes:
                 corner = (x0 - 0.5, y0 - 0.5)
                 frame = Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=COLOURS[5])
@@ -296,6 +295,16 @@ def saliency_figure(examples: Sequence[Example]) -> Figure:
             fontsize=7, color=_ink() if right else colour(1),
         )  # fmt: skip
     return figure
+
+
+def _overlaid(image: np.ndarray, found: np.ndarray | None) -> np.ndarray:
+    """A grey image `[S, S]` under a saliency map `[S, S]`: `[S, S, 3]` in [0, 1]."""
+    grey = np.repeat(image[..., None] / 255.0, 3, axis=2)
+    if found is None:
+        return grey
+    # Blended here: an SVG has one opacity an image, not one a pixel.
+    share = 0.6 * found[..., None]
+    return (1 - share) * grey + share * mpl.colormaps["inferno"](found)[..., :3]
 
 
 # Figures of a study.

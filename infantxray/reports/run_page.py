@@ -27,6 +27,7 @@ from infantxray.reports.tables import Table
 
 _MACRO = ("recall", "precision", "f1", "roc_auc")
 _FEW_PATIENTS = 30
+_LABELS = {"blind guess": "a blind guess"}
 _POOR_CALIBRATION = 0.1
 PIXELS = "pixels"  # Of `summary["baseline"]`: metrics of ridge on pixels.
 
@@ -224,9 +225,12 @@ def in_short(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[st
         interval = _interval(name, summary)
         interval = f" (95 % interval {interval})" if interval else ""
         results.append(f"{title} {number(summary[name], name)}{unit}{interval}")
-        for label, value in _floors(name, summary):
-            floors.append(f"{title} {number(value, name)}{unit} ({label})")
-    floor = f"Floor: {listed(floors)}." if floors else "Floor: none is known."
+        known = [
+            f"{number(value, name)}{unit} for {_LABELS.get(label, label)}"
+            for label, value in _floors(name, summary)
+        ]
+        floors += [f"{title} {listed(known)}"] if known else []
+    floor = f"Floor: {'; '.join(floors)}." if floors else "Floor: none is known."
     doubts = _doubts(summary, scored)
     return [
         asked,
