@@ -16,7 +16,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.splits import Split, keep_labels
 from infantxray.evaluation.predictions import Predictions
 from infantxray.features.classifiers import probe
-from infantxray.features.extraction import Extractor, pixels, pooled_map
+from infantxray.features.extraction import Extractor, encoder_variables, pixels, pooled_map
 from infantxray.reports import label_efficiency_page
 from infantxray.reports.label_efficiency_page import Draw
 from infantxray.runs import runtime, settings, workdir
@@ -106,7 +106,7 @@ def _extractor(config, place: str, seed: int, classes: tuple[str, ...]):
     spec = transfer.with_input_scale(spec, pretrained)
     model, variables = transfer.untrained_model(spec, pretrained, seed)
     function = pooled_map(model.encoder, mean=spec.input_mean, std=spec.input_std)
-    inner = {name: tree["encoder"] for name, tree in variables.items() if "encoder" in tree}
+    inner = encoder_variables(variables)
     return Extractor(function, **options), inner
 
 

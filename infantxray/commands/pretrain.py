@@ -94,9 +94,9 @@ def run(config, folder: str) -> None:
         reader.write_bad_files(folder)
     best = "none" if progress.best is None else f"{progress.best:.4g} at step {progress.best_step}"
     _log.info(
-        "finished: best validation %s %s; continue with python main.py --config=configs/finetune.py "
-        "--config.pretrained=%s --config.encoder=%s --config.data.train=%s, and with the same "
-        "other settings of config.data",
+        "finished: best validation %s %s; continue with python main.py "
+        "--config=configs/finetune.py --config.pretrained=%s --config.encoder=%s "
+        "--config.data.train=%s, and with the same other settings of config.data",
         objective.name,
         best,
         os.path.relpath(folder),

@@ -13,7 +13,7 @@ from infantxray.evaluation import metrics
 from infantxray.evaluation.predictions import write_predictions
 from infantxray.evaluation.summary import summarise, to_json
 from infantxray.features import classifiers
-from infantxray.features.extraction import Extractor, pooled_map
+from infantxray.features.extraction import Extractor, encoder_variables, pooled_map
 from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import transfer
@@ -38,7 +38,7 @@ def run(config, folder: str) -> None:
     spec.write(folder)
 
     model, variables = transfer.untrained_model(spec, config.pretrained, config.seed)
-    encoder = {name: tree["encoder"] for name, tree in variables.items() if "encoder" in tree}
+    encoder = encoder_variables(variables)
     extract = Extractor(
         pooled_map(model.encoder, mean=spec.input_mean, std=spec.input_std),
         batch_size=config.batch_size,

@@ -57,6 +57,11 @@ class Features:
         )
 
 
+def encoder_variables(variables: PyTree) -> PyTree:
+    """The encoder's part of a model's variables. VGG19 has no `batch_stats`."""
+    return {name: tree["encoder"] for name, tree in variables.items() if "encoder" in tree}
+
+
 def pooled_map(
     encoder: Any,
     *,

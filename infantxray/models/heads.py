@@ -64,7 +64,7 @@ class Siamese(nn.Module):
     def __call__(self, image: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Image `[B, H, W, 1]`, normalised -> projection and prediction, float32 `[B, D]`."""
 
-        def layer(x, width, name):
+        def layer(x: jax.Array, width: int, name: str) -> jax.Array:
             x = nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)(x)
             x = layers.BatchNorm(
                 use_running_average=not train, dtype=self.dtype, name=f"{name}_norm"

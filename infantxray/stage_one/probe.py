@@ -14,7 +14,7 @@ from data_pipeline.manifest import Records
 from data_pipeline.splits import Split
 from infantxray.evaluation.metrics import classification
 from infantxray.features.classifiers import probe
-from infantxray.features.extraction import Extractor, pooled_map
+from infantxray.features.extraction import Extractor, encoder_variables, pooled_map
 from infantxray.training.hooks import Moment
 
 _log = logging.getLogger(__name__)
@@ -77,8 +77,7 @@ class RunningProbe:
 
     def score(self, variables: Any) -> dict[str, float]:
         """Accuracy and macro ROC AUC on validation images, and the effective rank of features."""
-        # Without BatchNorm, as in VGG19, an encoder has no statistics.
-        encoder = {name: tree["encoder"] for name, tree in variables.items() if "encoder" in tree}
+        encoder = encoder_variables(variables)
         train, validation = (self._extract(source, encoder) for source in self._sources)
         predictions = probe(train, validation, self._classes, ages=False)
         scores = classification(predictions.probabilities, validation.label)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -79,6 +79,29 @@ def restore(workdir: str, spec: ModelSpec) -> tuple[PyTree, int]:
     return variables, step
 
 
+def predict_function(spec: ModelSpec) -> Callable[[PyTree, jax.Array], dict[str, jax.Array]]:
+    """The function from variables and images uint8 `[B, S, S, 1]` to what a model predicts.
+
+    Returns:
+      A function whose result has `features` `[B, C]` (pooled last maps), `probabilities` `[B, K]`
+      where there are conditions, and `age` `[B]` (standardised) where there is an age head.
+    """
+    model = build_model(spec)
+
+    def predict(variables: PyTree, image: jax.Array) -> dict[str, jax.Array]:
+        x = augment.normalise(augment.to_intensity(image), spec.input_mean, spec.input_std)
+        latent = model.apply(variables, x, method=DiagnosisModel.latent)
+        outputs = model.apply(variables, latent, method=DiagnosisModel.heads)
+        result = {"features": latent.mean(axis=(1, 2), dtype=jnp.float32)}
+        if "logits" in outputs:
+            result["probabilities"] = jax.nn.softmax(outputs["logits"])
+        if "age" in outputs:
+            result["age"] = outputs["age"]
+        return result
+
+    return predict
+
+
 class Predictor:
     """Predicts conditions and ages for many images, on all devices.
 
@@ -93,20 +116,9 @@ class Predictor:
 
     def __init__(self, spec: ModelSpec, *, batch_size: int, num_threads: int):
         self.spec = spec
-        self.model = model = build_model(spec)
+        self.model = build_model(spec)
         self._batch_size, self._num_threads = batch_size, num_threads
-
-        def apply(variables: PyTree, image: jax.Array) -> dict[str, jax.Array]:
-            x = augment.normalise(augment.to_intensity(image), spec.input_mean, spec.input_std)
-            outputs = model.apply(variables, x, train=False)
-            result = {}
-            if "logits" in outputs:
-                result["probabilities"] = jax.nn.softmax(outputs["logits"])
-            if "age" in outputs:
-                result["age"] = outputs["age"]
-            return result
-
-        self._apply = jax.jit(apply)
+        self._apply = jax.jit(predict_function(spec))
 
     def stream(
         self, variables: PyTree, source: ImageSource

@@ -15,7 +15,7 @@ from data_pipeline.files import replaced
 from data_pipeline.loader import ImageSource, training_batches
 from infantxray.evaluation.metrics import classification
 from infantxray.features.classifiers import probe
-from infantxray.features.extraction import Extractor, Features, pooled_map
+from infantxray.features.extraction import Extractor, Features, encoder_variables, pooled_map
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import transfer
 from infantxray.stage_two.inference import Predictor, restore
@@ -132,7 +132,7 @@ def ask_linear_probe(
       float32 `[N, K]`.
     """
     model, variables = transfer.untrained_model(spec, pretrained, seed)
-    encoder = {name: tree["encoder"] for name, tree in variables.items() if "encoder" in tree}
+    encoder = encoder_variables(variables)
 
     def extractor(changes: Augmentation | None) -> Extractor:
         function = pooled_map(

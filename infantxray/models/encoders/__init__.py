@@ -13,6 +13,7 @@ Parameters and BatchNorm statistics are float32 whatever the dtype of the comput
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def has_batchnorm(encoder: nn.Module) -> bool:
     return getattr(encoder, "normalised", True)
 
 
-ENCODERS = {
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "vgg19": VGG,
     "mobilenet_v2": MobileNetV2,
     "shufflenet": ShuffleNet,
