@@ -1,14 +1,15 @@
 """DICOM pixel data to stored values, for every transfer syntax of still images (PS3.5 annex A).
 
-Baseline JPEG is decoded by Pillow, in this process. JPEG 2000 goes to OpenJPEG, JPEG-LS to CharLS,
-and JPEG Lossless, JPEG of 12 bits and run-length data to GDCM, in processes of their own. The
-stream itself decides which of them, because declared transfer syntaxes are often wrong.
+Pillow decodes baseline JPEG in this process. OpenJPEG (JPEG 2000), CharLS (JPEG-LS) and GDCM (JPEG
+Lossless and JPEG of 12 bits) run in processes of their own. The stream itself decides which of them,
+because declared transfer syntaxes are often wrong.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -30,6 +31,7 @@ _NATIVE = (
     dicom_file.EXPLICIT_BIG,
 )
 _PLAIN_JPEG, _LOSSLESS, _JPEG_LS = (0xC0, 0xC1, 0xC2), 0xC3, 0xF7  # SOF markers.
+_PIECE = 2**20
 _JPEG_2000 = b"\xff\x4f\xff\x51"  # SOC and SIZ.
 
 
@@ -90,9 +92,9 @@ def decode(
         raise Refused("its pixel data is compressed, and its header does not say how")
     frame = dicom_file.single_frame(data)
     decoder: str
-    args: tuple[int, str] | tuple[()] = ()
+    args: tuple[str, ...] = ()
     if syntax == _RLE:
-        decoder, args = "gdcm", (layout.allocated, _RLE)
+        decoder = "run_length"
     elif frame.startswith(START):
         jpeg = read_frame(frame)
         plain = jpeg.precision == 8 and jpeg.marker in _PLAIN_JPEG  # Greys in any colour space.
@@ -104,10 +106,9 @@ def decode(
             return _jpeg(frame, jpeg, layout, least)
         if jpeg.marker == _JPEG_LS:
             decoder = "jpeg_ls"
-        elif jpeg.marker == _LOSSLESS:
-            decoder, args = "gdcm", (jpeg.precision, _JPEG_LOSSLESS)
         else:
-            decoder, args = "gdcm", (jpeg.precision, _JPEG_EXTENDED)
+            decoder = "gdcm"
+            args = (_JPEG_LOSSLESS if jpeg.marker == _LOSSLESS else _JPEG_EXTENDED,)
     elif _JPEG_2000 in frame[:4096]:  # A JP2 header may stand before the stream.
         decoder = "jpeg_2000"
     else:
@@ -232,16 +233,18 @@ def jpeg_ls(frame: bytes, layout: Layout) -> tuple[np.ndarray, bool]:
     """JPEG-LS, lossless and near-lossless. To be run isolated."""
     import jpeg_ls as charls
 
+    if END not in frame:  # CharLS may take seconds to find out.
+        raise _undecodable("JPEG-LS", whole=False)
     try:
         data, info = charls.decode_pixel_data(frame)
     except RuntimeError:
-        raise _undecodable("JPEG-LS", END in frame) from None
+        raise _undecodable("JPEG-LS", whole=True) from None
     values = _values(data, info["bits_per_sample"])
     return _grey(values, layout, planar=info["interleave_mode"] == 0)
 
 
-def gdcm(frame: bytes, layout: Layout, precision: int, syntax: str) -> tuple[np.ndarray, bool]:
-    """JPEG Lossless, JPEG of 12 bits, and run-length data. To be run isolated."""
+def gdcm(frame: bytes, layout: Layout, syntax: str) -> tuple[np.ndarray, bool]:
+    """JPEG Lossless and JPEG of 12 bits. To be run isolated."""
     import gdcm as library
 
     fragment = library.Fragment()
@@ -258,13 +261,50 @@ def gdcm(frame: bytes, layout: Layout, precision: int, syntax: str) -> tuple[np.
     image.SetPhotometricInterpretation(library.PhotometricInterpretation(kind))
     kind = library.TransferSyntax.GetTSType(syntax)
     image.SetTransferSyntax(library.TransferSyntax(kind))
-    bits = 8 if precision <= 8 else 16
-    image.SetPixelFormat(
-        library.PixelFormat(layout.samples, bits, precision, precision - 1, int(layout.signed))
-    )
-    text = image.GetBuffer()  # Bytes that are not UTF-8 come as surrogates.
+    bits = layout.allocated, layout.stored, layout.stored - 1
+    image.SetPixelFormat(library.PixelFormat(layout.samples, *bits, int(layout.signed)))
+    text = image.GetBuffer()
     if text is None:
-        if syntax == _RLE:
-            raise Refused("its run-length data is damaged or cut short")
         raise _undecodable("JPEG", END in frame)
-    return _grey(_values(text.encode("utf-8", "surrogateescape"), bits), layout)
+    # The bytes come as text, with surrogates for what is not UTF-8. Encoding it in pieces takes a
+    # third of the memory.
+    pieces = (text[at : at + _PIECE] for at in range(0, len(text), _PIECE))
+    data = b"".join(piece.encode("utf-8", "surrogateescape") for piece in pieces)
+    return _grey(_values(data, layout.allocated), layout)
+
+
+def run_length(frame: bytes, layout: Layout) -> tuple[np.ndarray, bool]:
+    """PackBits segments (PS3.5 annex G), one for each byte of a pixel. To be run isolated."""
+    planes = layout.samples * layout.allocated // 8
+    offsets = np.frombuffer(frame.ljust(64, b"\0"), "<u4", 16).tolist()
+    if offsets[0] != planes:
+        raise Refused("its run-length data contradicts its header")
+    length = layout.rows * layout.columns
+    decoded = [
+        np.frombuffer(_unpack_bits(frame[begin:end], length), np.uint8)
+        for begin, end in pairwise([*offsets[1 : planes + 1], len(frame)])
+    ]
+    if layout.allocated == 16:  # The most significant byte comes first.
+        return _grey(decoded[0].astype(np.uint16) << 8 | decoded[1], layout)
+    return _grey(np.concatenate(decoded), layout, planar=True)
+
+
+def _unpack_bits(segment: bytes, length: int) -> bytearray:
+    # Two bytes give at most 128: what cannot be true is refused before it takes memory.
+    if len(segment) * 64 < length:
+        raise Refused("its run-length data is too short for its size")
+    out = bytearray()
+    at, stop = 0, len(segment) - 1
+    while at < stop and len(out) < length:
+        code = segment[at]
+        if code < 128:
+            out += segment[at + 1 : at + 2 + code]
+            at += 2 + code
+        elif code > 128:
+            out += segment[at + 1 : at + 2] * (257 - code)
+            at += 2
+        else:
+            at += 1
+    if len(out) < length:
+        raise Refused("its run-length data is cut short")
+    return out[:length]

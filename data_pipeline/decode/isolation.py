@@ -157,7 +157,8 @@ class _Pool:
                 if code == -signal.SIGPROF:
                     taken = f"its decoder took more than {cpu_s:.0f} s of processor time"
                     raise Refused(taken) from None
-                raise Refused("its decoder crashed") from None
+                memory = " or ran out of memory" if code == -signal.SIGABRT else ""
+                raise Refused(f"its decoder crashed{memory}") from None
             raise
         with self._lock:
             self._idle.append(worker)
