@@ -89,9 +89,10 @@ def read_file(path: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> byte
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise Refused("not a regular file")
         with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
                 raise Refused(f"the file is larger than {MAX_FILE_BYTES // 2**20} MiB")
-            data = file.read(limit)
+            data = file.read(min(size, limit))  # `limit` alone would be allocated.
     except FileNotFoundError:
         raise Refused("the file does not exist") from None
     except (OSError, ValueError) as error:
