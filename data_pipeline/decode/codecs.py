@@ -1,7 +1,7 @@
 """DICOM pixel data to stored values, for every transfer syntax of still images (PS3.5 annex A).
 
 Pillow decodes baseline JPEG in this process. OpenJPEG (JPEG 2000), CharLS (JPEG-LS) and GDCM (JPEG
-Lossless and JPEG of 12 bits) run in processes of their own. The stream itself decides which of them,
+Lossless and JPEG of 12 bits) run in processes of their own. The stream decides which of them does,
 because declared transfer syntaxes are often wrong.
 """
 

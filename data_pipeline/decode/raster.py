@@ -16,7 +16,8 @@ from data_pipeline.decode.percentiles import histogram, window_by_percentiles
 from data_pipeline.decode.radiograph import TOO_LARGE, Header, Radiograph, Refused, check_size
 
 PNG = b"\x89PNG\r\n\x1a\n"
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF in either byte order.
+BIG_ENDIAN_BIGTIFF = b"MM\0+"
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", BIG_ENDIAN_BIGTIFF)
 SIGNATURES = (PNG, b"\xff\xd8\xff", *TIFF)
 _MAX_CHUNKS = 100_000
 _EXIF_ORIENTATION = 0x0112
@@ -47,6 +48,8 @@ def read_raster(data: bytes, shortest_side: Callable[[int, int], int] | None = N
       Refused: the image is too large, has several pages, or cannot be converted to greys.
       Exception: whatever Pillow raises for a damaged file.
     """
+    if data.startswith(BIG_ENDIAN_BIGTIFF):  # Pillow 13.0 mistakes its header.
+        raise Refused("a BigTIFF in big-endian byte order, which cannot be read; save it as TIFF")
     if data.startswith(TIFF):
         decoded: Radiograph = run_isolated(
             f"{__name__}:decode_tiff", data, cpu_s=time_limit(len(data))
