@@ -206,7 +206,7 @@ def test_a_safe_environment_keeps_absolute_paths(monkeypatch, tmp_path):
     assert result.stdout.split() == [str(tmp_path), "False"]
 
 
-ORPHANS = """
+ORPHANS = r"""
 import os, sys, time
 sys.path.append(sys.argv[1])
 from data_pipeline.decode import isolation, read_radiograph
