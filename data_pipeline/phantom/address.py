@@ -8,6 +8,8 @@ the film depends on, so that it can be computed anywhere, in any order.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import SPLITS
@@ -52,7 +54,7 @@ class Place:
 # What a film's picture depends on; the other options only say what is listed and recorded.
 _OF_FILM = ("seed", "site", "frequencies", "severity", "dose", "max_age_months")
 
-_OPTIONS = {
+_OPTIONS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool], str]] = {
     "seed": (int, lambda v: 0 <= v <= _LARGEST_SEED, f"a whole number from 0 to {_LARGEST_SEED}"),
     "site": (str, SITES.__contains__, "one of " + ", ".join(SITES)),
     "frequencies": (str, FREQUENCIES.__contains__, "one of " + ", ".join(FREQUENCIES)),

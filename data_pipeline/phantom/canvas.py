@@ -159,7 +159,7 @@ class Canvas:
         xs, ys = [p[0] for p in points], [p[1] for p in points]
         window = self.window(min(xs) - radius, min(ys) - radius, max(xs) + radius, max(ys) + radius)
         x, y = self.x[window[1]][None, :], self.y[window[0]][:, None]
-        nearest = None
+        nearest = np.full((len(y), x.shape[1]), np.inf, np.float32)
         for (x0, y0), (x1, y1) in itertools.pairwise(points):
             ex, ey = x1 - x0, y1 - y0
             length = max(ex * ex + ey * ey, 1e-6)
@@ -171,7 +171,7 @@ class Canvas:
             dx *= dx
             dy *= dy
             dx += dy
-            nearest = dx if nearest is None else np.minimum(nearest, dx, out=nearest)
+            np.minimum(nearest, dx, out=nearest)
         rest = np.float32(radius * radius) - nearest
         np.maximum(rest, 0, out=rest)
         np.sqrt(rest, out=rest)
@@ -222,7 +222,7 @@ def texture(
     grid = rng.integers(0, 256, size=(64, 64), dtype=np.uint8).astype(np.float32)
     grid *= np.float32(1 / 255)
 
-    def split(at):
+    def split(at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         at = at * np.float32(1 / cell) + np.float32(4096)
         whole = at.astype(np.int32)
         part = at - whole.astype(np.float32)
@@ -235,4 +235,4 @@ def texture(
     across += (grid[:, x1] - across) * wx[None, :]
     out = across[y0]
     out += (across[y1] - out) * wy[:, None]
-    return out
+    return np.asarray(out)

@@ -7,11 +7,15 @@ import datetime
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from data_pipeline.phantom.rendering import pixel_spacing, render, render_raw
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 FORMATS = ("png", "png16", "dicom")
 _SUFFIX = {"png": ".png", "png16": ".png", "dicom": ".dcm"}
@@ -72,14 +76,14 @@ def _age_string(age_months: float) -> str:
     raise ValueError(f"An age of {age_months} months does not fit a DICOM age.")
 
 
-def _dataset(address: str, size: int, patient_id: str, age_months: float, sex: str):
+def _dataset(address: str, size: int, patient_id: str, age_months: float, sex: str) -> Dataset:
     import pydicom
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+    from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
     from data_pipeline.phantom import VERSION
 
     meta = pydicom.dataset.FileMetaDataset()
-    meta.MediaStorageSOPClassUID = _DX_FOR_PRESENTATION
+    meta.MediaStorageSOPClassUID = UID(_DX_FOR_PRESENTATION)
     # UIDs follow from the address, so that exporting twice gives the same files.
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[VERSION, address, str(size)])
     meta.TransferSyntaxUID = ExplicitVRLittleEndian

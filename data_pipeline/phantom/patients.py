@@ -100,7 +100,7 @@ def _block(address: Address) -> tuple[Film, ...]:
         conditions = rng.permutation(len(CLASSES))
     else:
         conditions = np.searchsorted(np.cumsum(_RARE), rng.integers(sum(_RARE), size=11), "right")
-    films = []
+    films: list[Film] = []
     for i, (count, condition) in enumerate(zip(counts, conditions, strict=True)):
         patient = number * len(counts) + i
         label = CLASSES[condition]
@@ -188,7 +188,7 @@ def _records(place: Place, split: str, n: int, *, source: str) -> Records:
         [f"{prefix}{i}" for i in range(n)],
         source=source,
         patient_id=[f"{patients}{f.patient}" for f in films],
-        age_months=np.where(age_draw < place.age_missing, np.nan, ages),
+        age_months=np.where(age_draw < place.age_missing, np.nan, ages).tolist(),
         sex=[f.sex for f in films],
         view=[f.view for f in films],
         label=[CLASSES[i] for i in label],

@@ -113,7 +113,8 @@ def _enlarge(grid: np.ndarray, size: int) -> np.ndarray:
     rows = grid[low] + (grid[low + 1] - grid[low]) * weight[:, None]
     rows = np.ascontiguousarray(rows)
     left = rows[:, low]
-    return left + (rows[:, low + 1] - left) * weight[None, :]
+    enlarged: np.ndarray = left + (rows[:, low + 1] - left) * weight[None, :]
+    return enlarged
 
 
 def _normal(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -125,7 +126,7 @@ def _normal(rng: np.random.Generator, size: int) -> np.ndarray:
     noise = total.astype(np.float32)
     noise -= np.float32(510)
     noise *= np.float32(1 / 147.8)  # 2 sqrt((256**2 - 1) / 12)
-    return noise
+    return np.asarray(noise)
 
 
 def expose(

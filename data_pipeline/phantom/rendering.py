@@ -180,7 +180,7 @@ def truth(address: str, size: int) -> Truth:
     _check(size)
     film = film_at(parse_address(address))
     _, canvas = _draw(film, size, with_masks=True)
-    masks = {name: mask for name, mask in canvas.masks.items() if mask.any()}
+    masks = {name: mask for name, mask in (canvas.masks or {}).items() if mask.any()}
     if film.label == "normal" or "finding" not in masks:
         return Truth((), masks)
     rows = np.flatnonzero(masks["finding"].any(1))
