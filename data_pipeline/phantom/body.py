@@ -1,4 +1,4 @@
-"""The trunk: skin, fat, lungs, heart, solid organs and skeleton of one patient on one film."""
+"""The trunk: skin, fat, lungs, heart, solid organs and skeleton of one patient on one image."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Body:
       crest: height of the iliac crests.
       pelvis: half the bi-iliac breadth.
       hip: height of the hip joints.
-      liver, left_lobe, spleen: ovals on the film.
+      liver, left_lobe, spleen: ovals on the image.
       lean: sideways shift per mm of height.
       bend: of the spine, mm.
       waist, chest, hips: width there relative to the umbilicus.
@@ -88,7 +88,7 @@ class Body:
 
 
 def make_body(film: Film, patient: Draw, visit: Draw) -> Body:
-    """Draws a patient: `patient` is the same stream at every visit, `visit` is the film's own."""
+    """Draws a patient: `patient` is the same stream at every visit, `visit` is the image's own."""
     size = growth(
         film.age_months,
         film.sex,

@@ -1,6 +1,6 @@
 """Projecting simple solids along the beam onto a pixel grid.
 
-Anatomical coordinates are in mm: x to the patient's left (to the right on a film, which is viewed
+Anatomical coordinates are in mm: x to the patient's left (to the right on an image, which is viewed
 facing the patient), y towards the feet, origin at the third lumbar vertebra. The beam is parallel
 along z, so a solid is known by its thickness along z at every pixel.
 """
@@ -15,11 +15,11 @@ import numpy as np
 from data_pipeline.phantom.exactmath import cosine, sine, square_root
 
 Window = tuple[slice, slice]
-Patch = tuple[Window, np.ndarray]  # thickness in mm, float32, in a window of the film
+Patch = tuple[Window, np.ndarray]  # thickness in mm, float32, in a window of the image
 
 
 class Canvas:
-    """The optical depth of a film while it is being drawn, and on request who is where.
+    """The optical depth of an image while it is being drawn, and on request a mask of each organ.
 
     Attributes:
       depth: float32 `[size, size]`, line integral of the attenuation.
@@ -29,7 +29,7 @@ class Canvas:
     """
 
     def __init__(self, size: int, field: float, x: float, y: float, *, with_masks: bool):
-        """Args: the film's size in pixels, its side in mm, its centre in mm."""
+        """Args: the image's size in pixels, its side in mm, its centre in mm."""
         self.size = size
         self.pixel = field / size
         at = (np.arange(size) + 0.5) * self.pixel - field / 2
@@ -65,7 +65,7 @@ class Canvas:
             mask[window] |= thickness > least
 
     def mirror(self) -> None:
-        """Turns the film over about x = 0: what was drawn changes sides, what comes does not."""
+        """Turns the image over about x = 0: what was drawn before changes sides."""
         self.depth = np.ascontiguousarray(self.depth[:, ::-1])
         self.x = -self.x[::-1]
         self._x0 -= 2 * self._centre
@@ -216,7 +216,7 @@ def texture(
 ) -> np.ndarray:
     """Smooth random numbers in 0..1, float32, with cells of the given mm, fixed to the anatomy.
 
-    The same stream gives the same texture at every size of the film. It repeats after 64 cells.
+    The same stream gives the same texture at every size of the image. It repeats after 64 cells.
     """
     rows, cols = window or (slice(None), slice(None))
     grid = rng.integers(0, 256, size=(64, 64), dtype=np.uint8).astype(np.float32)

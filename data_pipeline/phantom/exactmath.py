@@ -2,7 +2,7 @@
 
 The mathematics library and the vector units of a machine may round sine, exponential and
 logarithm differently from those of another one; sums, products, quotients and square roots are
-fixed by IEEE 754. Films must be the same bytes everywhere, so everything that reaches a pixel
+fixed by IEEE 754. Images must be the same bytes everywhere, so everything that reaches a pixel
 goes through the functions below.
 """
 

@@ -1,4 +1,4 @@
-"""The conditions: each by its textbook sign on a plain film, from barely visible to obvious.
+"""The conditions: each by its textbook sign on a plain image, from barely visible to obvious.
 
 `plan` says what a condition changes about the bowel before it is drawn, `draw_finding` adds what
 the bowel does not show by itself. An enlarged liver or spleen is part of the body (body.py), and
@@ -18,7 +18,7 @@ from data_pipeline.phantom.physics import Attenuation
 
 
 def plan(body: Body, draw: Draw) -> tuple[BowelPlan, Oval | None]:
-    """How the film's condition rearranges the bowel, and where a lesion is, if it makes one."""
+    """How the image's condition rearranges the bowel, and where a lesion is, if it makes one."""
     label, severity = body.film.label, body.film.severity
     wall, crest, p = body.wall, body.crest, body.pelvis
     if label == "mass":
@@ -71,7 +71,7 @@ def plan(body: Body, draw: Draw) -> tuple[BowelPlan, Oval | None]:
 def draw_finding(
     canvas: Canvas, body: Body, lesion: Oval | None, loops: list[Loop], mu: Attenuation, draw: Draw
 ) -> None:
-    """Adds what belongs to the condition to the film and to its mask `finding`."""
+    """Draws the condition into the image and into its mask `finding`."""
     label = body.film.label
     if label == "aeroperitoneum":
         _free_air(canvas, body, loops, mu, draw)
