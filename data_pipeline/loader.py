@@ -21,6 +21,7 @@ import numpy as np
 
 from data_pipeline.decode import Preprocessing, load_image
 from data_pipeline.errors import DataError, UnreadableImage
+from data_pipeline.files import replaced
 from data_pipeline.manifest import Records
 
 Batch = dict[str, np.ndarray]
@@ -54,7 +55,7 @@ class BadFiles:
         with self._lock:
             rows = sorted(self._reasons.items())
         if rows:
-            with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            with replaced(path, newline="", errors="surrogateescape") as file:
                 csv.writer(file).writerows([("image_path", "reason"), *rows])
 
 
@@ -113,7 +114,7 @@ class ImageSource:
         return len(self.records)
 
     def __repr__(self) -> str:
-        return f"FilmSource({len(self)} images, {self._preprocessing})"
+        return f"ImageSource({len(self)} images, {self._preprocessing})"
 
     def _read(self, row: int) -> np.ndarray:
         if self._memory is None:

@@ -99,11 +99,12 @@ def read_folder(place: str) -> Records:
     dicom = np.array([not path.lower().endswith(PICTURE_SUFFIXES) for path in paths])
     if options["headers"] == "no" or not dicom.any():
         return records
-    columns = [records.age_months, records.sex, records.view, records.patient_id]
+    names = ("age_months", "sex", "view", "patient_id")
+    columns = {name: getattr(records, name).copy() for name in names}
     found = header_columns("folder", root, records.image_path[dicom])
-    for column, values in zip(columns, found, strict=True):
-        column[dicom] = values
-    return records
+    for name, values in zip(names, found, strict=True):
+        columns[name][dicom] = values
+    return records.replace(**columns)
 
 
 def _refuse_splits_within(place: str, folder: str) -> None:

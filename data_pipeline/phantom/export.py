@@ -28,7 +28,7 @@ def file_name(address: str, form: str) -> str:
     return address.replace(":", "_").replace("=", "-") + _SUFFIX[form]
 
 
-def write_film(
+def write_image(
     folder: Path,
     address: str,
     size: int,

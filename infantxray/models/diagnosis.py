@@ -71,7 +71,7 @@ class AgeFiLM(nn.Module):
         x = nn.Dense(self.hidden_features, dtype=self.dtype, name="hidden")(age[:, None])
         x = nn.relu(x)
         init = nn.initializers.zeros
-        x = nn.Dense(2 * pooled.shape[-1], dtype=self.dtype, kernel_init=init, name="image")(x)
+        x = nn.Dense(2 * pooled.shape[-1], dtype=self.dtype, kernel_init=init, name="film")(x)
         scale, shift = jnp.split(x, 2, axis=-1)
         return pooled * (1.0 + scale) + shift
 

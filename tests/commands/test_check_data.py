@@ -138,7 +138,7 @@ def test_names_of_files_need_not_be_utf8(tmp_path):
         path = tmp_path / "images" / "ab"[i % 2] / os.fsdecode(b"f\xe9%d.png" % i)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image(i)).save(path)
-    problems, code = check(f"folder:{tmp_path / 'radiographs'}", tmp_path / "out")
+    problems, code = check(f"folder:{tmp_path / 'images'}", tmp_path / "out")
     assert code == 0
     (row, *_) = (p for p in problems if p["kind"] == "no patient id")
     assert os.path.exists(row["image_path"])

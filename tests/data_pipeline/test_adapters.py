@@ -192,10 +192,10 @@ class TestFolder:
         (tmp_path / "run").mkdir()
         monkeypatch.chdir(tmp_path / "run")
         plain = ADAPTERS["folder"](str(tmp_path / "images"))
-        for place in ("../films", "../films/", f"{tmp_path}/films:headers=no"):
+        for place in ("../images", "../images/", f"{tmp_path}/images:headers=no"):
             spelled = ADAPTERS["folder"](place)
             assert spelled.image_path.tolist() == plain.image_path.tolist()
-            assert spelled.source.tolist() == plain.source.tolist() == [f"folder:{tmp_path}/films"]
+            assert spelled.source.tolist() == plain.source.tolist() == [f"folder:{tmp_path}/images"]
 
     def test_dicom_under_any_suffix(self, tmp_path, caplog):
         caplog.set_level("INFO", logger="data_pipeline")
@@ -260,7 +260,7 @@ class TestFolder:
         (tmp_path / "images" / "mass" / "other").symlink_to("../normal")
         (tmp_path / "images" / "normal" / "back").symlink_to("../mass")
         records = ADAPTERS["folder"](str(tmp_path / "images"))
-        names = [path.removeprefix(f"{tmp_path}/films/") for path in records.image_path]
+        names = [path.removeprefix(f"{tmp_path}/images/") for path in records.image_path]
         assert names == ["mass/a.png", "mass/other/b.png", "normal/b.png", "normal/back/a.png"]
         (tmp_path / "images" / "knot").symlink_to("knot")
         with pytest.raises(DataError, match=r"knot cannot be read \(Too many levels of symbolic"):

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Records, read_manifest, spelled_apart, write_manifest
+from data_pipeline.manifest import Box, Records, read_manifest, spelled_apart, write_manifest
+from data_pipeline.splits import patient_keys
 
 COLUMNS = ("image_path", "patient_id", "sex", "view", "label", "split", "site")
 
@@ -251,6 +252,43 @@ def test_spelled_apart():
     names = ["P17", "p17 ", "p\u200b17", "p18", "Müller", unicodedata.normalize("NFD", "müller")]
     assert spelled_apart(names) == [("Müller", names[-1]), ("P17", "p17 ", "p\u200b17")]
     assert spelled_apart(["017", "17", "17"]) == []
+
+
+class TestPatients:
+    records = Records.concatenate(
+        Records.create(["x/a", "x/b", "x/c"], source=source, patient_id=["p1", "p1", ""])
+        for source in ("one", "two")
+    )
+
+    def test_an_image_without_an_id_is_a_person_of_its_own(self):
+        assert self.records.patient.tolist() == ["patient:p1", "patient:p1", "image:x/c"] * 2
+
+    @pytest.mark.parametrize("mode", ["shared", "source"])
+    def test_they_are_resolved_as_splits_resolves_them(self, mode):
+        found = self.records.with_patients(mode)
+        assert found.patient.tolist() == patient_keys(self.records, mode).tolist()
+        # They stay with their rows.
+        assert found.take([4, 1]).patient.tolist() == [found.patient[4], found.patient[1]]
+        joined = Records.concatenate([found, found.replace(label=found.patient_id)])
+        assert joined.patient.tolist() == found.patient.tolist() * 2
+
+    def test_other_ids_or_paths_resolve_them_anew(self):
+        ids = np.array(["", "p2", "p3"] * 2, dtype=object)
+        found = self.records.replace(patient_id=ids)
+        assert found.patient[:3].tolist() == ["image:x/a", "patient:p2", "patient:p3"]
+        paths = np.array(list("abcdef"), dtype=object)
+        assert self.records.replace(image_path=paths).patient[2] == "image:c"
+        kept = self.records.replace(patient_id=ids, patient=self.records.patient)
+        assert kept.patient.tolist() == self.records.patient.tolist()
+
+
+def test_boxes_and_uncertain_findings_are_tuples():
+    box = Box(1, 2, 3, 4, "mass")
+    records = Records.create(["a", "b"], source="s", boxes=[(box,), ()], uncertain=[(), ("x", "y")])
+    assert records.boxes.tolist() == [(box,), ()]
+    assert records.uncertain.tolist() == [(), ("x", "y")]
+    plain = Records.create(["a", "b"], source="s")
+    assert plain.boxes.tolist() == plain.uncertain.tolist() == [(), ()]
 
 
 def test_columns_of_unequal_length_are_refused():
