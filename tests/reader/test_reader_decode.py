@@ -204,7 +204,7 @@ def expected(folder, path, preprocessing):
     [
         PREPROCESSING,
         {"image_size": 48, "resize": "crop", "trim_borders": True},
-        {"image_size": 224, "resize": "squash", "trim_borders": False},
+        {"image_size": 96, "resize": "squash", "trim_borders": False},
     ],
     ids=lambda p: p["resize"],
 )
@@ -222,15 +222,16 @@ def test_pixels_and_probabilities_are_pythons(tmp_path, open_page, preprocessing
             continue
         seen = np.rint(np.asarray(answer["features"]) * 255).reshape(image.shape)
         apart = np.abs(seen - image)
-        # libjpeg rounds each of its passes when it decodes at reduced scale.
-        allowed = 1 if "large" in name else 0
+        # libjpeg reduces before it rounds, the page after it.
+        reduced = "large" in name
+        allowed = 1 if reduced else 0
         if apart.max() > allowed:
             wrong.append(f"{name}: pixels differ by {apart.max():.0f} at {(apart > 0).sum()} places")
-        np.testing.assert_allclose(
-            answer["probabilities"], outputs["probabilities"][0], atol=1e-3, err_msg=name
-        )
-        assert answer["age_months"] == pytest.approx(outputs["age_months"][0], abs=0.01), name
-    assert wrong == []
+        given = [*outputs["probabilities"][0], outputs["age_months"][0] / 10]
+        off = np.abs([*answer["probabilities"], answer["age_months"] / 10] - np.asarray(given)).max()
+        if off > (1e-2 if reduced else 1e-3):
+            wrong.append(f"{name}: answers differ by {off:.1e}")
+    assert not wrong, "\n".join(wrong)
     assert page.errors == []
 
 
@@ -258,7 +259,7 @@ def broken():
         "zip": (b"PK\x03\x04" + bytes(200), "ZIP archive"),
         "text": (b"hello" * 100, "neither DICOM"),
         "cut_png": (cut[: len(cut) // 2], "damaged or cut short"),
-        "cut_jpeg": (picture((pixels() >> 4).astype(np.uint8), "JPEG")[:3000], "damaged"),
+        "cut_jpeg": (picture((pixels() >> 4).astype(np.uint8), "JPEG")[:1500], "damaged"),
         "wrong_size": (
             dicom(pixels(), JPEG2000Lossless,
                   picture(pixels(60, 60), "JPEG2000", irreversible=False, no_jp2=True)),
@@ -273,7 +274,6 @@ def test_a_broken_file_gets_its_sentence(tmp_path, open_page):
         path = tmp_path / name
         path.write_bytes(content)
         with pytest.raises(UnreadableImage):  # Python refuses it too.
-            print(name)
             load_image(str(path), Preprocessing(**PREPROCESSING))
         answer = page.read(path)
         assert answer["type"] == "refused", name

@@ -12,7 +12,7 @@ interface FrameInfo {
 
 interface Decoder {
   getEncodedBuffer(length: number): Uint8Array;
-  getDecodedBuffer(): Uint8Array;
+  getDecodedBuffer(): ArrayLike<number>;
   decode(): void;
   getFrameInfo(): FrameInfo;
   delete(): void;
@@ -70,8 +70,8 @@ export async function decodeFrame(codec: Codec, encoded: Uint8Array): Promise<Fr
     decoder.getEncodedBuffer(encoded.length).set(encoded);
     decoder.decode();
     const info = decoder.getFrameInfo();
-    // A copy: the buffer lies in the library's memory.
-    const bytes = decoder.getDecodedBuffer().slice();
+    // A copy, and no clamped array: the buffer lies in the library's memory.
+    const bytes = Uint8Array.from(decoder.getDecodedBuffer());
     const data = info.bitsPerSample <= 8 ? bytes : new Uint16Array(bytes.buffer);
     const { width, height, bitsPerSample, componentCount, isSigned } = info;
     if (data.length < width * height * componentCount) throw new Error("cut short");
