@@ -189,7 +189,7 @@ export class Viewer {
 
   /** Draws the picture's pixels anew through the window. */
   private rewindow(): void {
-    const { stored, values, padding } = this.display!;
+    const { stored, values, padding, inside } = this.display!;
     const [low, high] = this.range;
     const table = Uint32Array.from(values, (value) => {
       const grey = Math.min(Math.max((value - low) / (high - low), 0), 1);
@@ -200,7 +200,8 @@ export class Viewer {
     const context = this.picture.getContext("2d")!;
     const image = context.createImageData(stored.width, stored.height);
     const pixels = new Uint32Array(image.data.buffer);
-    for (let i = 0; i < pixels.length; i++) pixels[i] = table[stored.data[i]!]!;
+    for (let i = 0; i < pixels.length; i++)
+      pixels[i] = inside && !inside[i] ? 0xff000000 : table[stored.data[i]!]!;
     context.putImageData(image, 0, 0);
   }
 

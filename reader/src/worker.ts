@@ -3,7 +3,7 @@
 import * as ort from "onnxruntime-web/wasm";
 import ortWasm from "onnxruntime-web/ort-wasm-simd-threaded.wasm";
 import { BadExport, type ModelFile, type Outputs, type Reply, type Request } from "./contract";
-import { decodeFile, Refused, shortestSide, toSquare } from "./decode";
+import { decodeFile, joined, Refused, shortestSide, toSquare } from "./decode";
 
 let model: ModelFile;
 let session: Promise<ort.InferenceSession>;
@@ -78,9 +78,7 @@ async function download(url: string, name: string): Promise<Uint8Array> {
     done += part.value.length;
     send({ type: "loading", done, total });
   }
-  const bytes = new Uint8Array(done);
-  parts.reduce((at, part) => (bytes.set(part, at), at + part.length), 0);
-  return bytes;
+  return joined(parts);
 }
 
 async function read(id: number, data: Uint8Array): Promise<void> {

@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 
+from data_pipeline.decode import Preprocessing
 from data_pipeline.phantom import render
 from infantxray.export_assets import BUILD_COMMAND, reader_assets
 
@@ -96,7 +97,7 @@ def write_export(folder, preprocessing=PREPROCESSING, examples=(), **changes):
         "date": "2026-01-31",
         "license": "Apache-2.0",
         "classes": CLASSES,
-        "preprocessing": {**preprocessing, "decoder_version": 2},
+        "preprocessing": Preprocessing(**preprocessing).to_dict(),
         "age": {"interval_months": 4.5, "coverage": 0.9, "range_months": [0, 36]},
         "conformal": {"coverage": 0.9, "threshold": 0.8, "method": "lac"},
         "outliers": {

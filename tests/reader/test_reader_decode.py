@@ -16,7 +16,6 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
-    JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
 )
@@ -131,6 +130,7 @@ def files():
     raw = pixels()
     low = (raw >> 4).astype(np.uint8)
     color = np.stack([low, low, low], axis=-1)
+    tinted = np.stack([low, low // 2, 255 - low], axis=-1)
     large = np.asarray(Image.fromarray(low).resize((750, 950), Image.Resampling.BICUBIC))
     window = {"WindowCenter": 1500, "WindowWidth": 2200}
     signed = (raw.astype(np.int32) - 2000).astype(np.int16)
@@ -138,7 +138,9 @@ def files():
     turned = Image.fromarray(low)
     exif = turned.getexif()
     exif[0x0112] = 6
-    faded = np.dstack([color, np.broadcast_to(np.linspace(0, 255, 150).astype(np.uint8), (190, 150))])
+    faded = np.dstack(
+        [color, np.broadcast_to(np.linspace(0, 255, 150).astype(np.uint8), (190, 150))]
+    )
     padded = raw.copy()
     padded[:, :30] = 4000
     palette = Image.fromarray(color).quantize(40)
@@ -160,17 +162,34 @@ def files():
         "modality_lut": dicom(raw, ModalityLUTSequence=[lut(np.arange(4096)[::-1] // 2, 0, 12)],
                               WindowCenter=1000, WindowWidth=1800),
         "padding": dicom(padded, PixelPaddingValue=4000, PhotometricInterpretation="MONOCHROME1"),
+        "padding_range": dicom(padded, PixelPaddingValue=3900, PixelPaddingRangeLimit=4095),
+        "padding_signed": dicom((padded - 2000).astype(np.int16), PixelRepresentation=1,
+                                PixelPaddingValue=2000),
+        "shutter": dicom(raw, ShutterShape=["RECTANGULAR", "CIRCULAR"], ShutterLeftVerticalEdge=20,
+                         ShutterRightVerticalEdge=130, ShutterUpperHorizontalEdge=15,
+                         ShutterLowerHorizontalEdge=180, CenterOfCircularShutter=[95, 75],
+                         RadiusOfCircularShutter=80),
+        "polygon": dicom(raw, ShutterShape="POLYGONAL",
+                         VerticesOfThePolygonalShutter=[10, 20, 30, 140, 180, 120, 150, 15]),
+        "mirrored": dicom(raw, PatientOrientation=["R", "F"], **window),
+        "quarter_turn": dicom(raw, PatientOrientation=["F", "R"], PixelSpacing=[0.3, 0.2]),
+        "upside_down": dicom(raw, PatientOrientation=["R", "H"], **window),
+        "extremity": dicom(raw, PatientOrientation=["R", "F"], BodyPartExamined="HAND"),
         "high_bit": dicom(raw << 4, HighBit=15, BitsStored=12, **window),
         "more_bits": dicom(raw, BitsStored=10),
         "eight_bits": dicom(low),
         "aspect": dicom(raw, PixelSpacing=[0.3, 0.2], **window),
         "rgb": dicom(color),
+        "rgb_planar": dicom(tinted, PlanarConfiguration=0),
+        "eight_bits_big_endian": dicom(low, ExplicitVRBigEndian),
         "rle": run_length(plain),
         "jpeg_2000": dicom(raw, JPEG2000Lossless, jpeg_2000(raw, 12), **window),
         "jpeg_2000_signed": dicom(signed, JPEG2000Lossless, jpeg_2000(signed, 12),
                                   PixelRepresentation=1, WindowCenter=-500, WindowWidth=2200),
         "jpeg_2000_8": dicom(low, JPEG2000Lossless, jpeg_2000(low, 8)),
         "jpeg_2000_rgb": dicom(color, JPEG2000Lossless, jpeg_2000(color, 8)),
+        "jpeg_2000_without_end": dicom(raw, JPEG2000Lossless, jpeg_2000(raw, 12)[:-2], **window),
+        "rle_rgb": run_length(dicom(tinted)),
         "jpeg_ls": dicom(raw, JPEGLSLossless, jpeg_ls(raw), **window),
         "jpeg_lossless": jpeg_lossless(plain),
         "dicom_jpeg": dicom(low, JPEGBaseline8Bit, picture(low, "JPEG")),
@@ -196,7 +215,9 @@ def expected(folder, path, preprocessing):
     image = load_image(str(path), Preprocessing(**preprocessing))
     session = runtime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return image, dict(zip(names, session.run(None, {"image": image[None, ..., None]}), strict=True))
+    return image, dict(
+        zip(names, session.run(None, {"image": image[None, ..., None]}), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,9 +247,13 @@ def test_pixels_and_probabilities_are_pythons(tmp_path, open_page, preprocessing
         reduced = "large" in name
         allowed = 1 if reduced else 0
         if apart.max() > allowed:
-            wrong.append(f"{name}: pixels differ by {apart.max():.0f} at {(apart > 0).sum()} places")
+            wrong.append(
+                f"{name}: pixels differ by {apart.max():.0f} at {(apart > 0).sum()} places"
+            )
         given = [*outputs["probabilities"][0], outputs["age_months"][0] / 10]
-        off = np.abs([*answer["probabilities"], answer["age_months"] / 10] - np.asarray(given)).max()
+        off = np.abs(
+            [*answer["probabilities"], answer["age_months"] / 10] - np.asarray(given)
+        ).max()
         if off > (1e-2 if reduced else 1e-3):
             wrong.append(f"{name}: answers differ by {off:.1e}")
     assert not wrong, "\n".join(wrong)
@@ -258,6 +283,9 @@ def broken():
         "web_page": (b"<!doctype html><p>404", "web page"),
         "zip": (b"PK\x03\x04" + bytes(200), "ZIP archive"),
         "text": (b"hello" * 100, "neither DICOM"),
+        "cut_jpeg_2000": (
+            dicom(pixels(), JPEG2000Lossless, jpeg_2000(pixels(), 12)[:9000]), "cut short"),
+        "cut_jpeg_ls": (dicom(pixels(), JPEGLSLossless, jpeg_ls(pixels())[:9000]), "cut short"),
         "cut_png": (cut[: len(cut) // 2], "damaged or cut short"),
         "cut_jpeg": (picture((pixels() >> 4).astype(np.uint8), "JPEG")[:1500], "damaged"),
         "wrong_size": (

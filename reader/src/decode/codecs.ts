@@ -2,25 +2,17 @@
 
 import { Decoder as LosslessDecoder } from "jpeg-lossless-decoder-js";
 import * as file from "./dicom_file";
-import { type Grey, greyOfRgb, Refused, type Samples } from "./grey";
-import { decodeJpeg, jpegHeader } from "./jpeg";
+import { type Grey, greyOfRgb, joined, Refused, type Samples } from "./grey";
+import { decodeJpeg, isPlain, jpegHeader } from "./jpeg";
 import { type Codec, decodeFrame } from "./wasm";
 
 const RLE = "1.2.840.10008.1.2.5";
-const JPEG = ["1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"];
-const JPEG_LOSSLESS = ["1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"];
-const WASM: Record<string, Codec> = {
-  "1.2.840.10008.1.2.4.80": "jpegLs",
-  "1.2.840.10008.1.2.4.81": "jpegLs",
-  "1.2.840.10008.1.2.4.90": "jpeg2000",
-  "1.2.840.10008.1.2.4.91": "jpeg2000",
-  "1.2.840.10008.1.2.4.201": "htj2k",
-  "1.2.840.10008.1.2.4.202": "htj2k",
-  "1.2.840.10008.1.2.4.203": "htj2k",
-};
 const NATIVE = [
   "", file.IMPLICIT_LITTLE, file.EXPLICIT_LITTLE, file.DEFLATED, file.EXPLICIT_BIG,
 ];
+const [LOSSLESS, JPEG_LS] = [0xc3, 0xf7]; // SOF markers.
+const JPEG_2000 = [0xff, 0x4f, 0xff, 0x51]; // SOC and SIZ.
+const [CAP, COD, SOT] = [0xff50, 0xff52, 0xff90];
 
 /** How the pixel data is laid out, checked. */
 export interface Layout {
@@ -52,72 +44,96 @@ export async function decodePixels(
 ): Promise<Stored> {
   const data = dicom.elements.get(file.PIXEL_DATA)!;
   const syntax = dicom.transferSyntax;
-  const whole = (values: Samples, compression: string): Stored => {
-    const { data: greys, color } = grey(values, layout);
+  const whole = (values: Samples, compression: string, planar = false, rgb = false): Stored => {
+    const { data: greys, color } = grey(values, layout, planar, rgb);
     const full = { data: greys, width: layout.columns, height: layout.rows };
     return { full, reduced: full, color, compression };
   };
   if (!dicom.encapsulated) {
     if (!NATIVE.includes(syntax))
       throw new Refused("its pixel data is not compressed as its header says");
-    return whole(native(data, layout, dicom.littleEndian), "uncompressed");
+    return whole(native(data, layout, dicom), "uncompressed", layout.planar);
   }
   if (NATIVE.includes(syntax))
     throw new Refused("its pixel data is compressed, and its header does not say how");
   const frame = file.singleFrame(data);
-  if (syntax === RLE) return whole(rle(frame, layout), "run-length");
-  if (JPEG.includes(syntax)) {
+  if (syntax === RLE) return whole(rle(frame, layout), "run-length", true);
+  // The stream decides, because declared transfer syntaxes are often wrong.
+  if (frame[0] === 0xff && frame[1] === 0xd8) {
     const header = jpegHeader(frame);
-    if (header?.precision !== 8)
-      throw new Refused("JPEG of 12 bits cannot be decoded by this page");
-    sameSize(header, layout);
-    return { ...(await decodeJpeg(frame, header, least)), compression: "JPEG" };
+    const plain = isPlain(header);
+    checkFrame(header, plain ? layout.samples : header.components, layout);
+    if (plain) return { ...(await decodeJpeg(frame, header, least)), compression: "JPEG" };
+    if (header.precision > layout.allocated)
+      throw new Refused(`its JPEG data has ${header.precision} bits, its header ${layout.allocated}`);
+    if (header.marker === LOSSLESS) return whole(lossless(frame, header.precision), "JPEG Lossless");
+    if (header.marker !== JPEG_LS)
+      throw new Refused("JPEG of 12 bits, which this page does not read; convert it first");
+    const { data: values, planar } = await decodeFrame("jpegLs", frame).catch(() => {
+      throw new Refused("its JPEG-LS data is damaged or cut short");
+    });
+    return whole(values, "JPEG-LS", planar);
   }
-  if (JPEG_LOSSLESS.includes(syntax)) return whole(lossless(frame, layout), "JPEG Lossless");
-  const codec = WASM[syntax];
-  if (!codec) throw new Refused("its transfer syntax is unknown or for video");
-  if (codec === "jpeg2000" && !ends(frame))
-    throw new Refused("its JPEG 2000 data is cut short");
-  const names = { jpeg: "JPEG", jpeg2000: "JPEG 2000", jpegLs: "JPEG-LS", htj2k: "HTJ2K" };
-  const decoded = await decodeFrame(codec, frame);
-  sameSize(decoded, layout);
-  if (decoded.componentCount !== layout.samples)
-    throw new Refused(`its ${names[codec]} data contradicts its header`);
+  const start = frame.findIndex((_, at) => at < 4096 && JPEG_2000.every((byte, i) => frame[at + i] === byte));
+  if (start < 0)
+    throw new Refused("its pixel data is neither JPEG, JPEG-LS, JPEG 2000 nor run-length encoded");
+  const { high, transformed, stream } = jpeg2000(frame.subarray(start));
+  const codec: Codec = high ? "htj2k" : "jpeg2000";
+  const name = high ? "HTJ2K" : "JPEG 2000";
+  const decoded = await decodeFrame(codec, stream).catch(() => {
+    throw new Refused(`its ${name} data is damaged`);
+  });
+  checkFrame(decoded, decoded.componentCount, layout);
+  if (decoded.bitsPerSample > layout.allocated)
+    throw new Refused(`its ${name} data has ${decoded.bitsPerSample} bits, its header ${layout.allocated}`);
   let values = decoded.data;
-  if (codec !== "jpeg2000" || decoded.isSigned) values = masked(values, layout);
-  if (decoded.componentCount === 3 && codec === "jpeg2000") {
-    // The codec has undone the colour transform already.
-    const { data: greys, color } = greyOfRgb(values as Uint8Array, layout.rows * layout.columns);
-    const full = { data: greys, width: layout.columns, height: layout.rows };
-    return { full, reduced: full, color, compression: names[codec] };
-  }
-  return whole(values, names[codec]);
+  const mask = 2 ** layout.stored - 1;
+  if (decoded.isSigned) values = values.map((value) => value & mask);
+  const rgb = transformed || ["YBR_ICT", "YBR_RCT"].includes(layout.photometric);
+  return whole(values, name, false, rgb);
 }
 
-function sameSize(picture: { width: number; height: number }, layout: Layout): void {
-  if (picture.width !== layout.columns || picture.height !== layout.rows)
+/** Compares width, height and samples of a stream with the header. */
+function checkFrame(
+  { width, height }: { width: number; height: number }, count: number, layout: Layout,
+): void {
+  if (width !== layout.columns || height !== layout.rows || count !== layout.samples)
     throw new Refused(
-      `its picture has ${picture.width}x${picture.height} pixels, its header says ` +
-        `${layout.columns}x${layout.rows}`,
+      `its compressed image has ${width}x${height} pixels of ${count} samples, its header says ` +
+        `${layout.columns}x${layout.rows} of ${layout.samples}`,
     );
 }
 
+/** Reads the main header of a JPEG 2000 codestream (T.800 annex A) and checks that it is whole.
+ *
+ * OpenJPEG decodes the beginning of a stream without a word. The end marker alone may be missing.
+ */
+function jpeg2000(stream: Uint8Array): { high: boolean; transformed: boolean; stream: Uint8Array } {
+  const view = new DataView(stream.buffer, stream.byteOffset, stream.length);
+  const cut = new Refused("its JPEG 2000 data is cut short");
+  let [high, transformed] = [false, false];
+  let at = 2;
+  for (; at + 4 <= stream.length && view.getUint16(at) !== SOT; at += 2 + view.getUint16(at + 2)) {
+    if (view.getUint16(at) === CAP) high = true;
+    if (view.getUint16(at) === COD) transformed = stream[at + 8] === 1;
+  }
+  while (at + 12 <= stream.length && view.getUint16(at) === SOT) {
+    const length = view.getUint32(at + 6);
+    if (length === 0 ? !ends(stream) : at + length > stream.length) throw cut;
+    at += length || stream.length;
+  }
+  if (at <= 2 || at < stream.length - 2 && !ends(stream)) throw cut;
+  return { high, transformed, stream: ends(stream) ? stream : joined([stream, Uint8Array.of(0xff, 0xd9)]) };
+}
+
 /** Whether a codestream, without padding, ends with the end marker. */
-function ends(frame: Uint8Array): boolean {
-  let at = frame.length;
-  while (at > 0 && frame[at - 1] === 0) at--;
-  return frame[at - 2] === 0xff && frame[at - 1] === 0xd9;
+function ends(stream: Uint8Array): boolean {
+  let at = stream.length;
+  while (at > 0 && stream[at - 1] === 0) at--;
+  return stream[at - 2] === 0xff && stream[at - 1] === 0xd9;
 }
 
-/** The used bits of every value, in the type that the header declares. */
-function masked(values: Samples, layout: Layout): Samples {
-  const mask = 2 ** layout.stored - 1;
-  const out = layout.allocated === 8 ? new Uint8Array(values.length) : new Uint16Array(values.length);
-  for (let i = 0; i < out.length; i++) out[i] = values[i]! & mask;
-  return out;
-}
-
-function native(data: Uint8Array, layout: Layout, littleEndian: boolean): Samples {
+function native(data: Uint8Array, layout: Layout, dicom: file.DicomFile): Samples {
   const count = layout.rows * layout.columns * layout.samples;
   if (layout.photometric.startsWith("YBR_FULL_422"))
     throw new Refused("its colours are stored at half resolution without compression");
@@ -126,24 +142,29 @@ function native(data: Uint8Array, layout: Layout, littleEndian: boolean): Sample
     const group = (n: number) => n.toLocaleString("en-US");
     throw new Refused(`its pixel data is cut short: ${group(data.length)} of ${group(size)} bytes`);
   }
-  let values: Samples;
-  if (layout.allocated === 8) values = data.slice(0, count);
-  else {
-    const bytes = data.slice(0, size);
-    if (!littleEndian)
-      for (let i = 0; i < size; i += 2) [bytes[i], bytes[i + 1]] = [bytes[i + 1]!, bytes[i]!];
-    values = new Uint16Array(bytes.buffer);
-  }
-  if (layout.samples === 1 || !layout.planar) return values;
-  const pixels = count / 3;
-  return values.map((_, i) => values[(i % 3) * pixels + Math.floor(i / 3)]!);
+  // Big-endian words hold two pixels of 8 bits, the first in the lower byte (PS3.5 8.1.1, 7.3).
+  const even = size + (size % 2);
+  const swap = !dicom.littleEndian && (layout.allocated === 16 || (dicom.words && data.length >= even));
+  const bytes = data.slice(0, swap ? even : size);
+  if (swap)
+    for (let i = 0; i < even; i += 2) [bytes[i], bytes[i + 1]] = [bytes[i + 1]!, bytes[i]!];
+  return layout.allocated === 8 ? bytes.subarray(0, count) : new Uint16Array(bytes.buffer);
 }
 
-/** Greys of stored values, one or three a pixel, and whether they show colour. */
-function grey(values: Samples, layout: Layout): { data: Samples; color: boolean } {
-  if (layout.samples === 1) return { data: values, color: false };
+/** Greys of stored values, one or three a pixel, and whether they show colour.
+ *
+ * @param rgb the colours are RGB, whatever the header says.
+ */
+function grey(
+  values: Samples, layout: Layout, planar: boolean, rgb: boolean,
+): { data: Samples; color: boolean } {
   const count = layout.rows * layout.columns;
-  if (!layout.photometric.startsWith("YBR")) return greyOfRgb(values as Uint8Array, count);
+  if (values.length < layout.samples * count)
+    throw new Refused("its compressed data contradicts its header");
+  if (layout.samples === 1) return { data: values, color: false };
+  const planes = values;
+  if (planar) values = planes.map((_, i) => planes[(i % 3) * count + Math.floor(i / 3)]!);
+  if (rgb || !layout.photometric.startsWith("YBR")) return greyOfRgb(values as Uint8Array, count);
   const data = new Uint8Array(count);
   let spread = 0;
   const byte = (x: number) => Math.min(Math.max(Math.round(x), 0), 255);
@@ -158,16 +179,14 @@ function grey(values: Samples, layout: Layout): { data: Samples; color: boolean 
   return { data, color: spread / count > 10 };
 }
 
-function lossless(frame: Uint8Array, layout: Layout): Samples {
-  const header = jpegHeader(frame);
-  if (!header) throw new Refused("its JPEG Lossless data is damaged");
-  sameSize(header, layout);
-  if (header.components !== layout.samples)
-    throw new Refused("its JPEG Lossless data contradicts its header");
-  const decoder = new LosslessDecoder();
-  const decoded = decoder.decompress(frame.buffer, frame.byteOffset, frame.length);
-  const values = header.precision <= 8 ? new Uint8Array(decoded) : new Uint16Array(decoded);
-  return masked(values, layout);
+function lossless(frame: Uint8Array, precision: number): Samples {
+  try {
+    const decoder = new LosslessDecoder();
+    const decoded = decoder.decompress(frame.buffer, frame.byteOffset, frame.length);
+    return precision <= 8 ? new Uint8Array(decoded) : new Uint16Array(decoded);
+  } catch {
+    throw new Refused("its JPEG Lossless data is damaged or cut short");
+  }
 }
 
 /** PackBits segments (PS3.5 annex G), one a byte of a value, most significant first. */
@@ -189,8 +208,7 @@ function rle(frame: Uint8Array, layout: Layout): Samples {
   }
   if (layout.allocated === 16)
     return Uint16Array.from(decoded[0]!, (high, i) => (high << 8) | decoded[1]![i]!);
-  if (layout.samples === 1) return decoded[0]!;
-  return Uint8Array.from({ length: 3 * count }, (_, i) => decoded[i % 3]![Math.floor(i / 3)]!);
+  return joined(decoded);
 }
 
 function unpackBits(segment: Uint8Array, length: number): Uint8Array {

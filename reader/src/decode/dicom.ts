@@ -6,6 +6,7 @@
 import { decodePixels, type Layout } from "./codecs";
 import { type DicomFile, type Elements, parseDicom, PIXEL_DATA } from "./dicom_file";
 import { checkSize, type Grey, largest, Refused, rint, type Samples } from "./grey";
+import { SHUTTER_TAGS, shutter, standardView, turned } from "./geometry";
 import { histogram, percentiles, shownRange, stretch } from "./percentiles";
 import { squarePixels } from "./resize";
 
@@ -18,7 +19,9 @@ const [SAMPLES, PHOTOMETRIC, PLANAR] = [0x00280002, 0x00280004, 0x00280006];
 const [FRAMES, ROWS, COLUMNS] = [0x00280008, 0x00280010, 0x00280011];
 const [SPACING, PIXEL_ASPECT] = [0x00280030, 0x00280034];
 const [ALLOCATED, STORED, HIGH_BIT, SIGNED] = [0x00280100, 0x00280101, 0x00280102, 0x00280103];
-const [PADDING, CENTER, WIDTH] = [0x00280120, 0x00281050, 0x00281051];
+const [PADDING, PADDING_LIMIT] = [0x00280120, 0x00280121];
+const [CENTER, WIDTH] = [0x00281050, 0x00281051];
+const [VIEW, ORIENTATION] = [0x00185101, 0x00200020];
 const [INTERCEPT, SLOPE, WINDOW_FUNCTION] = [0x00281052, 0x00281053, 0x00281056];
 const [MODALITY_LUT, VOI_LUT] = [0x00283000, 0x00283010];
 const [LUT_DESCRIPTOR, LUT_DATA] = [0x00283002, 0x00283006];
@@ -28,7 +31,8 @@ const WANTED = new Set([
   SOP_CLASS, MODALITY, INTENT, STUDY_DESCRIPTION, SERIES_DESCRIPTION, SPECIES, BREED, BODY_PART,
   PROTOCOL, PROCESSING, IMAGER_SPACING, SAMPLES, PHOTOMETRIC, PLANAR, FRAMES, ROWS, COLUMNS,
   SPACING, PIXEL_ASPECT, ALLOCATED, STORED, HIGH_BIT, SIGNED, PADDING, CENTER, WIDTH, INTERCEPT,
-  SLOPE, WINDOW_FUNCTION, PRESENTATION_SHAPE, OVERLAY_BIT, PIXEL_DATA,
+  SLOPE, WINDOW_FUNCTION, PRESENTATION_SHAPE, OVERLAY_BIT, PIXEL_DATA, PADDING_LIMIT, VIEW,
+  ORIENTATION, ...SHUTTER_TAGS,
 ]);
 const SEQUENCES = new Set([MODALITY_LUT, VOI_LUT, SPECIES_CODE]);
 
@@ -51,9 +55,9 @@ const OTHER_MODALITIES: Record<string, string> = {
   GM: "a microscopy image",
   SM: "a microscopy image",
   OP: "an ophthalmic photograph",
-  PR: "a presentation state, which holds no picture",
-  SR: "a report, which holds no picture",
-  KO: "a list of key images, which holds no picture",
+  PR: "a presentation state, which holds no image",
+  SR: "a report, which holds no image",
+  KO: "a list of key images, which holds no image",
   DOC: "a document",
   SEG: "a segmentation",
   ECG: "an electrocardiogram",
@@ -78,6 +82,8 @@ export interface Display {
   inverted: boolean;
   /** Stored values outside the image, always black. */
   padding: number[];
+  /** 1 inside the display shutter, 0 where the image is black; null without one. */
+  inside: Uint8Array | null;
   /** A pixel's height over its width. */
   aspect: number;
 }
@@ -94,7 +100,7 @@ export interface Decoded {
 /** The display of greys that are what they are: 8-bit images. */
 export function plainDisplay(stored: Grey): Display {
   const values = Float64Array.from({ length: 256 }, (_, i) => i);
-  return { stored, values, range: [0, 255], inverted: false, padding: [], aspect: 1 };
+  return { stored, values, range: [0, 255], inverted: false, padding: [], inside: null, aspect: 1 };
 }
 
 export async function readDicom(
@@ -111,6 +117,8 @@ export async function readDicom(
   const aspect = pixelAspect(dicom, notes);
   const least = aspect === 1 ? shortestSide(layout.rows, layout.columns) : Infinity;
   const { full, reduced, color, compression } = await decodePixels(dicom, layout, least);
+  const size = { width: layout.columns, height: layout.rows };
+  const inside = shutter(dicom, reduced, size, notes);
   let image: Grey;
   let display: Display;
   let bits = layout.stored;
@@ -119,15 +127,33 @@ export async function readDicom(
     display = plainDisplay(full);
     if (color) notes.push("in colour");
   } else {
-    ({ image, display, bits } = render(dicom, layout, reduced, notes));
+    ({ image, display, bits } = render(dicom, layout, reduced, inside, notes));
     if (full !== reduced) display.stored = shifted(full, layout);
+  }
+  if (inside) {
+    image = { ...image, data: image.data.map((value, i) => (inside[i] ? value : 0)) };
+    display.inside = full === reduced ? inside : shutter(dicom, full, size, []);
   }
   if (aspect !== 1) {
     image = squarePixels(image, aspect);
     display.aspect = aspect;
   }
+  const turn = standardView(
+    dicom.text(ORIENTATION).toUpperCase(), code(dicom.text(VIEW)), code(dicom.text(BODY_PART)), notes,
+  );
+  if (turn) {
+    image = turned(image, turn);
+    if (display.inside)
+      display.inside = turned({ ...display.stored, data: display.inside }, turn).data as Uint8Array;
+    display.stored = turned(display.stored, turn);
+    if (turn.turns % 2) display.aspect = 1 / display.aspect;
+  }
   return { image, display, format: `DICOM, ${compression}`, bits, notes };
 }
+
+/** A coded value (VR CS, PS3.5 6.2); empty for free text, which may contain a name. */
+const code = (text: string): string =>
+  /^[A-Z0-9_ ]{1,16}$/.test(text.toUpperCase()) ? text.toUpperCase() : "";
 
 function refuseForeign(dicom: DicomFile): void {
   const modality = dicom.text(MODALITY).toUpperCase();
@@ -144,7 +170,7 @@ function refuseForeign(dicom: DicomFile): void {
     throw new Refused(
       name
         ? `${name} (${modality}), not a plain radiograph`
-        : "its modality is none of plain radiography (CR, DX, RG)",
+        : "its modality is not that of a plain radiograph (CR, DX, RG)",
     );
   }
   const descriptions = [PROCESSING, PROTOCOL, STUDY_DESCRIPTION, SERIES_DESCRIPTION, BODY_PART];
@@ -210,7 +236,8 @@ function shifted(stored: Grey, layout: Layout): Grey {
 
 /** Stored values to greys at full range, bright = dense. */
 function render(
-  dicom: DicomFile, layout: Layout, unshifted: Grey, notes: string[],
+  dicom: DicomFile, layout: Layout, unshifted: Grey, inside: Uint8Array | null,
+  notes: string[],
 ): { image: Grey; display: Display; bits: number } {
   let stored = shifted(unshifted, layout);
   let bits = layout.stored;
@@ -228,10 +255,15 @@ function render(
   const raw = Float64Array.from({ length: 2 ** bits }, (_, i) =>
     layout.signed && i >= 2 ** (bits - 1) ? i - 2 ** bits : i,
   );
-  const counts = histogram(stored.data, 2 ** bits);
-  const padding = paddingValues(dicom, layout, bits);
-  for (const value of padding)
-    if (counts[value]! < stored.data.length) counts[value] = 0;
+  const shown = inside ? stored.data.filter((_, i) => inside[i]) : stored.data;
+  const counts = histogram(shown, 2 ** bits);
+  let padding = paddingValues(dicom, layout, raw);
+  const padded = padding.reduce((sum, value) => sum + counts[value]!, 0);
+  if (padded < shown.length) for (const value of padding) counts[value] = 0;
+  else if (counts.reduce((n, count) => n + Number(count > 0), 0) > 1) {
+    notes.push("pixel padding ignored: it covers the whole image");
+    padding = [];
+  }
   const { values, bits: modalityBits } = modalityValues(dicom, layout, raw, bits);
   const { greys, range } = windowed(dicom, layout, values, counts, modalityBits, notes);
   const mono1 = layout.photometric.startsWith("MONOCHROME1");
@@ -251,17 +283,26 @@ function render(
   for (let i = 0; i < count; i++) data[i] = table[stored.data[i]!]!;
   // A curve is no window: its greys are what the viewer then changes.
   const display: Display = range
-    ? { stored, values, range, inverted, padding, aspect: 1 }
-    : { stored, values: greys.map((grey) => grey * 255), range: [0, 255], inverted, padding, aspect: 1 };
+    ? { stored, values, range, inverted, padding, inside: null, aspect: 1 }
+    : { stored, values: greys.map((grey) => grey * 255), range: [0, 255], inverted, padding, inside: null, aspect: 1 };
   return { image: { ...stored, data }, display, bits };
 }
 
-/** The stored values that mark pixels outside the image. */
-function paddingValues(dicom: DicomFile, layout: Layout, bits: number): number[] {
-  const value = dicom.number(PADDING);
-  if (value === null) return [];
-  if (layout.signed) return [value & (2 ** bits - 1)];
-  return value < 2 ** bits ? [value] : [];
+/** The stored values that mark pixels outside the image (PS3.3 C.7.5.1.1.2).
+ *
+ * With a Pixel Padding Range Limit, all values between it and the Pixel Padding Value.
+ */
+function paddingValues(dicom: DicomFile, layout: Layout, raw: Float64Array): number[] {
+  if (dicom.number(PADDING) === null) return [];
+  let marks = [PADDING, PADDING_LIMIT].map((tag) => dicom.number(tag)).filter((end) => end !== null);
+  if (layout.signed) {
+    const half = raw.length / 2; // Some writers do not extend the sign to 16 bits.
+    marks = marks.map((end) =>
+      end >= 2 ** 15 ? end - 2 ** 16 : end >= half && end < 2 * half ? end - 2 * half : end,
+    );
+  }
+  const [low, high] = [Math.min(...marks), Math.max(...marks)];
+  return [...raw.keys()].filter((i) => raw[i]! >= low && raw[i]! <= high);
 }
 
 /** Values after the modality LUT or the rescale, and the bits that they span. */

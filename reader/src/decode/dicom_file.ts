@@ -4,7 +4,7 @@
  */
 
 import { inflateSync } from "fflate";
-import { Refused } from "./grey";
+import { joined, Refused } from "./grey";
 
 export const IMPLICIT_LITTLE = "1.2.840.10008.1.2";
 export const EXPLICIT_LITTLE = "1.2.840.10008.1.2.1";
@@ -19,6 +19,7 @@ const UNDEFINED = 0xffffffff;
 const LONG = new Set("OB OD OF OL OV OW SQ SV UC UN UR UT UV".split(" "));
 const MAX_INFLATED_BYTES = 160 * 2 ** 20;
 const MAX_ELEMENTS = 200_000;
+const MAX_FRAGMENTS = 100_000;
 
 export type Elements = Map<number, Uint8Array>;
 
@@ -35,6 +36,8 @@ export class DicomFile {
     /** Tag of a sequence -> elements of its first item. */
     readonly items: Map<number, Elements>,
     readonly encapsulated: boolean,
+    /** The pixel data is a series of 16-bit words (OW), whatever the size of a pixel. */
+    readonly words: boolean,
   ) {}
 
   text(tag: number): string {
@@ -77,29 +80,55 @@ export function parseDicom(
     }
   }
   if (syntax === DEFLATED) [data, start] = [inflate(data.subarray(start)), 0];
-  let little = syntax !== EXPLICIT_BIG;
-  let implicit = syntax === IMPLICIT_LITTLE;
-  if (data.length >= start + 6) {
-    // What stands there decides over what is declared: wrong declarations are common.
-    if (!syntax && data[start] === 0 && data[start + 1] !== 0) little = false;
-    implicit = !isRepresentation(ascii(data.subarray(start + 4, start + 6)));
-  }
+  const { implicit, little } = encoding(data, start, syntax);
   const elements: Elements = new Map();
   const items = new Map<number, Elements>();
   let encapsulated = false;
-  for (const { tag, valueAt, length, end } of elementsOf(data, start, implicit, little)) {
-    if (tag === PIXEL_DATA) encapsulated = length === UNDEFINED;
+  let words = false;
+  for (const { tag, representation, valueAt, length, end } of elementsOf(data, start, implicit, little)) {
+    if (tag === PIXEL_DATA) [encapsulated, words] = [length === UNDEFINED, representation === "OW"];
     if (wanted.has(tag))
       elements.set(tag, data.subarray(valueAt, length === UNDEFINED ? undefined : end));
     else if (sequences.has(tag)) items.set(tag, firstItem(data, valueAt, implicit, little));
   }
-  return new DicomFile(syntax, little, elements, items, encapsulated);
+  return new DicomFile(syntax, little, elements, items, encapsulated, words);
+}
+
+/** Whether the data set is of implicit representation, and its byte order.
+ *
+ * Its first element decides over what is declared: wrong declarations are common.
+ */
+function encoding(
+  data: Uint8Array, start: number, syntax: string,
+): { implicit: boolean; little: boolean } {
+  let little = syntax !== EXPLICIT_BIG;
+  if (data.length < start + 6) return { implicit: syntax === IMPLICIT_LITTLE, little };
+  if (!syntax && data[start] === 0 && data[start + 1] !== 0) little = false;
+  return { implicit: !isRepresentation(ascii(data.subarray(start + 4, start + 6))), little };
+}
+
+/** Whether a file can be DICOM: "DICM" after a preamble, or three plausible first elements. */
+export function sniffDicom(data: Uint8Array): boolean {
+  const head = data.subarray(0, 1024);
+  if (ascii(head.subarray(128, 132)) === "DICM") return true;
+  // Files without preamble begin with an element of a low group, in either byte order.
+  if (!["2,0", "8,0", "0,2", "0,8"].includes(head.subarray(0, 2).join())) return false;
+  const { implicit, little } = encoding(head, 0, "");
+  let [last, seen] = [0, 0];
+  for (const { tag, length } of elementsOf(head, 0, implicit, little)) {
+    if (tag <= last || (!last && ![2, 8].includes(tag >>> 16)) || length > 4096) return false;
+    last = tag;
+    if (++seen === 3) break;
+  }
+  return last > 0;
 }
 
 const isRepresentation = (text: string): boolean => /^[A-Z]{2}$/.test(text);
 
 interface Element {
   tag: number;
+  /** Empty where it is implicit. */
+  representation: string;
   valueAt: number;
   length: number;
   end: number;
@@ -120,8 +149,9 @@ function* elementsOf(
     const tag = group * 0x10000 + view.getUint16(at + 2, little);
     let length = view.getUint32(at + 4, little);
     let valueAt = at + 8;
+    let representation = "";
     if (group !== 0xfffe && !implicit) {
-      const representation = ascii(data.subarray(at + 4, at + 6));
+      representation = ascii(data.subarray(at + 4, at + 6));
       if (LONG.has(representation)) {
         if (at + 12 > stop) return;
         length = view.getUint32(at + 8, little);
@@ -140,17 +170,17 @@ function* elementsOf(
       continue;
     }
     if (tag === PIXEL_DATA && depth === 0) {
-      yield { tag, valueAt, length, end: Math.min(valueAt + length, stop) };
+      yield { tag, representation, valueAt, length, end: Math.min(valueAt + length, stop) };
       return;
     }
     if (length === UNDEFINED) {
-      if (depth === 0) opened = { tag, valueAt, length };
+      if (depth === 0) opened = { tag, representation, valueAt, length };
       depth++;
       at = valueAt;
       continue;
     }
     at = valueAt + length;
-    if (depth === 0) yield { tag, valueAt, length, end: Math.min(at, stop) };
+    if (depth === 0) yield { tag, representation, valueAt, length, end: Math.min(at, stop) };
   }
 }
 
@@ -178,29 +208,23 @@ function inflate(data: Uint8Array): Uint8Array {
   throw new Refused(`it inflates to more than ${MAX_INFLATED_BYTES / 2 ** 20} MiB`);
 }
 
-/** The compressed picture of encapsulated pixel data, its fragments joined. */
+/** Joins the fragments of encapsulated pixel data to one compressed image (PS3.5 A.4).
+ *
+ * The last fragment may be cut short: the decoder finds out whether the image is whole.
+ */
 export function singleFrame(value: Uint8Array): Uint8Array {
   const view = new DataView(value.buffer, value.byteOffset, value.length);
   const fragments: Uint8Array[] = [];
-  let whole = false;
   for (let at = 0; at + 8 <= value.length; ) {
-    const tag = view.getUint16(at, true) * 0x10000 + view.getUint16(at + 2, true);
+    if (view.getUint16(at, true) * 0x10000 + view.getUint16(at + 2, true) !== ITEM) break;
+    if (fragments.length === MAX_FRAGMENTS)
+      throw new Refused(`its pixel data is in more than ${MAX_FRAGMENTS} fragments`);
     const length = view.getUint32(at + 4, true);
-    if (tag === SEQUENCE_END) {
-      whole = true;
-      break;
-    }
-    if (tag !== ITEM || at + 8 + length > value.length) break;
     fragments.push(value.subarray(at + 8, at + 8 + length));
     at += 8 + length;
   }
   // The first item is the offset table, which one frame does not need.
-  if (fragments.length < 2 || !whole) throw new Refused("its pixel data is cut short");
-  const frame = new Uint8Array(fragments.slice(1).reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of fragments.slice(1)) {
-    frame.set(part, at);
-    at += part.length;
-  }
+  const frame = joined(fragments.slice(1));
+  if (!frame.length) throw new Refused("its pixel data is cut short");
   return frame;
 }

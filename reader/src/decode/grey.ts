@@ -1,7 +1,7 @@
 /** Grey images, the refusal of a file, and rounding as NumPy does it. */
 
 /** Must equal `DECODER_VERSION` of data_pipeline/decode/radiograph.py. */
-export const DECODER_VERSION = 2;
+export const DECODER_VERSION = 3;
 
 export const MAX_PIXELS = 50_000_000;
 export const MAX_FILE_BYTES = 256 * 2 ** 20;
@@ -24,6 +24,13 @@ export const fullRange = (data: Samples): number => (data instanceof Uint8Array 
 /** Samples of the same type as `like`. */
 export const samples = (like: Samples, length: number): Samples =>
   like instanceof Uint8Array ? new Uint8Array(length) : new Uint16Array(length);
+
+/** Pieces of bytes as one. */
+export function joined(parts: Uint8Array[]): Uint8Array {
+  const bytes = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  parts.reduce((at, part) => (bytes.set(part, at), at + part.length), 0);
+  return bytes;
+}
 
 /** The largest sample. */
 export function largest(data: Samples): number {

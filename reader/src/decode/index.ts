@@ -1,28 +1,33 @@
 /** One file -> one correct grey image, or one clear refusal: port of data_pipeline/decode. */
 
 import { type Decoded, plainDisplay, readDicom } from "./dicom";
+import { sniffDicom } from "./dicom_file";
 import { checkSize, type Grey, largest, MAX_FILE_BYTES, Refused, rint } from "./grey";
-import { decodeJpeg, exifOrientation, jpegHeader, oriented } from "./jpeg";
+import { decodeJpeg, exifOrientation, isPlain, jpegHeader, oriented } from "./jpeg";
 import { histogram, shownRange, stretch } from "./percentiles";
 import { decodePng } from "./png";
 
 export type { Decoded, Display } from "./dicom";
-export { DECODER_VERSION, Refused } from "./grey";
+export { DECODER_VERSION, joined, Refused } from "./grey";
 export { type Preprocessing, type Region, shortestSide, toSquare } from "./resize";
 
-const MAX_SCANS = 40;
-const FOREIGN: [string, string][] = [
-  ["PK\x03\x04", "a ZIP archive; unpack it first"],
-  ["\x1f\x8b", "a gzip archive; unpack it first"],
-  ["version https://git-lfs", "a Git LFS pointer; fetch the file itself"],
-  ["<", "a web page or XML text, often a failed download"],
-  ["GIF8", "a GIF image"],
-  ["BM", "a BMP image"],
-  ["%PDF", "a PDF document"],
-  ["\0\0\0\x0cjP  ", "a bare JPEG 2000 image"],
+const FOREIGN: [number, string, string][] = [
+  [0, "\0\x05\x16\x07", "an AppleDouble file of macOS"],
+  [0, "\0\x05\x16\0", "an AppleSingle file of macOS"],
+  [0, "\0\0\0\x01Bud1", "a .DS_Store file of macOS"],
+  [0, "PK\x03\x04", "a ZIP archive; unpack it first"],
+  [0, "\x1f\x8b", "a gzip archive; unpack it first"],
+  [0, "version https://git-lfs", "a Git LFS pointer; fetch the file itself"],
+  [0, "<", "a web page or XML text, often a failed download"],
+  [0, "GIF8", "a GIF image"],
+  [0, "BM", "a BMP image"],
+  [0, "%PDF", "a PDF document"],
+  [0, "RIFF", "a WebP image, a video or sound"],
+  [4, "ftyp", "a HEIC or AVIF image, or a video"],
+  [0, "\0\0\0\x0cjP  ", "a JPEG 2000 image outside DICOM"],
+  [0, "\xff\x4f\xff\x51", "a JPEG 2000 stream outside DICOM"],
 ];
-// Old archives keep DICOM without preamble: it starts with a low group, little or big endian.
-const BARE_DICOM = ["\x02\0", "\x08\0", "\0\x02", "\0\x08"];
+const TIFF = ["II*\0", "MM\0*", "II+\0", "MM\0+"];
 
 /** Decodes the content of a file.
  *
@@ -50,12 +55,12 @@ async function decodeContent(
   const head = String.fromCharCode(...data.subarray(0, 132));
   if (head.startsWith("\x89PNG\r\n\x1a\n")) return readPng(data);
   if (head.startsWith("\xff\xd8\xff")) return readJpeg(data, shortestSide);
-  if (head.startsWith("II*\0") || head.startsWith("MM\0*"))
+  if (TIFF.some((start) => head.startsWith(start)))
     throw new Refused("a TIFF image, which this page does not read; convert it to PNG");
   if (head.slice(128) === "DICM") return readDicom(data, shortestSide);
-  for (const [signature, name] of FOREIGN)
-    if (head.startsWith(signature)) throw new Refused(`not a radiograph but ${name}`);
-  if (BARE_DICOM.some((start) => head.startsWith(start))) return readDicom(data, shortestSide);
+  for (const [at, signature, name] of FOREIGN)
+    if (head.startsWith(signature, at)) throw new Refused(`not a radiograph but ${name}`);
+  if (sniffDicom(data)) return readDicom(data, shortestSide);
   throw new Refused("neither DICOM, PNG nor JPEG");
 }
 
@@ -75,21 +80,16 @@ function sixteenBits(stored: Grey): Pick<Decoded, "image" | "display"> {
   const range = shownRange(values, histogram(stored.data, maximum + 1));
   const table = Uint16Array.from(stretch(values, range), (grey) => rint(grey * 65535));
   const image = { ...stored, data: Uint16Array.from(stored.data, (value) => table[value]!) };
-  return { image, display: { stored, values, range, inverted: false, padding: [], aspect: 1 } };
+  return { image, display: { stored, values, range, inverted: false, padding: [], inside: null, aspect: 1 } };
 }
 
 async function readJpeg(
   data: Uint8Array, shortestSide: (height: number, width: number) => number,
 ): Promise<Decoded> {
   const header = jpegHeader(data);
-  if (!header) throw new Refused("its JPEG data is damaged");
   checkSize(header.height, header.width);
-  if (header.precision !== 8 || ![1, 3].includes(header.components))
+  if (!isPlain(header))
     throw new Refused("a JPEG of this kind cannot be read by this page; convert it to PNG");
-  let scans = 0;
-  for (let at = data.indexOf(0xff); at >= 0; at = data.indexOf(0xff, at + 1))
-    scans += Number(data[at + 1] === 0xda);
-  if (scans > MAX_SCANS) throw new Refused(`it has more than ${MAX_SCANS} progressive scans`);
   const least = shortestSide(header.height, header.width);
   const { full, reduced, color } = await decodeJpeg(data, header, least);
   const turn = exifOrientation(header.exif);

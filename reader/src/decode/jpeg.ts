@@ -4,34 +4,61 @@ import { type Grey, greyOfRgb, Refused } from "./grey";
 import { decodeFrame } from "./wasm";
 
 export interface JpegHeader {
+  /** Second byte of the SOF marker: 0xC3 is lossless, 0xF7 JPEG-LS. */
+  marker: number;
   width: number;
   height: number;
   precision: number;
   components: number;
-  /** Every APP1 segment that begins with "Exif", without that prefix. */
   exif: Uint8Array | null;
 }
 
-/** Reads the markers before the first scan (T.81 B.2.2); null without a frame header. */
-export function jpegHeader(data: Uint8Array): JpegHeader | null {
+const WITHOUT_LENGTH = new Set([0x01, 0xd0, 0xd1, 0xd2, 0xd3, 0xd4, 0xd5, 0xd6, 0xd7, 0xd8]);
+const MAX_SCANS = 40;
+const PROGRESSIVE = 0xc2;
+
+/** Baseline, extended or progressive, of 8 bits. */
+export const isPlain = (header: JpegHeader): boolean =>
+  header.precision === 8 && [0xc0, 0xc1, PROGRESSIVE].includes(header.marker);
+
+/** Reads the frame header of a JPEG or JPEG-LS stream (T.81 annex B). */
+export function jpegHeader(data: Uint8Array): JpegHeader {
   let exif: Uint8Array | null = null;
-  for (let at = 2; at + 4 < data.length && data[at] === 0xff; ) {
+  let header: JpegHeader | null = null;
+  for (let at = 2; ; ) {
+    if (data[at] !== 0xff || at + 4 > data.length)
+      throw new Refused("its JPEG data is damaged or cut short");
     const marker = data[at + 1]!;
-    const length = (data[at + 2]! << 8) | data[at + 3]!;
+    if (marker === 0xff) {
+      at++; // A fill byte.
+      continue;
+    }
+    if (marker === 0xda) break; // The first scan.
+    const length = WITHOUT_LENGTH.has(marker) ? 0 : (data[at + 2]! << 8) | data[at + 3]!;
     const body = data.subarray(at + 4, at + 2 + length);
     if (marker === 0xe1 && String.fromCharCode(...body.subarray(0, 4)) === "Exif")
-      exif = body.subarray(6);
-    if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker) && body.length > 5)
-      return {
+      exif ??= body.subarray(6);
+    const frame = (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker)) || marker === 0xf7;
+    if (frame && !header)
+      header = {
+        marker,
         precision: body[0]!,
         height: (body[1]! << 8) | body[2]!,
         width: (body[3]! << 8) | body[4]!,
         components: body[5]!,
-        exif,
+        exif: null,
       };
     at += 2 + length;
   }
-  return null;
+  if (!header) throw new Refused("its JPEG data has no frame header");
+  // Every scan of a progressive JPEG passes over the whole image, however little it holds.
+  let scans = 0;
+  if (header.marker === PROGRESSIVE)
+    for (let at = data.indexOf(0xff); at >= 0; at = data.indexOf(0xff, at + 1))
+      scans += Number(data[at + 1] === 0xda);
+  if (scans > MAX_SCANS)
+    throw new Refused(`its JPEG data has more than ${MAX_SCANS} progressive scans`);
+  return { ...header, exif };
 }
 
 /** The orientation tag of Exif data, 1 without a valid one. */
@@ -58,7 +85,11 @@ export function exifOrientation(exif: Uint8Array | null): number {
 export async function decodeJpeg(
   data: Uint8Array, header: JpegHeader, least: number,
 ): Promise<{ full: Grey; reduced: Grey; color: boolean }> {
-  const { width, height, componentCount, data: values } = await decodeFrame("jpeg", data);
+  if (![1, 3].includes(header.components))
+    throw new Refused("a JPEG of this kind cannot be read by this page; convert it to PNG");
+  const decoded = await decodeFrame("jpeg", data).catch(() => null);
+  if (!decoded) throw new Refused("its JPEG data is damaged or cut short");
+  const { width, height, componentCount, data: values } = decoded;
   if (width !== header.width || height !== header.height || values instanceof Uint16Array)
     throw new Refused("its JPEG data contradicts its header");
   const grey =

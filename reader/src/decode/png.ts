@@ -1,7 +1,7 @@
 /** PNG to the greys that Pillow makes of it. */
 
 import { unzlibSync } from "fflate";
-import { checkSize, type Grey, luminance, Refused } from "./grey";
+import { checkSize, type Grey, joined, luminance, Refused } from "./grey";
 
 const [GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA] = [0, 2, 3, 4, 6];
 const CHANNELS: Record<number, number> = {
@@ -46,9 +46,7 @@ export function decodePng(data: Uint8Array): Png {
     else if (name === "IEND") break;
     at += 12 + length;
   }
-  const packed = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
-  parts.reduce((at, part) => (packed.set(part, at), at + part.length), 0);
-  const values = unpack(inflated(packed), width, height, depth!, channels, interlaced === 1);
+  const values = unpack(inflated(joined(parts)), width, height, depth!, channels, interlaced === 1);
   const image = (pixels: Grey["data"]) => ({ data: pixels, width, height });
   if (depth === 16) return { image: image(values), bits: 16, color: false, exif };
   if (kind === GREY && !transparency) {

@@ -15,6 +15,7 @@ interface Decoder {
   getDecodedBuffer(): ArrayLike<number>;
   decode(): void;
   getFrameInfo(): FrameInfo;
+  getInterleaveMode?(): number;
   delete(): void;
 }
 
@@ -47,8 +48,10 @@ const CODECS = {
 export type Codec = keyof typeof CODECS;
 
 export interface Frame extends FrameInfo {
-  /** Interleaved; signed values as two's complement. */
+  /** Signed values as two's complement. */
   data: Samples;
+  /** Colours one after the other rather than interleaved. */
+  planar: boolean;
 }
 
 const loaded = new Map<Codec, Promise<new () => Decoder>>();
@@ -74,8 +77,9 @@ export async function decodeFrame(codec: Codec, encoded: Uint8Array): Promise<Fr
     const bytes = Uint8Array.from(decoder.getDecodedBuffer());
     const data = info.bitsPerSample <= 8 ? bytes : new Uint16Array(bytes.buffer);
     const { width, height, bitsPerSample, componentCount, isSigned } = info;
+    const planar = decoder.getInterleaveMode?.() === 0;
     if (data.length < width * height * componentCount) throw new Error("cut short");
-    return { data, width, height, bitsPerSample, componentCount, isSigned };
+    return { data, width, height, bitsPerSample, componentCount, isSigned, planar };
   } finally {
     decoder.delete();
   }
