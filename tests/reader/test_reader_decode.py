@@ -49,6 +49,8 @@ def dicom(values, syntax=ExplicitVRLittleEndian, frame=None, **elements):
     data.BitsAllocated = 8 * values.dtype.itemsize
     data.BitsStored = 12 if values.dtype.itemsize == 2 else 8
     data.PixelRepresentation = 0
+    if values.ndim == 3:
+        data.PlanarConfiguration = 0
     for name, value in elements.items():
         setattr(data, name, value)
     data.HighBit = elements.get("HighBit", data.BitsStored - 1)
@@ -180,7 +182,7 @@ def files():
         "eight_bits": dicom(low),
         "aspect": dicom(raw, PixelSpacing=[0.3, 0.2], **window),
         "rgb": dicom(color),
-        "rgb_planar": dicom(tinted, PlanarConfiguration=0),
+        "rgb_planar": dicom(tinted, PlanarConfiguration=1),
         "eight_bits_big_endian": dicom(low, ExplicitVRBigEndian),
         "rle": run_length(plain),
         "jpeg_2000": dicom(raw, JPEG2000Lossless, jpeg_2000(raw, 12), **window),
