@@ -28,7 +28,11 @@ const ask = (request: Request) => {
   const transfer = "data" in request ? [request.data.buffer as ArrayBuffer] : [];
   worker.postMessage(request, transfer);
 };
-const status = (text: string) => (element("status").textContent = text);
+/** Announces what happens; what the reading shows anyway is for screen readers alone. */
+function status(text: string, shown = true): void {
+  element("status").textContent = text;
+  element("status").classList.toggle("visually-hidden", !shown);
+}
 
 function problem(text: string): void {
   element("problem").textContent = text;
@@ -94,18 +98,24 @@ function read(data: Uint8Array): void {
 
 function refuse(reason: string): void {
   delete document.body.dataset.busy;
-  element("reading").hidden = true;
+  showStage(false);
+  viewer.clear();
   problem(`This file cannot be read: ${reason}.`);
   document.dispatchEvent(new CustomEvent("refused", { detail: { reason } }));
 }
 
+/** Without an image the stage invites one; a reading follows when the model has answered. */
+function showStage(image: boolean): void {
+  element("tools").inert = !image;
+  element("invitation").hidden = image;
+  stage.classList.toggle("empty", !image);
+  stage.setAttribute("aria-label", "No image");
+  element("reading").hidden = true;
+}
+
 function showImage(reply: Extract<Reply, { type: "image" }>): void {
   facts = { file: reply.facts, display: reply.display };
-  element("tools").inert = false;
-  element("invitation").hidden = true;
-  element("readout").hidden = false;
-  stage.classList.remove("empty");
-  element("reading").hidden = true;
+  showStage(true);
   viewer.show(reply.display, reply.region);
   const { width, height } = reply.display.stored;
   stage.setAttribute("aria-label", `Radiograph, ${width} by ${height} pixels`);
@@ -135,9 +145,10 @@ function showOutputs(outputs: Outputs, ms: number): void {
     ...file.notes.map((note) => Object.assign(document.createElement("li"), { textContent: note })),
   );
   element("reading").hidden = false;
+  element<HTMLDetailsElement>("about").open = false;
   const first = `${title(model.classes[rows[0]!.index]!)}, ${percent(rows[0]!.p)}`;
   const age = outputs.age_months === null ? "" : `. Age ${ageText(outputs.age_months)}`;
-  status(`${unlike ? "Unlike the training data. " : ""}Most likely: ${first}${age}`);
+  status(`${unlike ? "Unlike the training data. " : ""}Most likely: ${first}${age}`, false);
   document.dispatchEvent(
     new CustomEvent("reading", {
       detail: {
@@ -232,7 +243,6 @@ function connect(): void {
   viewer.onchange = () => {
     if (document.activeElement !== level) level.value = short(viewer.level);
     if (document.activeElement !== width) width.value = short(viewer.window);
-    element("readout").textContent = `L ${short(viewer.level)}  W ${short(viewer.window)}`;
   };
   for (const input of [level, width])
     input.addEventListener("input", () => {

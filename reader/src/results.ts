@@ -90,7 +90,7 @@ function bar(
     track.append(tick);
   }
   const label = make(
-    "label", "bar", input, make("span", "name", name), make("span", "value", percent(row.p)), track,
+    "label", "bar", input, make("span", "name", name), track, make("span", "value", percent(row.p)),
   );
   label.dataset.condition = model.classes[row.index]!;
   return label;
@@ -107,7 +107,7 @@ export function showOutlier(model: ModelFile, outputs: Outputs): boolean {
     box.append(
       make("strong", "", "This does not look like the training data."),
       ` Its distance in the model's features is ${outputs.distance!.toFixed(1)}, the threshold is ` +
-        `${limit.toFixed(1)}. The values below mean little for it.`,
+        `${limit.toFixed(1)}. Do not rely on the values below.`,
     );
   return unlike;
 }

@@ -51,6 +51,12 @@ export class Viewer {
     this.reset();
   }
 
+  clear(): void {
+    this.display = this.heat = null;
+    this.stale = false;
+    this.schedule();
+  }
+
   /** Values shown as mid-grey, and how many lie between black and white. */
   get level(): number {
     return (this.range[0] + this.range[1]) / 2;
@@ -258,7 +264,7 @@ function heat(map: SaliencyMap): HTMLCanvasElement {
       const value =
         (at(left, top) * (1 - a) + at(left + 1, top) * a) * (1 - b) +
         (at(left, top + 1) * (1 - a) + at(left + 1, top + 1) * a) * b;
-      image.data.set([255, 96 + 144 * value * value, 24 + 120 * value ** 4, 255 * Math.min(1, value * 1.15)], i);
+      image.data.set([255, 96 + 144 * value * value, 24 + 120 * value ** 4, 255 * value ** 1.4], i);
     }
   context.putImageData(image, 0, 0);
   return canvas;

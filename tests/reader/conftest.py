@@ -26,8 +26,8 @@ def network(classes, size):
     arrays = {
         "scale": np.float32(255),
         "kernel": rng.normal(0, 0.6, (channels, 1, 5, 5)).astype(np.float32),
-        "weights": rng.normal(0, 6, (channels, len(classes))).astype(np.float32),
-        "age_weights": rng.uniform(2, 12, (channels, 1)).astype(np.float32),
+        "weights": rng.normal(0, 1.5, (channels, len(classes))).astype(np.float32),
+        "age_weights": rng.uniform(1, 5, (channels, 1)).astype(np.float32),
         "flat": np.array([-1, size * size]),
         "vector": np.array([-1]),
         "channels": np.array([-1, channels]),
@@ -191,10 +191,10 @@ def open_page(browser, serve):
     """`open_page(folder, **context)` serves an export folder and opens its page."""
     contexts = []
 
-    def start(folder, **options):
+    def start(folder, path="", **options):
         context = browser.new_context(**options)
         contexts.append(context)
-        return Page(context.new_page(), serve(folder)).open()
+        return Page(context.new_page(), serve(folder) + path).open()
 
     yield start
     for context in contexts:

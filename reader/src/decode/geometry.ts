@@ -48,12 +48,12 @@ export function shutter(
   if (shapes.includes("POLYGONAL")) {
     const numbers = dicom.decimals(VERTICES);
     const points = Array.from({ length: numbers.length >> 1 }, (_, i) => ({
-      x: (numbers[2 * i + 1]! - 0.5) / unitX - 0.5,
-      y: (numbers[2 * i]! - 0.5) / unitY - 0.5,
+      x: Math.trunc((numbers[2 * i + 1]! - 0.5) / unitX - 0.5),
+      y: Math.trunc((numbers[2 * i]! - 0.5) / unitY - 0.5),
     }));
     const spans = points.length >= 3 ? Array.from({ length: height }, (_, y) => crossings(points, y)) : [];
     keep((_x, _y, column, row) =>
-      (spans[row] ?? []).some(([from, to]) => column >= Math.round(from) && column <= Math.round(to)));
+      (spans[row] ?? []).some(([from, to]) => column >= from && column <= to));
   }
   const share = inside.reduce((sum, value) => sum + value, 0) / inside.length;
   if (share === 1) return null;
@@ -65,15 +65,25 @@ export function shutter(
   return inside;
 }
 
-/** Where a row passes through a polygon, from and to. */
+/** First and last column of every piece of a row inside a polygon, as Pillow draws it. */
 function crossings(points: { x: number; y: number }[], y: number): [number, number][] {
   const xs: number[] = [];
+  const pieces: [number, number][] = [];
+  const lowest = Math.max(...points.map((point) => point.y));
   points.forEach((a, i) => {
     const b = points[(i + 1) % points.length]!;
-    if (a.y <= y !== b.y <= y) xs.push(a.x + ((y - a.y) / (b.y - a.y)) * (b.x - a.x));
+    const [top, bottom] = [Math.min(a.y, b.y), Math.max(a.y, b.y)];
+    if (y < top || y > bottom) return;
+    if (top === bottom) pieces.push([Math.min(a.x, b.x), Math.max(a.x, b.x)]);
+    else {
+      const x = a.x + ((y - a.y) * (b.x - a.x)) / (b.y - a.y);
+      xs.push(...(y === bottom && y < lowest ? [x, x] : [x]));
+    }
   });
   xs.sort((a, b) => a - b);
-  return Array.from({ length: xs.length >> 1 }, (_, i) => [xs[2 * i]!, xs[2 * i + 1]!]);
+  for (let i = 1; i < xs.length; i += 2)
+    pieces.push([Math.floor(xs[i - 1]! + 0.5), Math.ceil(xs[i]! - 0.5)]);
+  return pieces;
 }
 
 /** Counter-clockwise quarter turns, then mirroring, that lead to the standard view. */
