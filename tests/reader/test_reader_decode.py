@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pydicom
 import pytest
-from conftest import PREPROCESSING, write_export
+from export_folder import PREPROCESSING, write_export
 from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import CLASSES, PREPROCESSING, write_export
+from export_folder import CLASSES, PREPROCESSING, write_export
 from test_reader_decode import ADDRESS, dicom, picture, pixels
 
 from data_pipeline.phantom.rendering import render_raw
