@@ -178,7 +178,7 @@ def measure(trials: int, patients: int, prevalence: float, clustered: bool) -> d
         first, second = simulate(rng, patients, prevalence, clustered)
         for name, m in estimates(first, second, truth, trial % 4 == 0).items():
             if np.isfinite(m.low) or np.isfinite(m.high):
-                # As wide as the last bit of the true value.
+                # The small term absorbs rounding of the true value.
                 covers = m.low - 1e-9 <= truth.values[name] <= m.high + 1e-9
                 seen[name].append((covers, bool(m.note)))
     return {name: np.array(rows, bool).reshape(-1, 2) for name, rows in seen.items()}
