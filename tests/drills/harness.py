@@ -284,3 +284,65 @@ def one_line(output: str) -> str:
 
 def write_results(path: str, values: dict[str, Any]) -> None:
     Path(path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def commands(place: Path) -> dict[str, tuple[str, ...]]:
+    """Every command on little data, by name; a study takes minutes and has drills of its own.
+
+    Args:
+      place: a folder, which gets a finished run of either stage and some images.
+    """
+    stage_one, model, images = place / "stage-one", place / "model", place / "images"
+    if not images.exists():
+        call(write_images, images)
+    if not model.exists():
+        finish(*PRETRAIN, workdir=stage_one)
+        finish(*FINETUNE, workdir=model)
+    small = ("--config.batch_size=8", "--config.bootstrap_samples=20")
+    frozen = (*small, f"--config.data.train={DATA}", "--config.data.image_size=32")
+    scored = (f"--config.checkpoint={model}", "--config.batch_size=8")
+    folder = f"--config.data.train=folder:{images}"
+    return {
+        "pretrain": PRETRAIN,
+        "finetune": FINETUNE,
+        "evaluate": ("evaluate", *scored, "--config.bootstrap_samples=20"),
+        "predict": ("predict", *scored, f"--config.data.test=folder:{images}"),
+        "check_data": ("check_data", folder, "--config.num_processes=2"),
+        "prepare": (
+            "prepare", folder, "--config.data.image_size=32", "--config.num_processes=2",
+            "--config.images_per_shard=10",
+        ),
+        "export_phantom": (
+            "export_phantom", "--config.data.train=phantom:infant:films=40",
+            "--config.data.image_size=128",
+        ),
+        "probe": ("probe", *frozen, f"--config.pretrained={stage_one}",
+                  f"--config.encoder={ENCODER}"),
+        "label_efficiency": (
+            "label_efficiency", *frozen, f"--config.encoder={ENCODER}",
+            f"--config.encoders=random,{stage_one}", "--config.draws=2",
+            "--config.label_fractions=(0.5,1.0)",
+        ),
+    }  # fmt: skip
+
+
+def write_images(folder: Path) -> None:
+    """Images for commands that read files, enough to be interrupted; call it through `call`."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(300):
+        Image.fromarray(rng.integers(0, 255, (200, 200), np.uint8)).save(folder / f"{i:03d}.png")
+
+
+def results(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Digests of the files that a command writes for its user, but not of its records of time."""
+    root, found = Path(folder), {}
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        skipped = ("checkpoints/", "events.out", "history", "run.lock", "config.json", "error.log")
+        if path.is_file() and not name.startswith(skipped):
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return found

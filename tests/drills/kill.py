@@ -23,8 +23,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent)]
-
 import harness
 from harness import FINETUNE, PRETRAIN, Command
 
@@ -139,17 +137,6 @@ def drill(
     }
 
 
-def images(folder: Path) -> None:
-    """Images for `prepare`, enough to be interrupted."""
-    import numpy as np
-    from PIL import Image
-
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(300):
-        Image.fromarray(rng.integers(0, 255, (200, 200), np.uint8)).save(folder / f"{i:03d}.png")
-
-
 def study(count: int, seed: int) -> dict[str, Any]:
     """The drill of studies, which start processes of their own; it has a file of its own."""
     script = harness.ROOT / "tests" / "studies" / "test_killed_study.py"
@@ -192,7 +179,7 @@ def main() -> None:
                 compare = pages
             else:
                 if not (place / "images").exists():
-                    harness.call(images, place / "images")
+                    harness.call(harness.write_images, place / "images")
                 flags = (f"--config.data.train=folder:{place / 'images'}",
                          "--config.data.image_size=32", "--config.num_processes=2",
                          "--config.images_per_shard=10")  # fmt: skip
