@@ -47,6 +47,12 @@ def replaced(path: str | os.PathLike[str], mode: str = "w", **options: Any) -> I
         raise
 
 
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Removes the temporary files in a folder that a killed process left there."""
+    for path in Path(folder).glob(f"*.{'[0-9a-f]' * 8}.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values and, under the key `checksum`, a checksum of them."""
     text = json.dumps(json.loads(json.dumps(values)), sort_keys=True)

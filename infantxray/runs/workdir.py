@@ -52,6 +52,7 @@ def prepare(workdir: str, config: Mapping[str, Any]) -> None:
     """
     _make_folder(workdir)
     _lock(workdir)
+    _sweep(workdir)
     if os.path.exists(os.path.join(workdir, "config.json")) and not _has_results(workdir):
         if read_config(workdir)["task"] != config["task"]:
             raise UserError(
@@ -129,6 +130,12 @@ def _lock(workdir: str) -> None:
     except OSError:
         pass  # A file system without locks.
     _locks[key] = descriptor
+
+
+def _sweep(workdir: str) -> None:
+    """Removes temporary files that a killed process left."""
+    for below in ("", "figures", "tables", "teachers"):
+        files.sweep(os.path.join(workdir, below))
 
 
 def _has_results(workdir: str) -> bool:
