@@ -80,6 +80,7 @@ def evaluate(
         "external": not set(sources) & set(train.source.tolist()),
         "checkpoint_step": step,
         "n_unreadable": len(source) - len(records),
+        "n_constant": len(source.bad_files.constant.intersection(records.image_path)),
         "n_without_patient_id": int((records.patient_id == "").sum()),
         "stage_one_known": stage_one_known,
     }
