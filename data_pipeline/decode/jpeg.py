@@ -10,7 +10,7 @@ START = b"\xff\xd8"
 END = b"\xff\xd9"
 _START_OF_SCAN = 0xDA
 _FRAME_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
-_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
+_WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 _MAX_SEGMENTS = 4096
 _MAX_SCANS = 40
 
@@ -43,7 +43,8 @@ def read_frame(data: bytes) -> JpegFrame:
     """
     at, frame = 2, None
     for _ in range(_MAX_SEGMENTS):
-        if data[at : at + 1] != b"\xff" or at + 4 > len(data):
+        at = data.find(b"\xff", at)  # Decoders skip what stands between segments.
+        if not 0 <= at <= len(data) - 10:
             raise Refused("its JPEG data is damaged or cut short")
         marker = data[at + 1]
         if marker == 0xFF:  # A fill byte.
