@@ -163,6 +163,13 @@ def find_classes(settings: DataSettings, train: Records) -> tuple[str, ...]:
     Raises:
       DataError: a class has no training image, or there is only one class.
     """
+    several = train.has_several
+    if several.any():
+        raise DataError(
+            f"{int(several.sum()):,} training images have several findings, such as "
+            f"{train.label[several][0]!r}, and one condition an image is learned; leave one label "
+            "in each row"
+        )
     found = set(train.label[train.has_label].tolist())
     if settings.classes:
         classes = tuple(map(str, settings.classes))

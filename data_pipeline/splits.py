@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline import tables
 from data_pipeline.errors import DataError
 from data_pipeline.files import replaced
 from data_pipeline.manifest import (
@@ -191,8 +192,8 @@ def divide(
     """Divides records by role and checks that no patient is on two sides.
 
     `validation` and `test`, where given, are used whole, or, where such a source carries a split
-    of its own, the part that it assigns to that role. Otherwise the role is cut from `train`. Images
-    that `train` assigns to a role that is given besides are left out.
+    of its own, the part for that role. Otherwise the role is cut from `train`. Images
+    that `train` assigns to a role that is also given are left out.
 
     Raises:
       DataError: a patient is on two sides, or nothing is left to train on.
@@ -308,8 +309,7 @@ def write_split(path: str | os.PathLike[str], split: Split) -> None:
         stamps = [_file_stamp(image_path) for image_path in records.image_path]
         listed = zip(*columns.values(), strict=True)
         rows += [(*row, *stamp) for row, stamp in zip(listed, stamps, strict=True)]
-    with replaced(path, newline="", errors="surrogateescape") as file:
-        csv.writer(file).writerows([(*_SPLIT_COLUMNS, *_FILE_COLUMNS), *rows])
+    tables.write_csv(path, (*_SPLIT_COLUMNS, *_FILE_COLUMNS), rows)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     with replaced(f"{os.fspath(path)}.sha256") as checksum:
@@ -341,7 +341,10 @@ def _read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
                 f"checksum differs from {os.path.basename(checksum)}); restore it from a copy"
             )
     text = io.StringIO(content.decode("utf-8", "surrogateescape"), newline="")
-    rows = list(csv.DictReader(text))
+    rows = [
+        {name: tables.restore(cell or "") for name, cell in row.items() if name}
+        for row in csv.DictReader(text)
+    ]
     missing = sorted({"image_path", "split", "source"} - set(rows[0] if rows else ()))
     if missing or not all(row["split"] in SPLITS for row in rows):
         raise DataError(f"{path} is damaged: not the list of images that a run writes")

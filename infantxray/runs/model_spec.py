@@ -9,6 +9,7 @@ from typing import Any
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import UserError
 from data_pipeline.files import write_json
+from infantxray.models.input_scale import IMAGENET
 from infantxray.runs.workdir import read_json
 
 FILE = "model.json"
@@ -41,8 +42,8 @@ class ModelSpec:
     age_std_months: float | None = None
     age_range_months: tuple[float, float] | None = None
     age_film: bool = False
-    input_mean: float = 0.449
-    input_std: float = 0.226
+    input_mean: float = IMAGENET.mean
+    input_std: float = IMAGENET.std
     objective: str = ""
     multi_label: bool = False
 

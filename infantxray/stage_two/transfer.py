@@ -17,7 +17,7 @@ from infantxray.models import create_encoder
 from infantxray.models.depth import pyramid_level
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.models.encoders import has_batchnorm
-from infantxray.models.torch_weights import import_encoder
+from infantxray.models.torch_weights import import_encoder, read_encoder
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two.inference import build_model, init_variables
 from infantxray.training import checkpoints
@@ -98,7 +98,14 @@ def with_input_scale(spec: ModelSpec, pretrained: str) -> ModelSpec:
     if is_workdir(pretrained):
         other = ModelSpec.read(pretrained)
         return dataclasses.replace(spec, input_mean=other.input_mean, input_std=other.input_std)
+    if pretrained:
+        _, scale = read_encoder(spec.encoder, _torch_file(pretrained))
+        return dataclasses.replace(spec, input_mean=scale.mean, input_std=scale.std)
     return spec
+
+
+def _torch_file(pretrained: str) -> str:
+    return os.path.expanduser(pretrained.removeprefix("torch:"))
 
 
 def untrained_model(spec: ModelSpec, pretrained: str, seed: int) -> tuple[DiagnosisModel, PyTree]:
@@ -124,8 +131,7 @@ def start_from(pretrained: str, encoder: str, variables: PyTree) -> PyTree:
         _log.info("the encoder starts from random weights")
         return variables
     if not is_workdir(pretrained):
-        path = os.path.expanduser(pretrained.removeprefix("torch:"))
-        for name, tree in import_encoder(encoder, path).items():
+        for name, tree in import_encoder(encoder, _torch_file(pretrained)).items():
             if tree:
                 variables[name] = {**variables[name], "encoder": tree}
         return variables

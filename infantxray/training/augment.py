@@ -7,9 +7,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-# Grey level of natural photographs (the mean over ImageNet's three colours), so that encoders
-# with imported ImageNet weights see intensities in the range they were trained on.
-MEAN, STD = 0.449, 0.226
+from infantxray.models.input_scale import IMAGENET
+
+MEAN, STD = IMAGENET.mean, IMAGENET.std
 
 
 @dataclasses.dataclass(frozen=True)
