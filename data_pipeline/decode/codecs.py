@@ -106,6 +106,8 @@ def decode(
             return _jpeg(frame, jpeg, layout, least)
         if jpeg.marker == _JPEG_LS:
             decoder = "jpeg_ls"
+        elif not jpeg.tidy:  # GDCM aborts on bytes between segments.
+            raise _undecodable("JPEG", whole=True)
         else:
             decoder = "gdcm"
             args = (_JPEG_LOSSLESS if jpeg.marker == _LOSSLESS else _JPEG_EXTENDED,)
