@@ -18,8 +18,8 @@ from configs import study as study_config  # noqa: E402
 from data_pipeline.dataset import DataSettings, divide_sources  # noqa: E402
 from data_pipeline.splits import keep_labels, write_split  # noqa: E402
 from infantxray.commands import study  # noqa: E402
-from infantxray.evaluation import metrics  # noqa: E402
 from infantxray.evaluation.predictions import Predictions, write_predictions  # noqa: E402
+from infantxray.evaluation.summary import summarise, to_json  # noqa: E402
 from infantxray.features.classifiers import METHODS  # noqa: E402
 from infantxray.runs import settings, workdir  # noqa: E402
 from infantxray.studies import plan  # noqa: E402
@@ -106,10 +106,10 @@ def finish(run, split, classes):
     skill = SKILL[run.name] * (0.5 + 0.5 * run.label_fraction) + 0.1 * rng.normal()
     answers = answer(split.test, classes, skill, rng, aged=run.settings["age_head"])
     write_predictions(folder / "predictions.csv", answers, split.test)
-    summary = metrics.summarise(answers, bootstrap_samples=0)
+    summary = summarise(answers, bootstrap_samples=0)
     summary["checkpoint_step"] = 100
     summary["saliency"] = {"n": 80, "pointing_game": 0.3, "mass_in_box": 0.2, "box_share": 0.1}
-    (folder / "metrics.json").write_text(json.dumps(metrics.to_json(summary)))
+    (folder / "metrics.json").write_text(json.dumps(to_json(summary)))
     (folder / "report.html").touch()
     Image.fromarray(panels).save(folder / "figures" / "saliency.png")
 
