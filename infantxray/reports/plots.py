@@ -293,7 +293,7 @@ def saliency_figure(examples: Sequence[Example]) -> Figure:
                 axes.add_patch(frame)
             if column == 0:
                 axes.set_ylabel(label)
-        answer = "correct" if right else f"taken for {example.predicted}"
+        answer = "correct" if right else f"taken for\n{example.predicted}"
         grid[top, column].set_title(
             f"{example.truth}\n{answer}, {example.probability:.0%}",
             fontsize=7, color=_ink() if right else colour(1),
