@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -40,7 +40,7 @@ class BadFiles:
       constant: images that are of one grey value, such as black. They are used like others.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._reasons: dict[str, str] = {}
         self.constant: set[str] = set()
         self._lock = threading.Lock()
@@ -60,7 +60,7 @@ class BadFiles:
     def __len__(self) -> int:
         return len(self._reasons)
 
-    def write(self, path: str | os.PathLike) -> None:
+    def write(self, path: str | os.PathLike[str]) -> None:
         """Writes `bad_files.csv`, if there are any."""
         with self._lock:
             rows = sorted(self._reasons.items())
@@ -176,7 +176,7 @@ class ImageSource:
         }
         if self.soft_labels is not None:
             batch["soft_label"] = self.soft_labels[rows]
-        missing = range(len(rows))
+        missing: Iterable[int] = range(len(rows))
         if self._cache is not None and self._memory is None:
             paths = self.records.image_path[rows]
             missing = np.flatnonzero(~self._cache.read_into(paths, batch["image"][..., 0]))

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-ENCODER = "small"
+ENCODER = "small"  # A ResNet of one narrow block a stage.
+PLAIN = "plain"  # Without BatchNorm.
 TASKS = (
     "pretrain", "finetune", "evaluate", "predict", "check_data", "prepare", "export_phantom",
     "probe", "label_efficiency", "study",
@@ -47,6 +48,8 @@ def load() -> None:
     """Loads every module, and registers the small encoder. JAX must not have started yet."""
     sys.path[:0] = [str(ROOT)]
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     os.environ.setdefault("MPLBACKEND", "agg")
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "")
@@ -65,11 +68,12 @@ def load() -> None:
     importlib.import_module("tensorboard.summary.writer.event_file_writer")
     importlib.import_module("infantxray.__main__")
     from infantxray.models import ENCODERS
-    from infantxray.models.encoders import resnet
+    from infantxray.models.encoders import resnet, vgg
 
     strides = zip(range(2, 6), (1, 2, 2, 2), strict=True)
     stages = tuple(resnet.Stage(f"conv{n}", 1, 8, stride) for n, stride in strides)
     ENCODERS[ENCODER] = functools.partial(resnet.ResNet, stages=stages)
+    ENCODERS[PLAIN] = functools.partial(vgg.VGG, stages=(vgg.Stage(1, 8),) * 5)
 
 
 class Command:
@@ -79,24 +83,36 @@ class Command:
       task: of `configs/`.
       *settings: flags, such as `--config.seed=1`.
       workdir: of the command.
+      devices: so many CPU devices.
     """
 
-    def __init__(self, task: str, *settings: str, workdir: str | os.PathLike[str]):
+    def __init__(
+        self, task: str, *settings: str, workdir: str | os.PathLike[str], devices: int = 1
+    ):
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self.started = time.monotonic()
         arguments = [
             "main.py", f"--config={ROOT}/configs/{task}.py", f"--workdir={workdir}", *settings,
         ]  # fmt: skip
-        self.pid = _fork(lambda: _console(arguments), self._log)
+        self.pid = _fork(lambda: _console(arguments, devices), self._log)
         self._code: int | None = None
+        self._cpu_seconds = 0.0
 
     def poll(self, *, block: bool = False) -> int | None:
         """The exit code, negative for a signal; None while the command works."""
         if self._code is None:
-            pid, status = os.waitpid(self.pid, 0 if block else os.WNOHANG)
+            pid, status, usage = os.wait4(self.pid, 0 if block else os.WNOHANG)
             if pid:
                 self._code = os.waitstatus_to_exitcode(status)
+                self._cpu_seconds = usage.ru_utime + usage.ru_stime
         return self._code
+
+    def cpu_seconds(self) -> float:
+        """CPU time so far: a measure of progress on a machine that is busy with other work."""
+        if self.poll() is None:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+            self._cpu_seconds = sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+        return self._cpu_seconds
 
     def wait(self, seconds: float = 600) -> int:
         """Waits for the end; a command that takes too long is killed."""
@@ -161,23 +177,26 @@ def _exit(code: int) -> None:
     os._exit(code)
 
 
-def _console(arguments: list[str]) -> None:
+def _console(arguments: list[str], devices: int) -> None:
+    import jax
+
     from infantxray.__main__ import console
 
+    jax.config.update("jax_num_cpu_devices", devices)
     sys.argv = arguments
     console()
 
 
-def run(task: str, *settings: str, workdir: str | os.PathLike[str]) -> Command:
+def run(task: str, *settings: str, workdir: str | os.PathLike[str], devices: int = 1) -> Command:
     """Executes a command to its end."""
-    command = Command(task, *settings, workdir=workdir)
+    command = Command(task, *settings, workdir=workdir, devices=devices)
     command.wait()
     return command
 
 
-def finish(task: str, *settings: str, workdir: str | os.PathLike[str]) -> Command:
+def finish(task: str, *settings: str, workdir: str | os.PathLike[str], devices: int = 1) -> Command:
     """Executes a command, which must succeed."""
-    command = run(task, *settings, workdir=workdir)
+    command = run(task, *settings, workdir=workdir, devices=devices)
     if command.poll() != 0:
         raise AssertionError(f"{task} ended with {command.poll()}:\n{command.output()[-4000:]}")
     return command
@@ -199,12 +218,27 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
         return pickle.loads(result.read())
 
 
-def fingerprint(workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """What must be the same however often a run was killed; call it through `call`."""
+def arrays(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
+    """The arrays of a checkpoint by name; call it through `call`."""
     import jax
     import numpy as np
     import orbax.checkpoint as ocp
 
+    from infantxray.training import checkpoints
+
+    with checkpoints._open(str(workdir)) as manager:
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+            manager.item_metadata(step).state.tree,
+        )
+        restore = ocp.args.PyTreeRestore(restore_args=as_numpy)
+        state = manager.restore(step, args=ocp.args.Composite(state=restore)).state
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def fingerprint(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """What must be the same however often a run was killed; call it through `call`."""
     from infantxray.training import checkpoints
     from infantxray.training.writers import read_history
 
@@ -212,16 +246,8 @@ def fingerprint(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for step in checkpoints.checkpoint_steps(str(folder)):
         assert not checkpoints.find_damage(str(folder), step)
-        with checkpoints._open(str(folder)) as manager:
-            as_numpy = jax.tree.map(
-                lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-                manager.item_metadata(step).state.tree,
-            )
-            restore = ocp.args.PyTreeRestore(restore_args=as_numpy)
-            state = manager.restore(step, args=ocp.args.Composite(state=restore)).state
-        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-            digest = hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()[:16]
-            found[f"step {step} {jax.tree_util.keystr(path)}"] = digest
+        for name, array in arrays(folder, step).items():
+            found[f"step {step} {name}"] = hashlib.sha256(array.tobytes()).hexdigest()[:16]
         found[f"progress {step}"] = checkpoints._read_progress(str(folder), step)
     rows = read_history(str(folder / "history.jsonl"))
     found["history"] = [

@@ -35,11 +35,10 @@ def interrupt(command: Command, folder: Path, rng: random.Random, seconds: float
     """Kills a command; returns when, or an empty string where it ended before."""
     aimed = rng.random() < 0.5
     moment = rng.uniform(0, seconds)
-    sightings = rng.randrange(1, 8)
+    sightings = rng.randrange(1, 12)
     seen: set[str] = set()
     while command.poll() is None:
-        elapsed = time.monotonic() - command.started
-        if not aimed and elapsed >= moment:
+        if not aimed and command.cpu_seconds() >= moment:
             break
         if aimed:
             for pattern in _WRITING:
@@ -50,10 +49,10 @@ def interrupt(command: Command, folder: Path, rng: random.Random, seconds: float
         time.sleep(0.001)
     if command.poll() is not None:
         return ""
+    used = command.cpu_seconds()
     command.send(signal.SIGKILL)
     command.poll(block=True)
-    when = "while writing" if aimed else "at random"
-    return f"{when}, after {time.monotonic() - command.started:.2f} s"
+    return f"{'while writing' if aimed else 'at random'}, after {used:.2f} s of CPU time"
 
 
 def pages(folder: Path) -> dict[str, Any]:
@@ -75,8 +74,10 @@ def cache(folder: Path) -> dict[str, Any]:
     images = [str(path) for path in sorted(folder.parent.glob("images/*.png"))]
     found = find_cache(folder, Preprocessing(32))
     assert found is not None
-    values: dict[str, Any] = {"missing": found.missing(images)}
-    values |= {path: hashlib.sha256(found.get(path).tobytes()).hexdigest() for path in images}
+    values: dict[str, Any] = {}
+    for path in images:
+        image = found.get(path)
+        values[path] = None if image is None else hashlib.sha256(image.tobytes()).hexdigest()
     values["leftovers"] = [p.name for p in folder.glob("*/.*") if "lock" not in p.name]
     return values
 
@@ -97,9 +98,7 @@ def drill(
     whole = place / f"{task}-whole"
     harness.finish(task, *flags, workdir=whole)  # Compiles.
     shutil.rmtree(whole)
-    seconds = -time.monotonic()
-    harness.finish(task, *flags, workdir=whole)
-    seconds += time.monotonic()
+    seconds = harness.finish(task, *flags, workdir=whole).cpu_seconds()
     expected = harness.call(compare, whole)
     moments: list[str] = []
     different: dict[str, list[str]] = {}
@@ -109,7 +108,7 @@ def drill(
         folder = place / f"{task}-{runs}"
         for _ in range(_KILLS_A_RUN):
             command = Command(task, *flags, workdir=folder)
-            when = interrupt(command, folder, rng, 1.1 * seconds)
+            when = interrupt(command, folder, rng, seconds)
             if when:
                 moments.append(when)
             elif command.poll():
