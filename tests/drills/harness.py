@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,7 @@ def _fork(work: Callable[[], None], output: Any) -> int:
         return pid
     try:
         os.setpgid(0, 0)
+        weakref.finalize._registry.clear()  # Temporary folders are the parent's to remove.
         os.chdir(ROOT)
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
