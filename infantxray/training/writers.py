@@ -188,8 +188,10 @@ def purge_events(folder: str, step: int) -> None:
             os.remove(path)
         return
     for path in paths:
-        kept, dropped = _read_events(path, step)
-        if not dropped:
+        kept, dropped, damaged = _read_events(path, step)
+        if damaged:
+            _log.warning("%s: dropped a damaged end", path)
+        if not dropped and not damaged:
             continue
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -199,19 +201,19 @@ def purge_events(folder: str, step: int) -> None:
                 records.write(record)
 
 
-def _read_events(path: str, step: int) -> tuple[list[bytes], int]:
-    """The records of an event file up to a step, and how many others there are."""
+def _read_events(path: str, step: int) -> tuple[list[bytes], int, bool]:
+    """The records up to a step, how many others there are, and whether the file is damaged."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto import event_pb2
 
-    kept, dropped = [], 0
+    kept, dropped, size = [], 0, 0
     for record in RawEventFileLoader(path).Load():
+        size += len(record) + 16  # Length, its checksum, and the record's.
         if event_pb2.Event.FromString(record).step <= step:
             kept.append(record)
         else:
             dropped += 1
-    size = sum(len(record) + 16 for record in kept)  # Length, its checksum, and the record's.
-    return kept, dropped + (size != os.path.getsize(path))
+    return kept, dropped, size != os.path.getsize(path)
 
 
 def _history_line(row: Mapping[str, float | None]) -> str:

@@ -52,9 +52,12 @@ def fill(disk: Path, slack: int) -> Path:
 
 def same_results(task: str, folder: Path) -> dict[str, Any]:
     if task == "prepare":
-        from data_pipeline.cache import cached_keys
+        from data_pipeline.cache import find_cache
+        from data_pipeline.decode import Preprocessing
 
-        return {"images": [len(cached_keys(path)) for path in folder.glob("*/")]}
+        cache = find_cache(folder, Preprocessing(32))
+        leftovers = [path.name for path in folder.glob("*/.*") if "lock" not in path.name]
+        return {"images": len(cache or ()), "leftovers": leftovers}
     values = harness.results(folder)
     if task in ("pretrain", "finetune"):
         values |= harness.fingerprint(folder)

@@ -104,8 +104,7 @@ def soak(steps: int) -> list[dict[str, float]]:
 
 def growth(rows: list[dict[str, float]]) -> dict[str, float]:
     """Change of each measure in each part, from its second segment to its last."""
-    half = len(rows) // 2
-    parts = (rows[:half], rows[half:])
+    parts = (rows[: SEGMENTS // 2], rows[SEGMENTS // 2 :])  # The second starts afresh.
     return {
         f"{name} {i + 1}": part[-1][name] - part[1][name]
         for i, part in enumerate(parts)
