@@ -22,7 +22,7 @@ from infantxray.reports.study_sections import Drawing, history, read_metrics
 from infantxray.reports.tables import NAMES, SIGNIFICANT, Table, p_text
 from infantxray.runs.settings import HIGHER_IS_BETTER
 from infantxray.studies import commands
-from infantxray.studies.baselines import MAJORITY, RIDGE, baselines
+from infantxray.features.baselines import MAJORITY, RIDGE, baselines
 from infantxray.studies.plan import Plan, Run
 from infantxray.studies.results import Model, Results, read_results
 from infantxray.training.writers import EventFileWriter

@@ -21,7 +21,7 @@ from infantxray.reports.comparisons import TESTED, Comparisons, words
 from infantxray.reports.page import Figure, plural
 from infantxray.reports.tables import NAMES, NOTHING, Table
 from infantxray.stage_one.objectives import OBJECTIVES
-from infantxray.studies import baselines
+from infantxray.features import baselines
 from infantxray.studies.plan import Run
 from infantxray.studies.results import Model
 from infantxray.training.writers import read_history

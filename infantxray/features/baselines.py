@@ -26,7 +26,7 @@ _MOST_IMAGES = 20_000
 
 
 def baselines(
-    settings: DataSettings, split: Split, like: Predictions, images: Records, cache: str
+    settings: DataSettings, split: Split, like: Predictions, images: Records, cache: str = ""
 ) -> dict[str, Predictions]:
     """Predictions of the baselines for the test images.
 
@@ -35,20 +35,21 @@ def baselines(
       split: with the labels that may be trained on.
       like: predictions of any model, for the truth.
       images: the test images, in the order of `like`.
-      cache: file to keep the predictions in.
+      cache: file to keep the predictions in; empty = none.
 
     Returns:
       `{name: Predictions}`.
     """
-    if not os.path.exists(cache):
-        os.makedirs(os.path.dirname(cache), exist_ok=True)
+    if cache and os.path.exists(cache):
+        with np.load(cache) as saved:
+            probabilities, ages = saved["probabilities"], saved["ages"]
+    else:
         probabilities, ages = _ridge(settings, split, like.classes, images)
-        with replaced(cache, "wb") as file:
-            np.savez(file, probabilities=probabilities, ages=ages)
-    with np.load(cache) as saved:
-        ridge = dataclasses.replace(
-            like, probabilities=saved["probabilities"], age_predicted_months=saved["ages"]
-        )
+        if cache:
+            os.makedirs(os.path.dirname(cache), exist_ok=True)
+            with replaced(cache, "wb") as file:
+                np.savez(file, probabilities=probabilities, ages=ages)
+    ridge = dataclasses.replace(like, probabilities=probabilities, age_predicted_months=ages)
     return {MAJORITY: _majority(split.train, like), RIDGE: ridge}
 
 
@@ -96,7 +97,8 @@ def _ridge(
     if aged.any():
 
         def closeness(found: np.ndarray) -> float:
-            return -float(np.nanmean(np.abs(found[:, 0] - age_val)))
+            error = np.abs(found[:, 0] - age_val)
+            return -float(error[np.isfinite(error)].mean()) if np.isfinite(error).any() else np.nan
 
         ages = best(aged, age[aged, None].astype(np.float64), closeness)[:, 0]
     return probabilities, ages
@@ -106,6 +108,8 @@ def _pixels(
     settings: DataSettings, records: Records, classes: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixels `[N, 1024]` in [0, 1], labels and ages; unreadable images are black and unknown."""
+    if not len(records):
+        return np.zeros((0, _SIDE**2)), np.zeros(0, int), np.zeros(0)
     how = Preprocessing(
         image_size=_SIDE, resize=settings.resize, trim_borders=settings.trim_borders
     )

@@ -1,0 +1,172 @@
+"""Table 1 (demographics by partition), the flow chart of images, and the columns of subgroups."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure as Drawing
+
+from data_pipeline.manifest import Records
+from infantxray.evaluation.metrics import AGE_BANDS
+from infantxray.evaluation.subgroups import age_bands
+from infantxray.reports.page import NOTHING
+from infantxray.reports.tables import Table
+
+COLUMNS = ("sex", "age", "view", "site", "source", "manufacturer")
+_MOST_VALUES = 12  # Of a column in Table 1.
+_DICOM_ENDINGS = (".dcm", ".dicom", ".ima", "")
+
+
+def groups(records: Records, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Labels of the subgroups of each image, `{column: [N]}`; empty where unknown.
+
+    Args:
+      records: the images.
+      columns: of `COLUMNS`. `age` is the age band; `manufacturer` is read from DICOM headers.
+    """
+    found = {}
+    for column in columns:
+        if column == "age":
+            found[column] = age_bands(records.age_months)
+        elif column == "manufacturer":
+            found[column] = np.array([*map(_manufacturer, records.image_path)], dtype=object)
+        else:
+            found[column] = getattr(records, column)
+    return found
+
+
+def _manufacturer(path: str) -> str:
+    """`Manufacturer` of a DICOM file; empty for other files. Reads the header only."""
+    if os.path.splitext(path)[1].lower() not in _DICOM_ENDINGS or not os.path.isfile(path):
+        return ""
+    import pydicom
+
+    try:
+        with open(path, "rb") as file:
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Manufacturer"])
+            return str(header.get("Manufacturer") or "").strip()
+    except (pydicom.errors.InvalidDicomError, OSError, ValueError, TypeError):
+        return ""
+
+
+def table_one(parts: Mapping[str, Records]) -> Table:
+    """Table 1: patients, images, age, sex, view, site and conditions of each partition."""
+    columns: dict[str, list[str]] = {}
+    labels = [("Patients", ""), ("Images", ""), ("Age, months", "median (quartiles)")]
+    values = {
+        "Age": {n: age_bands(r.age_months) for n, r in parts.items()},
+        "Sex": {n: r.sex for n, r in parts.items()},
+        "View": {n: r.view for n, r in parts.items()},
+        "Site": {n: r.site for n, r in parts.items()},
+        "Source": {n: r.source for n, r in parts.items()},
+        "Condition": {n: r.label for n, r in parts.items()},
+    }
+    shown = {name: _frequent(found) for name, found in values.items()}
+    for name, names in shown.items():
+        labels += [(name, value or "unknown") for value in names]
+    for part, records in parts.items():
+        n, ages = len(records), records.age_months[records.has_age]
+        quartiles = np.percentile(ages, [25, 50, 75]) if len(ages) else ()
+        cells = [f"{len(set(records.patient.tolist())):,}", f"{n:,}"]
+        cells += ["{1:.1f} ({0:.1f} to {2:.1f})".format(*quartiles) if len(ages) else NOTHING]
+        for name, names in shown.items():
+            counts = Counter(values[name][part].tolist())
+            others = n - sum(counts[value] for value in names if value != _OTHERS)
+            for value in names:
+                count = others if value == _OTHERS else counts[value]
+                cells.append(f"{count:,} ({count / n:.0%})" if n else "0")
+        columns[part] = cells
+    rows = [[*label, *cells] for label, *cells in zip(labels, *columns.values(), strict=True)]
+    return Table(
+        "demographics",
+        "Patients and images by partition",
+        "Shares are of images. Partitions share no patient.",
+        ["Characteristic", "Value", *(f"{part.capitalize()}" for part in parts)],
+        rows,
+    )
+
+
+_OTHERS = "others"
+
+
+def _frequent(found: Mapping[str, np.ndarray]) -> list[str]:
+    """The values of a column, frequent first, unknown last; none where nothing is known."""
+    counts = Counter(value for part in found.values() for value in part.tolist())
+    unknown = counts.pop("", 0)
+    if not counts:
+        return []
+    bands = [name for name, *_ in AGE_BANDS]
+    if counts.keys() <= set(bands):
+        names = [name for name in bands if name in counts]
+    else:
+        names = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    if len(names) > _MOST_VALUES:
+        names = [*names[:_MOST_VALUES], _OTHERS]
+    return names + [""] * (unknown > 0)
+
+
+def flow_table(
+    parts: Mapping[str, Records], steps: Sequence[tuple[str, int]], split_here: bool
+) -> Table:
+    """The flow of images: partitions, then the images of the test set that were left out.
+
+    Args:
+      parts: `{partition: Records}`.
+      steps: what happened to the test images: `(description, images left out)`.
+      split_here: whether the partitions are of one split; else the test images are external.
+    """
+    rows: list[list[str | int]] = []
+    if split_here:
+        rows.append(["Images found", sum(map(len, parts.values())), _people(*parts.values())])
+    for part, records in parts.items():
+        rows.append([f"{part.capitalize()} images", len(records), _people(records)])
+    left = len(parts["test"])
+    for what, count in steps:
+        left -= count
+        rows.append([f"Test images left out: {what}", count, NOTHING])
+    rows.append(["Test images scored", left, NOTHING])
+    caption = "Images and patients at each step, from the split to the scored test images."
+    return Table("flow", "Flow of images", caption, ["Step", "Images", "Patients"], rows)
+
+
+def _people(*parts: Records) -> int:
+    return len(set().union(*(part.patient.tolist() for part in parts)))
+
+
+def flow_chart(table: Table) -> Drawing:
+    """The flow of images as boxes: partitions side by side, exclusions beside the test images."""
+    rows = [[str(cell) if isinstance(cell, str) else f"{cell:,}" for cell in r] for r in table.rows]
+    parts = [r for r in rows if r[0].endswith(" images")]
+    top = [r for r in rows if r[0] == "Images found"]
+    lost = [r for r in rows if r[0].startswith("Test images left out")]
+    figure = Drawing(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.axis("off")
+
+    def box(x: float, y: float, text: str) -> None:
+        frame = {"boxstyle": "round,pad=0.5", "facecolor": "none", "edgecolor": "#808080"}
+        axes.text(x, y, text, ha="center", va="center", fontsize=8, bbox=frame)
+
+    def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
+        style = {"arrowstyle": "->", "color": "#808080"}
+        axes.annotate("", end, start, arrowprops=style)
+
+    places = np.linspace(0.15, 0.85, len(parts)) if len(parts) > 1 else [0.5]
+    for x, (name, images, people) in zip(places, parts, strict=True):
+        if top:
+            arrow((0.5, 0.85), (float(x), 0.71))
+        box(float(x), 0.62, f"{name.removesuffix(' images')}\n{images} images\n{people} patients")
+    if top:
+        box(0.5, 0.92, f"{top[0][1]} images of {top[0][2]} patients")
+    test = float(places[-1])
+    if lost:
+        text = "\n".join(f"{r[1]}: {r[0].removeprefix('Test images left out: ')}" for r in lost)
+        box(0.32, 0.34, f"Left out of the test images\n{text}")
+        arrow((test, 0.34), (0.57, 0.34))
+    arrow((test, 0.53), (test, 0.14))
+    box(test, 0.08, f"Scored: {rows[-1][1]} images")
+    return figure
