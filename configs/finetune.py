@@ -49,6 +49,7 @@ def get_config(variant: str = "cpu"):
     # checkpoint is used.
     config.early_stopping_evals = 0
     config.bootstrap_samples = 1000
+    common.review(config)
     config.train_steps = 300
     # Self-training. A teacher first learns from the labelled images. A student then starts from
     # `pretrained` and trains for train_steps on the labels and, on training images without a label,

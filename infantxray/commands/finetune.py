@@ -22,7 +22,7 @@ from data_pipeline.loader import ImageSource, mixed_batches, training_batches
 from data_pipeline.splits import FEW_IMAGES, Split
 from infantxray.evaluation.calibration import calibration
 from infantxray.evaluation.metrics import headline
-from infantxray.reports.run_report import evaluate
+from infantxray.reports.run_report import Review, evaluate
 from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import self_training, transfer
@@ -129,6 +129,9 @@ def run(config, folder: str) -> None:
             predictor=predictor,
             bootstrap_samples=config.bootstrap_samples,
             seed=config.seed,
+            validation=validation,
+            review=settings.build(Review, config),
+            num_threads=data.num_threads,
         )
     finally:
         reader.write_bad_files(folder)

@@ -109,27 +109,30 @@ def _frequent(found: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def flow_table(
-    parts: Mapping[str, Records], steps: Sequence[tuple[str, int]], split_here: bool
+    parts: Mapping[str, Records],
+    left_out: Mapping[str, int],
+    scored: Mapping[str, int],
+    *,
+    external: bool,
 ) -> Table:
-    """The flow of images: partitions, then the images of the test set that were left out.
+    """The flow of images: partitions, test images left out, and test images scored.
 
     Args:
-      parts: `{partition: Records}`.
-      steps: what happened to the test images: `(description, images left out)`.
-      split_here: whether the partitions are of one split; else the test images are external.
+      parts: `{partition: Records}`, the test images last.
+      left_out: `{reason: test images}`.
+      scored: `{what: test images}`.
+      external: whether the test images are not of the same split.
     """
     rows: list[list[str | int]] = []
-    if split_here:
-        rows.append(["Images found", sum(map(len, parts.values())), _people(*parts.values())])
+    if not external:
+        rows.append(["Found", "", sum(map(len, parts.values())), _people(*parts.values())])
     for part, records in parts.items():
-        rows.append([f"{part.capitalize()} images", len(records), _people(records)])
-    left = len(parts["test"])
-    for what, count in steps:
-        left -= count
-        rows.append([f"Test images left out: {what}", count, NOTHING])
-    rows.append(["Test images scored", left, NOTHING])
+        rows.append(["Partition", part, len(records), _people(records)])
+    for step, counts in (("Left out", left_out), ("Scored", scored)):
+        rows += [[step, what, count, NOTHING] for what, count in counts.items()]
     caption = "Images and patients at each step, from the split to the scored test images."
-    return Table("flow", "Flow of images", caption, ["Step", "Images", "Patients"], rows)
+    header = ["Step", "What", "Images", "Patients"]
+    return Table("flow", "Flow of images", caption, header, rows)
 
 
 def _people(*parts: Records) -> int:
@@ -137,11 +140,10 @@ def _people(*parts: Records) -> int:
 
 
 def flow_chart(table: Table) -> Drawing:
-    """The flow of images as boxes: partitions side by side, exclusions beside the test images."""
-    rows = [[str(cell) if isinstance(cell, str) else f"{cell:,}" for cell in r] for r in table.rows]
-    parts = [r for r in rows if r[0].endswith(" images")]
-    top = [r for r in rows if r[0] == "Images found"]
-    lost = [r for r in rows if r[0].startswith("Test images left out")]
+    """A `flow_table` as boxes: partitions side by side, exclusions beside the test images."""
+    steps: dict[str, list[list[str]]] = {}
+    for step, *cells in table.rows:
+        steps.setdefault(step, []).append([c if isinstance(c, str) else f"{c:,}" for c in cells])
     figure = Drawing(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.set(xlim=(0, 1), ylim=(0, 1))
@@ -152,21 +154,23 @@ def flow_chart(table: Table) -> Drawing:
         axes.text(x, y, text, ha="center", va="center", fontsize=8, bbox=frame)
 
     def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
-        style = {"arrowstyle": "->", "color": "#808080"}
-        axes.annotate("", end, start, arrowprops=style)
+        axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "#808080"})
 
-    places = np.linspace(0.15, 0.85, len(parts)) if len(parts) > 1 else [0.5]
+    parts = steps["Partition"]
+    places = [0.15 + 0.7 * i / max(len(parts) - 1, 1) for i in range(len(parts))]
+    if "Found" in steps:
+        _, images, people = steps["Found"][0]
+        for x in places:
+            arrow((0.5, 0.86), (x, 0.72))
+        box(0.5, 0.92, f"{images} images of {people} patients")
     for x, (name, images, people) in zip(places, parts, strict=True):
-        if top:
-            arrow((0.5, 0.85), (float(x), 0.71))
-        box(float(x), 0.62, f"{name.removesuffix(' images')}\n{images} images\n{people} patients")
-    if top:
-        box(0.5, 0.92, f"{top[0][1]} images of {top[0][2]} patients")
-    test = float(places[-1])
+        box(x, 0.62, f"{name}\n{images} images\n{people} patients")
+    test = places[-1]
+    lost = "\n".join(f"{count} {what}" for what, count, _ in steps.get("Left out", ()))
     if lost:
-        text = "\n".join(f"{r[1]}: {r[0].removeprefix('Test images left out: ')}" for r in lost)
-        box(0.32, 0.34, f"Left out of the test images\n{text}")
-        arrow((test, 0.34), (0.57, 0.34))
-    arrow((test, 0.53), (test, 0.14))
-    box(test, 0.08, f"Scored: {rows[-1][1]} images")
+        arrow((test, 0.36), (0.55, 0.36))
+        box(0.38, 0.36, f"left out of the test images:\n{lost}")
+    arrow((test, 0.52), (test, 0.21))
+    scored = "\n".join(f"{count} {what}" for what, count, _ in steps["Scored"])
+    box(test, 0.1, f"scored:\n{scored}")
     return figure

@@ -36,6 +36,7 @@ TASKS = (
     "study",
 )
 OBJECTIVES = ("l1", "denoise", "masked_pixels", "masked_hog", "simsiam")
+SUBGROUPS = ("sex", "age", "view", "site", "source", "manufacturer")
 RANDOM, PIXELS = "random", "pixels"  # Of config.encoders, beside stages one.
 OPTIMIZERS = ("adamw", "sgd")
 DTYPES = ("float32", "bfloat16")
@@ -236,6 +237,7 @@ def check(config) -> None:
         raise ConfigError("config.age_film=True needs config.age_head=True")
     if "best_metric" in config and not config.age_head and config.best_metric == "age_mae_months":
         raise ConfigError("config.best_metric=age_mae_months needs config.age_head=True")
+    _check_review(config)
     if "encoder" in config:
         _check_encoder(config.encoder)
     if config.get("pretrained"):
@@ -255,6 +257,23 @@ def check(config) -> None:
             f"config.checkpoint: the folder {config.checkpoint} does not exist; it must be the "
             "workdir of a finished stage two (configs/finetune.py)"
         )
+
+
+def _check_review(config: Any) -> None:
+    """Operating points, prevalences and subgroups of a report."""
+    from infantxray.evaluation.operating_points import parse_prevalences, parse_rules
+
+    for key, parse in (("operating_points", parse_rules), ("prevalence", parse_prevalences)):
+        try:
+            parse(config.get(key, ""))
+        except ValueError as error:
+            raise ConfigError(f"config.{key}: {error}") from None
+    names = [name.strip() for name in config.get("subgroups", "").split(",") if name.strip()]
+    for name in names:
+        if name not in SUBGROUPS:
+            raise ConfigError(
+                f"config.subgroups names {name!r}; it must be of {', '.join(SUBGROUPS)}"
+            )
 
 
 def _check_encoder(name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -151,7 +151,13 @@ class Predictor:
 
     def __call__(self, variables: PyTree, source: ImageSource) -> tuple[Predictions, Records]:
         """`Predictions` for all images, and the records they belong to."""
-        parts = list(self.stream(variables, source))
+        return self.joined(source, self.stream(variables, source))
+
+    def joined(
+        self, source: ImageSource, stream: Iterable[tuple[Predictions, Records]]
+    ) -> tuple[Predictions, Records]:
+        """The batches of a `stream` of `source` as one."""
+        parts = list(stream)
         if not parts:
             parts = [self._predictions(source, np.zeros(0, int), {})]
         arrays = {
