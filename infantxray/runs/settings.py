@@ -34,6 +34,7 @@ TASKS = (
     "probe",
     "label_efficiency",
     "study",
+    "compare",
 )
 OBJECTIVES = ("l1", "denoise", "masked_pixels", "masked_hog", "simsiam")
 SUBGROUPS = ("sex", "age", "view", "site", "source", "manufacturer")
@@ -125,6 +126,7 @@ _RULES = {
     "probe_every_steps": (lambda v: v >= 0, "0 (never) or more"),
     "probe_images": (lambda v: v >= 1, "at least 1"),
     "train_films": (lambda v: v >= 1, "at least 1"),
+    "permutations": (lambda v: v >= 1, "at least 1"),
     "draws": (lambda v: v >= 1, "at least 1"),
     "label_fractions": (
         lambda v: v and all(0 < x <= 1 for x in v),
