@@ -20,7 +20,7 @@ from infantxray.evaluation.comparison import (
 )
 from infantxray.evaluation.diagnostics import to_dict
 from infantxray.evaluation.estimates import Linearised, Metric, Scores, patient_index
-from infantxray.evaluation.intervals import Estimate, holm
+from infantxray.evaluation.intervals import holm
 from infantxray.evaluation.metrics import HEADLINES
 from infantxray.evaluation.predictions import Predictions, read_predictions
 from infantxray.evaluation.roc import auc, auc_difference
@@ -296,11 +296,8 @@ def _tables(found: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -
         kind = "external" if summary.get("external") else "internal"
         cells = []
         for metric in HEADLINES:
-            ends = [
-                _NAN if v is None else v for v in summary.get("ci95", {}).get(metric, (None,) * 2)
-            ]
-            value = _NAN if summary[metric] is None else summary[metric]
-            cells.append(Estimate(value, _NAN, *ends))
+            low, high = summary.get("ci95", {}).get(metric, (None, None))
+            cells.append(estimate({"value": summary[metric], "low": low, "high": high}))
         rows.append([name, kind, summary["n"], summary["n_patients"], *cells])
     caption = "Each run on its own test images; 95 % bootstrap intervals over patients."
     header = ["Run", "Test", "Images", "Patients", *(NAMES[metric] for metric in HEADLINES)]
@@ -340,7 +337,7 @@ def in_short(tested: Tested, found: Mapping[str, Any]) -> list[str]:
         if row["metric"] not in ("roc_auc", "accuracy", "age_mae_months"):
             continue
         gap, unit = row["difference"], " months" if row["metric"] == "age_mae_months" else ""
-        name = NAMES[row["metric"]].removesuffix(", months")
+        name = NAMES[row["metric"]].replace(", months", " (lower is better)")
         text = f"{row['run']}: {name} {number(gap['value'], row['metric'], sign=True)}{unit}"
         if gap["low"] is not None and np.isfinite(gap["low"]):
             low, high = (number(gap[k], row["metric"], sign=True) for k in ("low", "high"))

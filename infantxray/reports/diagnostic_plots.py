@@ -74,8 +74,8 @@ def net_benefit(curves: Curves) -> Figure:
         high = [row["model"]["high"] for row in rows]
         axes.fill_between(at, low, high, color=plots.colour(0), alpha=0.2, linewidth=0)
         axes.axhline(0, color="#808080", linewidth=0.8, label="act on none")
-        top = max(row["model"]["value"] for row in rows)
-        reach = max(top, rows[0]["all"]["value"], 0.02)
+        shown = [row[key]["value"] for key in lines if key in rows[0] for row in rows]
+        reach = max(*shown, 0.02)
         axes.set(xlim=(0, 1), ylim=(-0.35 * reach, 1.15 * reach))
         axes.set_xlabel("threshold probability", fontsize=8)
         axes.set_ylabel("net benefit", fontsize=8)
