@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure as Drawing
 
 from data_pipeline.manifest import Records
 from infantxray.evaluation.metrics import AGE_BANDS
 from infantxray.evaluation.subgroups import age_bands
 from infantxray.reports.page import NOTHING
+from infantxray.reports.plots import Figure
 from infantxray.reports.tables import Table
 
 COLUMNS = ("sex", "age", "view", "site", "source", "manufacturer")
@@ -139,12 +139,12 @@ def _people(*parts: Records) -> int:
     return len(set().union(*(part.patient.tolist() for part in parts)))
 
 
-def flow_chart(table: Table) -> Drawing:
+def flow_chart(table: Table) -> Figure:
     """A `flow_table` as boxes: partitions side by side, exclusions beside the test images."""
     steps: dict[str, list[list[str]]] = {}
     for step, *cells in table.rows:
         steps.setdefault(step, []).append([c if isinstance(c, str) else f"{c:,}" for c in cells])
-    figure = Drawing(figsize=(7.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.axis("off")

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
 from infantxray.evaluation.estimates import Scores
 from infantxray.evaluation.predictions import Predictions
 from infantxray.reports import plots
+from infantxray.reports.plots import Axes, Figure
 
 Curves = Mapping[str, Mapping[str, Any]]  # `{finding: {curve: ...}}` of `diagnostics.findings`.
 _COLUMNS = 3

@@ -109,6 +109,14 @@ def _is_fraction(value) -> bool:
     return 0 <= value < 1
 
 
+def _listed(text: str, pattern: str) -> bool:
+    """Whether a comma-separated text has parts of this pattern alone, each once."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return len(set(parts)) == len(parts) and all(re.fullmatch(pattern, part) for part in parts)
+
+
+_SHARE = r"0?\.\d*[1-9]\d*"  # Above 0 and below 1.
+
 # What a setting must satisfy, and that in words. Settings that a task lacks are passed over.
 _RULES = {
     "task": (lambda v: v in TASKS, f"one of {', '.join(TASKS)}"),
@@ -148,6 +156,12 @@ _RULES = {
     "best_metric": (lambda v: v in BEST_METRICS, f"one of {', '.join(BEST_METRICS)}"),
     "early_stopping_evals": (lambda v: v >= 0, "0 (never) or more"),
     "bootstrap_samples": (lambda v: v >= 0, "0 (no intervals) or more"),
+    "operating_points": (
+        lambda v: _listed(v, f"youden|(sensitivity|specificity):{_SHARE}"),
+        "youden, sensitivity:X and specificity:X, such as sensitivity:0.95,youden",
+    ),
+    "prevalence": (lambda v: _listed(v, _SHARE), "shares between 0 and 1, such as 0.01,0.1"),
+    "subgroups": (lambda v: _listed(v, "|".join(SUBGROUPS)), f"of {', '.join(SUBGROUPS)}"),
     "optimizer.name": (lambda v: v in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
     "optimizer.learning_rate": (lambda v: v > 0, "above 0"),
     "optimizer.warmup_fraction": (_is_fraction, "at least 0 and below 1"),
@@ -239,7 +253,6 @@ def check(config) -> None:
         raise ConfigError("config.age_film=True needs config.age_head=True")
     if "best_metric" in config and not config.age_head and config.best_metric == "age_mae_months":
         raise ConfigError("config.best_metric=age_mae_months needs config.age_head=True")
-    _check_review(config)
     if "encoder" in config:
         _check_encoder(config.encoder)
     if config.get("pretrained"):
@@ -259,23 +272,6 @@ def check(config) -> None:
             f"config.checkpoint: the folder {config.checkpoint} does not exist; it must be the "
             "workdir of a finished stage two (configs/finetune.py)"
         )
-
-
-def _check_review(config: Any) -> None:
-    """Operating points, prevalences and subgroups of a report."""
-    from infantxray.evaluation.operating_points import parse_prevalences, parse_rules
-
-    for key, parse in (("operating_points", parse_rules), ("prevalence", parse_prevalences)):
-        try:
-            parse(config.get(key, ""))
-        except ValueError as error:
-            raise ConfigError(f"config.{key}: {error}") from None
-    names = [name.strip() for name in config.get("subgroups", "").split(",") if name.strip()]
-    for name in names:
-        if name not in SUBGROUPS:
-            raise ConfigError(
-                f"config.subgroups names {name!r}; it must be of {', '.join(SUBGROUPS)}"
-            )
 
 
 def _check_encoder(name: str) -> None:
