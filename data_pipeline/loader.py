@@ -125,9 +125,9 @@ class ImageSource:
     def _decode(self, row: int) -> np.ndarray:
         path = self.records.image_path[row]
         if self._cache is not None:
-            at = self._cache.lookup(path)
-            if at is not None:
-                return self._cache.read(at)
+            image = self._cache.get(path)
+            if image is not None:
+                return image
         return load_image(path, self._preprocessing)
 
     def __getitem__(self, row: int) -> Batch:

@@ -77,7 +77,7 @@ def run(config, folder: str) -> None:
         advice=settings.advice_on_dtype(config),
     )
     teaching = settings.build(self_training.Teaching, config.self_training)
-    num_labelled = _num_labelled(config)
+    num_labelled = self_training.num_labelled(config.batch_size, config.labelled_fraction)
     batches = functools.partial(
         mixed_batches,
         batch_size=config.batch_size,
@@ -186,12 +186,6 @@ def _specify(config, data: DataSettings, split: Split) -> ModelSpec:
     )
 
 
-def _num_labelled(config) -> int:
-    """How many images of a mixed batch are drawn from the labelled ones."""
-    share = round(config.batch_size * config.labelled_fraction)
-    return min(max(share, 1), config.batch_size - 1)
-
-
 def _labels_are_rare(config, source: ImageSource) -> bool:
     """Whether most batches drawn at random would have too few labels.
 
@@ -205,7 +199,7 @@ def _labels_are_rare(config, source: ImageSource) -> bool:
         "images drawn (config.labelled_fraction)",
         labelled,
         len(source),
-        _num_labelled(config),
+        self_training.num_labelled(config.batch_size, config.labelled_fraction),
         config.batch_size,
     )
     return True

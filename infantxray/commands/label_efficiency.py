@@ -65,7 +65,15 @@ def run(config, folder: str) -> None:
             answers[name] = _probe(config, sources, needed, classes, places, draws)
     finally:
         reader.write_bad_files(folder)
-    label_efficiency_page.write(config, folder, encoders, draws, answers)
+    label_efficiency_page.write(
+        folder,
+        encoders,
+        draws,
+        answers,
+        samples=config.bootstrap_samples,
+        seed=config.seed,
+        settings=settings.to_dict(config),
+    )
 
 
 def draw_labels(config, split: Split, turns: int) -> list[Draw]:

@@ -11,6 +11,7 @@ from data_pipeline.dataset import DataSettings, Reader, find_classes, open_split
 from data_pipeline.files import write_json
 from infantxray.evaluation import metrics
 from infantxray.evaluation.predictions import write_predictions
+from infantxray.evaluation.summary import summarise, to_json
 from infantxray.features import classifiers
 from infantxray.features.extraction import Extractor, encoder_variables, pooled_map
 from infantxray.runs import runtime, settings, workdir
@@ -59,9 +60,9 @@ def run(config, folder: str) -> None:
         predictions = classifiers.probe(fitted, scored, classes, method=method)
         path = os.path.join(folder, f"predictions_{method}.csv")
         write_predictions(path, predictions, scored.records)
-        summary[method] = metrics.summarise(
+        summary[method] = summarise(
             predictions, bootstrap_samples=config.bootstrap_samples, seed=config.seed
         )
         shown = {k: round(v, 3) for k, v in metrics.headline(predictions).items()}
         _log.info("%s on frozen features: %s", method, shown)
-    write_json(done, metrics.to_json(summary))
+    write_json(done, to_json(summary))

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.files import replaced
+
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
@@ -51,8 +53,7 @@ def write_predictions(path: str | os.PathLike[str], predictions: Predictions, re
     classes = predictions.classes
     header = ["image_path", "patient_id", "label", "predicted", *(f"p_{name}" for name in classes)]
     best = predictions.probabilities.argmax(1) if classes else np.zeros(len(predictions), int)
-    temporary = f"{os.fspath(path)}.{os.urandom(4).hex()}.tmp"
-    with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with replaced(path, newline="", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow([*header, "age_months", "age_predicted_months"])
         for i, probabilities in enumerate(predictions.probabilities):
@@ -67,7 +68,6 @@ def write_predictions(path: str | os.PathLike[str], predictions: Predictions, re
                     _number(predictions.age_predicted_months[i]),
                 ]
             )
-    os.replace(temporary, path)
 
 
 def _number(value: float) -> str:

@@ -6,15 +6,29 @@ import logging
 import os
 from typing import Any
 
+import numpy as np
+
+from data_pipeline.decode import PHANTOM_PREFIX
 from data_pipeline.errors import DataError
 from data_pipeline.files import write_json
 from data_pipeline.loader import ImageSource, class_indices
+from data_pipeline.manifest import Records
+from data_pipeline.phantom import truth
 from data_pipeline.splits import read_split
-from infantxray.evaluation import metrics
-from infantxray.evaluation import saliency as gradcam
 from infantxray.evaluation.calibration import calibration
+from infantxray.evaluation.metrics import HEADLINES
 from infantxray.evaluation.predictions import write_predictions
-from infantxray.reports import figures, run_page
+from infantxray.evaluation.saliency import (
+    Box,
+    Explainer,
+    Images,
+    examples,
+    localisation,
+    mistakes,
+)
+from infantxray.evaluation.summary import baseline, summarise, to_json
+from infantxray.reports import run_page
+from infantxray.reports.page import NAMES, number
 from infantxray.runs import workdir
 from infantxray.stage_one.objectives import OBJECTIVES
 from infantxray.stage_two.inference import Predictor, restore
@@ -53,46 +67,67 @@ def evaluate(
     predictions, records = predictor(variables, source)
     if not len(records):
         raise DataError("none of the test images could be read")
-    summary = metrics.summarise(predictions, bootstrap_samples=bootstrap_samples, seed=seed)
+    summary = summarise(predictions, bootstrap_samples=bootstrap_samples, seed=seed)
     if spec.classes:
         summary["calibration"] = calibration(predictions.probabilities, predictions.label)
     train = read_split(os.path.join(checkpoint, "split.csv")).train
     train_label = class_indices(train.label, spec.classes)
+    sources = list(dict.fromkeys(records.source.tolist()))
     summary |= {
-        "baseline": metrics.baseline(predictions, train_label, spec.age_mean_months),
-        "sources": list(dict.fromkeys(records.source.tolist())),
+        "baseline": baseline(predictions, train_label, spec.age_mean_months),
+        "sources": sources,
+        "external": not set(sources) & set(train.source.tolist()),
         "checkpoint_step": step,
         "n_unreadable": len(source) - len(records),
         "n_without_patient_id": int((records.patient_id == "").sum()),
         "stage_one_known": stage_one_known,
     }
-    found = gradcam.localisation(predictor.model, variables, source, predictions, records)
+    explain = Explainer(predictor.model, variables, mean=spec.input_mean, std=spec.input_std)
+    images = _images(source, records, spec.preprocessing.image_size)
+    found = localisation(explain, images, predictions, samples=bootstrap_samples, seed=seed)
     if found:
         summary["saliency"] = found
-    summary = metrics.to_json(summary)
+    summary = to_json(summary)
     write_json(os.path.join(folder, "metrics.json"), summary)
     write_predictions(os.path.join(folder, "predictions.csv"), predictions, records)
-    pictures = figures.draw_all(
+    figures = run_page.draw(
         os.path.join(folder, "figures"),
         predictions,
         summary,
         read_history(os.path.join(checkpoint, "history.jsonl")),
-        gradcam.examples(predictor.model, variables, source, predictions, records),
+        examples(explain, images, predictions),
+        mistakes(explain, images, predictions),
     )
-    config = workdir.read_config(checkpoint)
-    stage_one = os.path.expanduser(config["pretrained"])
+    settings = workdir.read_config(checkpoint)
+    stage_one = os.path.expanduser(settings["pretrained"])
     panels = os.path.join(stage_one, "figures", "panels.png")
-    panel_names: tuple[str, ...] = ()
-    if config["pretrained"] and os.path.exists(panels):
+    if settings["pretrained"] and os.path.exists(panels):
         objective = workdir.read_config(stage_one).get("objective")
         if objective in OBJECTIVES:  # A stage two may be another one's start: it has no panels.
-            pictures["panels"] = panels
-            panel_names = OBJECTIVES[objective].panel_names
+            figures.append(run_page.panels(panels, OBJECTIVES[objective].panel_names))
     path = os.path.join(folder, "report.html")
-    run_page.write(path, config, summary, pictures, panel_names)
-    shown = [name for name in metrics.HEADLINES if summary[name] is not None]
-    _log.info(
-        "test: %s", ", ".join(f"{name} {summary[name]:.4g}" for name in shown) or "nothing to score"
-    )
+    run_page.write(path, settings=settings, summary=summary, figures=figures)
+    shown = [
+        f"{NAMES[name]} {number(summary[name], name)}"
+        for name in HEADLINES
+        if summary[name] is not None
+    ]
+    _log.info("test: %s", "; ".join(shown) or "nothing to score")
     _log.info("report: %s", path)
     return summary
+
+
+def _images(source: ImageSource, records: Records, image_size: int) -> Images:
+    """Access to the images of `records`, some of the source's, and to their boxes."""
+    row_of = {path: row for row, path in enumerate(source.records.image_path)}
+
+    def load(row: int) -> np.ndarray:
+        return source[row_of[records.image_path[row]]]["image"]
+
+    def boxes(row: int) -> list[Box]:
+        path = records.image_path[row]
+        if not path.startswith(PHANTOM_PREFIX):
+            return []
+        return [(box.x0, box.y0, box.x1, box.y1) for box in truth(path, image_size).boxes[:1]]
+
+    return Images(load, boxes)

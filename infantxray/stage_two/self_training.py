@@ -56,6 +56,11 @@ class Teaching:
         return self.teachers * self.teacher_steps * num_labelled
 
 
+def num_labelled(batch_size: int, labelled_fraction: float) -> int:
+    """How many images of a mixed batch are drawn from the labelled ones."""
+    return min(max(round(batch_size * labelled_fraction), 1), batch_size - 1)
+
+
 def is_needed(teaching: Teaching, classes: tuple[str, ...], images: ImageSource) -> bool:
     """Whether there is a teacher, and an unlabelled image to label.
 

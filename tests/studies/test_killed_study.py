@@ -125,7 +125,7 @@ def test_a_killed_study_ends_with_the_same_tables(tmp_path):
     kill(process, "everything")
     assert not (tuned / "metrics.json").exists()
     finish(tmp_path / "killed", variants)
-    assert "resumed at step" in (tuned / "cell.log").read_text()
+    assert "resumed at step" in (tuned / "study_run.log").read_text()
     finish(tmp_path / "whole", variants)
     whole = tables(tmp_path / "whole")
     assert len(whole) >= 12
