@@ -110,20 +110,21 @@ def stopping() -> bool:
 
 
 def watched(command: list[str]) -> list[str]:
-    """The command of a Python script, isolated and ended by SIGTERM when this process ends.
+    """The command of a Python module, isolated and ended by SIGTERM when this process ends.
 
     Args:
-      command: interpreter, script and its arguments. Run it in a `child_environment`.
+      command: interpreter, `-m`, module, and its arguments. Run it in a `child_environment`.
     """
-    python, *script = command
-    return [python, "-P", "-m", __name__, str(os.getpid()), *script]
+    python, _, module, *arguments = command
+    return [python, "-P", "-m", __name__, str(os.getpid()), module, *arguments]
 
 
-def _main(argv: list[str]) -> None:
-    end_with_parent(int(argv[1]), signal.SIGTERM)
-    sys.argv = argv[2:]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+def _main() -> None:
+    _, parent, module, *arguments = sys.argv
+    end_with_parent(int(parent), signal.SIGTERM)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    _main(sys.argv)
+    _main()

@@ -159,7 +159,9 @@ def _specify(config, data: DataSettings, split: Split) -> ModelSpec:
     Raises:
       DataError: the data cannot be learned from, or stage one has seen the scored patients.
     """
-    classes = find_conditions(data, split, age_head=config.age_head, best_metric=config.best_metric)
+    classes = find_conditions(
+        data, split.train, age_head=config.age_head, best_metric=config.best_metric
+    )
     check_split(data, split, classes)
     transfer.check_scored(
         config.pretrained, split, ("validation", "test"), patient_ids=data.patient_ids

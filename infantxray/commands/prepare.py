@@ -1,4 +1,4 @@
-"""Decode every image of a data set once, in parallel, into a cache."""
+"""`prepare`: decode every image of a data set once, in parallel, into a cache."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -31,7 +33,7 @@ Submit = Callable[..., Future[Result]]
 Workers = tuple[Submit, int, StopOnSignal]  # How many calls to submit at a time; when to stop.
 
 
-def run(config, workdir: str) -> None:
+def run(config: Any, workdir: str) -> None:
     """Fills the cache in `workdir` with the images of `config.data`.
 
     Several processes, also on several machines, may fill the same folder at the same time.
@@ -85,7 +87,7 @@ def run(config, workdir: str) -> None:
 
 def _run(
     chunks: list[np.ndarray],
-    folder: os.PathLike[str],
+    folder: Path,
     seen: set[str],
     submit: Submit,
     arguments: tuple[Preprocessing, str],

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 _TASKS = ("pretrain", "probe", "finetune")
 
 
-def run(config, folder: str) -> None:
+def run(config: Any, folder: str) -> None:
     """Executes the study of `config` in the workdir `folder`, or resumes it there.
 
     Exits with code 1 if runs failed.
@@ -55,6 +55,7 @@ def run(config, folder: str) -> None:
     _log.info("%d runs, %d finished, %d to do now", len(planned.runs), len(finished), len(todo))
     if config.study.dry_run:
         return
+    assert split is not None  # A dry run alone goes on without data.
     _check_data(data, split, [run.settings for run in todo if run.task == "finetune"])
     _check_needs(todo, finished)
     os.makedirs(folder, exist_ok=True)
@@ -94,7 +95,7 @@ def run(config, folder: str) -> None:
         sys.exit(1)
 
 
-def make_plan(config, folder: str, *, has_ages: bool = True) -> plan.Plan:
+def make_plan(config: Any, folder: str, *, has_ages: bool = True) -> plan.Plan:
     """The plan of the study of `config` in the workdir `folder`.
 
     Args:
@@ -119,7 +120,7 @@ def _find_task(name: str, size: str) -> Task:
     return Task(name, f":{size}" if size != "cpu" else "", get_config(size).to_dict())
 
 
-def _read_study(config, tasks: Mapping[str, Task]) -> plan.Study:
+def _read_study(config: Any, tasks: Mapping[str, Task]) -> plan.Study:
     study = config.study
     variants = find_variants(study.recipe, config.variants.to_dict())
     stages = {"pretrain": tasks["pretrain"].defaults, "finetune": tasks["finetune"].defaults}
@@ -205,7 +206,7 @@ def _check_data(data: DataSettings, split: Split, runs: Iterable[Mapping[str, An
     """Refuses, before stage one is trained for days, data that one of these runs would refuse."""
     kinds = {(run["age_head"], run["best_metric"]) for run in runs}
     for age_head, best_metric in sorted(kinds):
-        classes = find_conditions(data, split, age_head=age_head, best_metric=best_metric)
+        classes = find_conditions(data, split.train, age_head=age_head, best_metric=best_metric)
     if kinds:
         check_split(data, split, classes)
 

@@ -55,7 +55,8 @@ class Task:
         changed = {k: v for k, v in flatten(settings).items() if v != before[k]}
         return [
             sys.executable,
-            str(ROOT / "main.py"),
+            "-m",
+            "infantxray",
             f"--config={ROOT / 'configs' / self.name}.py{self.variant}",
             f"--workdir={folder}",
             *(f"--config.{key}={value}" for key, value in changed.items()),
@@ -100,5 +101,6 @@ def nest(values: Mapping[str, Any]) -> Settings:
 
 def printed(command: list[str]) -> str:
     """A command for people: short names, quoted for a shell."""
-    short = [part.replace(str(ROOT) + os.sep, "") for part in command[1:]]
-    return shlex.join(["python", *short])
+    program = ["python", "main.py"] if (ROOT / "main.py").is_file() else ["infantxray"]
+    short = [part.replace(str(ROOT) + os.sep, "") for part in command[3:]]
+    return shlex.join([*program, *short])

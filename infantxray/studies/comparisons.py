@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,9 @@ _MEAN = "mean of all encoders"
 TESTED = ("accuracy", "f1", "roc_auc", "age_mae_months")
 
 
+References = Mapping[float, Mapping[str, Predictions]]
+
+
 class Comparisons:
     """Computes tables; the metrics of a model are resampled once.
 
@@ -32,7 +36,7 @@ class Comparisons:
       seed: of the resampling.
     """
 
-    def __init__(self, results: Results, references: dict, samples: int, seed: int):
+    def __init__(self, results: Results, references: References, samples: int, seed: int):
         self.results = results
         self._references = references
         self.resampling = Resampling(
@@ -54,13 +58,13 @@ class Comparisons:
         """A metric of a baseline that was fitted on all labels."""
         return self.resampling.figures([self.reference(name)]).estimate(metric)
 
-    def _headline(self, model: Model | None) -> list:
+    def _headline(self, model: Model | None) -> list[Any]:
         if model is None:
             return [NOTHING] * len(HEADLINES)
         sampled = self.sampled(model)
         return [sampled.estimate(name) for name in HEADLINES]
 
-    def _baseline_rows(self, lead: int) -> list[list]:
+    def _baseline_rows(self, lead: int) -> list[list[Any]]:
         """A row a baseline, behind `lead` columns of text."""
         rows = []
         for name, predictions in self._references[self.results.top_fraction].items():
@@ -200,9 +204,9 @@ class Comparisons:
                 if model.encoder == encoder:
                     rows.append([encoder, f"frozen, {model.name}", *self._headline(model)])
             for variant in results.variants:
-                model = results.model(encoder, variant)
-                if model:
-                    rows.append([encoder, f"fine-tuned, {words(variant)}", *self._headline(model)])
+                tuned = results.model(encoder, variant)
+                if tuned:
+                    rows.append([encoder, f"fine-tuned, {words(variant)}", *self._headline(tuned)])
         rows += self._baseline_rows(2)
         return Table(
             "frozen_features",
@@ -240,7 +244,7 @@ class Comparisons:
         )
 
     def reference(self, name: str) -> Predictions:
-        """The answers of a baseline that was fitted on all labels."""
+        """The predictions of a baseline that was fitted on all labels."""
         return self._references[self.results.top_fraction][name]
 
     def _explain(self) -> str:
@@ -304,7 +308,7 @@ def _stages_one(results: Results) -> dict[int, int]:
     return {seed: names.index(name) for seed, name in folder.items()} if shared else {}
 
 
-def _paper_row(accuracy: float) -> list:
+def _paper_row(accuracy: float) -> list[Any]:
     return [f"{accuracy:.4f}", *[NOTHING] * (len(HEADLINES) - 1)]
 
 

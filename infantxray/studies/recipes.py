@@ -157,5 +157,6 @@ def change_variants(
                 f"with a variant ({', '.join(found)}), pretrain or finetune, and a setting of that "
                 "stage"
             ) from None
-        found[name] = dataclasses.replace(found[name], **{stage: nest(changed)})
+        fields: dict[str, Any] = {stage: nest(changed)}
+        found[name] = dataclasses.replace(found[name], **fields)
     return found

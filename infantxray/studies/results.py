@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 
@@ -119,7 +120,7 @@ def read_results(plan: Plan, patient_ids: str) -> Results:
     for method in METHODS:
         frozen += _models(
             [run for run in finished if run.task == "probe"],
-            lambda run, method=method: f"{run.name}, {_METHODS[method]}",
+            functools.partial(_probe_name, method=method),
             reader,
             f"predictions_{method}.csv",
         )
@@ -135,7 +136,8 @@ def read_results(plan: Plan, patient_ids: str) -> Results:
     )
 
 
-_METHODS = {"linear": "linear probe", "knn": "k-NN"}
+def _probe_name(run: Run, *, method: str) -> str:
+    return f"{run.name}, {'linear probe' if method == 'linear' else 'k-NN'}"
 
 
 def _models(

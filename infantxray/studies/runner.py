@@ -49,7 +49,7 @@ def run_command(
     process ends, even by SIGKILL. A study that is started again meanwhile waits for it.
 
     Args:
-      command: of the run: a Python script and its arguments.
+      command: of the run: interpreter, `-m`, module, and its arguments.
       folder: its workdir.
       environment: of the process.
       stopping: once it is true, the run is asked to stop, and saves its state.

@@ -177,8 +177,8 @@ def test_a_command_gives_the_settings_of_its_run(size, monkeypatch):
         values = flags.FlagValues()
         config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
         flags.DEFINE_string("workdir", None, "", flag_values=values)
-        monkeypatch.setattr(sys, "argv", run.command[1:])  # Which ml_collections reads itself.
-        values(run.command[1:])
+        monkeypatch.setattr(sys, "argv", run.command[2:])  # Which ml_collections reads itself.
+        values(run.command[2:])
         assert values.config.to_dict() == run.settings
         assert values.workdir == run.folder
 

@@ -24,17 +24,20 @@ class Stub(Run):
 
 def stub(tmp_path, index, script=DONE, needs=()):
     folder = str(tmp_path / str(index))
-    file = tmp_path / f"script{index}.py"
-    file.write_text(script)
-    command = [sys.executable, str(file), folder]
+    (tmp_path / f"stub_{index}.py").write_text(script)
+    command = [sys.executable, "-m", f"stub_{index}", folder]
     return Stub(
         index, "finetune", "shufflenet", "full", 1.0, index, folder, {}, command, tuple(needs)
     )
 
 
+def stub_environment(tmp_path):
+    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+
 @pytest.fixture
-def runner():
-    runner = runners.LocalRunner(1, dict(os.environ))
+def runner(tmp_path):
+    runner = runners.LocalRunner(1, stub_environment(tmp_path))
     yield runner
     runner.close()
 
@@ -94,7 +97,7 @@ def test_runs_run_side_by_side_with_shares_of_the_memory(tmp_path):
         ]
     )
     plan = [stub(tmp_path, 0, wait), stub(tmp_path, 1, wait)]
-    runner = runners.LocalRunner(2, dict(os.environ))
+    runner = runners.LocalRunner(2, stub_environment(tmp_path))
     try:
         assert runners.run_all(plan, plan, set(), runner) == {}
     finally:
@@ -131,7 +134,9 @@ def test_runs_are_dealt_out_to_the_gpus(tmp_path, gpus, slots, expected):
         "[time.sleep(0.02) for _ in range(3000) if not all(map(os.path.exists, others))]"
     )
     plan = [stub(tmp_path, i, f"{DONE}; {say}") for i in range(slots)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("XLA_PYTHON")}
+    environment = {
+        k: v for k, v in stub_environment(tmp_path).items() if not k.startswith("XLA_PYTHON")
+    }
     runner = runners.LocalRunner(slots, environment | {"CUDA_VISIBLE_DEVICES": gpus})
     try:
         assert runners.run_all(plan, plan, set(), runner) == {}
@@ -191,7 +196,9 @@ def test_a_run_saves_and_ends_when_its_study_is_killed(tmp_path, runner, how):
     run = stub(tmp_path, 0, slow)
     starter = STARTER.format(command=run.command, folder=run.folder)
     root = Path(__file__).resolve().parents[2]
-    study = subprocess.Popen([sys.executable, "-c", starter], cwd=root)
+    study = subprocess.Popen(
+        [sys.executable, "-c", starter], cwd=root, env=stub_environment(tmp_path)
+    )
     wait_for(tmp_path / "0" / "ready")
     study.send_signal(how)
     study.wait()
@@ -217,7 +224,7 @@ def test_nothing_in_the_working_folder_is_executed(tmp_path, runner, monkeypatch
     for name in ("numpy", "runpy", "sitecustomize", "data_pipeline", "signal"):
         (here / f"{name}.py").write_text(f"open({str(tmp_path / 'seen')!r}, 'w')")
     monkeypatch.chdir(here)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep + ".")
+    runner._environment["PYTHONPATH"] += os.pathsep + "." + os.pathsep
     run = stub(tmp_path, 0, "import numpy, signal, data_pipeline.errors; " + DONE)
     assert runners.run_all([run], [run], set(), runner) == {}
     assert not (tmp_path / "seen").exists()
@@ -288,7 +295,7 @@ class FakeRay:
 def test_runs_are_tasks_of_a_ray_cluster(tmp_path, monkeypatch, gpus, wanted):
     ray = FakeRay(gpus)
     monkeypatch.setitem(sys.modules, "ray", ray)
-    runner = runners.RayRunner("auto", dict(os.environ))
+    runner = runners.RayRunner("auto", stub_environment(tmp_path))
     plan = [stub(tmp_path, 0), stub(tmp_path, 1, needs=[0])]
     assert runners.run_all(plan, plan, set(), runner) == {}
     runner.close()
@@ -299,7 +306,7 @@ def test_runs_are_tasks_of_a_ray_cluster(tmp_path, monkeypatch, gpus, wanted):
 
 def test_a_study_on_ray_itself(tmp_path):
     ray = pytest.importorskip("ray", reason="Ray is not installed")
-    runner = runners.RayRunner("local", dict(os.environ))
+    runner = runners.RayRunner("local", stub_environment(tmp_path))
     plan = [stub(tmp_path, 0), stub(tmp_path, 1, "import sys; sys.exit('error: no')", needs=[0])]
     assert runners.run_all(plan, plan, set(), runner) == {1: "no"}
     runner.close()
