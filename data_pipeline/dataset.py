@@ -198,19 +198,19 @@ def find_classes(settings: DataSettings, train: Records) -> tuple[str, ...]:
 
 
 def find_conditions(
-    settings: DataSettings, split: Split, *, age_head: bool, best_metric: str
+    settings: DataSettings, train: Records, *, age_head: bool, best_metric: str
 ) -> tuple[str, ...]:
     """The conditions that stage two learns; none where only ages are known.
 
     Raises:
       DataError: there is no label to learn from, and no age that may be learned instead.
     """
-    classes = find_classes(settings, split.train)
+    classes = find_classes(settings, train)
     if not classes and not age_head:
         raise DataError("no training image has a label, and config.age_head is off")
     if not classes and best_metric != "age_mae_months":
         advice = "set config.best_metric=age_mae_months to train on ages alone"
-        if not split.train.has_age.any():
+        if not train.has_age.any():
             advice = "nor an age; a manifest gives them in its columns label and age_months"
         raise DataError(
             f"no training image has a label, so config.best_metric={best_metric} cannot be "
