@@ -101,12 +101,13 @@ class FindingNames:
 
 
 def resolve_uncertain(records: Records, policy: str) -> Records:
-    """Applies a policy to uncertain findings of images that have a label.
+    """Applies a policy to uncertain findings.
 
     Args:
       records: the images.
       policy: `"ignore"` leaves them unknown, `"positive"` counts them as present (CheXpert's
-        U-Ones), `"negative"` as absent (U-Zeros; Irvin et al., AAAI 2019).
+        U-Ones), `"negative"` as absent (U-Zeros; Irvin et al., AAAI 2019). An image for which the
+        source affirms nothing, not even that it is normal, then stays unlabelled.
     """
     if policy == "ignore":
         return records
