@@ -52,11 +52,12 @@ class Size:
     turns: int
     encoders: tuple[str, ...]
     images: int  # in the decoded cache
+    dtype: str = "bfloat16"
 
 
 SIZES = {
     "full": Size(224, 128, 15, 3, ENCODERS, 4096),
-    "tiny": Size(32, 4, 2, 1, ("vgg19",), 16),
+    "tiny": Size(32, 4, 2, 1, ("vgg19",), 16, "float32"),
 }
 
 
@@ -118,7 +119,7 @@ def make_step(job: Job, size: Size, forms: str, *, fed: bool = False):
     from infantxray.models.forms import FORMS, use_forms
     from infantxray.models.input_scale import IMAGENET
 
-    dtype = jnp.bfloat16
+    dtype = jnp.dtype(size.dtype)
     encoder = create_encoder(job.encoder, dtype=dtype)
     if job.stage == "one":
         model = Autoencoder(encoder, Decoder(dtype=dtype))
@@ -518,8 +519,8 @@ def page(results: dict, size: Size, arguments: argparse.Namespace, device: str) 
         + f", {datetime.date.today()}. {kind}, "
         f"jax {importlib.metadata.version('jax')}, Python {platform.python_version()}, "
         f"{len(os.sched_getaffinity(0))} CPU cores. {size.image} px, one channel, batch "
-        f"{size.batch}, bfloat16 compute with float32 parameters; forward, backward, AdamW on a "
-        f"resident batch; median of {size.turns} times {size.steps} steps. Floor: XLA's count of "
+        f"{size.batch}, {size.dtype} compute with float32 parameters; forward, backward, AdamW on "
+        f"a resident batch; median of {size.turns} times {size.steps} steps. Floor: XLA's count of "
         f"bytes over {arguments.bytes_per_second / 1e12:g} TB/s. Compiling: {results['at_once']} "
         "programs at once. Memory: planned by XLA; PyTorch's peak of allocated tensors.",
         "",

@@ -165,9 +165,9 @@ def main() -> None:
             f"{arguments.images:,} images, {arguments.classes} classes: `python "
             "benchmarks/statistics_scale.py --output benchmarks/results/statistics_scale.md`",
             "",
-            f"In all {total:.0f} s, at most {peak:.2f} GiB (interpreter included). Processor time is "
-            f"that of all threads, {processor:.0f} s in all: what one core takes where nobody else "
-            "uses it.",
+            f"In all {total:.0f} s, at most {peak:.2f} GiB (interpreter included). Processor time "
+            f"is that of all threads, {processor:.0f} s in all: what one core takes where nobody "
+            "else uses it.",
             "",
             "| statistic, of all classes | seconds | of processor |",
             "|---|---|---|",

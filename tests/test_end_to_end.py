@@ -120,9 +120,7 @@ def finetuned(tmp_path_factory, pretrained):
 
 
 def test_stage_one_leaves_what_it_promises(pretrained):
-    assert {"config.json", "split.csv", "model.json", "checkpoints"} <= set(
-        os.listdir(pretrained)
-    )
+    assert {"config.json", "split.csv", "model.json", "checkpoints"} <= set(os.listdir(pretrained))
     tags = set().union(*(row.keys() for row in read_history(str(pretrained / "history.jsonl"))))
     assert {
         "train/loss",

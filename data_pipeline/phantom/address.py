@@ -119,9 +119,7 @@ def parse_address(address: str) -> Address:
 def _pieces(text: str, whole: str) -> tuple[str, dict[str, str]]:
     domain, *pieces = text.split(":")
     if domain not in DOMAINS:
-        raise DataError(
-            f"{whole}: {domain!r} is not a phantom; expected one of {', '.join(DOMAINS)}"
-        )
+        raise DataError(f"{whole}: {domain!r} is not a phantom; expected {', '.join(DOMAINS)}")
     options = {}
     for piece in pieces:
         name, equals, value = piece.partition("=")

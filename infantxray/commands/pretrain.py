@@ -106,11 +106,12 @@ def run(config, folder: str) -> None:
 
 
 def _objective_settings(config) -> ObjectiveSettings:
+    data, denoise, masking, views = config.data, config.denoise, config.masking, config.views
     return ObjectiveSettings(
-        image_size=config.data.image_size,
-        noise=config.denoise.noise,
-        mask_fraction=config.masking.fraction,
-        patch_size=config.masking.patch_size,
-        views=settings.build(Augmentation, config.views),
-        blur=config.views.blur,
+        image_size=data.image_size,
+        noise=denoise.noise,
+        mask_fraction=masking.fraction,
+        patch_size=masking.patch_size,
+        views=settings.build(Augmentation, views),
+        blur=views.blur,
     )

@@ -22,7 +22,7 @@ _INFINITE = float("inf")
 
 @dataclasses.dataclass(frozen=True)
 class ConformalSets:
-    """What makes prediction sets.
+    """Thresholds of prediction sets, fitted on validation images.
 
     Attributes:
       method: `lac` (least ambiguous sets: Sadinle, Lei and Wasserman, J Am Stat Assoc 2019;114:223)
@@ -41,7 +41,7 @@ class ConformalSets:
 
 def _quantile(scores: np.ndarray, coverage: float) -> float:
     """The ceil((n + 1) coverage)-th smallest score; infinite where there are too few."""
-    # 0.9 of 9 + 1 is 9, whatever the last bit.
+    # The small term absorbs rounding: 0.9 * (9 + 1) must be 9.
     k = int(np.ceil((len(scores) + 1) * coverage - 1e-9))
     return float(np.partition(scores, k - 1)[k - 1]) if k <= len(scores) else _INFINITE
 
@@ -110,7 +110,7 @@ def predict_sets(
       probabilities: `[N, K]`.
       at_least_one: add the most probable class to an empty set; coverage can only rise.
     """
-    # The threshold is one of the scores: the last bit must not decide.
+    # A threshold is one of the scores: the small term absorbs rounding.
     inside = nonconformity(probabilities, sets.method) <= np.asarray(sets.thresholds) + 1e-12
     if at_least_one:
         inside[np.arange(len(inside)), probabilities.argmax(1)] |= ~inside.any(1)

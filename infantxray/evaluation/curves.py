@@ -123,7 +123,8 @@ def decision_curve(
                 value = float(gain.sum()) / len(scores)
                 sums = (gain - value * sizes) / len(scores) * np.sqrt(groups / max(groups - 1, 1))
                 row[f"over_{name}"] = patient_interval(value, sums, groups, note=note)
-        # Images that are not acted on: missed and spared. Shares have the better interval.
+        # The interval over acting on all is that of the two shares that are not acted on, missed
+        # and spared images: it covers with few positive images too.
         true, false = here["model"]
         less = _net_benefit(cases - true, sizes - cases - false, sizes, odds, note)
         row["over_all"] = dataclasses.replace(row["over_all"], low=-less.high, high=-less.low)

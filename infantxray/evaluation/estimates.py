@@ -194,7 +194,7 @@ class Linearised:
           bounds: as `patient_interval`.
         """
         if self.share:
-            return self.share
+            return dataclasses.replace(self.share, note=self.note)
         sums = np.bincount(patient, self.influence)
         return patient_interval(self.value, sums, count_patients(patient), bounds, self.note)
 
@@ -224,8 +224,8 @@ def patient_interval(
     if num_patients < 2:
         return Metric(value, note="images of one patient alone: no interval")
     if variance <= 1e-24:
-        if bounds is None:
-            return Metric(value, value, value, 0.0, 1.0 if abs(value) < 1e-12 else 0.0, note)
+        if bounds is None and abs(value) < 1e-12:
+            return Metric(value, value, value, 0.0, 1.0, note)
         return Metric(value, note="no variation between patients: no interval")
     spread = float((square**2).sum()) - variance**2 / num_patients
     degrees = num_patients - 1.0

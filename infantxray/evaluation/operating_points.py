@@ -100,8 +100,7 @@ def choose(finding: str, scores: Scores, rule: Rule) -> OperatingPoint | None:
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
     sensitivity = np.append(0, np.cumsum(positive)[last]) / n_positive
     specificity = 1 - np.append(0, np.cumsum(~positive)[last]) / n_negative
-    # A target of 0.9 is met by 9 of 10, whatever the last bit.
-    slack = 1e-12
+    slack = 1e-12  # Absorbs rounding: 9 of 10 reach a target of 0.9.
     target = rule.target or 0.0
     if rule.name == "sensitivity":
         at = int(np.argmax(sensitivity >= target - slack))

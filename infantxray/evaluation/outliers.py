@@ -23,7 +23,7 @@ _EXACT = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class OutlierDetector:
-    """What tells unusual images; arrays only, so that `numpy.savez` stores it.
+    """A fitted detector of unusual images; `arrays` makes it storable by `numpy.savez`.
 
     Attributes:
       mean: of the training features, float32 `[C]`.

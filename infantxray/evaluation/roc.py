@@ -155,9 +155,9 @@ def auc_difference(first: Scores, second: Scores) -> Metric:
     if not np.isfinite(variance):
         return Metric(value, note="one patient of an outcome: no interval")
     if variance <= 1e-24:
-        # The same ranking has no difference; perfect rankings of both models have none either.
-        same = abs(value) < 1e-12
-        return Metric(value, value, value, 0.0, 1.0 if same else 0.0, first.note())
+        if abs(value) < 1e-12:  # Both models rank alike.
+            return Metric(value, value, value, 0.0, 1.0, first.note())
+        return Metric(value, note="no variation between patients: no interval")
     error, z = np.sqrt(variance), float(ndtri(0.975))
     p = float(2 * ndtr(-abs(value) / error))
     return Metric(value, value - z * error, value + z * error, float(error), p, first.note())

@@ -163,11 +163,11 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
         for i, name in enumerate(shown):
             points = [(row["step"], row[name]) for row in history if row.get(name) is not None]
             if points:
-                label = name.replace("train/", "training ")
-                label = name.removeprefix("validation/") if shown is not names else label
+                label = name.replace("train/", "training ").replace("/", " ").replace("_", " ")
+                if shown is not names:
+                    label = page.NAMES[name.removeprefix("validation/")]
                 marker = "." if len(points) < 40 else None
-                axes.plot(*zip(*points, strict=True), color=colour(i), marker=marker,
-                          label=page.NAMES.get(label, label.replace("_", " ").replace("/", " ")))  # fmt: skip
+                axes.plot(*zip(*points, strict=True), color=colour(i), marker=marker, label=label)
         axes.set(xlabel="step")
         _finish_curves(axes)
     panels[0].set(ylabel="loss", title="Loss")

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.decode import PHANTOM_PREFIX
+from data_pipeline.boxes import image_boxes
+from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
 from data_pipeline.files import write_json
 from data_pipeline.loader import ImageSource, class_indices
 from data_pipeline.manifest import Records
-from data_pipeline.phantom import truth
 from data_pipeline.splits import read_split
 from infantxray.evaluation.calibration import calibration
 from infantxray.evaluation.metrics import HEADLINES
@@ -83,7 +83,7 @@ def evaluate(
         "stage_one_known": stage_one_known,
     }
     explain = Explainer(predictor.model, variables, mean=spec.input_mean, std=spec.input_std)
-    images = _images(source, records, spec.preprocessing.image_size)
+    images = _images(source, records, spec.preprocessing)
     found = localisation(explain, images, predictions, samples=bootstrap_samples, seed=seed)
     if found:
         summary["saliency"] = found
@@ -117,17 +117,14 @@ def evaluate(
     return summary
 
 
-def _images(source: ImageSource, records: Records, image_size: int) -> Images:
+def _images(source: ImageSource, records: Records, preprocessing: Preprocessing) -> Images:
     """Access to the images of `records`, some of the source's, and to their boxes."""
     row_of = {path: row for row, path in enumerate(source.records.image_path)}
 
     def load(row: int) -> np.ndarray:
-        return source[row_of[records.image_path[row]]]["image"]
+        return np.asarray(source[row_of[records.image_path[row]]]["image"])
 
     def boxes(row: int) -> list[Box]:
-        path = records.image_path[row]
-        if not path.startswith(PHANTOM_PREFIX):
-            return []
-        return [(box.x0, box.y0, box.x1, box.y1) for box in truth(path, image_size).boxes[:1]]
+        return [box[:4] for box in image_boxes(records, row, preprocessing)]
 
     return Images(load, boxes)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure as Plot
 
 from infantxray.evaluation.calibration import calibration
 from infantxray.evaluation.intervals import Estimate
@@ -18,11 +17,11 @@ from infantxray.evaluation.metrics import CLASS_METRICS, HEADLINES, age_groups
 from infantxray.evaluation.predictions import Predictions
 from infantxray.evaluation.saliency import STRIDES
 from infantxray.reports import plots
+from infantxray.reports.comparisons import TESTED, Comparisons, words
 from infantxray.reports.page import Figure, plural
 from infantxray.reports.tables import NAMES, NOTHING, Table
 from infantxray.stage_one.objectives import OBJECTIVES
 from infantxray.studies import baselines
-from infantxray.studies.comparisons import TESTED, Comparisons, words
 from infantxray.studies.plan import Run
 from infantxray.studies.results import Model
 from infantxray.training.writers import read_history
@@ -174,7 +173,7 @@ class Drawing:
         self._classes, self._legend = plots.class_labels(self._results.classes)
 
     def _figure(
-        self, name: str, title: str, caption: str, draw: Callable[..., Plot], *arguments: Any
+        self, name: str, title: str, caption: str, draw: Callable[..., Any], *arguments: Any
     ) -> Figure:
         words_of_users = [*self._classes, *self._results.variants]
         plot = functools.partial(draw, *arguments)

@@ -135,7 +135,11 @@ def main(argv):
         )
         for reason, times in refusals:
             print(f"    {times:6} {reason}")
-    images = sum(counter["image"] for counter in outcomes.values())
+    total = sum(outcomes.values(), collections.Counter())
+    for bad in ("crashed", "did not answer", "processor time", "memory", "does not start"):
+        times = sum(count for reason, count in total.items() if bad in reason)
+        print(f"decoder: {bad}: {times}")
+    images = total["image"]
     reasons = set().union(*outcomes.values()) - {"image"}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(

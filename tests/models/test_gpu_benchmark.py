@@ -9,7 +9,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_tiny_size_fills_the_page(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--size=tiny", "--seconds=500"]
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "gpu.py",
+        "--size=tiny",
+        "--seconds=500",
+        "--forms=cpu",
+    ]
     command += [f"--out={tmp_path / 'page.md'}", f"--cache={ROOT / '.jax_cache' / 'gpu'}"]
     subprocess.run(command, check=True, capture_output=True)
     page = (tmp_path / "page.md").read_text(encoding="utf-8")

@@ -21,8 +21,9 @@ from data_pipeline import splits  # noqa: E402
 from data_pipeline.errors import DataError, UserError  # noqa: E402
 from data_pipeline.manifest import Records, write_manifest  # noqa: E402
 from infantxray.commands import study  # noqa: E402
+from infantxray.reports import comparisons  # noqa: E402
 from infantxray.reports import study_report as report  # noqa: E402
-from infantxray.studies import comparisons, plan, results, runner  # noqa: E402
+from infantxray.studies import plan, results, runner  # noqa: E402
 
 
 @pytest.fixture(scope="module")
