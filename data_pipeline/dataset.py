@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.context import context_matrix
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
 from data_pipeline.labels import (
@@ -52,7 +53,7 @@ class DataSettings:
       classes: names of the conditions; empty = those found.
       labels: `"single"`, one condition an image, or `"multi"`, any number of findings.
       label_map: other names for labels, see `labels.parse_label_map`.
-      normal_names: labels that mean no finding, with `"multi"`.
+      normal_names: labels that mean no finding, separated by commas, with `"multi"`.
       uncertain: findings of training images that are uncertain, with `"multi"`: see
         `labels.resolve_uncertain`. Those of other images stay unknown.
       label_fraction: of the training patients; the others lose their labels and ages.
@@ -75,7 +76,7 @@ class DataSettings:
     classes: tuple[str, ...] = ()
     labels: str = "single"
     label_map: str = ""
-    normal_names: tuple[str, ...] = NORMAL_NAMES
+    normal_names: str = ",".join(NORMAL_NAMES)
     uncertain: str = "ignore"
     label_fraction: float = 1.0
     label_seed: int = 0
@@ -90,6 +91,11 @@ class DataSettings:
     @property
     def multi_label(self) -> bool:
         return self.labels == "multi"
+
+    @property
+    def normal(self) -> tuple[str, ...]:
+        """`normal_names`, one by one."""
+        return tuple(filter(None, map(str.strip, self.normal_names.split(","))))
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -111,7 +117,7 @@ def open_role(spec: str, settings: DataSettings, notes: list[str] | None = None)
     if notes is not None:
         notes += [note for note in mapped if note not in notes]
     if settings.multi_label:
-        records = merge_rows(records, settings.normal_names)
+        records = merge_rows(records, settings.normal)
     if settings.given_splits == "ignore":
         records = records.replace(split=np.full(len(records), "", dtype=object))
     return records
@@ -217,7 +223,7 @@ def find_classes(settings: DataSettings, train: Records) -> tuple[str, ...]:
             f"{names})"
         )
     if settings.multi_label:
-        normal = FindingNames((), tuple(settings.normal_names)).is_normal
+        normal = FindingNames((), settings.normal).is_normal
         found = {name for name in names_in(train.label) if not normal(name)}
     else:
         check_rows_agree(train)
@@ -293,7 +299,7 @@ def finding_names(
     parts = [split[role] for role in SPLITS]
     labels = np.concatenate([part.label[np.isin(part.source, list(sources))] for part in parts])
     others = frozenset(names_in(labels)) - set(classes)
-    return FindingNames(classes, tuple(settings.normal_names), others)
+    return FindingNames(classes, settings.normal, others)
 
 
 def check_split(settings: DataSettings, split: Split, classes: tuple[str, ...]) -> None:
@@ -347,6 +353,7 @@ class Reader:
       preprocessing: from a file to an image; None = that of `settings`.
       bad_files: a list to add to.
       names: of findings, where an image may have several.
+      context: names of further inputs, see `context.find_context`.
 
     Attributes:
       bad_files: the files that could not be read, of all readers.
@@ -359,8 +366,10 @@ class Reader:
         preprocessing: Preprocessing | None = None,
         bad_files: BadFiles | None = None,
         names: FindingNames | None = None,
+        context: tuple[str, ...] = (),
     ):
         self._settings, self._classes, self._names = settings, classes, names
+        self._context = context
         self._preprocessing = preprocessing or settings.preprocessing
         self.bad_files = bad_files if bad_files is not None else BadFiles()
 
@@ -380,6 +389,7 @@ class Reader:
             memory_mb=self._settings.memory_mb,
             bad_files=self.bad_files,
             findings=self._names.matrix(records) if self._names else None,
+            context=context_matrix(records, self._context) if self._context else None,
         )
 
     def write_bad_files(self, folder: str) -> None:

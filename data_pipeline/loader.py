@@ -6,6 +6,7 @@ A batch is a dictionary:
   age_months: float32 `[B]`, NaN = unknown.
   mask: float32 `[B]`, 0 = padding or a file that could not be read.
   findings: float32 `[B, K]`, 1 present, 0 absent, NaN unknown; where an image may have several.
+  context: float32 `[B, C]`, see `context.context_matrix`; where sex or view are inputs.
   soft_label: float32 `[B, K]`, only where the images have soft labels.
 """
 
@@ -72,10 +73,11 @@ class ImageSource:
       memory_mb: decoded images are kept in memory if all of them fit into so many MiB.
       bad_files: where unreadable files are listed.
       findings: float32 `[N, K]`, see `labels.FindingNames.matrix`, where an image may have several.
+      context: float32 `[N, C]`, see `context.context_matrix`, where sex or view are inputs.
 
     Attributes:
       labels: int32 `[N]`, -1 = unknown; -1 throughout with `findings`.
-      findings: None, or `findings` of a batch.
+      findings, context: None, or those of a batch.
       soft_labels: None, or float32 `[N, K]`, a teacher's probabilities: `soft_label` of a batch.
     """
 
@@ -91,6 +93,7 @@ class ImageSource:
         memory_mb: int = 0,
         bad_files: BadFiles | None = None,
         findings: np.ndarray | None = None,
+        context: np.ndarray | None = None,
     ):
         self.records = records
         self._preprocessing = preprocessing
@@ -98,7 +101,7 @@ class ImageSource:
         self._substitute = substitute
         self.bad_files = bad_files if bad_files is not None else BadFiles()
         self.labels = class_indices(records.label, classes if findings is None else ())
-        self.findings = findings
+        self.findings, self.context = findings, context
         self.soft_labels: np.ndarray | None = None
         self._cache = None
         if cache:
@@ -190,7 +193,11 @@ class ImageSource:
 
     def _truth(self, rows: np.ndarray | int) -> Batch:
         """What a batch holds beside the label, where there is any."""
-        found = {"findings": self.findings, "soft_label": self.soft_labels}
+        found = {
+            "findings": self.findings,
+            "context": self.context,
+            "soft_label": self.soft_labels,
+        }
         return {name: values[rows] for name, values in found.items() if values is not None}
 
 
