@@ -52,6 +52,7 @@ def draw(
     """
     labels, legend = plots.class_labels(predictions.classes)
     names = dict(zip(predictions.classes, labels, strict=True))
+    names |= {f"no {name}": f"no {label}" for name, label in names.items()}
     named = dataclasses.replace(predictions, classes=labels)
     found: list[Figure] = []
 
@@ -104,6 +105,8 @@ def draw(
         add("age", "Age", caption, plots.age_figure, predictions)
     if examples:
         caption = "The image of each condition that the model is surest about, right or wrong."
+        if predictions.multi_label:
+            caption = "Of each finding, the image with it in which the model is surest of it."
         add_saliency("saliency", "Where the answer comes from", caption, examples)
     if mistakes:
         caption = "The test images with the surest wrong answers."
