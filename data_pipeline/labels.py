@@ -37,7 +37,7 @@ def count_findings(labels: Iterable[str]) -> Counter[str]:
     """How many labels name each finding."""
     counts: Counter[str] = Counter()
     for label, number in Counter(labels).items():
-        for name in set(label.split("|")) - {""}:
+        for name in filter(None, dict.fromkeys(label.split("|"))):
             counts[name] += number
     return counts
 

@@ -22,8 +22,8 @@ from data_pipeline.dataset import (
 from data_pipeline.errors import DataError
 from data_pipeline.loader import ImageSource, mixed_batches, training_batches
 from data_pipeline.splits import FEW_IMAGES, Split
-from infantxray.evaluation.calibration import calibration_of
 from infantxray.evaluation.metrics import headline
+from infantxray.evaluation.summary import calibration_of
 from infantxray.reports.run_report import evaluate
 from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from infantxray.evaluation.predictions import Predictions
-
 _TINY = np.finfo(np.float32).tiny
 
 
-def calibration_of(predictions: Predictions, num_bins: int = 10) -> dict:
-    """`calibration`, or that of all known findings where an image may have several.
+def findings_calibration(
+    probabilities: np.ndarray, findings: np.ndarray, num_bins: int = 10
+) -> dict:
+    """`calibration` where an image may have several findings: of every known finding of every image.
 
-    Then every known finding of every image counts once: `confidence` is its probability, and
-    `accuracy` the share of these findings that are present; `brier` goes from 0 to 1; `log_loss`
-    is the binary cross-entropy.
+    `confidence` is then the probability of a finding, and `accuracy` the share of these findings
+    that are present; `brier` goes from 0 to 1, and `log_loss` is the binary cross-entropy.
+
+    Args:
+      probabilities: `[N, K]`.
+      findings: `[N, K]`, 1 present, 0 absent, NaN unknown.
+      num_bins: equally wide bins of probability.
     """
-    if predictions.findings is None:
-        return calibration(predictions.probabilities, predictions.label, num_bins)
-    known = np.isfinite(predictions.findings)
-    probability = predictions.probabilities[known].astype(np.float64)
-    present = predictions.findings[known].astype(np.float64)
+    known = np.isfinite(findings)
+    probability, present = probabilities[known].astype(np.float64), findings[known]
     if not len(present):
         return calibration(np.zeros((0, 2)), np.zeros(0, int))
     stated = np.maximum(np.where(present == 1, probability, 1 - probability), _TINY)

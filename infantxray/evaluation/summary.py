@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from infantxray.evaluation.calibration import calibration, findings_calibration
 from infantxray.evaluation.intervals import bootstrap
 from infantxray.evaluation.metrics import (
     CLASS_METRICS,
@@ -82,6 +83,13 @@ def _several(predictions: Predictions) -> dict[str, Any]:
     whole = (right | ~known).all(1)[known.any(1)]
     exact = float(whole.mean()) if len(whole) else float("nan")
     return {"multi_label": True, "per_class": table, "exact_match": exact}
+
+
+def calibration_of(predictions: Predictions) -> dict[str, Any]:
+    """Calibration of the predicted condition, or of all findings where there may be several."""
+    if predictions.findings is None:
+        return calibration(predictions.probabilities, predictions.label)
+    return findings_calibration(predictions.probabilities, predictions.findings)
 
 
 def by_age_band(predictions: Predictions) -> list[dict[str, Any]]:

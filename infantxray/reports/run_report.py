@@ -17,7 +17,6 @@ from data_pipeline.labels import FindingNames
 from data_pipeline.loader import ImageSource, class_indices
 from data_pipeline.manifest import Records
 from data_pipeline.splits import read_split
-from infantxray.evaluation.calibration import calibration_of
 from infantxray.evaluation.metrics import HEADLINES
 from infantxray.evaluation.predictions import write_predictions
 from infantxray.evaluation.saliency import (
@@ -28,7 +27,7 @@ from infantxray.evaluation.saliency import (
     localisation,
     mistakes,
 )
-from infantxray.evaluation.summary import baseline, summarise, to_json
+from infantxray.evaluation.summary import baseline, calibration_of, summarise, to_json
 from infantxray.reports import run_page
 from infantxray.reports.page import NAMES, number
 from infantxray.runs import workdir

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -298,3 +299,62 @@ def test_baseline_is_the_guess_of_who_never_looks():
     assert nothing["majority_class"] is None
     assert math.isnan(nothing["accuracy"])
     assert math.isnan(nothing["age_mae_months"])
+
+
+class TestSeveralFindings:
+    @staticmethod
+    def predictions(n=60, k=4, seed=0):
+        rng = np.random.default_rng(seed)
+        findings = (rng.random((n, k)) < 0.4).astype(np.float32)
+        findings[rng.random((n, k)) < 0.2] = np.nan
+        findings[:, -1] = 0  # Never present.
+        return Predictions(
+            tuple("abcd")[:k],
+            rng.random((n, k)),
+            np.full(n, -1),
+            np.full(n, np.nan),
+            np.full(n, np.nan),
+            np.array([f"p{i // 2}" for i in range(n)], object),
+            findings,
+        )
+
+    def test_against_scikit_learn(self):
+        run = self.predictions()
+        found = metrics.weighted_metrics(run)
+        areas, scores = [], []
+        for k, name in enumerate(run.classes[:-1]):
+            known = np.isfinite(run.findings[:, k])
+            truth, p = run.findings[known, k], run.probabilities[known, k]
+            areas.append(reference.roc_auc_score(truth, p))
+            scores.append(reference.f1_score(truth, p >= 0.5))
+            assert found[f"roc_auc/{name}"][0] == pytest.approx(areas[-1])
+            assert found[f"f1/{name}"][0] == pytest.approx(scores[-1])
+        assert np.isnan(found["roc_auc/d"][0])
+        assert found["roc_auc"][0] == pytest.approx(np.mean(areas))
+        assert found["f1"][0] == pytest.approx(np.mean(scores))
+        known = np.isfinite(run.findings)
+        right = ((run.probabilities >= 0.5) == (run.findings == 1))[known]
+        assert found["accuracy"][0] == pytest.approx(right.mean())
+
+    def test_weights_are_repeated_patients(self):
+        run = self.predictions()
+        weights = np.ones((1, 30))
+        weights[0, 3], weights[0, 5] = 3, 0
+        keys = np.unique(run.patient)
+        times = {keys[3]: 3, keys[5]: 0}
+        rows = np.repeat(np.arange(60), [times.get(p, 1) for p in run.patient])
+        one, other = (
+            metrics.weighted_metrics(run, weights),
+            metrics.weighted_metrics(run.take(rows)),
+        )
+        for name in one:
+            np.testing.assert_allclose(one[name], other[name])
+
+    def test_unknown_findings_count_nowhere(self):
+        run = self.predictions()
+        changed = run.probabilities.copy()
+        changed[np.isnan(run.findings)] = 0.99
+        other = dataclasses.replace(run, probabilities=changed)
+        one, two = metrics.weighted_metrics(run), metrics.weighted_metrics(other)
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])
