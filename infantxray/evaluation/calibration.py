@@ -10,7 +10,7 @@ _TINY = np.finfo(np.float32).tiny
 def findings_calibration(
     probabilities: np.ndarray, findings: np.ndarray, num_bins: int = 10
 ) -> dict:
-    """`calibration` where an image may have several findings: of every known finding of every image.
+    """`calibration` of all known findings, where an image may have several.
 
     `confidence` is then the probability of a finding, and `accuracy` the share of these findings
     that are present; `brier` goes from 0 to 1, and `log_loss` is the binary cross-entropy.

@@ -120,7 +120,8 @@ def baseline(
       Where an image may have several findings, the accuracy of always giving the answer that is
       more frequent in training for each of them.
     """
-    result = {"majority_class": None, "accuracy": float("nan"), "age_mae_months": float("nan")}
+    nan = float("nan")
+    result: dict[str, Any] = {"majority_class": None, "accuracy": nan, "age_mae_months": nan}
     known, trained = predictions.label[predictions.label >= 0], train_label[train_label >= 0]
     if len(known) and len(trained):
         majority = int(np.bincount(trained).argmax())

@@ -98,7 +98,7 @@ class ConditionHead(nn.Module):
 class DiagnosisModel(nn.Module):
     """Encoder, condition head and, unless switched off, AgePredictionNet.
 
-    The pooled map of an encoder that has no BatchNorm (VGG19) goes through one of its own.
+    The pooled map of an encoder that has no BatchNorm (VGG19) goes through a separate BatchNorm.
 
     Attributes:
       encoder: see `infantxray.models.create_encoder`.
@@ -171,7 +171,7 @@ class DiagnosisModel(nn.Module):
             condition head does not learn from the first, wrong predictions. Where it is unknown,
             and in use, the predicted age replaces it.
           context: further inputs `[B, num_context]`; zeros, and None, where nothing is known.
-          train: normalise by this batch, where the encoder has no BatchNorm of its own.
+          train: normalise by this batch, where the encoder has no BatchNorm.
         """
         # Logits are computed in float32: so is the mean that they are read from.
         pooled = latent.mean(axis=(1, 2), dtype=jnp.float32)

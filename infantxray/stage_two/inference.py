@@ -94,8 +94,8 @@ def predict_function(spec: ModelSpec) -> Callable[..., dict[str, jax.Array]]:
         variables: PyTree, image: jax.Array, context: jax.Array | None = None
     ) -> dict[str, jax.Array]:
         x = augment.normalise(augment.to_intensity(image), spec.input_mean, spec.input_std)
-        latent = model.apply(variables, x, method=DiagnosisModel.latent)
-        outputs = model.apply(variables, latent, context=context, method=DiagnosisModel.heads)
+        latent: Any = model.apply(variables, x, method=DiagnosisModel.latent)
+        outputs: Any = model.apply(variables, latent, context=context, method=DiagnosisModel.heads)
         result = {"features": latent.mean(axis=(1, 2), dtype=jnp.float32)}
         if "logits" in outputs:
             squash = jax.nn.sigmoid if spec.multi_label else jax.nn.softmax

@@ -157,7 +157,7 @@ class TestDataSettings:
     def test_classes(self):
         train = records(["b|a", "normal", "", "c"])
         assert dataset.find_classes(self.MULTI, train) == ("a", "b", "c")
-        with pytest.raises(DataError, X):
+        with pytest.raises(DataError, match=r"1 training images.*'a\|b'.*a \(1\), b \(1\)"):
             dataset.find_classes(DataSettings(), records(["a|b", "c"]))
         with pytest.raises(DataError, match=r"'a\|b'; \| joins findings"):
             dataset.find_classes(DataSettings(classes=("a|b", "c"), labels="multi"), train)
