@@ -176,7 +176,7 @@ def map_labels(records: Records, mapping: dict[str, str]) -> tuple[Records, list
         return join_findings(mapping.get(name, name) for name in names)
 
     label = {text: renamed(text.split("|")) for text in set(records.label)}
-    columns = {
+    columns: dict[str, list[Any]] = {
         "label": [label[text] for text in records.label],
         "uncertain": [
             tuple(filter(None, renamed(names).split("|"))) if names else names

@@ -83,6 +83,13 @@ class Predictions:
         return [joined_findings(self.classes, row) for row in self.probabilities]
 
 
+def concatenate(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions of several parts of one model."""
+    arrays = [part.arrays() for part in parts]
+    joined = {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
+    return dataclasses.replace(parts[0], **joined)
+
+
 def joined_findings(classes: Sequence[str], probabilities: np.ndarray) -> str:
     """The findings of one image with a probability `[K]` of at least 0.5, joined by `|`."""
     found = [name for name, p in zip(classes, probabilities, strict=True) if p >= THRESHOLD]

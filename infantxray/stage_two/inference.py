@@ -13,7 +13,7 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
-from infantxray.evaluation.predictions import Predictions
+from infantxray.evaluation.predictions import Predictions, concatenate
 from infantxray.models import create_encoder
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.runs.model_spec import ModelSpec
@@ -176,9 +176,5 @@ class Predictor:
         parts = list(self.stream(variables, source))
         if not parts:
             parts = [self._predictions(source, np.zeros(0, int), {})]
-        arrays = {
-            name: np.concatenate([getattr(part, name) for part, _ in parts])
-            for name in parts[0][0].arrays()
-        }
         records = Records.concatenate([records for _, records in parts])
-        return Predictions(classes=self.spec.classes, **arrays), records
+        return concatenate([part for part, _ in parts]), records
