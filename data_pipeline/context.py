@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -13,13 +13,12 @@ from data_pipeline.manifest import Records
 
 _log = logging.getLogger(__name__)
 
-KINDS = ("sex", "view")
 _FEWEST = 10  # Images of a value: with fewer its effect cannot be learned.
 
 
-def _values(records: Records, kind: str) -> list[str]:
+def _plain(values: Iterable[str]) -> list[str]:
     """Sexes or views as they are compared: without regard to capitals and blanks."""
-    return [str(value).strip().upper() for value in getattr(records, kind)]
+    return [str(value).strip().upper() for value in values]
 
 
 def find_context(records: Records, kinds: Iterable[str]) -> tuple[str, ...]:
@@ -27,14 +26,14 @@ def find_context(records: Records, kinds: Iterable[str]) -> tuple[str, ...]:
 
     Args:
       records: the training images.
-      kinds: of `KINDS`.
+      kinds: `"sex"` and `"view"`.
 
     Raises:
       DataError: no value of a kind is known for ten images or more.
     """
     names: list[str] = []
     for kind in kinds:
-        counts = Counter(_values(records, kind))
+        counts = Counter(_plain(getattr(records, kind)))
         unknown = counts.pop("", 0)
         found = sorted(value for value, count in counts.items() if count >= _FEWEST)
         if not found:
@@ -52,11 +51,18 @@ def find_context(records: Records, kinds: Iterable[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def context_matrix(records: Records, names: tuple[str, ...]) -> np.ndarray:
-    """Inputs of each image, float32 `[N, C]`: 1 where it has that value; all 0 = unknown."""
-    columns = {kind: np.array(_values(records, kind), dtype=object) for kind in KINDS}
-    matrix = np.zeros((len(records), len(names)), np.float32)
+def context_matrix(
+    names: tuple[str, ...], *, sex: Sequence[str], view: Sequence[str]
+) -> np.ndarray:
+    """Inputs of N images, float32 `[N, C]`: 1 where an image has that value; all 0 = unknown.
+
+    Args:
+      names: see `find_context`.
+      sex, view: of each image; empty = unknown.
+    """
+    known = {"sex": _plain(sex), "view": _plain(view)}
+    matrix = np.zeros((len(sex), len(names)), np.float32)
     for i, name in enumerate(names):
         kind, _, value = name.partition("=")
-        matrix[:, i] = columns[kind] == value
+        matrix[:, i] = [found == value for found in known[kind]]
     return matrix

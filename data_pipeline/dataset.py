@@ -389,7 +389,9 @@ class Reader:
             memory_mb=self._settings.memory_mb,
             bad_files=self.bad_files,
             findings=self._names.matrix(records) if self._names else None,
-            context=context_matrix(records, self._context) if self._context else None,
+            context=context_matrix(self._context, sex=records.sex, view=records.view)
+            if self._context
+            else None,
         )
 
     def write_bad_files(self, folder: str) -> None:

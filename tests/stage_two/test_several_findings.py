@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+import infantxray
 from configs import evaluate as evaluate_config
 from configs import finetune as finetune_config
 from configs import label_efficiency as label_efficiency_config
@@ -137,6 +138,14 @@ def test_predict_uses_sex_and_view_where_they_are_known(finetuned, tmp_path):
     known, _ = read_predictions(tmp_path / "known" / "predictions.csv")
     without, _ = read_predictions(tmp_path / "unknown" / "predictions.csv")
     assert np.isfinite(without.probabilities).all()
+    model = infantxray.load(finetuned)
+    paths = list(records.image_path)
+    told = model.predict(paths, sex=list(records.sex), view=list(records.view))
+    np.testing.assert_allclose(told.probabilities, known.probabilities, atol=1e-5)
+    np.testing.assert_allclose(model.predict(paths).probabilities, without.probabilities, atol=1e-5)
+    assert told.predicted == known.names()
+    with pytest.raises(ValueError, match="1 values of sex for 4 images"):
+        model.predict(paths, sex=["F"])
     assert not np.array_equal(known.probabilities, without.probabilities)
 
 
@@ -213,7 +222,7 @@ def test_context_of_records_is_read_without_regard_to_capitals():
     )
     names = find_context(records, ("sex", "view"))
     assert names == ("sex=F", "sex=M", "view=AP")
-    matrix = context_matrix(records, names)
+    matrix = context_matrix(names, sex=records.sex, view=records.view)
     assert matrix[0].tolist() == [1, 0, 1]
     assert matrix[22].tolist() == [0, 0, 0]
     with pytest.raises(DataError, match=r"condition_on names sex"):
