@@ -52,7 +52,7 @@ def find_context(records: Records, kinds: Iterable[str]) -> tuple[str, ...]:
 
 
 def context_matrix(
-    names: tuple[str, ...], *, sex: Sequence[str], view: Sequence[str]
+    names: tuple[str, ...], *, sex: Sequence[str] | np.ndarray, view: Sequence[str] | np.ndarray
 ) -> np.ndarray:
     """Inputs of N images, float32 `[N, C]`: 1 where an image has that value; all 0 = unknown.
 

@@ -161,7 +161,8 @@ class Model:
         self._need_heads("predict")
         context = None
         if self.spec.context:
-            n = len(images if _are_arrays(images) else _paths(images))
+            shown: Any = images if _are_arrays(images) else _paths(images)
+            n = len(shown)
             known = {"sex": sex, "view": view}
             listed = {k: [v] * n if isinstance(v, str) else list(v) for k, v in known.items()}
             for name, values in listed.items():
@@ -266,9 +267,11 @@ class Model:
             # A few shapes: a single image, and whole batches.
             missing = -len(pixels) % _BATCH if len(listed) > 1 else 0
             padded = np.pad(pixels, ((0, missing), (0, 0), (0, 0)))[..., None]
-            rows = () if context is None else (context[start : start + _BATCH],)
-            rows = tuple(np.pad(part, ((0, missing), (0, 0))) for part in rows)
-            outputs = jax.device_get(function(self.variables, padded, *rows))
+            arguments = [self.variables, padded]
+            if context is not None:
+                rows = context[start : start + _BATCH]
+                arguments.append(np.pad(rows, ((0, missing), (0, 0))))
+            outputs = jax.device_get(function(*arguments))
             parts.append(jax.tree.map(operator.itemgetter(slice(len(pixels))), outputs))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 

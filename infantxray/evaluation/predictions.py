@@ -46,7 +46,8 @@ class Predictions:
 
     def take(self, rows: np.ndarray) -> Predictions:
         """The predictions of these rows: indices, or a bool `[N]`."""
-        return dataclasses.replace(self, **{k: v[rows] for k, v in self.arrays().items()})
+        taken: dict[str, Any] = {k: v[rows] for k, v in self.arrays().items()}
+        return dataclasses.replace(self, **taken)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The fields with a row for each image."""
@@ -86,7 +87,9 @@ class Predictions:
 def concatenate(parts: Sequence[Predictions]) -> Predictions:
     """The predictions of several parts of one model."""
     arrays = [part.arrays() for part in parts]
-    joined = {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
+    joined: dict[str, Any] = {
+        name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]
+    }
     return dataclasses.replace(parts[0], **joined)
 
 

@@ -62,6 +62,8 @@ def stage_two():
     config.log_every_steps = config.eval_every_steps = config.checkpoint_every_steps = 2
     config.condition_on = "sex,view"
     config.class_weights = "balanced"
+    config.data.label_fraction = 0.6
+    config.self_training.linear_probe = True
     config.data.label_map = "no finding=normal,lump=mass"
     return config
 
@@ -93,6 +95,13 @@ def test_macro_auc_is_that_of_scikit_learn(finetuned):
     assert metrics["ci95"]["roc_auc"][0] <= metrics["roc_auc"] <= metrics["ci95"]["roc_auc"][1]
     assert "confusion_matrix" not in metrics
     assert set(metrics["per_class"]) == set(predictions.classes)
+
+
+def test_images_without_labels_learn_from_the_probe(finetuned):
+    taught = np.load(finetuned / "teachers" / "soft_labels.npy")
+    assert taught.shape[1] == 10
+    assert (taught.sum(1) > 1.01).any()
+    assert ((taught >= 0) & (taught <= 1)).all()
 
 
 def test_report_and_predictions_name_findings(finetuned):
