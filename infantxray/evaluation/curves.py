@@ -22,6 +22,7 @@ from infantxray.evaluation.estimates import (
     count_patients,
     difference,
     few,
+    inner,
     patient_interval,
     patient_share,
     patient_weights,
@@ -151,8 +152,8 @@ def _net_benefit(
 ) -> Metric:
     shares = [patient_share(hits, sizes) for hits in (true, false)]
     residuals = [hits - m.value * sizes for hits, m in zip((true, false), shares, strict=True)]
-    scale = np.sqrt((residuals[0] @ residuals[0]) * (residuals[1] @ residuals[1]))
-    correlation = float(residuals[0] @ residuals[1] / scale) if scale else 0.0
+    scale = np.sqrt(inner(residuals[0], residuals[0]) * inner(residuals[1], residuals[1]))
+    correlation = inner(residuals[0], residuals[1]) / scale if scale else 0.0
     return dataclasses.replace(difference(shares[0], shares[1], odds, correlation), note=note)
 
 
