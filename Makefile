@@ -1,12 +1,15 @@
 # make demo   both stages on embedded data, to runs/demo/finetune/report.html
 # make test   all tests
 # make lint   style
+# make reader the page of an export, from the sources in reader/; needs npm
 # Each creates .venv where it is not there or a requirements file has changed.
 
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test lint
+READER := infantxray/export_assets/built/reader.html
+
+.PHONY: demo test lint reader
 
 .venv/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -20,7 +23,13 @@ demo: .venv/installed
 	$(RUN) main.py --config=configs/finetune.py --workdir=runs/demo/finetune \
 		--config.pretrained=runs/demo/pretrain --config.train_steps=250
 
-test: .venv/installed
+reader: $(READER)
+
+$(READER): reader/package-lock.json reader/build.mjs $(wildcard reader/src/* reader/src/*/*)
+	cd reader && npm ci --no-audit --no-fund && npm run check && npm run build
+
+# The tests of the page need it where it can be built, and skip where it cannot.
+test: .venv/installed $(if $(shell command -v npm),$(READER))
 	$(RUN) -m pytest -n 2 --dist loadgroup
 
 lint: .venv/installed

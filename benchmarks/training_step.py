@@ -109,14 +109,14 @@ def make_torch_step(name: str, size: int, task: str):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     network = create_reference(name).train()
-    _make_grey(network)
+    make_grey(network)
     image = torch.randn(BATCH_SIZE, 1, size, size)
     label = torch.randint(0, CLASSES, (BATCH_SIZE,))
     age = torch.randn(BATCH_SIZE)
     with torch.no_grad():
         features = reference_map(network, name, image).shape[1]
     if task == "autoencoder":
-        heads = _torch_decoder(features)
+        heads = torch_decoder(features)
     else:
         heads = nn.ModuleDict(
             {
@@ -146,7 +146,7 @@ def make_torch_step(name: str, size: int, task: str):
     return run
 
 
-def _make_grey(network) -> None:
+def make_grey(network) -> None:
     """Replaces the first convolution by one of a single input channel."""
     from torch import nn
 
@@ -165,7 +165,7 @@ def _make_grey(network) -> None:
             return
 
 
-def _torch_decoder(features: int):
+def torch_decoder(features: int):
     """The layers of `infantxray.models.Decoder`."""
     from torch import nn
 

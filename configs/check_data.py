@@ -1,12 +1,12 @@
-"""Looks at the data before hours of training: what cannot be read, what leaks, what misleads.
+"""Checks the data before training: unreadable images, leaks between splits, shortcuts.
 
-    python main.py --config=configs/check_data.py --config.data.train=folder:/data/films
+    python main.py --config=configs/check_data.py --config.data.train=folder:/data/images
 
 About 800 small JPEG images a second on a core, 1.5 DICOM images of JPEG 2000. Writes report.html,
-problems.csv and films.csv; ends with exit code 1 where something must be mended: unreadable images,
-a patient or an image on two sides of the split, labelled images that stage two refuses. Give
---config.other_stage the data of the other stage to check that it does not show this one's test
-patients.
+problems.csv and films.csv. Exits with code 1 if something must be fixed: unreadable images, a
+patient or an image on two sides of the split, labelled images that stage two refuses. Set
+--config.other_stage to the data of the other stage to check that it does not contain this one's
+test patients.
 """
 
 from ml_collections import ConfigDict
@@ -17,8 +17,8 @@ from configs import common
 def get_config():
     config = ConfigDict()
     config.task = "check_data"
-    config.other_stage = ""  # What stage one trains on (data.train there), if it is not this data.
-    config.num_processes = 0  # 0: one a core.
+    config.other_stage = ""  # The data.train of stage one, if it differs from this data.
+    config.num_processes = 0  # 0: one per core.
     everything = common.data()
     config.data = ConfigDict()
     for name in (

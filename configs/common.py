@@ -1,41 +1,41 @@
-"""Settings that every task shares. Base values only: what follows from them (steps from epochs,
-the learning-rate schedule) is derived in code after the command line has been applied."""
+"""Settings shared by all tasks. Base values only: derived values (steps from epochs, the
+learning-rate schedule) are computed in code after the command line has been applied."""
 
 from ml_collections import ConfigDict
 
 
 def data() -> ConfigDict:
-    """Where radiographs come from and how they are divided and read."""
+    """Sources of the radiographs, their split, and how they are read."""
     config = ConfigDict()
     # Comma-separated `source:place`, e.g. "manifest:/data/a.csv,folder:/data/b,phantom:infant".
     config.train = "phantom:infant"
     config.validation = ""  # Empty: split from train, by patient.
     config.test = ""  # Empty: split from train, by patient.
-    config.given_splits = "keep"  # Or "ignore" the splits that sources bring, and cut new ones.
-    config.validation_fraction = 0.15  # Of the patients of a source that brings no split.
+    config.given_splits = "keep"  # Or "ignore": make a new split even if a source has one.
+    config.validation_fraction = 0.15  # Of the patients of a source without a split.
     config.test_fraction = 0.15
-    config.split_seed = 0  # Keep it equal in both stages, so that they agree on who is tested.
-    # "shared": the same patient_id in two sources is the same person. "source": ids of one source
-    # mean nothing in another (hospitals that both count from 1).
+    config.split_seed = 0  # Use the same in both stages, so that they agree on the test patients.
+    # "shared": the same patient_id in two sources is the same person. "source": ids are unique
+    # within a source only (hospitals that both count from 1).
     config.patient_ids = "shared"
-    # Empty: the labels found in the training data. Or names, separated by commas.
+    # Class names, separated by commas. Empty: the labels found in the training data.
     config.classes = ()
-    # Of the training patients; the rest keep their images and lose labels and ages, in both stages
-    # (stage one uses labels for its probe alone).
+    # Share of the training patients who keep labels and ages; the others keep their images only.
+    # It applies to both stages (stage one uses labels in its probe only).
     config.label_fraction = 1.0
-    config.label_seed = 0  # Another one keeps the labels of other patients.
+    config.label_seed = 0  # Another seed draws other labelled patients.
     config.image_size = 64  # Pixels, a multiple of 32.
-    config.resize = "pad"  # "pad" keeps the aspect ratio, "crop" too; "squash" does not.
+    config.resize = "pad"  # "pad" and "crop" keep the aspect ratio; "squash" does not.
     config.trim_borders = False  # Cut collimated margins before resizing.
-    config.on_error = "raise"  # A file that cannot be read: "raise", or "skip" and list it.
+    config.on_error = "raise"  # For a file that cannot be read. Or "skip": list it and go on.
     config.cache = ""  # Folder written by configs/prepare.py.
-    config.memory_mb = 1024  # Decoded images stay in memory where all of them fit into so much.
+    config.memory_mb = 1024  # Decoded images stay in memory if all of them fit in this size.
     config.num_threads = 4  # Decoding threads.
     return config
 
 
 def test_data() -> ConfigDict:
-    """Where the images of evaluation and prediction come from; the rest is the checkpoint's."""
+    """Images of evaluation and prediction; the other data settings are the checkpoint's."""
     config = ConfigDict()
     config.test = ""
     config.on_error = "raise"
@@ -45,23 +45,23 @@ def test_data() -> ConfigDict:
 
 
 def augment() -> ConfigDict:
-    """Random changes to training images; 0 switches one off.
+    """Random changes of training images; 0 switches a change off.
 
-    No flips by default, in either stage. Situs inversus, hepatomegaly and splenomegaly are about
-    sides, which a left-right flip destroys; air-fluid levels and free air are about gravity, which
-    an up-down flip destroys.
+    No flips by default, in either stage. Situs inversus, hepatomegaly and splenomegaly depend on
+    the side, which a left-right flip destroys; air-fluid levels and free air depend on gravity,
+    which an up-down flip destroys.
     """
     config = ConfigDict()
-    config.rotation_degrees = 7.0  # Half-ranges, but for noise and erase.
+    config.rotation_degrees = 7.0  # Half-range, as in all settings below except noise and erase.
     config.scale = 0.1  # Relative.
     config.shift = 0.05  # Of the image side.
     config.contrast = 0.2
     config.brightness = 0.1  # Of the intensity range.
     config.gamma = 0.2  # In log units.
     config.noise = (
-        0.02  # Largest standard deviation, of the intensity range; an image has 0 to that.
+        0.02  # Standard deviation, of the intensity range; drawn from 0 to this for each image.
     )
-    config.erase = 0.0  # The largest side of a square that is greyed out, of the image side.
+    config.erase = 0.0  # Largest side of a square painted grey, of the image side.
     config.flip_left_right = False
     config.flip_up_down = False
     return config
@@ -70,28 +70,28 @@ def augment() -> ConfigDict:
 def optimizer() -> ConfigDict:
     config = ConfigDict()
     config.name = "adamw"  # Or "sgd" (Nesterov momentum 0.9).
-    config.learning_rate = 1e-3  # At the end of the warm-up; cosine to zero from there.
+    config.learning_rate = 1e-3  # After the warm-up; then cosine decay to zero.
     config.warmup_fraction = 0.05  # Of all steps.
-    # On kernels alone, not on biases and normalisation. It is multiplied by the learning rate: at
-    # the lengths of these files it takes well under 1 % off a kernel.
+    # On kernels only, not on biases and normalisation. It is multiplied by the learning rate: at
+    # the lengths of training in these files it shrinks a kernel by well under 1 %.
     config.weight_decay = 1e-4
-    config.clip_norm = 1.0  # Of the whole gradient; 0 = no clipping.
-    # Times learning_rate, for encoders without BatchNorm (VGG19). At the rate that suits the others
-    # their weights turn over in a few steps, and they learn nothing.
+    config.clip_norm = 1.0  # Global norm of the gradient; 0 = no clipping.
+    # Multiplies learning_rate for encoders without BatchNorm (VGG19). At the learning rate of the
+    # other encoders their weights change completely within a few steps, and they learn nothing.
     config.factor_without_batchnorm = 0.03
     return config
 
 
 def training() -> ConfigDict:
-    """What both stages share."""
+    """Settings of both stages."""
     config = ConfigDict()
     config.seed = 0
     config.encoder = "resnet50"
     config.batch_size = 16
-    # Splits a batch where it does not fit in memory. BatchNorm then sees the parts one by one.
+    # Splits a batch that does not fit in memory. BatchNorm then sees one part at a time.
     config.accumulate_steps = 1
-    config.dtype = "float32"  # Or "bfloat16": of the computation; parameters stay float32.
-    # Exactly one of the two is above 0.
+    config.dtype = "float32"  # Of the computation, or "bfloat16"; parameters stay float32.
+    # Set exactly one of the two above 0.
     config.train_steps = 0
     config.train_epochs = 0.0
     config.log_every_steps = 20

@@ -1,4 +1,4 @@
-"""Scores a finished stage two on its test patients, or on another data set.
+"""Evaluates a finished stage two on its test patients, or on another data set.
 
     python main.py --config=configs/evaluate.py --config.checkpoint=runs/finetune
 
@@ -20,7 +20,7 @@ def get_config():
     config.seed = 0
     config.batch_size = 32
     config.bootstrap_samples = 1000
-    config.data = common.test_data()  # Empty data.test: the patients that stage two kept apart.
-    # "keep": of images that bring a split, those of its test part. Or "ignore": all of them.
+    config.data = common.test_data()  # Empty data.test: the test patients of stage two.
+    # "keep": only the test part of sources that have a split. Or "ignore": all images.
     config.data.given_splits = "keep"
     return config

@@ -1,11 +1,11 @@
-"""Writes phantom images as files, for other programs or to look at.
+"""Writes phantom images as files, for other programs or for viewing.
 
     python main.py --config=configs/export_phantom.py --config.data.train=phantom:infant:films=50
 
-About 15 images of 512 px a second on two busy cores. Writes the images and `manifest.csv`, which has
-the boxes of the findings and reads back to the same pictures (of 16-bit PNG with half a per cent of
-the greys clipped at each end, as of any such image): the data set
-`manifest:runs/export_phantom/manifest.csv`.
+About 15 images of 512 px a second on two busy cores. Writes the images and `manifest.csv` with the
+boxes of the findings. The data set `manifest:runs/export_phantom/manifest.csv` reads back to the
+same pictures, except that 16-bit PNG, as always, is clipped by half a per cent of the greys at each
+end.
 """
 
 from ml_collections import ConfigDict

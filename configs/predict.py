@@ -1,7 +1,7 @@
-"""Predicts condition and age for images without labels, with a finished stage two.
+"""Predicts conditions and ages of images without labels, with a finished stage two.
 
     python main.py --config=configs/predict.py --config.checkpoint=runs/finetune \
-        --config.data.test=folder:/data/new_films
+        --config.data.test=folder:/data/new_images
 
 writes `predictions.csv`; about 50 images a second on two CPU cores at 64 px.
 """
@@ -16,5 +16,5 @@ def get_config():
     config.task = "predict"
     config.checkpoint = "runs/finetune"  # The workdir of stage two.
     config.batch_size = 32
-    config.data = common.test_data()  # data.test has to be named.
+    config.data = common.test_data()  # data.test is required.
     return config

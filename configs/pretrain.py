@@ -1,4 +1,4 @@
-"""Stage one, representation learning: an encoder and a decoder learn to rebuild unlabelled X-rays.
+"""Stage one, representation learning: trains an encoder on unlabelled X-rays.
 
     python main.py --config=configs/pretrain.py
 
@@ -8,14 +8,14 @@ takes two to two and a half minutes on two CPU cores, on embedded data (adult an
     python main.py --config=configs/pretrain.py:paper \
         --config.data.train=manifest:/data/adult.csv,manifest:/data/infant.csv
 
-is the paper's size: 224 px, for GPUs. `/data/infant.csv` is the manifest that stage two uses as
-well: its test patients are left out here.
+is the paper's size: 224 px, for GPUs. Stage two uses the same `/data/infant.csv`: its test patients
+are left out here.
 
     python main.py --config=configs/pretrain.py:best --workdir=runs/best/pretrain \
         --config.data.train=manifest:/data/adult.csv,manifest:/data/infant.csv
 
-is what we would start from where labels are few: masked prediction of edges instead of Equation 1
-(docs/results.md), 96,000 images drawn, ShuffleNet.
+is the recommended start for few labels: masked prediction of edges instead of Equation 1
+(docs/results.md), with a ShuffleNet and 96,000 images sampled.
 """
 
 from ml_collections import ConfigDict
@@ -24,14 +24,14 @@ from configs import common
 
 
 def denoise() -> ConfigDict:
-    """For objective=denoise."""
+    """Settings of objective=denoise."""
     config = ConfigDict()
     config.noise = 0.2  # Standard deviation, of the intensity range.
     return config
 
 
 def masking() -> ConfigDict:
-    """For objective=masked_pixels and masked_hog."""
+    """Settings of objective=masked_pixels and objective=masked_hog."""
     config = ConfigDict()
     config.fraction = 0.6  # Of the patches, in each image.
     # Pixels: 4, 8, 16 or 32. 0 = about an eighth of the image's side: 8 at 64 px, 32 at 224.
@@ -40,13 +40,13 @@ def masking() -> ConfigDict:
 
 
 def views() -> ConfigDict:
-    """For objective=simsiam: what makes its two views, after the augmentation of the image.
+    """Settings of objective=simsiam: the changes between its two views, after augmentation.
 
-    No flips, for the reasons that stand in `common.augment`.
+    No flips, for the reasons given in `common.augment`.
     """
     config = common.augment()
     config.rotation_degrees = 15.0
-    config.scale = 0.3  # Of two views one may show three times the area of the other.
+    config.scale = 0.3  # One of the two views can show three times the area of the other.
     config.shift = 0.1
     config.contrast = 0.3
     config.gamma = 0.3
@@ -65,21 +65,21 @@ def get_config(variant: str = "cpu"):
     config.data.train = "phantom:adult,phantom:infant"
     config.train_steps = 300
     config.optimizer.learning_rate = 2e-3
-    # None: the paper names none, and a target that moves along with its input teaches no
-    # invariance. It only takes longer to rebuild.
+    # No augmentation: the paper names none, and a target that moves along with its input teaches
+    # no invariance. It only takes longer to reconstruct.
     for name in config.augment:
         config.augment[name] = type(config.augment[name])(0)
     config.images_every_steps = 100  # Panels of input, reconstruction and difference.
     # A linear classifier on the frozen latent, fitted on labelled training patients and scored on
     # validation patients of the last source of data.train that has labels (so name the target
-    # domain last): a falling L1 does not tell whether the representation transfers.
+    # domain last). A falling L1 does not show whether the representation transfers.
     config.probe_every_steps = 100  # 0 = never.
     config.probe_images = 512  # At most, in each of the two sets.
 
     if variant == "paper":
-        # The paper gives none of the figures below. 224 px and batch 256 are customary for these
-        # encoders; 20 epochs of its 312,000 images are 24,000 steps, where the L1 of autoencoders
-        # of this size has long levelled off.
+        # The paper gives none of the values below. 224 px and batch 256 are customary for these
+        # encoders; 20 epochs of its 312,000 images are 24,000 steps, after which the L1 of
+        # autoencoders of this size no longer improves.
         config.data.image_size = 224
         config.data.num_threads = 16
         config.batch_size = 256
@@ -96,7 +96,7 @@ def get_config(variant: str = "cpu"):
     elif variant == "best":
         config.objective = "masked_hog"
         # At 64 px within .01 of ResNet-50's ROC AUC on validation patients (one seed), in a fifth
-        # of the time. Another: --config.encoder, in both stages.
+        # of the time. To change it, set --config.encoder in both stages.
         config.encoder = "shufflenet"
         config.batch_size = 64
         config.train_steps = 1500

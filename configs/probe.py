@@ -1,4 +1,4 @@
-"""What a frozen encoder knows: a linear classifier and nearest neighbours on its pooled last map.
+"""Probes of a frozen encoder: a linear classifier and nearest neighbours on its pooled last map.
 
     python main.py --config=configs/probe.py --config.pretrained=runs/pretrain
 
@@ -14,12 +14,12 @@ from configs import common
 def get_config():
     config = ConfigDict()
     config.task = "probe"
-    config.seed = 0  # Of random weights, and of the choice of images.
+    config.seed = 0  # Of random weights and of the selection of images.
     config.encoder = "resnet50"
     config.pretrained = ""  # As in configs/finetune.py.
     config.dtype = "float32"
     config.batch_size = 16
-    config.train_films = 5000  # At most, of those with a label or an age.
+    config.train_films = 5000  # At most, of the images with a label or an age.
     config.bootstrap_samples = 200
     config.data = common.data()
     return config

@@ -11,9 +11,9 @@ and how wide its intervals are. Selections:
         --config.study.label_fractions=0.02,0.1,1.0 --config.finetune.train_steps=300
     python main.py --config=configs/study.py --config.study.cells=0-5
 
-The whole of the paper: eight encoders, five seeds, 224 px, for GPUs:
+The whole paper: eight encoders, five seeds, 224 px, for GPUs:
 
-    python main.py --config=configs/study.py:paper --workdir=/shared/study \
+    python main.py --config=configs/study.py:paper --workdir=/data/study \
         --config.study.pretrain_data=manifest:/data/adult.csv,manifest:/data/infant.csv \
         --config.data.train=manifest:/data/infant.csv
 
@@ -27,7 +27,7 @@ controls; `best` without one of its terms at a time; stage one by its objective;
     python main.py --config=configs/study.py:objectives --workdir=runs/objectives
     python main.py --config=configs/study.py:age --workdir=runs/age
 
-The same command again goes on where it was stopped. docs/study.md has Slurm arrays and Ray.
+The same command again resumes a study that was stopped. docs/study.md has Slurm arrays and Ray.
 """
 
 from ml_collections import ConfigDict
@@ -45,161 +45,45 @@ ENCODERS = (
     "resnet50",
 )
 
-
-# Variants of this file, and what each takes from configs/pretrain.py and configs/finetune.py.
-SIZES = {
-    "cpu": "cpu",
-    "paper": "paper",
-    "best": "best",
-    "ablation": "best",
-    "objectives": "best",
-    "age": "cpu",
-}
-
-
-# What each compares; a ConfigDict forgets the order. The last is what the others are compared with.
+# Variants of this file: the recipe in infantxray/studies/recipes.py, and the variant of
+# configs/pretrain.py and configs/finetune.py that its runs start from.
 VARIANTS = {
-    "cpu": ("without_pretraining", "without_apn", "full"),
-    "paper": ("without_pretraining", "without_apn", "full"),
-    "best": (
-        "random",
-        "random_self_training",
-        "random_fine_tuned_teacher",
-        "paper",
-        "masked",
-        "best",
-    ),
-    "ablation": (
-        "without_masking",
-        "without_teachers",
-        "fine_tuned_teacher",
-        "without_augmentation",
-        "strong_augmentation",
-        "without_average",
-        "best",
-    ),
-    "objectives": ("random", "l1", "denoise", "simsiam", "masked_pixels", "masked_hog"),
-    "age": ("mse", "learned_weights", "distribution", "condition", "all", "none"),
+    "cpu": ("paper", "cpu"),
+    "paper": ("paper", "paper"),
+    "best": ("best", "best"),
+    "ablation": ("ablation", "best"),
+    "objectives": ("objectives", "best"),
+    "age": ("age", "cpu"),
 }
-
-_LABELS_ALONE = {"self_training": {"linear_probe": False}}
-# For a student of 150 steps: as many images in all as `best` draws.
-_FINE_TUNED_TEACHER = {"self_training": {"linear_probe": False, "teacher_steps": 150}}
-
-
-def _variants() -> ConfigDict:
-    """What is compared, by name: whether stage two starts from a stage one, and what each of the
-    two stages changes of its settings. Variants that change nothing of stage one, or the same,
-    share its runs. Variants that change the teachers of stage two still draw equally many images."""
-    config = ConfigDict()
-    config.without_pretraining = {"pretrained": False, "pretrain": {}, "finetune": {}}
-    config.without_apn = {"pretrained": True, "pretrain": {}, "finetune": {"age_head": False}}
-    config.full = {"pretrained": True, "pretrain": {}, "finetune": {}}
-    return config
-
-
-def _recipes() -> ConfigDict:
-    """`best`, and what it is compared with: the weights that stage two starts from, and whether a
-    teacher comes first, change; the number of images that stage two draws does not."""
-    config = ConfigDict()
-    for name, pretrained, pretrain_change, finetune_change in (
-        ("random", False, {}, _LABELS_ALONE),
-        ("paper", True, {"objective": "l1"}, _LABELS_ALONE),
-        ("masked", True, {}, _LABELS_ALONE),
-        ("random_self_training", False, {}, {}),
-        # What suits random weights better than a probe of theirs.
-        ("random_fine_tuned_teacher", False, {}, _FINE_TUNED_TEACHER),
-        ("best", True, {}, {}),
-    ):
-        config[name] = {
-            "pretrained": pretrained,
-            "pretrain": pretrain_change,
-            "finetune": finetune_change,
-        }
-    return config
-
-
-# Every change about twice as large as the usual ones, and a square that is greyed out.
-_STRONG = {
-    "rotation_degrees": 12.0,
-    "scale": 0.2,
-    "shift": 0.1,
-    "contrast": 0.4,
-    "brightness": 0.2,
-    "gamma": 0.4,
-    "noise": 0.04,
-    "erase": 0.5,
-}
-
-
-def _terms() -> ConfigDict:
-    """`best`, and `best` with one of its terms at a time left out or changed."""
-    none = {name: type(value)(0) for name, value in common.augment().items()}
-    config = ConfigDict()
-    config.without_masking = {"pretrained": True, "pretrain": {"objective": "l1"}, "finetune": {}}
-    for name, change in (
-        ("without_teachers", _LABELS_ALONE),
-        ("fine_tuned_teacher", _FINE_TUNED_TEACHER),
-        ("without_augmentation", {"augment": none}),
-        ("strong_augmentation", {"augment": _STRONG}),
-        ("without_average", {"ema_decay": 0.0}),
-        ("best", {}),
-    ):
-        config[name] = {"pretrained": True, "pretrain": {}, "finetune": change}
-    return config
-
-
-def _objectives() -> ConfigDict:
-    """Random weights and every objective of stage one, then labels alone."""
-    config = ConfigDict()
-    for name in VARIANTS["objectives"]:
-        pretrained = name != "random"
-        config[name] = {
-            "pretrained": pretrained,
-            "pretrain": {"objective": name} if pretrained else {},
-            "finetune": _LABELS_ALONE,
-        }
-    return config
-
-
-def _age_terms() -> ConfigDict:
-    """What stage two makes of the ages, all else as in the paper's method; compared with none."""
-    config = ConfigDict()
-    for name, change in (
-        ("mse", {}),
-        ("learned_weights", {"age_weighting": "uncertainty"}),
-        ("distribution", {"age_loss": "distribution"}),
-        ("condition", {"age_film": True}),
-        ("all", {"age_weighting": "uncertainty", "age_loss": "distribution", "age_film": True}),
-        ("none", {"age_head": False}),
-    ):
-        config[name] = {"pretrained": True, "pretrain": {}, "finetune": change}
-    return config
 
 
 def _stage(config: ConfigDict) -> ConfigDict:
-    """The settings of a stage that the study does not set cell by cell."""
+    """The settings of a stage that are equal in all runs of the study."""
     with config.unlocked():
-        for key in ("task", "encoder", "seed", "dtype", "data"):
-            del config[key]
+        for key in ("task", "encoder", "seed", "dtype", "data", "pretrained"):
+            if key in config:
+                del config[key]
     return config
 
 
 def get_config(variant: str = "cpu"):
-    if variant not in SIZES:
-        names = ", ".join(list(SIZES)[:-1])
+    if variant not in VARIANTS:
+        names = ", ".join(list(VARIANTS)[:-1])
         raise ValueError(
-            f"configs/study.py has the variants {names} and {list(SIZES)[-1]}, not {variant!r}"
+            f"configs/study.py has the variants {names} and {list(VARIANTS)[-1]}, not {variant!r}"
         )
-    size = SIZES[variant]
+    recipe, size = VARIANTS[variant]
     config = ConfigDict()
     config.task = "study"
     config.study = ConfigDict()
-    config.study.size = size  # Of configs/pretrain.py and configs/finetune.py.
+    config.study.recipe = recipe  # In infantxray/studies/recipes.py: the variants by name.
+    config.study.size = size  # Variant of configs/pretrain.py and configs/finetune.py.
     config.study.encoders = ("shufflenet", "resnet50")
-    config.study.variants = VARIANTS[variant]  # Of config.variants.
+    config.study.variants = ()  # Names, in order; empty: all of the recipe.
+    # Changes of variants, such as "full.finetune.age_weight=0.4,full.pretrain.objective=denoise".
+    config.study.changes = ""
     config.study.seeds = (0, 1, 2)
-    # Empty: every seed has a stage one of its own. Or fewer, which take turns: stage one is long.
+    # Empty: every seed has its own stage one. Or fewer, which take turns: stage one is long.
     config.study.pretrain_seeds = ()
     config.study.label_fractions = (1.0,)  # Of the training patients, for stage two.
     # Who keeps the labels of a fraction: "shared", the same patients in all runs, or "seed": every
@@ -208,53 +92,46 @@ def get_config(variant: str = "cpu"):
     # The images of stage one, without labels; those of stage two are data.train.
     config.study.pretrain_data = "phantom:adult,phantom:infant"
     config.study.frozen = True  # A linear probe and k-NN on the frozen features of every encoder.
-    config.study.cells = ""  # Empty: all. Or numbers of the plan, such as "0-11,20".
+    config.study.cells = ""  # Which runs, by their numbers in the plan: "0-11,20". Empty: all.
     config.study.dry_run = False  # True: print the plan and stop.
-    # Cells at a time on this machine. Several are dealt out to its GPUs; one alone has them all.
+    # Runs at a time on this machine. Several share its GPUs; one alone uses all of them.
     config.study.parallel_cells = 1
-    config.ray_address = ""  # Of a Ray cluster, such as "auto": a cell a task, a GPU a cell.
-    config.bootstrap_samples = 1000  # Of the study's intervals.
+    config.ray_address = ""  # Of a Ray cluster, such as "auto": a task and a GPU for each run.
+    config.bootstrap_samples = 1000  # For the study's intervals.
     config.seed = 0  # Of the resampling.
     config.dtype = "float32"
-    config.variants = _variants()
+    config.variants = ConfigDict()  # More variants, for files of your own: docs/study.md.
     config.data = common.data()  # Of both stages.
     with config.data.unlocked():
-        del config.data["label_fraction"]  # A selection of the study.
+        del config.data["label_fraction"]  # The study sets it.
     config.pretrain = _stage(pretrain.get_config(size))
     config.finetune = _stage(finetune.get_config(size))
-    with config.finetune.unlocked():
-        del config.finetune["pretrained"]
-    if variant == "paper":
+    if variant == "cpu":
+        for stage in (config.pretrain, config.finetune):
+            stage.train_steps = 100
+            stage.eval_every_steps = 50
+            stage.checkpoint_every_steps = 50
+        config.pretrain.images_every_steps = 100
+        config.pretrain.probe_every_steps = 0  # The study probes every encoder at the end.
+        config.finetune.bootstrap_samples = 200  # For the report of each run.
+    elif variant == "paper":
         config.study.encoders = ENCODERS
         config.study.seeds = (0, 1, 2, 3, 4)
         config.dtype = "bfloat16"
         config.data.image_size = 224
         config.data.num_threads = 16
-        return config
-    if variant != "cpu":
+    else:
         config.study.encoders = ("shufflenet",)
         config.study.label_draw = "seed"
-        if variant == "best":
-            config.variants = _recipes()
-            config.study.seeds = tuple(range(12))  # Draws of labels differ more than recipes.
-            config.study.pretrain_seeds = (0, 1)
-            config.study.label_fractions = (0.02, 0.1, 1.0)
-        elif variant == "ablation":
-            config.variants = _terms()
-            config.study.label_fractions = (0.02,)
-        elif variant == "objectives":
-            config.variants = _objectives()
-            config.study.pretrain_seeds = (0,)
-            config.study.label_fractions = (0.02, 0.1, 1.0)
-        else:
-            config.variants = _age_terms()
-            config.finetune.train_steps = 600
-        return config
-    for stage in (config.pretrain, config.finetune):
-        stage.train_steps = 100
-        stage.eval_every_steps = 50
-        stage.checkpoint_every_steps = 50
-    config.pretrain.images_every_steps = 100
-    config.pretrain.probe_every_steps = 0  # The study probes every encoder at the end.
-    config.finetune.bootstrap_samples = 200  # Of each run's own report.
+    if variant == "best":
+        config.study.seeds = tuple(range(12))  # Draws of labels differ more than recipes.
+        config.study.pretrain_seeds = (0, 1)
+        config.study.label_fractions = (0.02, 0.1, 1.0)
+    elif variant == "ablation":
+        config.study.label_fractions = (0.02,)
+    elif variant == "objectives":
+        config.study.pretrain_seeds = (0,)
+        config.study.label_fractions = (0.02, 0.1, 1.0)
+    elif variant == "age":
+        config.finetune.train_steps = 600
     return config

@@ -1,38 +1,56 @@
-"""Images decoded once and kept as ArrayRecord, one folder a preprocessing.
+"""Cache of decoded images: ArrayRecord shards, one folder for each preprocessing.
 
     CACHE/<fingerprint of the preprocessing>/
       preprocessing.json           what the images were decoded with
       shard-00000.array_record     images, one a record, raw bytes
-      shard-00000.keys.npy         hashes of their paths, in the same order
+      shard-00000.keys.npy         for each record: hash of the path, size and time of the file
 
-A shard counts only once its keys are there, which is the last thing to be written: an interrupted
-preparation goes on where it stopped, and several machines may fill the same folder.
+A shard counts once its keys are there, which are written last. An interrupted preparation therefore
+resumes, several machines may fill the same folder, and training may read while it grows: a reader
+sees the shards that were finished when it was opened.
+
+An image is decoded from its file if it is missing here, if that file has changed since (size or
+modification time), or if its shard is damaged; the log names the first of each kind. ArrayRecord
+checks a 64-bit hash of every record that it reads.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import os
+import socket
 import threading
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from data_pipeline.decode import Preprocessing, load_image
 from data_pipeline.errors import UnreadableImage, UserError
+from data_pipeline.processes import stopping
 
 _log = logging.getLogger(__name__)
 _DESCRIPTION = "preprocessing.json"
 # One record a group: random access reads nothing else. Radiographs shrink by an eighth only.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
+_READER_OPTIONS = "readahead_buffer_size:0,index_storage_option:in_memory"
+_KEYS = np.dtype(
+    [("key", np.uint64), ("size", np.int64), ("modified_ns", np.int64), ("written_ns", np.int64)]
+)
+_NO_FILE = -1  # Size of what is not a file, such as a phantom image: never outdated.
+_NOT_RECORDED = -2  # In caches of earlier versions.
+_SECONDS_TO_ABANDON = 86_400
 
 
-def path_keys(paths: Sequence[str]) -> np.ndarray:
+def path_keys(paths: Iterable[str]) -> np.ndarray:
     """Hashes of paths, uint64 `[n]`: eight bytes instead of a path for each of millions."""
     digests = b"".join(
         hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=8).digest()
@@ -41,28 +59,48 @@ def path_keys(paths: Sequence[str]) -> np.ndarray:
     return np.frombuffer(digests, np.uint64)
 
 
-def cache_folder(directory: str | os.PathLike, preprocessing: Preprocessing) -> Path:
-    """Where the images of this preprocessing lie in a cache."""
+def _file_stamp(path: str) -> tuple[int, int]:
+    """Size in bytes and modification time in nanoseconds of a file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return _NO_FILE, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def cache_folder(directory: str | os.PathLike[str], preprocessing: Preprocessing) -> Path:
+    """The folder of a preprocessing in a cache."""
     return Path(directory, preprocessing.fingerprint())
 
 
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        np.dtype(found["dtype"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path} is damaged; delete the folder {path.parent} and run configs/prepare.py again"
+        ) from None
+    return found
+
+
 def create_folder(
-    directory: str | os.PathLike, preprocessing: Preprocessing, dtype: type = np.uint8
+    directory: str | os.PathLike[str], preprocessing: Preprocessing, dtype: type = np.uint8
 ) -> Path:
     """Makes the folder of a preprocessing, or checks that it holds the same kind of images.
 
     Raises:
-      UserError: it holds images of another depth.
+      UserError: it holds images of another depth, or its description is damaged.
     """
     folder = cache_folder(directory, preprocessing)
     folder.mkdir(parents=True, exist_ok=True)
     description = {**preprocessing.to_dict(), "dtype": np.dtype(dtype).name}
     path = folder / _DESCRIPTION
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = _read_description(path)
         if found != description:
             raise UserError(
-                f"{folder} holds images as {found.get('dtype')}, not {description['dtype']}; choose "
+                f"{folder} holds images as {found['dtype']}, not {description['dtype']}; choose "
                 "another folder"
             )
     else:
@@ -73,125 +111,272 @@ def create_folder(
 
 
 def write_shard(
-    folder: str | os.PathLike, paths: Sequence[str], preprocessing: Preprocessing, dtype: str
+    folder: str | os.PathLike[str], paths: Sequence[str], preprocessing: Preprocessing, dtype: str
 ) -> tuple[int, list[tuple[str, str]]]:
-    """Decodes images into a new shard.
+    """Decodes images into a new shard. A worker that is asked to stop writes a shorter one.
 
     Args:
       folder: made by `create_folder`.
       paths: which images.
-      preprocessing: how.
+      preprocessing: from a file to an image.
       dtype: `"uint8"` or `"uint16"`.
 
     Returns:
       How many images were written, and `(path, reason)` of those that could not be read.
     """
     name = f"shard-{uuid.uuid4().hex[:16]}"
-    records = Path(folder, f"{name}.array_record")
-    unfinished = Path(folder, f".{name}.array_record")
-    writer = ArrayRecordWriter(str(unfinished), _WRITER_OPTIONS)
-    written, bad = [], []
+    unfinished = Path(folder, f".{_host()}-{name}.array_record")
+    with _locked(unfinished):
+        stamps, written, bad = _write_records(unfinished, paths, preprocessing, dtype)
+        if written:
+            keys = np.empty(len(written), _KEYS)
+            keys["key"] = path_keys(written)
+            keys["size"], keys["modified_ns"] = np.array(stamps, np.int64).T
+            keys["written_ns"] = time.time_ns()
+            temporary = unfinished.with_suffix(".keys.npy")
+            with _locked(temporary) as file:
+                np.save(file, keys)
+                file.flush()
+                os.replace(unfinished, Path(folder, f"{name}.array_record"))
+                os.replace(temporary, Path(folder, f"{name}.keys.npy"))
+    return len(written), bad
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[IO[bytes]]:
+    """Makes a file that `sweep` leaves alone as long as this process lives, and deletes it."""
+    while True:
+        with open(path, "wb") as file:
+            with contextlib.suppress(OSError):  # A file system without locks.
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not path.exists():  # Swept between the two lines above.
+                continue
+            try:
+                yield file
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _write_records(
+    file: Path, paths: Sequence[str], preprocessing: Preprocessing, dtype: str
+) -> tuple[list[tuple[int, int]], list[str], list[tuple[str, str]]]:
+    writer = ArrayRecordWriter(str(file), _WRITER_OPTIONS)
+    stamps: list[tuple[int, int]] = []
+    written: list[str] = []
+    bad: list[tuple[str, str]] = []
     try:
         for path in paths:
+            if stopping():
+                break
+            stamp = _file_stamp(path)  # Before reading: a change meanwhile is noticed later.
             try:
                 image = load_image(path, preprocessing, np.dtype(dtype).type)
             except UnreadableImage as error:
                 bad.append((error.path, error.reason))
                 continue
             writer.write(image.tobytes())
+            stamps.append(stamp)
             written.append(path)
     finally:
-        writer.close()  # An unclosed file cannot be read, nor be left behind open.
-    if not written:
-        unfinished.unlink()
-        return 0, bad
-    os.replace(unfinished, records)
-    keys = Path(folder, f".{name}.keys.npy")
-    np.save(keys, path_keys(written))
-    os.replace(keys, Path(folder, f"{name}.keys.npy"))
-    return len(written), bad
+        writer.close()  # An unclosed writer aborts the process.
+    return stamps, written, bad
 
 
-def _shards(folder: Path) -> list[tuple[Path, np.ndarray]]:
-    """Finished shards with the keys of their images."""
-    return [
-        (keys.with_name(keys.name.replace(".keys.npy", ".array_record")), np.load(keys))
-        for keys in sorted(folder.glob("shard-*.keys.npy"))
-    ]
+def _host() -> str:
+    """Eight hexadecimal digits for this machine."""
+    return hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
 
 
-def cached_keys(folder: Path) -> np.ndarray:
-    """Keys of all images in a folder, sorted."""
-    parts = [keys for _, keys in _shards(folder)]
-    return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
+def sweep(folder: Path) -> int:
+    """Deletes the unfinished shards of writers that are gone; returns how many.
+
+    A writer on this machine holds a lock as long as it lives. A file of another machine is deleted
+    when nobody has written to it for a day.
+    """
+    swept = 0
+    for path in folder.glob(".*-shard-*"):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            if path.name.startswith(f".{_host()}-"):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            elif time.time() - path.stat().st_mtime < _SECONDS_TO_ABANDON:
+                continue
+            path.unlink()
+            swept += 1
+    for path in folder.glob(".shard-*"):  # Of earlier versions.
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _SECONDS_TO_ABANDON:
+                path.unlink()
+                swept += 1
+    return swept
+
+
+def read_keys(folder: Path, seen: set[str]) -> list[tuple[Path, np.ndarray]]:
+    """Finished shards that are not in `seen`, which grows: their files, and an array of `_KEYS`."""
+    found = []
+    for path in sorted(folder.glob("shard-*.keys.npy")):
+        records = path.with_name(path.name.replace(".keys.npy", ".array_record"))
+        if path.name in seen or not records.is_file():
+            continue
+        seen.add(path.name)
+        try:
+            keys = np.load(path)
+        except Exception:  # A damaged header makes NumPy's parser raise almost anything.
+            keys = None
+        if keys is not None and keys.dtype == np.uint64:  # Of earlier versions.
+            plain, keys = keys, np.zeros(len(keys), _KEYS)
+            keys["key"], keys["size"] = plain, _NOT_RECORDED
+        if keys is None or keys.dtype != _KEYS:
+            _log.warning("%s is damaged: its images are decoded from their files", path)
+            continue
+        found.append((records, keys))
+    return found
+
+
+def _latest(keys: np.ndarray) -> np.ndarray:
+    """Rows of the last written record of each key, sorted by key."""
+    order = np.lexsort((keys["written_ns"], keys["key"]))
+    sorted_keys = keys["key"][order]
+    last = np.ones(len(order), bool)
+    last[:-1] = sorted_keys[1:] != sorted_keys[:-1]
+    return order[last].astype(np.uint32)
+
+
+def to_decode(folder: Path, paths: np.ndarray, seen: set[str]) -> np.ndarray:
+    """The paths that a cache lacks, or whose files have changed since; `seen` as in `read_keys`."""
+    keys = np.concatenate([np.empty(0, _KEYS), *(keys for _, keys in read_keys(folder, seen))])
+    keys = keys[_latest(keys)]
+    if not len(keys):
+        return paths
+    wanted = path_keys(paths)
+    at = np.minimum(np.searchsorted(keys["key"], wanted), len(keys) - 1)
+    wrong = keys["key"][at] != wanted
+    for i in np.flatnonzero(~wrong):
+        wrong[i] = _is_outdated(keys[at[i]], paths[i])
+    found: np.ndarray = paths[wrong]
+    return found
+
+
+def _is_outdated(key: np.void, path: str) -> bool:
+    """Whether a file has changed since its image was cached. One that is gone has not."""
+    if key["size"] < 0:
+        return False
+    size, modified_ns = _file_stamp(path)
+    return size != _NO_FILE and (size, modified_ns) != (key["size"], key["modified_ns"])
 
 
 class Cache:
     """Random access to decoded images, from any number of threads. Made by `find_cache`."""
 
     def __init__(self, folder: Path, preprocessing: Preprocessing, dtype: str):
-        shards = _shards(folder)
+        shards = read_keys(folder, set())
         self._paths = [str(path) for path, _ in shards]
         self._starts = np.cumsum([0, *(len(keys) for _, keys in shards)])
-        keys = np.concatenate([keys for _, keys in shards] or [np.empty(0, np.uint64)])
-        order = np.argsort(keys, kind="stable").astype(np.uint32)
-        self._keys, self._rows = keys[order], order
+        keys = np.concatenate([np.empty(0, _KEYS), *(keys for _, keys in shards)])
+        self._rows = _latest(keys)
+        self._keys = keys["key"][self._rows]
+        self._stamps = keys
+        # The file of an image is looked at once: whether it was, and whether the image is of use.
+        self._checked, self._usable = np.zeros(len(keys), bool), np.ones(len(keys), bool)
         self._side = preprocessing.image_size
         self._dtype = np.dtype(dtype)
         self._readers: list[ArrayRecordReader | None] = [None] * len(shards)
         self._lock = threading.Lock()
-        self._missed = False
+        self._said: set[str] = set()
+        if (keys["size"] == _NOT_RECORDED).any():
+            _log.info(
+                "%s was prepared before sizes and times of files were recorded: images that have "
+                "changed since are not noticed",
+                folder,
+            )
 
     def __len__(self) -> int:
         return len(self._keys)
 
+    def _warn_once(self, kind: str, message: str, *args: object) -> None:
+        with self._lock:
+            if kind not in self._said:
+                self._said.add(kind)
+                _log.warning(message, *args)
+
     def lookup(self, image_path: str) -> int | None:
-        """The row of an image, or None if it is not here, which is logged the first time."""
+        """The row of an image, or None if it is not here or of no use; the log says the first."""
         row = int(self._rows_of([image_path])[0])
         return None if row < 0 else row
 
     def _rows_of(self, image_paths: Sequence[str]) -> np.ndarray:
-        """Rows of images, int64 `[n]`, -1 for those that are not here."""
+        """Rows of images, int64 `[n]`, -1 for those that must be decoded from their files."""
         keys = path_keys(image_paths)
         at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         rows = np.where(self._keys[at] == keys, self._rows[at].astype(np.int64), -1)
-        if not self._missed and rows.min(initial=0) < 0:
-            self._missed = True
-            _log.warning(
-                "not in the cache: %s; such images are decoded from their files, prepare again to "
+        if rows.min(initial=0) < 0:
+            self._warn_once(
+                "missing",
+                "not in the cache: %s; such images are decoded from their files; prepare again to "
                 "add them",
-                image_paths[int(np.argmin(rows))],
+                image_paths[int(rows.argmin())],
             )
-        return rows
+        for i in np.flatnonzero((rows >= 0) & ~self._checked[rows]).tolist():
+            if _is_outdated(self._stamps[rows[i]], image_paths[i]):
+                self._usable[rows[i]] = False
+                self._warn_once(
+                    "changed",
+                    "changed since it was prepared: %s; such images are decoded from their files; "
+                    "prepare again to update them",
+                    image_paths[i],
+                )
+            self._checked[rows[i]] = True
+        return np.where(self._usable[rows], rows, -1)
 
-    def missing(self, image_paths: Sequence[str]) -> int:
-        """How many of the images are not here."""
-        return int((~np.isin(path_keys(image_paths), self._keys)).sum())
-
-    def read(self, row: int, dtype: type = np.uint8) -> np.ndarray:
-        """The image of a row, `[S, S]`, uint8 or uint16 at full range."""
+    def read(self, row: int, dtype: type = np.uint8) -> np.ndarray | None:
+        """The image of a row, `[S, S]`, uint8 or uint16 at full range; None in a damaged shard."""
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        record = self._reader(shard).read([row - int(self._starts[shard])])[0]
-        return self._image(record, dtype)
+        records = self._records(shard, [row - int(self._starts[shard])])
+        return None if records is None else self._image(records[0], dtype)
+
+    def get(self, image_path: str) -> np.ndarray | None:
+        """The image of a path, uint8 `[S, S]`; None where it must be decoded from its file."""
+        row = self.lookup(image_path)
+        return None if row is None else self.read(row)
 
     def read_into(self, image_paths: Sequence[str], images: np.ndarray) -> np.ndarray:
         """Reads several images at once, which is faster than one by one.
 
         Args:
           image_paths: which, n of them.
-          images: uint8 `[n, S, S]`, which is filled where an image is here.
+          images: uint8 `[n, S, S]`, filled where an image is here.
 
         Returns:
-          Boolean `[n]`: the image is here.
+          Boolean `[n]`: the image was filled in.
         """
         rows = self._rows_of(image_paths)
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         for shard in np.unique(shards[rows >= 0]):
             here = np.flatnonzero((shards == shard) & (rows >= 0))
-            records = self._reader(shard).read((rows[here] - self._starts[shard]).tolist())
+            records = self._records(int(shard), (rows[here] - self._starts[shard]).tolist())
+            if records is None:
+                rows[here] = -1
+                continue
             for i, record in zip(here, records, strict=True):
                 images[i] = self._image(record, np.uint8)
         return rows >= 0
+
+    def _records(self, shard: int, positions: list[int]) -> list[bytes] | None:
+        """Records of a shard; None if it is damaged, which excludes it from now on."""
+        try:
+            records: list[bytes] = self._reader(shard).read(positions)
+            return records
+        except (RuntimeError, ValueError, IndexError, OSError):
+            start, end = self._starts[shard], self._starts[shard + 1]
+            self._usable[start:end] = False
+            self._warn_once(
+                self._paths[shard],
+                "%s is damaged: its %d images are decoded from their files; delete it with its "
+                ".keys.npy and prepare again",
+                self._paths[shard],
+                end - start,
+            )
+            return None
 
     def _image(self, record: bytes, dtype: type) -> np.ndarray:
         image = np.frombuffer(record, self._dtype).reshape(self._side, self._side)
@@ -207,14 +392,15 @@ class Cache:
             with self._lock:
                 reader = self._readers[shard]
                 if reader is None:
-                    reader = ArrayRecordReader(
-                        self._paths[shard], "readahead_buffer_size:0,index_storage_option:in_memory"
-                    )
+                    reader = ArrayRecordReader(self._paths[shard], _READER_OPTIONS)
+                    expected = self._starts[shard + 1] - self._starts[shard]
+                    if reader.num_records() != expected:
+                        raise ValueError("a shard and its keys have different lengths")
                     self._readers[shard] = reader
         return reader
 
 
-def find_cache(directory: str | os.PathLike, preprocessing: Preprocessing) -> Cache | None:
+def find_cache(directory: str | os.PathLike[str], preprocessing: Preprocessing) -> Cache | None:
     """The cache of a preprocessing, or None with the reason in the log."""
     cache, reason = open_cache(directory, preprocessing)
     if cache is None:
@@ -225,23 +411,26 @@ def find_cache(directory: str | os.PathLike, preprocessing: Preprocessing) -> Ca
 
 
 def open_cache(
-    directory: str | os.PathLike, preprocessing: Preprocessing
+    directory: str | os.PathLike[str], preprocessing: Preprocessing
 ) -> tuple[Cache | None, str]:
-    """The cache of a preprocessing and an empty string, or None and why there is none."""
+    """The cache of a preprocessing and an empty string, or None and why there is none.
+
+    Raises:
+      UserError: the description of the cache is damaged.
+    """
     directory = Path(directory).expanduser()
     folder = cache_folder(directory, preprocessing)
     if (folder / _DESCRIPTION).is_file():
-        description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-        cache = Cache(folder, preprocessing, description["dtype"])
+        cache = Cache(folder, preprocessing, str(_read_description(folder / _DESCRIPTION)["dtype"]))
         if len(cache):
             return cache, ""
         return None, f"{folder} holds no images yet; run configs/prepare.py"
     if not directory.is_dir():
         return None, f"{directory} does not exist; configs/prepare.py makes one"
     wanted = preprocessing.to_dict()
-    differences = set()
+    differences: set[str] = set()
     for path in sorted(directory.glob(f"*/{_DESCRIPTION}")):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = _read_description(path)
         differences.update(
             f"{name} is {found.get(name)!r} there and {value!r} here"
             for name, value in wanted.items()

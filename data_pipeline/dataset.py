@@ -1,4 +1,4 @@
-"""From `config.data` to records, splits and readers of images."""
+"""Data sets: from settings to divided records and readers of images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -21,61 +22,95 @@ from data_pipeline.splits import (
     check_unchanged,
     divide,
     keep_labels,
-    patient_keys,
     write_split,
 )
 
 _log = logging.getLogger(__name__)
 
 
-def preprocessing(settings) -> Preprocessing:
-    """That of `config.data`."""
-    return Preprocessing(
-        image_size=settings.image_size,
-        resize=settings.resize,
-        trim_borders=settings.trim_borders,
-    )
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """Where images come from, and how they are divided and read: `config.data`.
+
+    Attributes:
+      train, validation, test: comma-separated `source:place`; an empty role is split from `train`.
+      given_splits: `"keep"` the splits that sources bring, or `"ignore"` them.
+      validation_fraction, test_fraction: of the patients of a source that brings no split.
+      split_seed: of the split.
+      patient_ids: `"shared"`, an id means the same person in every source, or `"source"`.
+      classes: names of the conditions; empty = those found.
+      label_fraction: of the training patients; the others lose their labels and ages.
+      label_seed: of the choice of those patients.
+      image_size, resize, trim_borders: see `Preprocessing`.
+      on_error: `"raise"` for a file that cannot be read, or `"skip"`.
+      cache: folder of decoded images; empty = none.
+      memory_mb: keep decoded images in memory where all of them fit into so many MiB.
+      num_threads: that decode.
+    """
+
+    train: str = ""
+    validation: str = ""
+    test: str = ""
+    given_splits: str = "keep"
+    validation_fraction: float = 0.15
+    test_fraction: float = 0.15
+    split_seed: int = 0
+    patient_ids: str = "shared"
+    classes: tuple[str, ...] = ()
+    label_fraction: float = 1.0
+    label_seed: int = 0
+    image_size: int = 64
+    resize: str = "pad"
+    trim_borders: bool = False
+    on_error: str = "raise"
+    cache: str = ""
+    memory_mb: int = 0
+    num_threads: int = 4
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(self.image_size, self.resize, self.trim_borders)
 
 
-def divide_sources(settings) -> Split:
-    """Opens and divides the data of `config.data`."""
+def open_role(spec: str, settings: DataSettings) -> Records:
+    """The records of some sources, with patients resolved by `settings.patient_ids`."""
+    records = open_sources(spec).with_patients(settings.patient_ids)
+    if settings.given_splits == "ignore":
+        records = records.replace(split=np.full(len(records), "", dtype=object))
+    return records
 
-    def open_role(spec: str) -> Records:
-        records = open_sources(spec)
-        if settings.given_splits == "ignore":
-            records = records.replace(split=np.full(len(records), "", dtype=object))
-        return records
 
+def divide_sources(settings: DataSettings) -> Split:
+    """Opens the sources and divides their records by patient."""
     return divide(
-        open_role(settings.train),
-        open_role(settings.validation) if settings.validation else None,
-        open_role(settings.test) if settings.test else None,
+        open_role(settings.train, settings),
+        open_role(settings.validation, settings) if settings.validation else None,
+        open_role(settings.test, settings) if settings.test else None,
         validation_fraction=settings.validation_fraction,
         test_fraction=settings.test_fraction,
         seed=settings.split_seed,
-        patient_ids=settings.patient_ids,
     )
 
 
-def open_split(settings, folder: str) -> Split:
-    """`divide_sources` with `data.label_fraction` applied, logged, and recorded in `split.csv`.
+def open_split(settings: DataSettings, folder: str) -> Split:
+    """`divide_sources` with `label_fraction` applied, logged, and recorded in `split.csv`.
+
+    Args:
+      settings: the data.
+      folder: the workdir.
 
     Raises:
-      DataError: the folder holds a run that began with other images, labels or places.
+      DataError: the run in this folder began with other images, labels or splits.
     """
     split = divide_sources(settings)
     train = keep_labels(
-        split.train,
-        settings.label_fraction,
-        settings.split_seed,
-        settings.patient_ids,
-        settings.label_seed,
+        split.train, settings.label_fraction, settings.split_seed, settings.label_seed
     )
     split = dataclasses.replace(split, train=train)
     for name in SPLITS:
-        _log.info("%-10s %s", name, describe(split[name], settings.patient_ids))
+        _log.info("%-10s %s", name, describe(split[name]))
     everyone = Records.concatenate([split[name] for name in SPLITS])
-    for message, _ in doubtful_spellings(everyone, settings.patient_ids):
+    for message, _ in doubtful_spellings(everyone):
         _log.warning(message)
     path = os.path.join(folder, "split.csv")
     if os.path.exists(path):
@@ -85,10 +120,9 @@ def open_split(settings, folder: str) -> Split:
     return split
 
 
-def describe(records: Records, patient_ids: str) -> str:
-    """One line: images, patients, and what is unknown."""
-    patients = len(set(patient_keys(records, patient_ids)))
-    text = f"{len(records):,} images of {patients:,} patients"
+def describe(records: Records) -> str:
+    """One line: how many images and patients there are, and what is unknown."""
+    text = f"{len(records):,} images of {len(set(records.patient)):,} patients"
     for what, known in (("label", records.has_label), ("age", records.has_age)):
         missing = int((~known).sum())
         if missing:
@@ -96,42 +130,49 @@ def describe(records: Records, patient_ids: str) -> str:
     anonymous = int((records.patient_id == "").sum())
     if anonymous:
         text += (
-            f" ({anonymous:,} images without a patient id count as a patient each: whether the "
-            "split is by patient cannot be known)"
+            f" ({anonymous:,} images have no patient id and are split image by image: whether "
+            "a patient is on two sides cannot be known)"
         )
     return text
 
 
-def doubtful_spellings(records: Records, patient_ids: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Patient ids, then labels, that differ by capitals, blanks or Unicode form alone.
+def doubtful_spellings(records: Records) -> Iterator[tuple[str, np.ndarray]]:
+    """Finds patient ids, then labels, that may be one name in several spellings.
 
-    Each with a message and the images concerned.
+    Yields:
+      A message, and the rows of the images concerned.
     """
-    keys = patient_keys(records, patient_ids)
     ids = [
         key.removeprefix("patient:") if patient else ""
-        for key, patient in zip(keys, records.patient_id, strict=True)
+        for key, patient in zip(records.patient, records.patient_id, strict=True)
     ]
     for what, names in (("patient ids", ids), ("labels", records.label.tolist())):
         groups = spelled_apart(set(names))
         if groups:
             doubtful = {name for group in groups for name in group}
             rows = np.flatnonzero([name in doubtful for name in names])
-            message = f"{what} that differ by capitals or blanks alone count as different ones"
-            yield f"{message}: {in_words(groups)}; correct them if they are not", rows
+            message = f"{what} that differ only in spelling are treated as different"
+            yield f"{message}: {in_words(groups)}; correct them if they are the same", rows
 
 
-def find_classes(settings, train: Records) -> tuple[str, ...]:
-    """`data.classes`, or the labels found in the training data.
+def find_classes(settings: DataSettings, train: Records) -> tuple[str, ...]:
+    """`settings.classes`, or the labels found in the training data.
 
     The phantom's conditions come in the paper's order, others in alphabetical order.
 
     Raises:
       DataError: a class has no training image, or there is only one class.
     """
+    several = train.has_several
+    if several.any():
+        raise DataError(
+            f"{int(several.sum()):,} training images have several findings, such as "
+            f"{train.label[several][0]!r}, and one condition an image is learned; leave one label "
+            "in each row"
+        )
     found = set(train.label[train.has_label].tolist())
     if settings.classes:
-        classes = tuple(settings.classes)
+        classes = tuple(map(str, settings.classes))
         if len(classes) == 1 and classes[0] not in found:
             classes = tuple(name.strip() for name in classes[0].split(","))
         if len(set(classes)) < len(classes):
@@ -151,30 +192,41 @@ def find_classes(settings, train: Records) -> tuple[str, ...]:
         classes = tuple(sorted(found))
     if len(classes) == 1:
         raise DataError(
-            f"all labelled training images are {classes[0]!r}: there is nothing to tell apart"
+            f"all labelled training images are {classes[0]!r}; a diagnosis needs two classes"
         )
     return classes
 
 
-def check_split(settings, split: Split, classes: tuple[str, ...]) -> None:
-    """Raises `DataError` where `split` leaves a condition untrained, or nothing to test on."""
-    check_classes(split, classes, settings.patient_ids)
+def find_conditions(
+    settings: DataSettings, train: Records, *, age_head: bool, best_metric: str
+) -> tuple[str, ...]:
+    """The conditions that stage two learns; none where only ages are known.
+
+    Raises:
+      DataError: there is no label to learn from, and no age that may be learned instead.
+    """
+    classes = find_classes(settings, train)
+    if not classes and not age_head:
+        raise DataError("no training image has a label, and config.age_head is off")
+    if not classes and best_metric != "age_mae_months":
+        advice = "set config.best_metric=age_mae_months to train on ages alone"
+        if not train.has_age.any():
+            advice = "nor an age; a manifest gives them in its columns label and age_months"
+        raise DataError(
+            f"no training image has a label, so config.best_metric={best_metric} cannot be "
+            f"computed; {advice}"
+        )
+    return classes
+
+
+def check_split(settings: DataSettings, split: Split, classes: tuple[str, ...]) -> None:
+    """Raises `DataError` where a condition cannot be trained, or there is nothing to test on."""
+    check_classes(split, classes)
     check_tested(split)
-    _check_conditions(settings, split, classes)
-
-
-def check_tested(split: Split) -> None:
-    """Raises `DataError` where no image is left for testing."""
-    if not len(split.test):
-        raise DataError("no image is left for test; raise config.data.test_fraction")
-
-
-def _check_conditions(settings, split: Split, classes: tuple[str, ...]) -> None:
-    """Raises `DataError` where a scored image has a condition that no training image has."""
     for role in ("validation", "test"):
         found = set(split[role].label[split[role].has_label])
         unknown = sorted(found - set(classes))
-        # Whoever names the classes leaves the others out on purpose.
+        # A class that is left out of config.data.classes is left out on purpose.
         if unknown and classes and not settings.classes:
             raise DataError(
                 f"images for {role} have a condition that no training image has: "
@@ -187,26 +239,56 @@ def _check_conditions(settings, split: Split, classes: tuple[str, ...]) -> None:
             _log.warning("no image for %s has: %s", role, ", ".join(missing))
 
 
-def image_source(
-    settings,
-    records: Records,
-    classes: tuple[str, ...],
-    how: Preprocessing,
-    *,
-    training: bool,
-    bad_files: BadFiles,
-) -> ImageSource:
-    """A reader of `records` with the policies of `config.data`."""
-    return ImageSource(
-        records,
-        classes,
-        how,
-        on_error=settings.on_error,
-        substitute=training,
-        cache=settings.cache,
-        memory_mb=settings.get("memory_mb", 0),
-        bad_files=bad_files,
-    )
+def check_tested(split: Split) -> None:
+    """Raises `DataError` where no image is left for testing."""
+    if not len(split.test):
+        raise DataError("no image is left for test; raise config.data.test_fraction")
+
+
+class Reader:
+    """Makes readers of images with one set of policies.
+
+    Args:
+      settings: `on_error`, `cache` and `memory_mb` are used.
+      classes: names of the conditions; a label that is not among them counts as unknown.
+      preprocessing: from a file to an image; None = that of `settings`.
+      bad_files: a list to add to.
+
+    Attributes:
+      bad_files: the files that could not be read, of all readers.
+    """
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        classes: tuple[str, ...] = (),
+        preprocessing: Preprocessing | None = None,
+        bad_files: BadFiles | None = None,
+    ):
+        self._settings, self._classes = settings, classes
+        self._preprocessing = preprocessing or settings.preprocessing
+        self.bad_files = bad_files if bad_files is not None else BadFiles()
+
+    def with_classes(self, classes: tuple[str, ...]) -> Reader:
+        """A reader for other conditions, with the same list of bad files."""
+        return Reader(self._settings, classes, self._preprocessing, self.bad_files)
+
+    def __call__(self, records: Records, *, training: bool = False) -> ImageSource:
+        """A reader of `records`; in training an unreadable image is replaced by the next one."""
+        return ImageSource(
+            records,
+            self._classes,
+            self._preprocessing,
+            on_error=self._settings.on_error,
+            substitute=training,
+            cache=self._settings.cache,
+            memory_mb=self._settings.memory_mb,
+            bad_files=self.bad_files,
+        )
+
+    def write_bad_files(self, folder: str) -> None:
+        """Writes `bad_files.csv` where there are any."""
+        self.bad_files.write(Path(folder, "bad_files.csv"))
 
 
 def age_statistics(records: Records) -> tuple[float, float]:
@@ -219,6 +301,6 @@ def age_statistics(records: Records) -> tuple[float, float]:
     if len(ages) < 2 or ages.std() == 0:
         raise DataError(
             f"{len(ages)} training images have a known age{' (all equal)' if len(ages) else ''}, "
-            "too few to learn it from; set config.age_head=False"
+            "too few to learn ages from; set config.age_head=False"
         )
     return float(ages.mean()), float(ages.std())

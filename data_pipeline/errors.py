@@ -1,28 +1,29 @@
-"""Errors that a user can mend: `main.py` prints their one line and exits with code 2."""
+"""Exceptions for mistakes of the user: `main.py` prints their one line and exits with code 2."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user gave is wrong. The message is one line: what, and how to mend it."""
+    """An input of the user is wrong. The message is one line: what is wrong and what to do."""
 
 
 class DataError(UserError):
-    """A data set, manifest or folder cannot be used as it is."""
+    """A data set, manifest or folder cannot be used."""
 
 
 class UnreadableImage(DataError):
-    """One file could not be turned into a radiograph.
+    """A file that cannot be decoded to a radiograph.
 
     Attributes:
       path: the file, as the data set names it.
-      reason: why, without any text from the file's header (names, dates of birth).
+      reason: why, without text of the file's header (names, dates of birth).
     """
 
-    def __init__(self, path: str, reason: str):
+    def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = str(path)
         self.reason = reason
 
-    def __reduce__(self):  # exceptions with two arguments do not pickle by themselves
+    def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str]]:
+        # Exceptions with two arguments do not pickle otherwise.
         return type(self), (self.path, self.reason)

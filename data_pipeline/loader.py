@@ -10,7 +10,6 @@ A batch is a dictionary:
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import threading
@@ -19,6 +18,7 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
+from data_pipeline import tables
 from data_pipeline.decode import Preprocessing, load_image
 from data_pipeline.errors import DataError, UnreadableImage
 from data_pipeline.manifest import Records
@@ -54,8 +54,7 @@ class BadFiles:
         with self._lock:
             rows = sorted(self._reasons.items())
         if rows:
-            with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                csv.writer(file).writerows([("image_path", "reason"), *rows])
+            tables.write_csv(path, ("image_path", "reason"), rows)
 
 
 class ImageSource:
@@ -113,7 +112,7 @@ class ImageSource:
         return len(self.records)
 
     def __repr__(self) -> str:
-        return f"FilmSource({len(self)} images, {self._preprocessing})"
+        return f"ImageSource({len(self)} images, {self._preprocessing})"
 
     def _read(self, row: int) -> np.ndarray:
         if self._memory is None:
@@ -126,9 +125,9 @@ class ImageSource:
     def _decode(self, row: int) -> np.ndarray:
         path = self.records.image_path[row]
         if self._cache is not None:
-            at = self._cache.lookup(path)
-            if at is not None:
-                return self._cache.read(at)
+            image = self._cache.get(path)
+            if image is not None:
+                return image
         return load_image(path, self._preprocessing)
 
     def __getitem__(self, row: int) -> Batch:
@@ -151,7 +150,7 @@ class ImageSource:
         return self._example(row, np.zeros((side, side), np.uint8), 0.0)
 
     def read_batch(self, rows: np.ndarray) -> Batch:
-        """The examples of several rows, stacked. Cached images are read together, shard by shard."""
+        """The examples of several rows, stacked; cached images are read together."""
         batch = {
             "image": np.empty((len(rows), *2 * (self._preprocessing.image_size,), 1), np.uint8),
             "label": self.labels[rows],

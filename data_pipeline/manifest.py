@@ -1,32 +1,55 @@
-"""The record (one radiograph) and the CSV that lists them.
+"""Records of radiographs, and the manifest: the CSV file that lists them.
 
-Records are kept as columns rather than as one object a row: the paper's 312,000 images then
-take tens of megabytes, and a million rows stay practical.
+Records are columns rather than one object for each row: the paper's 312,000 images take tens of
+megabytes, and a million rows stay practical.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import itertools
 import logging
 import math
 import os
-import unicodedata
-from collections import Counter, defaultdict
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipeline.cells import (
+    DASHES,
+    MAX_AGE_MONTHS,
+    NO_VALUE,
+    NOBODY,
+    SCIENTIFIC,
+    SEXES,
+    SPLIT_NAMES,
+    age_codes,
+    is_formula_error,
+    is_never_an_age,
+    join_findings,
+    parse_age,
+)
+from data_pipeline.cells import in_words as in_words
+from data_pipeline.cells import spelled_apart as spelled_apart
 from data_pipeline.errors import DataError
+from data_pipeline.tables import neutralise, restore, write_csv
 
 _log = logging.getLogger(__name__)
 
 REQUIRED_COLUMNS = ("image_path",)
 OPTIONAL_COLUMNS = ("patient_id", "age_months", "sex", "view", "label", "split", "site")
 SPLITS = ("train", "validation", "test")
-_MAX_AGE_MONTHS = 130 * 12.0
+_BOX_COLUMNS = ("box_x0", "box_y0", "box_x1", "box_y1")
+_KNOWN_COLUMNS = (
+    *(*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS),
+    *("uncertain", *_BOX_COLUMNS, "box_label"),
+)
 
 
 class Box(NamedTuple):
@@ -40,11 +63,8 @@ class Box(NamedTuple):
 
 
 def _objects(values: Sequence[Any]) -> np.ndarray:
-    """`[n]` objects; NumPy would make a matrix of tuples."""
-    column = np.empty(len(values), dtype=object)
-    for i, value in enumerate(values):
-        column[i] = value
-    return column
+    """An object array `[n]`; `np.array` would make a matrix of tuples."""
+    return np.fromiter(values, dtype=object, count=len(values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +85,7 @@ class Records:
       site: hospital or detector, where the source has several.
       boxes: a tuple of `Box`, empty where no place is known. `data_pipeline.boxes` maps them to
         the preprocessed image, and knows those of the phantom.
-      source: the `source:place` that the row came from.
+      source: the `source:place` of the row.
     """
 
     image_path: np.ndarray
@@ -89,7 +109,7 @@ class Records:
     def __len__(self) -> int:
         return len(self.image_path)
 
-    def take(self, rows: np.ndarray) -> Records:
+    def take(self, rows: np.ndarray | Sequence[int]) -> Records:
         """The given rows, by integer index or boolean mask."""
         return Records(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
 
@@ -166,12 +186,24 @@ class Records:
     @property
     def has_label(self) -> np.ndarray:
         """Boolean `[n]`: the condition is known."""
-        return self.label != ""
+        known: np.ndarray = self.label != ""
+        return known
+
+    @property
+    def has_several(self) -> np.ndarray:
+        """Boolean `[n]`: the label joins several findings."""
+        return np.array(["|" in label for label in self.label], dtype=bool)
+
+    @property
+    def has_uncertain(self) -> np.ndarray:
+        """Boolean `[n]`: a finding is uncertain."""
+        return np.array([bool(names) for names in self.uncertain], dtype=bool)
 
     @property
     def has_age(self) -> np.ndarray:
         """Boolean `[n]`: the age is known."""
-        return np.isfinite(self.age_months)
+        known: np.ndarray = np.isfinite(self.age_months)
+        return known
 
 
 def _patient_keys(
@@ -191,43 +223,8 @@ def _patient_keys(
     return patients
 
 
-def spelled_apart(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of names that differ by capitals, blanks or Unicode form alone."""
-    groups = defaultdict(set)
-    for name in names:
-        groups[_folded(name)].add(name)
-    return sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1)
-
-
-def in_words(groups: Sequence[tuple[str, ...]]) -> str:
-    """The first of some groups of names, for a message."""
-    named = ", ".join(" and ".join(map(repr, group)) for group in groups[:3])
-    return f"{named} and {len(groups) - 3:,} more" if len(groups) > 3 else named
-
-
-def _folded(name: str) -> str:
-    name = unicodedata.normalize("NFC", name).casefold()
-    if name.isprintable() and " " not in name:
-        return name
-    return "".join(c for c in name if c.isprintable() and not c.isspace())
-
-
-_SEXES = {"f": "F", "female": "F", "m": "M", "male": "M", "u": "", "unknown": "", "o": ""}
-# What splits are called elsewhere, in capitals or not.
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "validate": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "eval": "validation",
-    "test": "test",
-    "testing": "test",
-}
-# Columns that are called otherwise without a doubt, such as by DICOM. No PatientAge: it is in
-# years in some tables and `003M` in others.
+# Other names of columns, such as those of DICOM. PatientAge is missing, because it is in years in
+# some tables and `003M` in others.
 _ALIASES = {
     "imagepath": "image_path",
     "patientid": "patient_id",
@@ -235,15 +232,19 @@ _ALIASES = {
     "patientsex": "sex",
     "viewposition": "view",
 }
-# How spreadsheets and statistics programs write an empty cell, and where that is believed.
-_NO_VALUE = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "null"})
+# Columns in which a word such as NA means empty; a dash does in all.
 _MAY_HAVE_NO_VALUE = ("patient_id", "age_months", "sex", "label")
-# Words in the place of a patient's identifier, in capitals or not.
-NOBODY = _NO_VALUE | {
-    *("anonymous", "anonymized", "anonymised", "anonym", "anon", "deidentified"),
-    *("unknown", "none", "test", "xxx"),
-}
 _NO_LABEL = frozenset({"none", "unknown"})  # Or a condition of that name.
+_AGE_COLUMN = re.compile(r"(patient_?)?age(?![a-z])")
+_AGE = f"months from 0 to {MAX_AGE_MONTHS:.0f}, an age with its unit (6 months, 2y, 018D), or empty"
+_EXPECTED = {
+    "age_months": f"expected {_AGE}",
+    "sex": "expected F, M or empty",
+    "split": f"expected {', '.join(SPLITS)} or empty",
+    "box_x0": "expected four numbers of pixels, x0 < x1 and y0 < y1, or four empty cells",
+}
+_AGE_CODE = f"a usual code for an unknown age; expected {_AGE}"
+_FORMULA = "a formula that failed; correct it, or leave the cell empty"
 _ADVICE = "save it as CSV UTF-8 (comma delimited)"
 _FOREIGN = (
     (b"PK\x03\x04", "an Excel workbook"),
@@ -251,22 +252,49 @@ _FOREIGN = (
     (b"\xff\xfe", "UTF-16 text"),
     (b"\xfe\xff", "UTF-16 text"),
 )
-_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+_SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+_WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+_UNUSUAL_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\\|#|err", re.IGNORECASE)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_VALUES_NAMED, _LINES_NAMED = 20, 5
 
 
-def read_manifest(path: str | os.PathLike, *, source: str | None = None) -> Records:
+def read_manifest(path: str | os.PathLike[str], *, source: str | None = None) -> Records:
     """Reads a manifest: CSV with a header line, one radiograph a row, UTF-8.
 
     `image_path` is required and relative to the manifest's own folder (absolute paths work too).
     `patient_id, age_months, sex, view, label, split, site` are used where present, however they
-    are capitalised (`Patient ID`, `PatientID`); a message names the columns that are not used.
+    are capitalised (`Patient ID`, `PatientID`), and so are `uncertain` (findings joined by `|`) and
+    `box_x0, box_y0, box_x1, box_y1, box_label` (pixels of the stored image; several boxes of an
+    image are joined by `|`). The log names the columns that are not used.
+
+    The separator is a comma, semicolon, tab or bar, or the one that a first line `sep=;` names.
+    Backslashes in a path are read as slashes unless a file has such a name.
 
     Raises:
-      DataError: the file is missing, empty, not CSV text, lacks `image_path`, or a cell has a
-        value that cannot be meant (an age that is no number, an unknown split, a line break).
+      DataError: the file is missing, empty, not CSV text, lacks `image_path`, or has cells that
+        cannot be meant (an age that is no number, an unknown split, a failed formula). All such
+        cells are listed with their lines.
     """
     path = Path(os.path.abspath(Path(path).expanduser()))
-    source = source or f"manifest:{path}"
+    with _opened(path) as file:
+        return _Reader(path, file).read(source or f"manifest:{path}")
+
+
+def unused_age_columns(path: str | os.PathLike[str]) -> list[str]:
+    """Columns of a manifest that may hold ages in an unknown unit, where `age_months` is missing.
+
+    Raises:
+      DataError: see `read_manifest`.
+    """
+    with _opened(Path(path)) as file:
+        return _Reader(Path(path), file).unused_age_columns
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Iterator[str]]:
+    """The lines of a file that may be a manifest."""
     if path.is_dir():
         raise DataError(
             f"{path} is a folder, not a manifest; name the CSV file, or use folder:{path}"
@@ -274,101 +302,286 @@ def read_manifest(path: str | os.PathLike, *, source: str | None = None) -> Reco
     if not path.is_file():
         raise DataError(f"manifest {path} does not exist; check data.train, .validation, .test")
     try:
-        with path.open("rb") as file:
-            head = file.read(4)
+        with path.open("rb") as binary:
+            head = binary.read(4)
         for signature, what in _FOREIGN:
             if head.startswith(signature):
                 raise DataError(f"manifest {path} is {what}, not CSV text; {_ADVICE}")
         # The name of a file need not be UTF-8; everything else must be.
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            return _parse(_rows(file, path), path, source)
+            yield file
     except OSError as error:
         raise DataError(f"manifest {path} cannot be read ({error.strerror})") from None
 
 
-def _rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, int, list[str]]]:
-    """Rows, after the numbers of the lines on which each begins and ends."""
-    # Not strict, a quote that is never closed takes all rows that follow into its value.
-    reader = csv.reader(file, strict=True)
-    line = 1
-    try:
-        for row in reader:
-            yield line, reader.line_num, row
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(
-            f"manifest {path}, line {line}: not valid CSV ({error}); look for a quote that is not "
-            "closed, or that stands inside a value"
-        ) from None
+class _Reader:
+    """Reads one manifest; collects all cells that cannot be used before it refuses any."""
 
+    def __init__(self, path: Path, file: Iterator[str]):
+        self._path = path
+        self._folder = str(path.parent)
+        self._slashes: bool | None = None  # Whether backslashes are slashes; not known yet.
+        # By column and what is wrong: values with the lines that hold them.
+        self._refused: dict[tuple[str, str], dict[str, list[int]]] = {}
+        lines = [next(file, "")]
+        match = _SEPARATOR_LINE.fullmatch(lines[0])
+        if match:
+            lines = [next(file, "")]
+        self._separator = match[1] if match else _separator(lines)
+        self._rows = self._read_rows(itertools.chain(lines, file), before=1 if match else 0)
+        _, _, first = next(self._rows, (1, 1, []))
+        self._written = [name.strip() for name in first]
+        self._header = _column_names(self._written, path)
+        self.unused_age_columns = [
+            name
+            for name, key in zip(self._written, self._header, strict=True)
+            if _AGE_COLUMN.match(key) and "age_months" not in self._header
+        ]
 
-def _parse(rows: Iterator[tuple[int, int, list[str]]], path: Path, source: str) -> Records:
-    _, _, first = next(rows, (1, 1, []))
-    written = [name.strip() for name in first]
-    header = _column_names(written, path)
-    known = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
-    position = {name: header.index(name) for name in known if name in header}
-    unused = [name for name, key in zip(written, header, strict=True) if key not in known]
-    if unused:
-        _log.info("%s: columns not used: %s (known: %s)", path, ", ".join(unused), ", ".join(known))
-    columns: dict[str, list] = {name: [] for name in position}
-    appends = [(name, at, columns[name].append) for name, at in position.items()]
-    folder = str(path.parent)
-    interned: dict[str, str] = {}
-    emptied: Counter[str] = Counter()
-    for line, last, row in rows:
-        if not any(map(str.strip, row)):  # Spreadsheets end in rows of commas.
-            continue
-        if len(row) != len(header):
+    def _read_rows(self, lines: Iterable[str], before: int) -> Iterator[tuple[int, int, list[str]]]:
+        """Rows, after the numbers of the lines on which each begins and ends."""
+        # Not strict, a quote that is never closed takes all rows that follow into its value.
+        reader = csv.reader(lines, strict=True, delimiter=self._separator)
+        line = before + 1
+        try:
+            for row in reader:
+                yield line, before + reader.line_num, row
+                line = before + reader.line_num + 1
+        except csv.Error as error:
             raise DataError(
-                f"manifest {path}, line {line}: {len(row)} values for {len(header)} columns; a "
-                "value that holds a comma must stand in quotes"
+                f"manifest {self._path}, line {line}: not valid CSV ({error}); look for a quote "
+                "that is not closed, or that stands inside a value"
+            ) from None
+
+    def read(self, source: str) -> Records:
+        header, path = self._header, self._path
+        self._log_unused()
+        cells: dict[str, list[str]] = {name: [] for name in _KNOWN_COLUMNS if name in header}
+        # What cells hold repeats: ordinary ones are looked at once.
+        seen: dict[str, dict[str, str]] = {name: {} for name in cells}
+        appends = [(n, header.index(n), cells[n].append, seen[n]) for n in cells]
+        lines: list[int] = []
+        emptied: Counter[str] = Counter()
+        for line, last, row in self._rows:
+            if not any(map(str.strip, row)):  # Spreadsheets end in rows of commas.
+                continue
+            if len(row) != len(header):
+                separator = _SEPARATORS.get(self._separator, repr(self._separator))
+                raise DataError(
+                    f"manifest {path}, line {line}: {len(row)} values for {len(header)} columns; "
+                    f"a value that holds {separator} must stand in quotes"
+                )
+            if last > line:
+                _check_one_line(header, row, path, line)
+            lines.append(line)
+            for name, at, append, known in appends:
+                if name == "image_path":
+                    append(self._image_path(row[at].strip(), line))
+                    continue
+                value = known.get(row[at])
+                if value is None:
+                    value = restore(row[at].strip())
+                    if _stands_for_nothing(name, value):
+                        emptied[name] += 1
+                        value = ""
+                    elif is_formula_error(value):
+                        self._refuse(name, _FORMULA, value, line)
+                        value = ""
+                    else:
+                        _check_utf8(value, path, line)
+                        known[row[at]] = value
+                append(value)
+        if not lines:
+            raise DataError(f"manifest {path} lists no image: it has a header line only")
+        labels = cells.get("label", [])
+        if "+" not in labels and "-" in labels:  # Not positive against negative.
+            emptied["label"] += labels.count("-")
+            cells["label"] = labels = ["" if label == "-" else label for label in labels]
+        columns: dict[str, Any] = {
+            name: cells[name] for name in ("patient_id", "view", "site") if name in cells
+        }
+        columns["label"] = [_joined(label) for label in labels] if labels else None
+        if "uncertain" in cells:
+            columns["uncertain"] = [_names(cell) for cell in cells["uncertain"]]
+        columns["boxes"] = self._boxes(cells, labels, lines)
+        columns["age_months"] = self._ages(cells.get("age_months"), lines)
+        for name, table in (("sex", SEXES), ("split", SPLIT_NAMES)):
+            if name in cells:
+                columns[name] = [table.get(cell.lower(), "") for cell in cells[name]]
+                for line, cell in zip(lines, cells[name], strict=True):
+                    if cell and cell.lower() not in table:
+                        self._refuse(name, _EXPECTED[name], cell, line)
+        self._raise_refused()
+        _log_doubtful(path, cells, emptied)
+        return Records.create(cells["image_path"], source=source, **columns)
+
+    def _image_path(self, value: str, line: int) -> str:
+        if value.startswith("phantom:"):  # The address of a computed image, no path.
+            return value
+        if not value:
+            self._refuse("image_path", "", value, line)
+        elif not _UNUSUAL_PATH.match(value):
+            pass
+        elif os.name != "nt" and _WINDOWS_PATH.match(value):
+            what = "a path of a Windows machine; write it relative to the manifest, with slashes"
+            self._refuse("image_path", what, value, line)
+        elif _URL.match(value):
+            self._refuse("image_path", "an address, not a path; download the files", value, line)
+        elif is_formula_error(value):
+            self._refuse("image_path", _FORMULA, value, line)
+        if "\\" in value and os.name != "nt":
+            if self._slashes is None:
+                self._slashes = not os.path.exists(os.path.join(self._folder, value))
+                if self._slashes:
+                    _log.info("%s: backslashes in image_path are read as slashes", self._path)
+            value = value.replace("\\", "/") if self._slashes else value
+        if value.startswith("~/"):
+            value = os.path.expanduser(value)
+        image_path = os.path.normpath(os.path.join(self._folder, value))
+        try:
+            _check_utf8(value, self._path, line)
+        except DataError:
+            if not os.path.exists(image_path):
+                raise
+        return image_path
+
+    def _ages(self, cells: list[str] | None, lines: list[int]) -> list[float] | None:
+        if cells is None:
+            return None
+        if self._separator != ",":  # Such tables write a decimal comma.
+            cells = [cell.replace(",", ".") for cell in cells]
+        parsed = {cell: parse_age(cell) for cell in set(cells)}
+        codes = age_codes(parsed[cell] or 0.0 for cell in cells)
+        codes_written = {c for c, age in parsed.items() if age in codes or is_never_an_age(c)}
+        known = [None if cell in codes_written else parsed[cell] for cell in cells]
+        for line, cell, age in zip(lines, cells, known, strict=True):
+            if age is None:
+                what = _AGE_CODE if cell in codes_written else _EXPECTED["age_months"]
+                self._refuse("age_months", what, cell, line)
+        return [math.nan if age is None else age for age in known]
+
+    def _boxes(
+        self, cells: dict[str, list[str]], labels: list[str], lines: list[int]
+    ) -> list[tuple[Box, ...]] | None:
+        missing = [name for name in _BOX_COLUMNS if name not in cells]
+        if len(missing) == len(_BOX_COLUMNS):
+            return None
+        if missing:
+            raise DataError(f"manifest {self._path} has columns of boxes, but no {missing[0]!r}")
+        names = cells.get("box_label") or labels or [""] * len(lines)
+        rows = zip(*(cells[name] for name in _BOX_COLUMNS), names, strict=True)
+        boxes = []
+        for line, row in zip(lines, rows, strict=True):
+            found = _read_boxes(*row)
+            if found is None:
+                self._refuse("box_x0", _EXPECTED["box_x0"], ", ".join(row[:4]), line)
+            boxes.append(found or ())
+        return boxes
+
+    def _refuse(self, name: str, what: str, value: str, line: int) -> None:
+        self._refused.setdefault((name, what), {}).setdefault(value, []).append(line)
+
+    def _raise_refused(self) -> None:
+        """Raises `DataError` that names all cells refused, if there are any."""
+        if not self._refused:
+            return
+        parts = []
+        for (name, what), values in self._refused.items():
+            named = ", ".join(
+                f"{_in_lines(lines)}: {name} is {repr(value) if value else 'empty'}"
+                for value, lines in list(values.items())[:_VALUES_NAMED]
             )
-        if last > line:
-            _check_one_line(header, row, path, line)
-        for name, at, append in appends:
-            value = row[at].strip()
-            if len(value) < 5 and name in _MAY_HAVE_NO_VALUE and value.casefold() in _NO_VALUE:
-                emptied[name] += 1
-                value = ""
-            if name == "image_path":
-                append(_image_path(value, folder, path, line))
-            elif name == "age_months":
-                append(_age(value, path, line))
-            elif name in ("sex", "split"):
-                append(_known(name, value, path, line))
-            else:
-                if value not in interned:
-                    _check_utf8(value, path, line)
-                append(interned.setdefault(value, value))
-    if not columns["image_path"]:
-        raise DataError(f"manifest {path} lists no image: it has a header line only")
-    _log_doubtful(path, columns, emptied)
-    return Records.create(columns.pop("image_path"), source=source, **columns)
+            more = len(values) - _VALUES_NAMED
+            named += f" and {more:,} more values" if more > 0 else ""
+            parts.append(f"{named}; {what}" if what else named)
+        raise DataError(f"manifest {self._path}, {'. Also '.join(parts)}")
+
+    def _log_unused(self) -> None:
+        names = zip(self._written, self._header, strict=True)
+        unused = [name for name, key in names if key not in _KNOWN_COLUMNS]
+        if unused:
+            known = ", ".join((*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS))
+            unused_names = ", ".join(unused)
+            _log.info("%s: columns not used: %s (known: %s)", self._path, unused_names, known)
+        if self.unused_age_columns:
+            _log.warning(
+                "%s: no age is read from %s, whose unit is unknown; write months into age_months",
+                self._path,
+                ", ".join(self.unused_age_columns),
+            )
+
+
+def _separator(lines: list[str]) -> str:
+    """The one that makes a header with `image_path`."""
+    with contextlib.suppress(csv.Error):
+        for separator in _SEPARATORS:
+            header = next(csv.reader(lines, delimiter=separator), [])
+            if "image_path" in _keys([name.strip() for name in header]):
+                return separator
+    return ","
+
+
+def _stands_for_nothing(name: str, value: str) -> bool:
+    if value in DASHES:
+        # Among labels it may be the opposite of "+", and an end of a box is a number.
+        return name in OPTIONAL_COLUMNS and (name, value) != ("label", "-")
+    return name in _MAY_HAVE_NO_VALUE and value.casefold() in NO_VALUE
+
+
+def _joined(label: str) -> str:
+    return join_findings(label.split("|")) if "|" in label else label
+
+
+def _names(cell: str) -> tuple[str, ...]:
+    joined = join_findings(cell.split("|"))
+    return tuple(joined.split("|")) if joined else ()
+
+
+def _read_boxes(x0: str, y0: str, x1: str, y1: str, labels: str) -> tuple[Box, ...] | None:
+    """Boxes whose numbers are joined by `|`; None if they make none."""
+    if not x0 + y0 + x1 + y1:
+        return ()
+    try:
+        ends = [[float(end) for end in cell.split("|")] for cell in (x0, y0, x1, y1)]
+        names = labels.split("|")
+        names = names if len(names) == len(ends[0]) else [labels] * len(ends[0])
+        boxes = tuple(Box(*row) for row in zip(*ends, names, strict=True))
+    except ValueError:
+        return None
+    return boxes if all(b.x0 < b.x1 < math.inf and b.y0 < b.y1 < math.inf for b in boxes) else None
+
+
+def _in_lines(lines: list[int]) -> str:
+    if len(lines) == 1:
+        return f"line {lines[0]}"
+    more = len(lines) - _LINES_NAMED
+    named = ", ".join(map(str, lines[:_LINES_NAMED]))
+    return f"lines {named} and {more:,} more" if more > 0 else f"lines {named}"
+
+
+def _keys(written: list[str]) -> list[str]:
+    """Names of columns in this project's spelling; unknown ones come back in lower case."""
+    keys = [name.lower().replace(" ", "_").replace("-", "_") for name in written]
+    aliases = [_ALIASES.get(key.replace("_", ""), key) for key in keys]
+    return [key if alias in keys else alias for key, alias in zip(keys, aliases, strict=True)]
 
 
 def _column_names(written: list[str], path: Path) -> list[str]:
-    """The header in this project's names; what it does not know comes back in lower case.
+    """The header in this project's names.
 
     Raises:
       DataError: a column that is needed is missing, or one that is known stands there twice.
     """
-    keys = [name.lower().replace(" ", "_").replace("-", "_") for name in written]
-    aliases = [_ALIASES.get(key.replace("_", ""), key) for key in keys]
-    header = [key if alias in keys else alias for key, alias in zip(keys, aliases, strict=True)]
-    for name in REQUIRED_COLUMNS:
-        if name not in header:
-            line = ",".join(written)
-            for separator, what in _SEPARATORS.items():
-                if separator in line and name in line.lower().split(separator):
-                    raise DataError(f"manifest {path} is separated by {what}; {_ADVICE}")
-            raise DataError(
-                f"manifest {path} has no column {name!r} (columns found: "
-                f"{', '.join(written) or 'none'}); add it: the path of each image, relative to the "
-                "manifest"
-            )
-    known = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
-    repeated = sorted({name for name in header if name in known and header.count(name) > 1})
+    header = _keys(written)
+    if "image_path" not in header:
+        raise DataError(
+            f"manifest {path} has no column 'image_path' (columns found: "
+            f"{', '.join(written) or 'none'}); add it: the path of each image, relative to the "
+            "manifest"
+        )
+    repeated = sorted(
+        {name for name in header if name in _KNOWN_COLUMNS and header.count(name) > 1}
+    )
     if repeated:
         names = [name for name, key in zip(written, header, strict=True) if key == repeated[0]]
         raise DataError(
@@ -394,25 +607,11 @@ def _check_utf8(value: str, path: Path, line: int) -> None:
         raise DataError(f"manifest {path}, line {line}: not UTF-8 text; {_ADVICE}") from None
 
 
-def _image_path(value: str, folder: str, path: Path, line: int) -> str:
-    if not value:
-        raise DataError(f"manifest {path}, line {line}: image_path is empty")
-    if value.startswith("phantom:"):  # The address of a computed image, no path.
-        return value
-    image_path = os.path.normpath(os.path.join(folder, value))
-    try:
-        _check_utf8(value, path, line)
-    except DataError:
-        if not os.path.exists(image_path):
-            raise
-    return image_path
-
-
-def _log_doubtful(path: Path, columns: Mapping[str, list], emptied: Mapping[str, int]) -> None:
-    """Names values that may be meant otherwise than they are taken."""
+def _log_doubtful(path: Path, columns: Mapping[str, list[str]], emptied: Mapping[str, int]) -> None:
+    """Warns of values that may have another meaning."""
     if emptied:
         _log.warning(
-            "%s: nan, NA, N/A or null is taken as empty: %s",
+            "%s: a dash or a word such as nan, NA or null is taken as empty: %s",
             path,
             ", ".join(f"{name} in {count:,} rows" for name, count in sorted(emptied.items())),
         )
@@ -430,47 +629,26 @@ def _log_doubtful(path: Path, columns: Mapping[str, list], emptied: Mapping[str,
                 values.count(value),
                 counts_as,
             )
-
-
-def _known(name: str, value: str, path: Path, line: int) -> str:
-    table = _SEXES if name == "sex" else SPLIT_NAMES
-    try:
-        return table[value.lower()] if value else ""
-    except KeyError:
-        expected = "F, M" if name == "sex" else ", ".join(SPLITS)
-        raise DataError(
-            f"manifest {path}, line {line}: {name} is {value!r}; expected {expected} or empty"
-        ) from None
-
-
-def _age(value: str, path: Path, line: int) -> float:
-    if not value:
-        return math.nan
-    try:
-        age = float(value.replace("_", "x"))  # Python reads 1_5 as 15.
-    except ValueError:
-        raise DataError(
-            f"manifest {path}, line {line}: age_months is {value!r}; expected a number of months, "
-            "or empty where unknown"
-        ) from None
-    if math.isnan(age):
-        return math.nan
-    if not 0 <= age <= _MAX_AGE_MONTHS:
-        raise DataError(
-            f"manifest {path}, line {line}: age_months is {value}; expected 0 to "
-            f"{_MAX_AGE_MONTHS:.0f}, or empty where unknown"
+    shortened = sorted({p for p in columns.get("patient_id", []) if SCIENTIFIC.fullmatch(p)})
+    if shortened:
+        _log.warning(
+            "%s: a spreadsheet has shortened patient ids, such as %r: those of several people may "
+            "have become one; export the column as text",
+            path,
+            shortened[0],
         )
-    return age
 
 
 def write_manifest(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     records: Records,
-    extra: Mapping[str, Sequence] | None = None,
+    extra: Mapping[str, Sequence[Any]] | None = None,
     *,
     relative: bool = True,
 ) -> None:
     """Writes records as a manifest that `read_manifest` reads back to the same columns.
+
+    Columns of uncertain findings and of boxes are written where an image has any.
 
     Args:
       path: the CSV to write.
@@ -478,20 +656,31 @@ def write_manifest(
       extra: further columns, such as a reason, of the same length.
       relative: write file paths relative to the manifest's folder.
     """
-    path = Path(path)
-    names = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
-    extra = dict(extra or {})
-    folder = str(path.parent.absolute())
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow([*names, *extra])
-        for i in range(len(records)):
-            row = []
-            for name in names:
-                value = getattr(records, name)[i]
-                if name == "age_months":
-                    value = "" if math.isnan(value) else f"{value:.9g}"
-                elif name == "image_path" and relative and os.path.isabs(value):
-                    value = os.path.relpath(value, folder)
-                row.append(value)
-            writer.writerow(row + [column[i] for column in extra.values()])
+    folder = str(Path(path).parent.absolute())
+
+    def name(image_path: str) -> str:
+        if not relative or not os.path.isabs(image_path):
+            return image_path
+        image_path = os.path.relpath(image_path, folder)
+        # Not an apostrophe, as for other text: other programs open the path as it is.
+        return f"./{image_path}" if image_path != neutralise(image_path) else image_path
+
+    columns: dict[str, Sequence[Any]] = {"image_path": [name(p) for p in records.image_path]}
+    columns |= {column: getattr(records, column) for column in OPTIONAL_COLUMNS}
+    columns["age_months"] = ["" if math.isnan(age) else f"{age:.9g}" for age in records.age_months]
+    columns |= _finding_cells(records) | dict(extra or {})
+    write_csv(path, list(columns), zip(*columns.values(), strict=True))
+
+
+def _finding_cells(records: Records) -> dict[str, list[str]]:
+    """Columns of a manifest for the uncertain findings and boxes that are there, if any."""
+    columns = {}
+    if any(records.uncertain):
+        columns["uncertain"] = ["|".join(names) for names in records.uncertain]
+    if any(records.boxes):
+        for i, name in enumerate((*_BOX_COLUMNS, "box_label")):
+            columns[name] = [
+                "|".join(b[i] if name == "box_label" else f"{b[i]:.9g}" for b in boxes)
+                for boxes in records.boxes
+            ]
+    return columns

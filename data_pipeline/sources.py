@@ -1,25 +1,35 @@
-"""`source:place` names -> records, through the adapter of each source."""
+"""Data sets by name: `source:place` -> records, through the adapter of each source."""
 
 from __future__ import annotations
+
+import re
 
 from data_pipeline.adapters import ADAPTERS
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
 
+_ENTRY = re.compile(r"(?:\\,|[^,])+")
+
 
 def parse_sources(spec: str) -> list[tuple[str, str]]:
-    """`"manifest:/a.csv,phantom:infant"` -> `[("manifest", "/a.csv"), ("phantom", "infant")]`.
+    r"""`"manifest:/a.csv,phantom:infant"` -> `[("manifest", "/a.csv"), ("phantom", "infant")]`.
+
+    A comma that belongs to a path is written `\,`.
 
     Raises:
       DataError: an entry has no colon, no place, or names a source that does not exist.
     """
-    pairs = []
-    for entry in filter(None, (part.strip() for part in spec.split(","))):
+    pairs: list[tuple[str, str]] = []
+    for written in _ENTRY.findall(spec):
+        entry = written.replace("\\,", ",").strip()
+        if not entry:
+            continue
         name, colon, place = entry.partition(":")
         if not colon or not place:
+            advice = r"; write a comma in a path as \," if pairs else ""
             raise DataError(
-                f"{entry!r} is not of the form source:place, such as manifest:/data/films.csv or "
-                "folder:/data/films"
+                f"{entry!r} is not of the form source:place, such as manifest:/data/images.csv or "
+                f"folder:/data/images{advice}"
             )
         if name not in ADAPTERS:
             raise DataError(f"unknown source {name!r}; there are {', '.join(sorted(ADAPTERS))}")
@@ -40,5 +50,5 @@ def open_sources(spec: str) -> Records:
             raise DataError(f"{name}:{place} holds no images")
         parts.append(records)
     if not parts:
-        raise DataError("no data named; set config.data.train, such as manifest:/data/films.csv")
+        raise DataError("no data named; set config.data.train, such as manifest:/data/images.csv")
     return Records.concatenate(parts)

@@ -1,8 +1,8 @@
-"""Who is trained on, who is validated on, who is tested: by patient, stratified by condition.
+"""Splits by patient, stratified by condition: training, validation and test.
 
-A patient's place depends on what its own source lists, the fractions and the seed, and not on what
-else is loaded. So stage one, on adults and infants, and stage two, on infants alone, agree on who
-is tested without talking to each other.
+The split of a source depends on the images that it lists, the fractions and the seed, and not on
+other sources. So stage one, on adults and infants, and stage two, on infants alone, have the same
+test patients.
 """
 
 from __future__ import annotations
@@ -10,17 +10,23 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from data_pipeline import tables
 from data_pipeline.errors import DataError
+from data_pipeline.files import replaced
 from data_pipeline.manifest import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
     SPLITS,
+    Box,
     Records,
     in_words,
     spelled_apart,
@@ -30,9 +36,9 @@ _log = logging.getLogger(__name__)
 # From the most to the least protected: a patient whose images disagree goes to the first of them.
 _PRECEDENCE = ("test", "validation", "train")
 
-# With fewer validation images than this the figure that a checkpoint is chosen by is mostly chance:
-# on a dozen images an AUC of 1 is soon reached, long before training is at its end.
-FEW_FILMS = 100
+# With fewer validation images than this the metric that chooses a checkpoint is mostly chance: on a
+# dozen images an AUC of 1 is reached long before training has converged.
+FEW_IMAGES = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,26 +51,6 @@ class Split:
 
     def __getitem__(self, role: str) -> Records:
         return getattr(self, role)
-
-
-def patient_keys(records: Records, patient_ids: str = "shared") -> np.ndarray:
-    """One key a person, `[n]`. Images without a patient id count as a patient each.
-
-    Args:
-      records: the images.
-      patient_ids: `"shared"`, an id means the same person in every source; or `"source"`, ids of
-        one source mean nothing in another.
-    """
-    keys = np.empty(len(records), dtype=object)
-    rows = zip(records.patient_id, records.image_path, records.source, strict=True)
-    for i, (patient, path, source) in enumerate(rows):
-        if not patient:
-            keys[i] = f"image:{path}"
-        elif patient_ids == "shared":
-            keys[i] = f"patient:{patient}"
-        else:
-            keys[i] = f"patient:{source}:{patient}"
-    return keys
 
 
 def _portable_names(records: Records) -> list[str]:
@@ -89,7 +75,6 @@ def split_by_patient(
     validation_fraction: float,
     test_fraction: float,
     seed: int,
-    patient_ids: str = "shared",
 ) -> Records:
     """Fills the `split` column, patient by patient.
 
@@ -100,7 +85,7 @@ def split_by_patient(
     Raises:
       DataError: a source's own split has a patient on two sides.
     """
-    keys = patient_keys(records, patient_ids)
+    keys = records.patient
     role: dict[str, str] = {}
     for source in dict.fromkeys(records.source):
         rows = np.flatnonzero(records.source == source)
@@ -161,7 +146,7 @@ def _too_few_to_validate(records, keys, role, fraction: float) -> set[str]:
     training = np.array([role[key] == "train" for key in keys])
     patients = set(keys[training & answered])
     partly = len(patients) < len(set(keys[training]))
-    few = fraction * (training & answered).sum() < FEW_FILMS
+    few = fraction * (training & answered).sum() < FEW_IMAGES
     return patients if partly and few else set()
 
 
@@ -203,13 +188,12 @@ def divide(
     validation_fraction: float,
     test_fraction: float,
     seed: int,
-    patient_ids: str = "shared",
 ) -> Split:
     """Divides records by role and checks that no patient is on two sides.
 
     `validation` and `test`, where given, are used whole, or, where such a source carries a split
-    of its own, the part that it assigns to that role. Otherwise the role is cut from `train`. Images
-    that `train` assigns to a role that is given besides are left out.
+    of its own, the part for that role. Otherwise the role is cut from `train`. Images
+    that `train` assigns to a role that is also given are left out.
 
     Raises:
       DataError: a patient is on two sides, or nothing is left to train on.
@@ -219,7 +203,6 @@ def divide(
         validation_fraction=0.0 if validation is not None else validation_fraction,
         test_fraction=0.0 if test is not None else test_fraction,
         seed=seed,
-        patient_ids=patient_ids,
     )
     parts = {name: assigned.take(assigned.split == name) for name in SPLITS}
     for name, given in (("validation", validation), ("test", test)):
@@ -237,11 +220,11 @@ def divide(
     if not len(parts["train"]):
         raise DataError("no image is left to train on: every row belongs to validation or test")
     split = Split(**parts)
-    check_disjoint(split, patient_ids)
+    check_disjoint(split)
     return split
 
 
-def check_disjoint(split: Split, patient_ids: str = "shared") -> None:
+def check_disjoint(split: Split) -> None:
     """Raises `DataError` if a patient, or an image file, is in two of the roles.
 
     A file is known by its folder's real name. Links to single files are not followed; check_data
@@ -250,7 +233,7 @@ def check_disjoint(split: Split, patient_ids: str = "shared") -> None:
     seen: dict[str, str] = {}
     for name in SPLITS:
         # In order, so that the same data always gives the same message.
-        for key in sorted(_identities(split[name], patient_ids)):
+        for key in sorted(_identities(split[name])):
             if key in seen:
                 raise DataError(
                     f"{_describe(key)} is in {seen[key]} and in {name}; all images of a patient "
@@ -260,10 +243,10 @@ def check_disjoint(split: Split, patient_ids: str = "shared") -> None:
             seen[key] = name
 
 
-def check_classes(split: Split, classes: Sequence[str], patient_ids: str = "shared") -> None:
+def check_classes(split: Split, classes: Sequence[str]) -> None:
     """Raises `DataError` if a class has one patient, who cannot be both trained on and tested."""
     records = Records.concatenate([split[name] for name in SPLITS])
-    keys = patient_keys(records, patient_ids)
+    keys = records.patient
     for label in classes:
         patients = set(keys[records.label == label])
         if len(patients) == 1:
@@ -274,9 +257,7 @@ def check_classes(split: Split, classes: Sequence[str], patient_ids: str = "shar
             )
 
 
-def keep_labels(
-    records: Records, fraction: float, seed: int, patient_ids: str, draw: int = 0
-) -> Records:
+def keep_labels(records: Records, fraction: float, seed: int, draw: int = 0) -> Records:
     """Keeps the labels and ages of a fraction of the patients; the rest keep their images.
 
     Stratified by condition, at least one patient a class; patients of whom the age alone is known
@@ -284,7 +265,7 @@ def keep_labels(
     """
     if fraction >= 1:
         return records
-    keys = patient_keys(records, patient_ids)
+    keys = records.patient
     names = np.empty(len(records), dtype=object)
     for source in dict.fromkeys(records.source):
         rows = np.flatnonzero(records.source == source)
@@ -306,35 +287,83 @@ def keep_labels(
     )
 
 
-_SPLIT_COLUMNS = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, "source")
+# Runs of earlier versions lack the last two and the file columns.
+_SPLIT_COLUMNS = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, "source", "uncertain", "boxes")
+_FILE_COLUMNS = ("file_size", "file_modified")
 
 
-def write_split(path: str | os.PathLike, split: Split) -> None:
-    """Writes `split.csv`: who went where, with everything known of each image."""
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(_SPLIT_COLUMNS)
-        for name in SPLITS:
-            records = split[name]
-            columns = {c: getattr(records, c) for c in _SPLIT_COLUMNS}
-            columns["split"] = [name] * len(records)
-            columns["age_months"] = ["" if a != a else f"{a:.9g}" for a in records.age_months]
-            writer.writerows(zip(*columns.values(), strict=True))
+def write_split(path: str | os.PathLike[str], split: Split) -> None:
+    """Writes `split.csv`, with everything known of each image, and its checksum beside it.
 
-
-def read_split(path: str | os.PathLike) -> Split:
-    """Reads what `write_split` wrote.
-
-    Raises:
-      DataError: the file does not exist.
+    `file_size` (bytes) and `file_modified` (seconds since 1970) show later whether an image was
+    replaced. The checksum file is in the format of `sha256sum`.
     """
+    rows = []
+    for name in SPLITS:
+        records = split[name]
+        columns = {c: getattr(records, c) for c in _SPLIT_COLUMNS}
+        columns["split"] = [name] * len(records)
+        columns["age_months"] = ["" if a != a else f"{a:.9g}" for a in records.age_months]
+        for column in ("uncertain", "boxes"):
+            columns[column] = [json.dumps(v) if v else "" for v in columns[column]]
+        stamps = [_file_stamp(image_path) for image_path in records.image_path]
+        listed = zip(*columns.values(), strict=True)
+        rows += [(*row, *stamp) for row, stamp in zip(listed, stamps, strict=True)]
+    tables.write_csv(path, (*_SPLIT_COLUMNS, *_FILE_COLUMNS), rows)
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with replaced(f"{os.fspath(path)}.sha256") as checksum:
+        checksum.write(f"{digest}  {os.path.basename(path)}\n")
+
+
+def _file_stamp(path: str) -> tuple[str, str]:
+    """Size and time of a file as text; empty for a phantom image or a missing file."""
     try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = list(csv.DictReader(file))
+        status = os.stat(path)
+    except OSError:
+        return "", ""
+    return str(status.st_size), f"{status.st_mtime:.6f}"
+
+
+def _read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: that folder is not the workdir of a run") from None
-    columns = {name: [row[name] for row in rows] for name in _SPLIT_COLUMNS}
+    checksum = f"{os.fspath(path)}.sha256"
+    if os.path.exists(checksum):  # Earlier versions wrote none.
+        with open(checksum, encoding="utf-8", errors="replace") as file:
+            expected = file.read().split(" ")[0]
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise DataError(
+                f"{path} is not the file that the run wrote: it was cut short or changed (its "
+                f"checksum differs from {os.path.basename(checksum)}); restore it from a copy"
+            )
+    text = io.StringIO(content.decode("utf-8", "surrogateescape"), newline="")
+    rows = [
+        {name: tables.restore(cell or "") for name, cell in row.items() if name}
+        for row in csv.DictReader(text)
+    ]
+    missing = sorted({"image_path", "split", "source"} - set(rows[0] if rows else ()))
+    if missing or not all(row["split"] in SPLITS for row in rows):
+        raise DataError(f"{path} is damaged: not the list of images that a run writes")
+    return rows
+
+
+def read_split(path: str | os.PathLike[str]) -> Split:
+    """Reads what `write_split` wrote. `patient` is resolved as for ids shared between sources.
+
+    Raises:
+      DataError: the file does not exist, or is not what was written.
+    """
+    rows = _read_rows(path)
+    columns: dict[str, list[Any]] = {
+        name: [row.get(name) or "" for row in rows] for name in _SPLIT_COLUMNS
+    }
     columns["age_months"] = [float(age or "nan") for age in columns["age_months"]]
+    columns["uncertain"] = [tuple(json.loads(v or "[]")) for v in columns["uncertain"]]
+    columns["boxes"] = [tuple(Box(*box) for box in json.loads(v or "[]")) for v in columns["boxes"]]
     source = np.array(columns.pop("source"), dtype=object)
     records = Records.create(**columns, source="").replace(source=source)
     return Split(**{name: records.take(records.split == name) for name in SPLITS})
@@ -357,31 +386,62 @@ def check_unchanged(path: str | os.PathLike, split: Split) -> None:
     if different:
         images = sorted({row[1] for row in different})
         raise DataError(
-            f"the data is not what this run began with: {len(images)} images are new, gone, or have "
-            f"another label, age or place in the split, such as {images[0]}; choose another "
-            "--workdir, or delete that folder to start again"
+            f"the data is not what this run began with: {len(images)} images are new, missing, or "
+            f"have another label, age or split, such as {images[0]}; choose another --workdir, or "
+            "delete that folder to start again"
         )
     if any(list(before[name].image_path) != list(split[name].image_path) for name in SPLITS):
         raise DataError(
-            "the images come in another order than when this run began, so it cannot go on where it "
-            "was; put the rows of the manifest back in order, choose another --workdir, or delete "
-            "that folder to start again"
+            "the images come in another order than when this run began, so it cannot be resumed; "
+            "restore the order of the manifest, choose another --workdir, or delete that folder to "
+            "start again"
+        )
+    _check_files_unchanged(path)
+
+
+def _check_files_unchanged(path: str | os.PathLike[str]) -> None:
+    """Raises `DataError` if image files have another size than when the run began.
+
+    Files of the same size with a later time are logged: they may be copies of the same content.
+    """
+    replaced_files, touched = [], []
+    for row in _read_rows(path):
+        if not row.get("file_size"):
+            continue
+        size, modified = _file_stamp(row["image_path"])
+        if size and size != row["file_size"]:
+            replaced_files.append(row["image_path"])
+        elif modified and modified != row["file_modified"]:
+            touched.append(row["image_path"])
+    if replaced_files:
+        raise DataError(
+            f"{len(replaced_files):,} image files were replaced since this run began, such as "
+            f"{replaced_files[0]}; choose another --workdir, or delete that folder to start again"
+        )
+    if touched:
+        _log.warning(
+            "%s image files were modified since this run began, such as %s; they have the same "
+            "size and are read as they are now",
+            f"{len(touched):,}",
+            touched[0],
         )
 
 
-def check_unseen(split_csv: str | os.PathLike, records: Records, patient_ids: str, what: str):
+def check_unseen(
+    split_csv: str | os.PathLike[str], records: Records, patient_ids: str, what: str
+) -> None:
     """Raises `DataError` if an earlier run trained on patients or images that are to be scored.
 
     Args:
       split_csv: of the earlier run.
-      records: images to be scored.
-      patient_ids: see `patient_keys`.
-      what: names the two in the message, such as "stage one trained on".
+      records: images to be scored, with patients resolved by `patient_ids`.
+      patient_ids: see `Records.with_patients`.
+      what: begins the message, such as "stage one was trained on".
     """
     if not len(records):
         return
-    trained = _identities(read_split(split_csv).train, patient_ids)
-    scored = _identities(records, patient_ids)
+    trained = _identities(read_split(split_csv).train.with_patients(patient_ids))
+    scored = _identities(records)
     leaked = sorted(scored & trained)
     if leaked:
         raise DataError(
@@ -397,8 +457,8 @@ def check_unseen(split_csv: str | os.PathLike, records: Records, patient_ids: st
     ]
     if alike:
         _log.warning(
-            "%s patients whose ids are spelled much like some of these: %s; if they are the same "
-            "people, correct the ids",
+            "%s patients whose ids differ from some of these only in spelling: %s; correct the ids "
+            "if they are the same people",
             what,
             in_words(alike),
         )
@@ -408,10 +468,10 @@ def _patient_names(keys: set[str]) -> set[str]:
     return {key.removeprefix("patient:") for key in keys if key.startswith("patient:")}
 
 
-def _identities(records: Records, patient_ids: str) -> set[str]:
+def _identities(records: Records) -> set[str]:
     """Keys of the patients and of the image files."""
     files = {f"image:{path}" for path in _real_paths(records.image_path)}
-    return set(patient_keys(records, patient_ids)) | files
+    return set(records.patient) | files
 
 
 def _real_paths(paths: Iterable[str]) -> Iterator[str]:

@@ -41,7 +41,7 @@ def all_keys():
 def sources():
     folders = (ROOT / "infantxray", ROOT / "data_pipeline")
     paths = [ROOT / "main.py", *(p for folder in folders for p in folder.rglob("*.py"))]
-    return [p for p in paths if p != ROOT / "infantxray" / "settings.py"]
+    return [p for p in paths if p != ROOT / "infantxray" / "runs" / "settings.py"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -50,7 +50,7 @@ def test_loads_and_names_its_own_task(name):
         assert config.task == name
         assert name in settings.TASKS
         # Every task is a module with a run; found here, not after the command line was typed.
-        assert callable(importlib.import_module(f"infantxray.{name}").run)
+        assert callable(importlib.import_module(f"infantxray.commands.{name}").run)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,7 +133,7 @@ def test_messages_name_settings_that_exist():
     known = all_keys()
     groups = {key.rsplit(".", 1)[0] for key in known if "." in key}
     wrong = []
-    for path in [*sources(), ROOT / "infantxray" / "settings.py"]:
+    for path in [*sources(), ROOT / "infantxray" / "runs" / "settings.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 for key in re.findall(r"\bconfig\.([a-z]\w*(?:\.[a-z]\w*)*)", node.value):

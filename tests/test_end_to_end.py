@@ -20,6 +20,7 @@ from configs import finetune as finetune_config
 from configs import predict as predict_config
 from configs import pretrain as pretrain_config
 from configs import probe as probe_config
+from data_pipeline.dataset import DataSettings, open_split
 from data_pipeline.decode import load_image
 from data_pipeline.errors import UserError
 from data_pipeline.splits import read_split
@@ -28,9 +29,8 @@ from infantxray.models import ENCODERS
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.models.encoders import resnet, vgg
 from infantxray.runs import settings
-from infantxray.runs.workdir import ModelCard
-from infantxray.stage_two import inference as diagnosis
-from infantxray.stage_two import transfer
+from infantxray.runs.model_spec import ModelSpec
+from infantxray.stage_two import inference, transfer
 from infantxray.training import augment, checkpoints, loop, sharding
 from infantxray.training.writers import read_history
 
@@ -120,7 +120,7 @@ def finetuned(tmp_path_factory, pretrained):
 
 
 def test_stage_one_leaves_what_it_promises(pretrained):
-    assert {"config.json", "split.csv", "preprocessing.json", "checkpoints"} <= set(
+    assert {"config.json", "split.csv", "model.json", "checkpoints"} <= set(
         os.listdir(pretrained)
     )
     tags = set().union(*(row.keys() for row in read_history(str(pretrained / "history.jsonl"))))
@@ -261,26 +261,32 @@ def test_prediction_takes_a_folder_and_skips_what_is_no_image(finetuned, tmp_pat
     assert "broken.png" in (tmp_path / "out" / "bad_files.csv").read_text()
 
 
+def stop_after(steps, monkeypatch):
+    """Sends SIGTERM after so many steps of this process."""
+    compile_step = loop._compile
+    left = [steps]
+
+    def compile_and_count(*arguments):
+        step = compile_step(*arguments)
+
+        def wrapped(state, batch, key):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(state, batch, key)
+
+        return wrapped
+
+    monkeypatch.setattr(loop, "_compile", compile_and_count)
+
+
 def test_a_stopped_run_goes_on_to_bit_identical_parameters(tmp_path, pretrained, monkeypatch):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     config = stage_two(pretrained)
     config.ema_decay = 0.9
     finetune.run(config, str(straight))
 
-    make_train_step = loop.make_train_step
-
-    def stop_at_the_third(*args, **kwargs):
-        step = make_train_step(*args, **kwargs)
-
-        def wrapped(state, batch, key):
-            result = step(state, batch, key)
-            if int(result[0].step) == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return result
-
-        return wrapped
-
-    monkeypatch.setattr(loop, "make_train_step", stop_at_the_third)
+    stop_after(3, monkeypatch)
     with pytest.raises(loop.Interrupted, match="step 3 of 4"):
         finetune.run(config, str(stopped))
     monkeypatch.undo()
@@ -314,20 +320,9 @@ def test_self_training_goes_on_wherever_it_was_stopped(tmp_path, pretrained, mon
     tags = set().union(*(row.keys() for row in read_history(str(straight / "history.jsonl"))))
     assert {"train/age_distribution", "train/weight_cross_entropy"} <= tags
 
-    make_train_step = loop.make_train_step
-
-    def stop_at_once(*args, **kwargs):
-        step = make_train_step(*args, **kwargs)
-
-        def wrapped(state, batch, key):
-            os.kill(os.getpid(), signal.SIGTERM)
-            return step(state, batch, key)
-
-        return wrapped
-
     # Each attempt makes one step: one of each teacher, then the student's.
     for _ in range(3):
-        monkeypatch.setattr(loop, "make_train_step", stop_at_once)
+        stop_after(1, monkeypatch)
         with pytest.raises(loop.Interrupted):
             finetune.run(config, str(stopped))
         monkeypatch.undo()
@@ -391,14 +386,14 @@ def test_images_without_ages_are_learned_without_the_age_head(tmp_path, caplog):
     )
     config = stage_two()
     config.data.train = f"manifest:{manifest}"
-    for name in ("run", "other"):
-        (tmp_path / name).mkdir()
-    _, card = finetune._open_data(config, str(tmp_path / "run"))
-    assert card.age_mean_months is None
+    (tmp_path / "run").mkdir()
+    data = settings.build(DataSettings, config.data)
+    split = open_split(data, str(tmp_path / "run"))
+    assert not finetune._specify(config, data, split).has_age
     assert "no AgePredictionNet: 0 training images have a known age" in caplog.text
     config.age_film = True
     with pytest.raises(UserError, match="age_head=False"):
-        finetune._open_data(config, str(tmp_path / "other"))
+        finetune._specify(config, data, split)
 
 
 def test_ages_alone_can_be_learned(tmp_path):
@@ -435,12 +430,12 @@ def test_a_linear_probe_teaches(tmp_path, pretrained, caplog):
     assert "teacher: a linear probe on" in caplog.text
     answers = np.load(tmp_path / "run" / "teachers" / "soft_labels.npy")
 
-    card = ModelCard.read(str(tmp_path / "run"))
-    model = diagnosis.build_model(card)
-    variables = diagnosis.init_variables(model, card.preprocessing.image_size, jax.random.key(0))
-    variables = transfer.start_from(config, variables)
+    spec = ModelSpec.read(str(tmp_path / "run"))
+    model = inference.build_model(spec)
+    variables = inference.init_variables(model, spec.preprocessing.image_size, jax.random.key(0))
+    variables = transfer.start_from(str(pretrained), spec.encoder, variables)
     train = read_split(tmp_path / "run" / "split.csv").train
-    images = np.stack([load_image(path, card.preprocessing) for path in train.image_path])
+    images = np.stack([load_image(path, spec.preprocessing) for path in train.image_path])
     x = augment.normalise(augment.to_intensity(jnp.asarray(images)[..., None]))
     latent = model.apply(variables, x, method=DiagnosisModel.latent)
     values = np.asarray(latent, np.float64).mean((1, 2))
@@ -448,6 +443,6 @@ def test_a_linear_probe_teaches(tmp_path, pretrained, caplog):
     mean, std = values[known].mean(0), values[known].std(0) + 1e-6
     fitted = LogisticRegression(C=1 / known.sum(), tol=1e-8, max_iter=3000)  # L2 of 1.
     fitted.fit((values[known] - mean) / std, train.label[known])
-    order = [list(fitted.classes_).index(name) for name in card.classes]
+    order = [list(fitted.classes_).index(name) for name in spec.classes]
     expected = fitted.predict_proba((values - mean) / std)[:, order]
     np.testing.assert_allclose(answers, expected, atol=0.01)

@@ -1,6 +1,6 @@
-"""Data sets by name: `ADAPTERS[name](place)` reads a public layout as `Records`.
+"""Adapters of public data sets: `ADAPTERS[name](place)` reads a layout as `Records`.
 
-Each adapter is one file; it lists what is there without opening an image where the layout allows.
+Each adapter is one file. It lists images without opening them where the layout allows.
 """
 
 from __future__ import annotations

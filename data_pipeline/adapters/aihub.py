@@ -1,7 +1,7 @@
 """AI-Hub 71432, "Pediatric abdominal X-ray image data": the paper's own images.
 
-The schema of its label files is not public. A small profile says where they keep what; this prints
-the keys of some of them and a profile to fill in:
+The schema of its label files is not public. A profile says which key holds what. This command
+prints the keys of some label files and a profile to fill in:
 
     python -m data_pipeline.adapters.aihub /data/aihub > profile.json
 """
@@ -16,14 +16,22 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from data_pipeline.adapters.place import IMAGE_SUFFIXES, SEXES, number, parse_place, walk
+from data_pipeline.adapters.place import (
+    IMAGE_SUFFIXES,
+    OLDEST_CHILD_MONTHS,
+    ages_in_months,
+    parse_place,
+    walk,
+)
+from data_pipeline.cells import SEXES
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
 
 _log = logging.getLogger(__name__)
 
-# Names as AI-Hub's description gives them, and usual variants of the others.
+# Names in AI-Hub's description, and usual variants of the others.
 _CLASSES = {
     "정상": "normal",
     "기복증": "aeroperitoneum",
@@ -49,7 +57,7 @@ _PROFILE_KEYS = {"class", "classes", "age", "age_unit", "sex", "patient_id", "vi
 
 
 def read_aihub(place: str) -> Records:
-    """Reads `PATH:profile=PROFILE.json`, unpacked, at any depth.
+    """Reads `PATH:profile=PROFILE.json`: unpacked archives at any depth.
 
     Images lie in folders TS (training) and VS (validation), label files in TL and VL; an image and
     its label share their name. AI-Hub's validation is the test split; validation is cut from its
@@ -69,10 +77,13 @@ def read_aihub(place: str) -> Records:
             f"python -m data_pipeline.adapters.aihub {root} > profile.json"
         )
     profile = _read_profile(Path(options["profile"]).expanduser())
-    columns: dict[str, list] = {
-        name: [] for name in ("patient_id", "age_months", "sex", "view", "label", "split")
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("patient_id", "sex", "view", "label", "split")
     }
-    paths, unlabelled, unknown = [], 0, {}
+    paths: list[str] = []
+    ages: list[str] = []
+    unknown: dict[str, str] = {}
+    unlabelled = 0
     for part, image, label_file in _pairs(images, labels):
         if not label_file:
             unlabelled += 1
@@ -83,8 +94,7 @@ def read_aihub(place: str) -> Records:
         paths.append(image)
         columns["label"].append(name or "")
         columns["patient_id"].append(_text(content, profile.get("patient_id")))
-        unit = _MONTHS[profile.get("age_unit", "months")]
-        columns["age_months"].append(number(_text(content, profile.get("age"))) * unit)
+        ages.append(_text(content, profile.get("age")))
         columns["sex"].append(_SEXES.get(_text(content, profile.get("sex")).lower(), ""))
         columns["view"].append(_text(content, profile.get("view")))
         columns["split"].append("train" if part == "T" else "test")
@@ -97,22 +107,24 @@ def read_aihub(place: str) -> Records:
         _log.warning("aihub: %d of %d images have no label file", unlabelled, len(paths))
     if not any(columns["patient_id"]):
         _log.warning(
-            "aihub: the profile names no patient_id, so whether images of one patient stand on both "
-            "sides of the split cannot be known"
+            "aihub: the profile names no patient_id, so whether images of one patient are in more "
+            "than one split cannot be known"
         )
-    return Records.create(paths, source=f"aihub:{root}", **columns)
+    months = _MONTHS[profile.get("age_unit", "months")]
+    known = ages_in_months("aihub", ages, months, OLDEST_CHILD_MONTHS)
+    return Records.create(paths, source=f"aihub:{root}", age_months=known, **columns)
 
 
-# By `(T or V, name)`, then by the folder: names may begin again in every class.
+# By `(T or V, name)`, then by folder, because names may restart in every class.
 _Files = dict[tuple[str, str], dict[str, str]]
 
 
 def _discover(root: Path) -> tuple[_Files, _Files]:
-    """Images and label files.
+    """Finds images and label files.
 
     Raises:
-      DataError: there are no images, archives are still packed, two files of a folder share their
-        name, or it is another data set.
+      DataError: there are no images, archives are still packed, two files of a folder share a name,
+        or it is another data set.
     """
     images: _Files = {}
     labels: _Files = {}
@@ -146,7 +158,7 @@ def _discover(root: Path) -> tuple[_Files, _Files]:
         raise DataError(
             f"aihub: {len(archives)} archives below {root} are still packed, such as "
             f"{os.path.basename(archives[0])}; join split ones first (cat X.zip.part* > X.zip), "
-            "then unpack each into a folder of its own name (unzip -O cp949 TS_X.zip -d TS_X)"
+            "then unpack each into a folder of the same name (unzip -O cp949 TS_X.zip -d TS_X)"
         )
     if not images:
         raise DataError(
@@ -157,10 +169,10 @@ def _discover(root: Path) -> tuple[_Files, _Files]:
 
 
 def _pairs(images: _Files, labels: _Files) -> Iterator[tuple[str, str, str]]:
-    """`T` or `V`, an image, and its label file, empty if it has none.
+    """Yields `T` or `V`, an image, and its label file (empty if it has none).
 
     Raises:
-      DataError: which of several label files belongs to an image cannot be told.
+      DataError: several label files may belong to an image.
     """
     for (part, stem), radiographs in images.items():
         found = labels.get((part, stem), {})
@@ -168,16 +180,16 @@ def _pairs(images: _Files, labels: _Files) -> Iterator[tuple[str, str, str]]:
         spare = [group for group in found if group not in radiographs]
         if alone and spare and len(radiographs) + len(found) > 2:
             raise DataError(
-                f"aihub: {radiographs[alone[0]]} has a name that others have too, and no label file of a "
-                f"folder of its own name (there is {found[spare[0]]}); name the folders of images "
-                "and labels alike, such as TS_변비 and TL_변비"
+                f"aihub: {radiographs[alone[0]]} has a name that others have too, and no label "
+                f"file in a folder named like its own (there is {found[spare[0]]}); name the "
+                "folders of images and labels alike, such as TS_변비 and TL_변비"
             )
         for group, image in radiographs.items():
             yield part, image, found.get(group) or (found[spare[0]] if spare else "")
 
 
 def _role(relative: str) -> tuple[str, str]:
-    """`TS`, `TL`, `VS` or `VL` of a folder by its path, empty if it has none; and what follows."""
+    """`TS`, `TL`, `VS`, `VL` or empty by the path of a folder; and the rest of the path."""
     part = kind = group = ""
     names = relative.split(os.sep)
     for i, name in enumerate(names):
@@ -190,7 +202,7 @@ def _role(relative: str) -> tuple[str, str]:
     return (part + kind, group) if part and kind else ("", "")
 
 
-def _read_profile(path: Path) -> dict:
+def _read_profile(path: Path) -> dict[str, Any]:
     try:
         profile = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
@@ -208,7 +220,7 @@ def _read_profile(path: Path) -> dict:
     return profile
 
 
-def _read_label(path: str) -> dict:
+def _read_label(path: str) -> Any:
     with open(path, "rb") as file:
         data = file.read()
     for encoding in ("utf-8-sig", "cp949"):
@@ -221,7 +233,7 @@ def _read_label(path: str) -> dict:
     raise DataError(f"aihub: label file {path} is not JSON in UTF-8 or CP949")
 
 
-def _value(content, path: str | None):
+def _value(content: Any, path: str | None) -> Any:
     """The value at a dotted path such as `annotations.0.disease`; None if there is none."""
     for key in path.split(".") if path else ():
         if isinstance(content, list) and key.isdigit() and int(key) < len(content):
@@ -233,12 +245,12 @@ def _value(content, path: str | None):
     return content if path else None
 
 
-def _text(content, path: str | None) -> str:
+def _text(content: Any, path: str | None) -> str:
     value = _value(content, path)
     return "" if value is None or isinstance(value, dict | list) else str(value).strip()
 
 
-def _class_value(profile: dict, content: dict, image: str) -> str:
+def _class_value(profile: dict[str, Any], content: Any, image: str) -> str:
     if profile["class"] != "folder":
         return _text(content, profile["class"])
     for name in reversed(Path(unicodedata.normalize("NFC", image)).parts):
@@ -249,8 +261,8 @@ def _class_value(profile: dict, content: dict, image: str) -> str:
     return ""
 
 
-def _class(profile: dict, content: dict, image: str) -> str | None:
-    """The condition, empty if the file gives none, None if its name is unknown."""
+def _class(profile: dict[str, Any], content: Any, image: str) -> str | None:
+    """The condition; empty if the file gives none, None if the name is unknown."""
     value = unicodedata.normalize("NFC", _class_value(profile, content, image))
     if not value:
         return ""
@@ -259,8 +271,8 @@ def _class(profile: dict, content: dict, image: str) -> str | None:
     return named or korean or _ENGLISH.get(re.sub(r"[^a-z]", "", value.lower()))
 
 
-def _keys(content, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every dotted path of a label file with the type of its value, never the value."""
+def _keys(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yields every dotted path of a label file with the type of its value, never the value."""
     if isinstance(content, dict):
         for key, value in content.items():
             yield from _keys(value, f"{prefix}{key}.")
@@ -272,7 +284,7 @@ def _keys(content, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def describe_labels(root: Path, files: int = 200) -> str:
-    """A profile to fill in, after a list of the paths found in the first label files."""
+    """The dotted paths found in the first label files, with their types and counts."""
     images, labels = _discover(root)
     counts: dict[str, int] = {}
     kinds: dict[str, str] = {}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
 from data_pipeline.adapters.place import (
     ADULT_MONTHS,
-    SEXES,
+    ages_in_months,
+    keep_present,
     leave_out_children,
     number,
+    on_disk,
     parse_place,
     read_table,
 )
+from data_pipeline.cells import SEXES, join_findings
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
 
@@ -38,11 +40,11 @@ _TABLES = {"train.csv": "train", "valid.csv": "validation", "test.csv": "test"}
 def read_chexpert(place: str) -> Records:
     """Reads `PATH[:min_age_months=216]`, where `train.csv` lies (and `valid.csv`, `test.csv`).
 
-    An image with exactly one finding, and none uncertain, is labelled with it. Age 0 stands for
-    unknown there; ages are capped at 90 years by the source.
+    The label joins the findings marked 1; those marked -1 are `uncertain`. Age 0 means unknown, and
+    the source caps ages at 90 years. Images that are not on disk are left out.
 
     Raises:
-      DataError: no table is found, or a path in it is not of CheXpert's form.
+      DataError: no table or no image is found, or a path in a table is not of CheXpert's form.
     """
     root, options = parse_place("chexpert", place, min_age_months=ADULT_MONTHS)
     tables = [(root / name, split) for name, split in _TABLES.items() if (root / name).is_file()]
@@ -50,6 +52,7 @@ def read_chexpert(place: str) -> Records:
         raise DataError(f"chexpert: no train.csv in {root}; name the folder that holds it")
     parts = [_read_table(path, split, f"chexpert:{root}") for path, split in tables]
     records = Records.concatenate(parts)
+    records = records.take(keep_present("chexpert", on_disk(records.image_path.tolist())))
     return leave_out_children("chexpert", records, options["min_age_months"])
 
 
@@ -61,28 +64,31 @@ def _read_table(path: Path, split: str, source: str) -> Records:
         raise DataError(f"chexpert: {path} lists no image")
     base = _base(path.parent, paths[0])
     views = zip(table["Frontal/Lateral"], table["AP/PA"], strict=True)
-    marks = zip(*(table[name] for name in _FINDINGS), strict=True)
+    marks = list(zip(*(map(number, table[name]) for name in _FINDINGS), strict=True))
+    ages = ["" if number(age) == 0 else age for age in table["Age"]]
     return Records.create(
         [base + entry.partition("/")[2] for entry in paths],
         source=source,
         patient_id=[_patient(entry, path) for entry in paths],
-        age_months=[12 * number(age) or math.nan for age in table["Age"]],
+        age_months=ages_in_months("chexpert", ages, 12),
         sex=[SEXES.get(sex.lower(), "") for sex in table["Sex"]],
         view=[detail or plane for plane, detail in views],
-        label=[_label(row) for row in marks],
+        label=[join_findings(_marked(row, 1)) for row in marks],
+        uncertain=[tuple(sorted(_marked(row, -1))) for row in marks],
         split=[split] * len(paths),
     )
 
 
 def _base(folder: Path, first: str) -> str:
-    """What to put before a path without its first part.
+    """The folder that paths without their first part are relative to.
 
-    Paths start with the release's name, such as `CheXpert-v1.0-small/`, which may be the folder
-    itself, lie in it, or have been renamed.
+    Paths start with the name of the release, such as `CheXpert-v1.0-small/`. It may be the folder
+    itself, a subfolder, or renamed. Some images, even the first, may be missing.
     """
     head, _, rest = first.partition("/")
     inside = folder / head
-    return os.path.join(inside if not (folder / rest).exists() and inside.is_dir() else folder, "")
+    here = (folder / rest.partition("/")[0]).is_dir()
+    return os.path.join(inside if inside.is_dir() and not here else folder, "")
 
 
 def _patient(entry: str, path: Path) -> str:
@@ -92,8 +98,5 @@ def _patient(entry: str, path: Path) -> str:
     raise DataError(f"chexpert: {path} has a Path without a patient folder: {entry!r}")
 
 
-def _label(marks: tuple[str, ...]) -> str:
-    """The only finding marked 1, if no other is marked 1 or -1 (uncertain)."""
-    values = [number(mark) for mark in marks]
-    positive = [name for name, value in zip(_FINDINGS, values, strict=True) if value == 1]
-    return positive[0] if len(positive) == 1 and -1.0 not in values else ""
+def _marked(marks: tuple[float, ...], value: float) -> list[str]:
+    return [name for name, mark in zip(_FINDINGS, marks, strict=True) if mark == value]

@@ -1,10 +1,11 @@
-"""Any folder of radiographs: one class a subfolder, or unlabelled."""
+"""A folder of radiographs: one class a subfolder, or unlabelled; or one image."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
@@ -12,16 +13,19 @@ from data_pipeline.adapters.headers import header_columns
 from data_pipeline.adapters.place import (
     IMAGE_SUFFIXES,
     PICTURE_SUFFIXES,
+    is_workdir,
+    looks_like_dicom,
     parse_place,
     visible,
     walk,
 )
+from data_pipeline.cells import SPLIT_NAMES
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import SPLIT_NAMES, Records
+from data_pipeline.manifest import Records
 
 _log = logging.getLogger(__name__)
-# Not opened to see whether they are DICOM: there may be one an image, or they are copies of images.
-_NO_FILMS = (
+# Suffixes that are never opened to check for DICOM: there may be one such file for every image.
+_NO_IMAGES = (
     *(".txt", ".csv", ".json", ".xml", ".md", ".html", ".pdf", ".xlsx", ".npy", ".npz", ".zip"),
     *(".gz", ".bmp", ".webp", ".gif", ".jp2", ".bak", ".tmp", ".part", ".orig"),
 )
@@ -29,13 +33,13 @@ _SUFFIXES_NAMED = 8
 
 
 def read_folder(place: str) -> Records:
-    """Reads `PATH[:labels=none][:headers=no]`.
+    """Reads `PATH[:labels=none][:headers=no]`, a folder or one image.
 
-    A first level whose folders are all called train, val or test is the split. The next level is
-    the class; images lie at any depth below it. Images beside those folders have no class.
-    `labels=none` takes the folder as unlabelled whatever its subfolders are called. Age, sex, view
-    and patient of DICOM images come from their headers, which `headers=no` leaves unread. Files are
-    images by their suffix, or, where it is none of those known, if they are DICOM.
+    If the folders of the first level are called train, val or test, they are the split, and the
+    next level is the class. Otherwise the first level is the class. Images lie at any depth.
+    `labels=none` reads any folder as unlabelled. Age, sex, view and patient of DICOM images come
+    from their headers; `headers=no` leaves these unread. A file is an image by its suffix; files of
+    unknown suffix are images if they are DICOM. Workdirs of runs in the folder are left out.
 
     Raises:
       DataError: the folder does not exist, holds no image, or some of its subfolders with images
@@ -46,9 +50,9 @@ def read_folder(place: str) -> Records:
         raise DataError(
             f"folder:{place}: labels is {options['labels']!r}; expected folders or none"
         )
-    if not root.is_dir():
-        raise DataError(f"folder:{place}: {root} is a file; name a folder, or use manifest:{root}")
-    paths, labels, splits = [], [], []
+    paths: list[str] = []
+    labels: list[str] = []
+    splits: list[str] = []
     ignored: Counter[str] = Counter()
 
     def take(folder: str, files: list[str], label: str, split: str) -> None:
@@ -62,6 +66,9 @@ def read_folder(place: str) -> Records:
 
     def take_classes(folder: str, split: str) -> None:
         classes, files = visible(folder)
+        if is_workdir(folder, files):
+            _log.info("%s is also the workdir of a run; its figures are left out", folder)
+            classes = [name for name in classes if name not in ("figures", "checkpoints")]
         take(folder, files, "", split)
         for name in classes:
             label = ""
@@ -71,11 +78,19 @@ def read_folder(place: str) -> Records:
             for below, names in walk(os.path.join(folder, name), (root,)):
                 take(below, names, label, split)
 
+    if not root.is_dir():
+        if not _is_image(str(root.parent), root.name):
+            raise DataError(
+                f"folder:{place}: {root} is neither a folder nor an image; a CSV file is named "
+                f"manifest:{root}"
+            )
+        take(str(root.parent), [root.name], "", "")
+        return _with_headers(root, paths, labels, splits, options["headers"])
     folders, beside = visible(root)
     roles = [name for name in folders if name.lower() in SPLIT_NAMES]
     if roles:
         for name in folders:
-            if name not in roles and _has_images(os.path.join(root, name)):
+            if name not in roles and _has_images(os.path.join(root, name), root):
                 raise DataError(
                     f"folder:{place}: {', '.join(roles)} would be splits, but {name} beside them "
                     "is none and has images too; move or rename one or the other, or name each "
@@ -95,20 +110,26 @@ def read_folder(place: str) -> Records:
         )
     if ignored:
         _log.info("folder:%s: %d files left out: %s", place, ignored.total(), others)
+    return _with_headers(root, paths, labels, splits, options["headers"])
+
+
+def _with_headers(
+    root: Path, paths: list[str], labels: list[str], splits: list[str], headers: str
+) -> Records:
     records = Records.create(paths, source=f"folder:{root}", label=labels, split=splits)
     dicom = np.array([not path.lower().endswith(PICTURE_SUFFIXES) for path in paths])
-    if options["headers"] == "no" or not dicom.any():
+    if headers == "no" or not dicom.any():
         return records
     names = ("age_months", "sex", "view", "patient_id")
     columns = {name: getattr(records, name).copy() for name in names}
-    found = header_columns("folder", root, records.image_path[dicom])
+    found = header_columns("folder", root, records.image_path[dicom].tolist())
     for name, values in zip(names, found, strict=True):
         columns[name][dicom] = values
     return records.replace(**columns)
 
 
 def _refuse_splits_within(place: str, folder: str) -> None:
-    """A class that consists of splits is a data set one level deeper than the place named."""
+    """Refuses a class that holds splits: the data set is that folder, one level deeper."""
     roles = [name for name in visible(folder)[0] if name.lower() in SPLIT_NAMES]
     if len(roles) > 1:
         raise DataError(
@@ -119,24 +140,16 @@ def _refuse_splits_within(place: str, folder: str) -> None:
 
 
 def _is_image(folder: str, name: str) -> bool:
-    """By the suffix; files with an unknown one or none, such as IM0001 or 1.2.840…, by content."""
+    """By suffix; by content for an unknown suffix or none, such as IM0001 or 1.2.840…"""
     if name.lower().endswith(IMAGE_SUFFIXES):
         return True
-    if name.lower().endswith(_NO_FILMS) or name.upper() == "DICOMDIR":
+    if name.lower().endswith(_NO_IMAGES) or name.upper() == "DICOMDIR":
         return False
-    path = os.path.join(folder, name)
-    try:
-        # Opening a pipe would wait for its other end.
-        if not os.path.isfile(path):
-            return False
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    return looks_like_dicom(os.path.join(folder, name))
 
 
-def _has_images(folder: str) -> bool:
-    return any(_is_image(below, name) for below, names in walk(folder) for name in names)
+def _has_images(folder: str, root: Path) -> bool:
+    return any(_is_image(below, name) for below, names in walk(folder, (root,)) for name in names)
 
 
 def _kind(name: str) -> str:
@@ -146,5 +159,5 @@ def _kind(name: str) -> str:
 
 
 def _printable(name: str) -> str:
-    """The name of a class is written to many files; that of a folder may be no text at all."""
+    """The name of a folder as UTF-8 text, which is written to many files as a label."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

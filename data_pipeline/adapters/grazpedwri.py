@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from PIL import Image
+
 from data_pipeline.adapters.place import (
-    SEXES,
+    OLDEST_CHILD_MONTHS,
+    ages_in_months,
     find_file,
     image_index,
     keep_present,
@@ -11,15 +19,23 @@ from data_pipeline.adapters.place import (
     parse_place,
     read_table,
 )
-from data_pipeline.manifest import Records
+from data_pipeline.cells import SEXES
+from data_pipeline.manifest import Box, Records
 
+_log = logging.getLogger(__name__)
 _PROJECTIONS = {"1": "AP", "2": "LATERAL"}
+# Class names of the YOLO files, which number them in alphabetical order.
+_OBJECTS = (
+    *("boneanomaly", "bonelesion", "foreignbody", "fracture", "metal", "periostealreaction"),
+    *("pronatorsign", "softtissue", "text"),
+)
 
 
 def read_grazpedwri(place: str) -> Records:
-    """Reads `PATH`: `dataset.csv` and the images at any depth.
+    """Reads `PATH`: `dataset.csv`, and the images at any depth.
 
-    Labelled `fracture` or `no fracture` by `fracture_visible`, where an empty cell means no.
+    Labelled `fracture` or `no fracture` by `fracture_visible`, where an empty cell means no. Boxes
+    come from `<filestem>.xml` (Pascal VOC) or `<filestem>.txt` (YOLO) at any depth.
 
     Raises:
       DataError: the table or every image is missing.
@@ -30,18 +46,60 @@ def read_grazpedwri(place: str) -> Records:
         find_file("grazpedwri", root, "dataset.csv", "*.csv"),
         ("filestem", "patient_id", "age", "?gender", "?projection", "fracture_visible"),
     )
-    index = image_index(root, (".png",))
+    index = image_index(root, (".png", ".xml", ".txt"))
     found = [index.get(f"{stem}.png") for stem in table["filestem"]]
     records = Records.create(
         [at or "" for at in found],
         source=f"grazpedwri:{root}",
         patient_id=[f"graz-{patient}" for patient in table["patient_id"]],
-        age_months=[12 * number(age) for age in table["age"]],
+        age_months=ages_in_months("grazpedwri", table["age"], 12, OLDEST_CHILD_MONTHS),
         sex=[SEXES.get(sex.lower(), "") for sex in table["gender"]],
         view=[_PROJECTIONS.get(view, view) for view in table["projection"]],
         label=[
             "fracture" if number(visible) == 1 else "no fracture"
             for visible in table["fracture_visible"]
         ],
+        boxes=_read_boxes(index, table["filestem"]),
     )
     return records.take(keep_present("grazpedwri", found))
+
+
+def _read_boxes(index: dict[str, str], stems: Sequence[str]) -> list[tuple[Box, ...]]:
+    boxes, unreadable = [], []
+    for stem in stems:
+        image, voc, yolo = (index.get(f"{stem}.{suffix}") for suffix in ("png", "xml", "txt"))
+        found: tuple[Box, ...] = ()
+        try:
+            if image and voc:
+                found = _voc_boxes(Path(voc))
+            elif image and yolo:
+                found = _yolo_boxes(Path(yolo), image)
+        except (OSError, ValueError, IndexError, ElementTree.ParseError):
+            unreadable.append(voc or yolo)
+        boxes.append(found)
+    if unreadable:
+        count = len(unreadable)
+        _log.warning("grazpedwri: %d files of boxes cannot be read: %s …", count, unreadable[0])
+    return boxes
+
+
+def _voc_boxes(path: Path) -> tuple[Box, ...]:
+    boxes = []
+    for one in ElementTree.parse(path).getroot().iter("object"):
+        ends = (one.findtext(f"bndbox/{end}", "") for end in ("xmin", "ymin", "xmax", "ymax"))
+        x0, y0, x1, y1 = map(float, ends)
+        boxes.append(Box(x0, y0, x1, y1, one.findtext("name", "")))
+    return tuple(boxes)
+
+
+def _yolo_boxes(path: Path, image: str) -> tuple[Box, ...]:
+    """Reads lines of `class x y width height`: centre and size as fractions of the image."""
+    with Image.open(image) as opened:  # The header alone.
+        width, height = opened.size
+    boxes = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        name, *shares = line.split()
+        x, y, w, h = map(float, shares)
+        ends = (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height
+        boxes.append(Box(*ends, _OBJECTS[int(name)]))
+    return tuple(boxes)

@@ -1,4 +1,4 @@
-"""Age, sex, view and patient of DICOM images, for layouts that keep them in the headers alone."""
+"""DICOM headers of a data set: age, sex, view and patient of every image, cached for large sets."""
 
 from __future__ import annotations
 
@@ -10,37 +10,38 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+from data_pipeline.cells import NOBODY
 from data_pipeline.decode.dicom import read_header
 from data_pipeline.decode.dicom_file import parse_dicom
 from data_pipeline.decode.radiograph import DECODER_VERSION, Header, Refused
-from data_pipeline.manifest import NOBODY
 
 _log = logging.getLogger(__name__)
-_THREADS = 16  # Reading waits for the disk, above all for one on a network.
-_REMEMBER_FROM = 2000  # Images; fewer are read again faster than a cache is managed.
+_THREADS = 16  # Reading waits for the disk, most of all on a network.
+_REMEMBER_FROM = 2000  # Images; fewer are read quickly.
 _FIELDS = ("age_months", "sex", "view", "patient_key")
 _REMEMBERED = (*_FIELDS, "placeholder")
 _BIRTH_DATE = 0x00100030
 _HEADER_READ_BYTES = 2**18
+_T = TypeVar("_T")
 
 
 def header_columns(
     name: str, root: Path, paths: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Ages in months, sexes, views and patient keys of DICOM files, unknown where unreadable.
+    """Ages in months, sexes, views and patient keys of DICOM files; unknown where unreadable.
 
-    Reads the beginning of every file, with a progress bar where that takes long, and remembers
-    the result of large sets in `$XDG_CACHE_HOME/infantxray`: these four values, of which the
-    patient is a one-way hash, and no other text of the headers. An identifier that
-    de-identification gave to many comes back empty.
+    Reads the beginning of every file, with a progress bar for large sets, and stores their result
+    in `$XDG_CACHE_HOME/infantxray`: these four values, with a one-way hash for the patient, and no
+    other text of the headers. A placeholder that stands for several patients comes back empty.
 
     Args:
       name: the adapter, for messages.
-      root: the data set's folder, which the memory is kept for.
+      root: the folder of the data set, part of the cache key.
       paths: the files.
     """
     kind = f"{DECODER_VERSION} {' '.join(_REMEMBERED)}\0{root}\0{len(paths)}"
@@ -61,8 +62,8 @@ def header_columns(
     sexes, views, patients = (text.astype(str).astype(object) for text in texts)
     if placeholder.any():
         _log.warning(
-            "%s: %d images carry a PatientID that stands for no one person (a word such as "
-            "ANONYMOUS, or births or sexes differ under it): each counts as a patient, and whether "
+            "%s: %d images carry a PatientID that is a placeholder (a word such as ANONYMOUS, or "
+            "one with several birth dates or sexes): each image counts as a patient, and whether "
             "a split is by patient cannot be known",
             name,
             placeholder.sum(),
@@ -80,10 +81,10 @@ def _read_columns(name: str, paths: Sequence[str]) -> list[np.ndarray]:
 def _placeholders(
     name: str, paths: Sequence[str], sexes: np.ndarray, patients: np.ndarray
 ) -> np.ndarray:
-    """Boolean `[n]`: the image's identifier is a word for nobody, or that of several people.
+    """Boolean `[n]`: the identifier is a placeholder word, or belongs to several people.
 
-    However many images one has, it is believed otherwise: images of a patient on two sides of a split
-    would be worse than two patients taken for one.
+    Any other identifier is believed, however many images carry it: a patient in two splits would be
+    worse than two patients taken for one.
     """
     rows_of = defaultdict(list)
     for row, patient in enumerate(patients):
@@ -102,7 +103,7 @@ def _placeholders(
 
 
 def _keys_of_nobody() -> set[str]:
-    """What the decoder's `Header.patient_key` is of the words for nobody."""
+    """`Header.patient_key` of all placeholder words."""
     words = [*NOBODY, *("0" * n for n in range(1, 65)), *("x" * n for n in range(2, 17))]
     spelled = {spell(word) for word in words for spell in (str.lower, str.upper, str.capitalize)}
     return {
@@ -111,7 +112,7 @@ def _keys_of_nobody() -> set[str]:
     }
 
 
-def _map(function: Callable, paths: Sequence[str], description: str) -> list:
+def _map(function: Callable[[str], _T], paths: Sequence[str], description: str) -> list[_T]:
     with ThreadPoolExecutor(_THREADS) as pool:
         progress = tqdm(
             pool.map(function, paths, chunksize=64),
@@ -130,14 +131,14 @@ def _read(path: str) -> Header:
 
 
 def _birth_date(path: str) -> str:
-    """Eight digits as the header has them, empty where it has none; only ever compared."""
+    """Eight digits as in the header, or empty; used for comparison only."""
     try:
         with open(path, "rb") as file:
             dicom = parse_dicom(file.read(_HEADER_READ_BYTES), {_BIRTH_DATE}, ())
     except (Refused, OSError):
         return ""
     date = dicom.text(_BIRTH_DATE).replace(".", "")
-    # 1900 and before is what de-identification writes where it takes a date away.
+    # De-identification writes 1900 or earlier in place of a date.
     return date if len(date) == 8 and date.isdecimal() and date[:4] > "1900" else ""
 
 
@@ -145,7 +146,8 @@ def _remember(memory: Path, columns: list[np.ndarray]) -> None:
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=memory.parent, suffix=".npz", delete=False) as file:
-            np.savez(file, **dict(zip(_REMEMBERED, columns, strict=True)))
+            stored: dict[str, Any] = dict(zip(_REMEMBERED, columns, strict=True))
+            np.savez(file, **stored)
         os.replace(file.name, memory)
     except OSError as error:
         _log.warning("DICOM headers could not be remembered in %s (%s)", memory, error.strerror)

@@ -1,73 +1,121 @@
-"""Kermany's chest images of children aged one to five (Guangzhou)."""
+"""Kermany: chest images of children aged one to five from Guangzhou, with pneumonia or normal."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import os
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 
-from data_pipeline.adapters.place import IMAGE_SUFFIXES, natural_key, parse_place
+from data_pipeline.adapters.place import IMAGE_SUFFIXES, parse_place, visible
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
 
 _log = logging.getLogger(__name__)
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
-_PERSON = re.compile(r"(person\d+)_(bacteria|virus)|((?:NORMAL2-)?IM-\d+)", re.IGNORECASE)
+# person1_bacteria_1.jpeg, IM-0115-0001.jpeg and NORMAL2-IM-0503-0001-0001.jpeg of Kaggle's copy.
+_PERSON = re.compile(
+    r"(?:(person\d+)_(bacteria|virus)_\d+|((?:NORMAL2-)?IM-\d+)(?:-\d+){1,2})\.\w+", re.IGNORECASE
+)
+# BACTERIA-1008087-0001.jpeg of the third version on Mendeley: the patient is the middle number.
+_ORIGINAL = re.compile(r"(BACTERIA|VIRUS|NORMAL)-(\d+)-\d+\.\w+", re.IGNORECASE)
+_NAMED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class _Image:
+    folder: str
+    name: str
+    path: str
+    label: str
 
 
 def read_kermany(place: str) -> Records:
-    """Reads `PATH[:classes=2]`: `{train,val,test}/{NORMAL,PNEUMONIA}`.
+    """Reads `PATH[:classes=2]`: `{train,val,test}/{NORMAL,PNEUMONIA}`, or a folder above them.
 
-    `classes=3` divides pneumonia into `BACTERIA` and `VIRUS`, as the file names do. The patient is
-    taken from the file name; its numbers count from one again in every folder and aetiology. Byte
-    for byte repeats are listed once, in the most protected split that holds one.
+    `classes=3` divides pneumonia into `BACTERIA` and `VIRUS`, as the file names do. The patient
+    comes from the file name. Its numbers restart in every split and aetiology of Kaggle's copy. In
+    the original they are taken as global, unless two splits use one name for different images.
+    Byte-for-byte duplicates are listed once: in test, else in validation, else in training.
 
     Raises:
-      DataError: the folders are not there, or `classes` is neither 2 nor 3.
+      DataError: the folders are not there, a file is named otherwise, or `classes` is neither 2
+        nor 3.
     """
     root, options = parse_place("kermany", place, classes=2)
     if options["classes"] not in (2, 3):
         raise DataError(f"kermany:{place}: classes is {options['classes']}; expected 2 or 3")
     source = f"kermany:{root}"
-    root = root / "chest_xray" if (root / "chest_xray" / "train").is_dir() else root
-    rows, sizes = [], []
-    for folder, split in sorted(_SPLITS.items(), key=lambda item: item[1] == "train"):
+    for inner in ("CellData", "chest_xray"):
+        root = root / inner if (root / inner).is_dir() else root
+    images = []
+    for folder in sorted(_SPLITS, key=lambda folder: folder == "train"):
         for label in ("NORMAL", "PNEUMONIA"):
             at = root / folder / label
-            if not at.is_dir():
-                continue
-            with os.scandir(at) as entries:
-                images = [e for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES)]
-            for image in sorted(images, key=lambda entry: natural_key(entry.name)):
-                rows.append((image.path, *_person(image.name, folder, label, options), split))
-                sizes.append(image.stat().st_size)
-    if not rows:
+            if at.is_dir():
+                for name in visible(at)[1]:
+                    if name.lower().endswith(IMAGE_SUFFIXES):
+                        images.append(_Image(folder, name, str(at / name), label))
+    if not images:
         raise DataError(f"kermany: no train/NORMAL and train/PNEUMONIA in {root}")
-    repeats = _repeats([row[0] for row in rows], sizes)
+    unknown = [i.path for i in images if not (_PERSON.match(i.name) or _ORIGINAL.match(i.name))]
+    if unknown:
+        raise DataError(
+            f"kermany: {len(unknown):,} of {len(images):,} files are not named as in either "
+            "release, so their patients are not known, such as "
+            f"{', '.join(unknown[:_NAMED])}; use a manifest, or folder:{root}"
+        )
+    repeats = _repeats([image.path for image in images])
     if repeats:
-        _log.info("kermany: %d byte-for-byte repeats left out", len(repeats))
-    paths, patients, labels, splits = zip(
-        *(row for i, row in enumerate(rows) if i not in repeats), strict=True
+        _log.info("kermany: %d byte-for-byte duplicates left out", len(repeats))
+    images = [image for i, image in enumerate(images) if i not in repeats]
+    people = _people(images)
+    if options["classes"] == 3:
+        labels = [_aetiology(image) or image.label for image in images]
+    else:
+        labels = [image.label for image in images]
+    return Records.create(
+        [image.path for image in images],
+        source=source,
+        patient_id=people,
+        label=labels,
+        split=[_SPLITS[image.folder] for image in images],
     )
-    return Records.create(paths, source=source, patient_id=patients, label=labels, split=splits)
 
 
-def _person(name: str, folder: str, label: str, options: dict) -> tuple[str, str]:
-    match = _PERSON.match(name)
-    kind = (match[2] or "").lower() if match else ""
-    person = (match[1] or match[3]).lower() if match else os.path.splitext(name)[0]
-    if kind and options["classes"] == 3:
-        label = kind.upper()
-    return "-".join(filter(None, ("kermany", folder, person, kind))), label
+def _aetiology(image: _Image) -> str:
+    match = _ORIGINAL.match(image.name)
+    if match:
+        return match[1].upper()
+    match = _PERSON.match(image.name)
+    return (match[2] or "").upper() if match else ""
 
 
-def _repeats(paths: list[str], sizes: list[int]) -> set[int]:
+def _people(images: Sequence[_Image]) -> list[str]:
+    folders_of = defaultdict(set)
+    for image in images:
+        folders_of[image.name].add(image.folder)
+    restart = any(len(folders) > 1 for folders in folders_of.values())
+    people = []
+    for image in images:
+        parts = ["kermany"]
+        if original := _ORIGINAL.match(image.name):
+            parts += [image.folder] * restart + [original[2].lstrip("0") or "0"]
+        elif person := _PERSON.match(image.name):
+            name, kind = person[1] or person[3], person[2] or ""
+            parts += [image.folder, name.lower(), kind.lower()]
+        people.append("-".join(filter(None, parts)))
+    return people
+
+
+def _repeats(paths: list[str]) -> set[int]:
     """Indices of files equal to an earlier one. Only files of equal size are read."""
     by_size = defaultdict(list)
-    for i, size in enumerate(sizes):
-        by_size[size].append(i)
+    for i, path in enumerate(paths):
+        by_size[os.path.getsize(path)].append(i)
     repeats: set[int] = set()
     for same in by_size.values():
         seen = set()

@@ -1,10 +1,16 @@
-"""MIMIC-CXR-JPG: chest images of adults. It gives no age and no sex."""
+"""MIMIC-CXR-JPG: chest images of adults, without age and sex."""
 
 from __future__ import annotations
 
 import os
 
-from data_pipeline.adapters.place import find_file, parse_place, read_table
+from data_pipeline.adapters.place import (
+    find_file,
+    keep_present,
+    on_disk,
+    parse_place,
+    read_table,
+)
 from data_pipeline.manifest import Records
 
 _SPLITS = {"train": "train", "validate": "validation", "test": "test"}
@@ -13,8 +19,10 @@ _SPLITS = {"train": "train", "validate": "validation", "test": "test"}
 def read_mimic_cxr(place: str) -> Records:
     """Reads `PATH`: `mimic-cxr-2.0.0-metadata.csv`, `-split.csv` (or `.gz`) and `files/p10/...`.
 
+    Images that are not on disk are left out.
+
     Raises:
-      DataError: a table is missing.
+      DataError: a table or every image is missing.
     """
     root, _ = parse_place("mimic_cxr", place)
     metadata_path = find_file("mimic_cxr", root, "mimic-cxr-*-metadata.csv*")
@@ -30,13 +38,12 @@ def read_mimic_cxr(place: str) -> Records:
     folder = metadata_path.parent
     files = os.path.join(folder / "files" if (folder / "files").is_dir() else folder, "")
     rows = zip(metadata["dicom_id"], metadata["subject_id"], metadata["study_id"], strict=True)
-    return Records.create(
-        [
-            f"{files}p{subject[:2]}/p{subject}/s{study}/{image}.jpg"
-            for image, subject, study in rows
-        ],
+    paths = [f"{files}p{person[:2]}/p{person}/s{study}/{name}.jpg" for name, person, study in rows]
+    records = Records.create(
+        paths,
         source=f"mimic_cxr:{root}",
         patient_id=[f"mimic-{subject}" for subject in metadata["subject_id"]],
         view=metadata["ViewPosition"],
         split=[_SPLITS.get(split_of.get(image, ""), "") for image in metadata["dicom_id"]],
     )
+    return records.take(keep_present("mimic_cxr", on_disk(paths)))

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import ast
 import math
-import os
 
 from data_pipeline.adapters.place import (
     ADULT_MONTHS,
-    SEXES,
     find_file,
+    image_index,
+    keep_present,
     leave_out_children,
     number,
     parse_place,
     read_table,
 )
+from data_pipeline.cells import SEXES, join_findings
 from data_pipeline.manifest import Records
 
 _MAX_AGE_YEARS = 120
 
 
 def read_padchest(place: str) -> Records:
-    """Reads `PATH[:min_age_months=216]`: the label table and `ImageDir/ImageID` (or all in one).
+    """Reads `PATH[:min_age_months=216]`: the label table, and the images at any depth.
 
-    Age is the year of the study less the year of birth. An image with exactly one label is labelled
-    with it; without labels the condition is unknown, not normal.
+    Age is the year of the study less the year of birth. The label joins an image's findings;
+    without any the condition is unknown, not normal. Images that are not on disk are left out.
 
     Raises:
-      DataError: the table is missing.
+      DataError: the table or every image is missing.
     """
     root, options = parse_place("padchest", place, min_age_months=ADULT_MONTHS)
     path = find_file("padchest", root, "PADCHEST*.csv*", "*adchest*.csv*", "*.csv*")
@@ -36,7 +37,6 @@ def read_padchest(place: str) -> Records:
         path,
         (
             "ImageID",
-            "ImageDir",
             "PatientID",
             "?StudyDate_DICOM",
             "?PatientBirth",
@@ -46,13 +46,12 @@ def read_padchest(place: str) -> Records:
             "?Labels",
         ),
     )
-    base = os.path.join(path.parent, "")
-    rows = list(zip(table["ImageDir"], table["ImageID"], strict=True))
-    nested = bool(rows) and os.path.isdir(f"{base}{rows[0][0]}")
+    index = image_index(path.parent, (".png",))
+    found = [index.get(name) for name in table["ImageID"]]
     projections = zip(table["Projection"], table["ViewPosition_DICOM"], strict=True)
     dates = zip(table["StudyDate_DICOM"], table["PatientBirth"], strict=True)
     records = Records.create(
-        [f"{base}{folder}/{name}" if nested else f"{base}{name}" for folder, name in rows],
+        [at or "" for at in found],
         source=f"padchest:{root}",
         patient_id=[f"padchest-{patient}" for patient in table["PatientID"]],
         age_months=[_age(study, birth) for study, birth in dates],
@@ -60,6 +59,7 @@ def read_padchest(place: str) -> Records:
         view=[projection or view for projection, view in projections],
         label=[_label(text) for text in table["Labels"]],
     )
+    records = records.take(keep_present("padchest", found))
     return leave_out_children("padchest", records, options["min_age_months"])
 
 
@@ -69,12 +69,9 @@ def _age(study: str, birth: str) -> float:
 
 
 def _label(text: str) -> str:
-    """`"['normal']"` -> `normal`; empty for several labels, none, or what is no list."""
+    """`"['normal']"` -> `normal`; empty if there are no labels, or no list."""
     try:
         labels = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return ""
-    if not isinstance(labels, list):
-        return ""
-    names = {str(name).strip() for name in labels} - {""}
-    return names.pop() if len(names) == 1 else ""
+    return join_findings(map(str, labels)) if isinstance(labels, list) else ""

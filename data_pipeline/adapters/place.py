@@ -1,42 +1,54 @@
-"""What the adapters share: the place with its options, folders, and CSV tables."""
+"""Folders, options and CSV tables of public data sets: what the adapters share."""
 
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
+import json
 import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from data_pipeline.cells import MAX_AGE_MONTHS, NO_VALUE, parse_age
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Records
+from data_pipeline.manifest import Box, Records
 
 _log = logging.getLogger(__name__)
 
 ADULT_MONTHS = 18 * 12.0
-SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
+OLDEST_CHILD_MONTHS = 20 * 12.0
 _OPTION = re.compile(r"[a-z_]+=[^:]*")
 DICOM_SUFFIXES = (".dcm", ".dicom")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff")
 IMAGE_SUFFIXES = PICTURE_SUFFIXES + DICOM_SUFFIXES
 _DIGITS = re.compile(r"(\d+)")
+# Of macOS, Synology and Windows: thumbnails, resource forks and deleted files.
+_HIDDEN = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN")
+_OF_RUNS = {"model.json", "preprocessing.json", "metrics.json"}
+_THREADS = 16  # Listing folders waits for the disk.
+# Old archives keep DICOM without preamble: the first group is 2 or 8, in either byte order.
+_FIRST_ELEMENTS = re.compile(rb"[\x02\x08]\0[\0-\x90]\0|\0[\x02\x08]\0[\0-\x90]")
+_REPRESENTATIONS = frozenset(b"AE CS DA IS LO OB PN SH SQ ST TM UI UL UN US".split())
 
 
-def parse_place(name: str, place: str, **defaults) -> tuple[Path, dict]:
-    """Splits `/path[:key=value...]` into an existing path, absolute, and its options.
+def parse_place(name: str, place: str, **defaults: Any) -> tuple[Path, dict[str, Any]]:
+    """Splits `/path[:key=value...]` into an absolute path, which exists, and options.
 
-    Records name this path as their source, without the options: however a data set is spelled, its
-    patients keep their places in the split.
+    Records name this path, without the options, as their source. So the split of a data set does
+    not depend on how its path is spelled.
 
     Args:
       name: the adapter, for messages.
-      place: what stands after `name:` in the data set's name.
-      **defaults: the options that the adapter knows; a value is read as its default's type.
+      place: the part after `name:`.
+      **defaults: the options that the adapter knows; a value has the type of its default.
 
     Raises:
       DataError: the path does not exist, an option is unknown or its value has the wrong type.
@@ -54,25 +66,26 @@ def parse_place(name: str, place: str, **defaults) -> tuple[Path, dict]:
         except ValueError:
             kind = "a number" if isinstance(defaults[key], int | float) else "text"
             raise DataError(f"{name}:{place}: {key} is {value!r}; expected {kind}") from None
-    # One name whatever the detour, as in manifests: leaks are found by comparing names.
+    # One name for a file, as in manifests: leaks are found by comparing names.
     path = os.path.abspath(os.path.expanduser(":".join(parts)))
     if not os.path.exists(path):
         raise DataError(f"{name}:{place}: {path} does not exist")
     return Path(path), options
 
 
-def natural_key(text: str) -> list:
-    """Sorts `film2` before `film10`."""
-    # Every second part is what the pattern found. str.isdigit knows digits that int does not (²).
+def natural_key(text: str) -> list[str | int]:
+    """Sorts `image2` before `image10`."""
+    # Every second part is a match. str.isdigit accepts digits that int does not (²).
     return [int(part) if i % 2 else part for i, part in enumerate(_DIGITS.split(text))]
 
 
 def visible(
-    folder: str | os.PathLike, above: tuple[str | os.PathLike, ...] = ()
+    folder: str | os.PathLike[str], above: tuple[str | os.PathLike[str], ...] = ()
 ) -> tuple[list[str], list[str]]:
-    """Names of the subfolders and of the files of a folder, hidden ones left out, natural order.
+    """Names of the subfolders and of the files of a folder, without hidden ones, in natural order.
 
-    Links back to the folder, to one that holds it or to one of `above` are left out too.
+    Links back to the folder, to a parent of it or to one of `above` are left out too. A broken link
+    counts as a file.
 
     Raises:
       DataError: the folder, or a link in it, cannot be read.
@@ -81,10 +94,10 @@ def visible(
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith((".", "__MACOSX")):
+                if entry.name.startswith(_HIDDEN):
                     continue
-                # The directory entry knows its kind: no stat a file.
-                if not entry.is_dir():
+                # The directory entry knows its kind, which saves a stat for every file.
+                if not _is_folder(entry):
                     files.append(entry.name)
                 elif not entry.is_symlink() or not _leads_back(entry.path, (*above, folder)):
                     folders.append(entry.name)
@@ -96,30 +109,82 @@ def visible(
     return sorted(folders, key=natural_key), sorted(files, key=natural_key)
 
 
-def _leads_back(link: str, folders: tuple[str | os.PathLike, ...]) -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
+
+
+def _leads_back(link: str, folders: tuple[str | os.PathLike[str], ...]) -> bool:
     target = os.path.realpath(link)
     inside = (os.path.realpath(folder) for folder in folders)
     return any(os.path.commonpath((target, path)) == target for path in inside)
 
 
 def walk(
-    folder: str | os.PathLike, above: tuple[str | os.PathLike, ...] = ()
+    folder: str | os.PathLike[str],
+    above: tuple[str | os.PathLike[str], ...] = (),
+    _followed: set[str] | None = None,
 ) -> Iterator[tuple[str, list[str]]]:
-    """Every folder at and below `folder` with its files, top down, natural order.
+    """Yields `folder` and every folder below it with its files, top down, in natural order.
 
-    `above` are the folders that led here, to which no link leads back.
+    Links back to `above` (the parents) are not followed, and no target is followed twice, so that
+    folders that link to each other end. Workdirs of runs below `folder` are left out.
 
     Raises:
       DataError: a folder cannot be read.
     """
+    followed: set[str] = set() if _followed is None else _followed
     folders, files = visible(folder, above)
+    if above and is_workdir(folder, files):
+        _log.info("%s is the workdir of a run; left out", folder)
+        return
     yield str(folder), files
     for name in folders:
-        yield from walk(os.path.join(folder, name), (*above, folder))
+        path = os.path.join(folder, name)
+        if os.path.islink(path):
+            target = os.path.realpath(path)
+            if target in followed:
+                continue
+            followed.add(target)
+        yield from walk(path, (*above, folder), followed)
 
 
-def image_index(folder: str | os.PathLike, suffixes: tuple[str, ...]) -> dict[str, str]:
-    """File name -> path of every image at any depth; of equal names the first."""
+def is_workdir(folder: str | os.PathLike[str], files: Sequence[str]) -> bool:
+    """Whether a folder with these files is the workdir of a run: its images are figures."""
+    if "config.json" not in files:
+        return False
+    if not _OF_RUNS.isdisjoint(files):
+        return True
+    try:
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+            config = json.load(file)
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and {"task", "data"} <= config.keys()
+
+
+def looks_like_dicom(path: str) -> bool:
+    """Whether a file is DICOM by its first bytes, with or without a preamble."""
+    try:
+        if not os.path.isfile(path):  # Opening a pipe would wait for its other end.
+            return False
+        with open(path, "rb") as file:
+            head = file.read(132)
+    except OSError:
+        return False
+    if head[128:] == b"DICM":
+        return True
+    # Implicit encoding: a short length follows the tag.
+    implicit = head[6:8] == b"\0\0" and any(head[4:6])
+    return bool(_FIRST_ELEMENTS.match(head)) and (head[4:6] in _REPRESENTATIONS or implicit)
+
+
+def image_index(folder: str | os.PathLike[str], suffixes: tuple[str, ...]) -> dict[str, str]:
+    """File name -> path of every image at any depth; the first of equal names."""
     index: dict[str, str] = {}
     for parent, names in walk(folder):
         for name in names:
@@ -128,18 +193,37 @@ def image_index(folder: str | os.PathLike, suffixes: tuple[str, ...]) -> dict[st
     return index
 
 
-def read_table(name: str, path: Path, columns: tuple[str, ...]) -> dict[str, list[str]]:
-    """The columns of a CSV, by name, stripped; gzip is unpacked on the way.
+def on_disk(paths: Sequence[str]) -> list[str | None]:
+    """The paths, with None for files that do not exist. Lists every folder once."""
+    folders = list(dict.fromkeys(os.path.dirname(path) for path in paths))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        listed = dict(zip(folders, pool.map(_listed, folders, chunksize=64), strict=True))
+    return [
+        path if name in listed[folder] else None
+        for path in paths
+        for folder, name in [os.path.split(path)]
+    ]
 
-    Columns that are not there come back empty, except those that must be.
+
+def _listed(folder: str) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder))
+    except OSError:
+        return frozenset()
+
+
+def read_table(name: str, path: Path, columns: tuple[str, ...]) -> dict[str, list[str]]:
+    """Columns of a CSV file by name, stripped. Unpacks gzip.
+
+    Optional columns that are missing come back empty.
 
     Args:
       name: the adapter, for messages.
       path: the file.
-      columns: what to read; a leading `?` marks a column that may be missing.
+      columns: what to read; a leading `?` marks an optional column.
 
     Raises:
-      DataError: the file cannot be read or lacks a column that it must have.
+      DataError: the file cannot be read or lacks a column.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     try:
@@ -165,25 +249,72 @@ def read_table(name: str, path: Path, columns: tuple[str, ...]) -> dict[str, lis
     return table
 
 
+def read_boxes(name: str, path: Path) -> dict[str, list[Box]]:
+    """Boxes of every image in a table of VinDr: `image_id, class_name, x_min, ..., y_max`.
+
+    In pixels of the stored image; rows without numbers (`No finding`) have no box.
+
+    Raises:
+      DataError: see `read_table`.
+    """
+    ends = ("x_min", "y_min", "x_max", "y_max")
+    table = read_table(name, path, ("image_id", "class_name", *ends))
+    boxes: dict[str, list[Box]] = {}
+    corners = zip(*(map(number, table[end]) for end in ends), strict=True)
+    for image, label, (x0, y0, x1, y1) in zip(
+        table["image_id"], table["class_name"], corners, strict=True
+    ):
+        if x0 < x1 and y0 < y1:
+            boxes.setdefault(image, []).append(Box(x0, y0, x1, y1, label))
+    return boxes
+
+
+def table_columns(name: str, path: Path) -> list[str]:
+    """The names of a table's columns, stripped.
+
+    Raises:
+      DataError: the file cannot be read as text.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
+            return [cell.strip() for cell in next(csv.reader(file), [])]
+    except (OSError, UnicodeDecodeError, csv.Error, EOFError) as error:
+        raise DataError(f"{name}: {path} cannot be read as CSV ({error})") from None
+
+
+def find_files(folder: Path, *patterns: str) -> list[Path]:
+    """Files in `folder` and its subfolders that match a pattern, without hidden ones.
+
+    They come in the order of the patterns, those in `folder` itself first.
+    """
+    found = [
+        path
+        for pattern in patterns
+        for prefix in ("", "*/")
+        for path in sorted(folder.glob(prefix + pattern))
+        if not any(part.startswith(_HIDDEN) for part in path.relative_to(folder).parts)
+    ]
+    return list(dict.fromkeys(found))
+
+
 def find_file(name: str, folder: Path, *patterns: str) -> Path:
-    """The first file below `folder` (two levels) that matches one of the patterns.
+    """The first of `find_files`.
 
     Raises:
       DataError: there is none.
     """
-    for pattern in patterns:
-        for prefix in ("", "*/"):
-            found = sorted(folder.glob(prefix + pattern))
-            if found:
-                return found[0]
-    raise DataError(f"{name}: no {' or '.join(patterns)} in {folder}")
+    found = find_files(folder, *patterns)
+    if not found:
+        raise DataError(f"{name}: no {' or '.join(patterns)} in {folder}")
+    return found[0]
 
 
-def keep_present(name: str, paths: list[str | None]) -> np.ndarray:
-    """Boolean `[n]`: listed images that are there (not None); logs how many are not.
+def keep_present(name: str, paths: Sequence[str | None]) -> np.ndarray:
+    """Boolean `[n]`: listed images that exist (not None). Logs how many do not.
 
     Raises:
-      DataError: none is there.
+      DataError: none exists.
     """
     present = np.array([path is not None for path in paths], bool)
     if not present.any():
@@ -199,8 +330,8 @@ def keep_present(name: str, paths: list[str | None]) -> np.ndarray:
 
 
 def leave_out_children(name: str, records: Records, min_age_months: float) -> Records:
-    """An adult set without the images known to be of younger patients; logs how many those are."""
-    young = records.age_months < min_age_months  # Unknown (NaN) compares as not younger.
+    """Records without patients known to be younger. Logs how many are left out."""
+    young = records.age_months < min_age_months  # False for unknown ages (NaN).
     if young.any():
         _log.info(
             "%s: %d images of patients under %g months left out (min_age_months)",
@@ -209,6 +340,38 @@ def leave_out_children(name: str, records: Records, min_age_months: float) -> Re
             min_age_months,
         )
     return records.take(~young)
+
+
+def ages_in_months(
+    name: str, cells: Sequence[str], months: float, oldest: float = MAX_AGE_MONTHS
+) -> list[float]:
+    """Ages in months of a column. Values outside 0 to `oldest` are unknown; logs how many.
+
+    Args:
+      name: the adapter, for messages.
+      cells: numbers, or ages with their unit such as `058Y`.
+      months: the unit of numbers without one.
+      oldest: the highest plausible age, in months.
+    """
+    ages, wrong = [], []
+    for cell in cells:
+        age = number(cell) * months
+        if math.isnan(age):
+            known = parse_age(cell)
+            age = math.nan if known is None else known
+        usable = 0 <= age <= oldest
+        ages.append(age if usable else math.nan)
+        if cell and not usable and cell.casefold() not in NO_VALUE:
+            wrong.append(cell)
+    if wrong:
+        _log.warning(
+            "%s: %d ages are taken as unknown, such as %s: they are not between 0 and %g months",
+            name,
+            len(wrong),
+            ", ".join(map(repr, dict.fromkeys(wrong[:3]))),
+            oldest,
+        )
+    return ages
 
 
 def number(text: str) -> float:

@@ -7,11 +7,14 @@ import os
 
 from data_pipeline.adapters.place import (
     IMAGE_SUFFIXES,
+    OLDEST_CHILD_MONTHS,
+    ages_in_months,
     find_file,
+    find_files,
     keep_present,
-    number,
     parse_place,
     read_table,
+    table_columns,
     walk,
 )
 from data_pipeline.errors import DataError
@@ -27,9 +30,9 @@ _TABLES = (
 
 
 def read_rsna_bone_age(place: str) -> Records:
-    """Reads `PATH`: tables of training, validation and test, known by their columns, and images.
+    """Reads `PATH`: images, and tables of training, validation and test, known by their columns.
 
-    `age_months` is the skeletal age that the readers gave, not the age in years since birth.
+    `age_months` is the skeletal age that readers gave, not the age since birth.
 
     Raises:
       DataError: no table or no image is there.
@@ -37,25 +40,25 @@ def read_rsna_bone_age(place: str) -> Records:
     root, _ = parse_place("rsna_bone_age", place)
     find_file("rsna_bone_age", root, "*.csv")
     by_role: dict[tuple[str, str], str] = {}
-    anywhere: dict[str, str] = {}
     for folder, names in walk(root):
         role = _role(os.path.relpath(folder, root))
         for name in names:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in IMAGE_SUFFIXES:
-                by_role[role, stem] = anywhere[stem] = f"{folder}{os.sep}{name}"
-    parts = []
-    for path in sorted({*root.glob("*.csv"), *root.glob("*/*.csv")}):
+                by_role[role, stem] = f"{folder}{os.sep}{name}"
+    parts, paths = [], []
+    for path in sorted(find_files(root, "*.csv")):
+        header = table_columns("rsna_bone_age", path)
         for split, identifier, age, sex in _TABLES:
-            with path.open(encoding="utf-8-sig") as file:
-                header = {name.strip() for name in file.readline().split(",")}
             if identifier not in header:
                 continue
             table = read_table("rsna_bone_age", path, (identifier, age, sex))
             ids = table[identifier]
-            # Numbers may be used again in another split: its own folder first.
-            found = [by_role.get((split, image)) or anywhere.get(image) for image in ids]
-            ages = [number(months) for months in table[age.removeprefix("?")]]
+            # Splits may use the same numbers for different patients.
+            found = [by_role.get((split, i)) or by_role.get(("", i)) for i in ids]
+            ages = ages_in_months(
+                "rsna_bone_age", table[age.removeprefix("?")], 1, OLDEST_CHILD_MONTHS
+            )
             records = Records.create(
                 [at or "" for at in found],
                 source=f"rsna_bone_age:{root}",
@@ -64,10 +67,11 @@ def read_rsna_bone_age(place: str) -> Records:
                 sex=[_SEX.get(text.lower(), "") for text in table[sex]],
                 split=[split] * len(ids),
             )
-            parts.append(records.take(keep_present("rsna_bone_age", found)))
+            parts.append(records)
+            paths += found
     if not parts:
         raise DataError(f"rsna_bone_age: no table with the columns id, boneage, male in {root}")
-    return Records.concatenate(parts)
+    return Records.concatenate(parts).take(keep_present("rsna_bone_age", paths))
 
 
 def _role(folder: str) -> str:

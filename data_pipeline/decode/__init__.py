@@ -1,23 +1,23 @@
-"""One file on disk -> one correct grey image, or one clear refusal."""
+"""Image decoder: DICOM, PNG, JPEG and TIFF files to greys, or one clear reason why not."""
 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable
 
 import numpy as np
 
 from data_pipeline.decode.dicom import read_dicom
+from data_pipeline.decode.dicom_file import SNIFF_BYTES, sniff_dicom
 from data_pipeline.decode.preprocessing import RESIZE_MODES, Preprocessing, to_square
 from data_pipeline.decode.radiograph import (
     DECODER_VERSION,
-    MAX_FILE_BYTES,
     Header,
     Radiograph,
     Refused,
+    read_file,
 )
-from data_pipeline.decode.raster import read_raster
+from data_pipeline.decode.raster import SIGNATURES, read_raster
 from data_pipeline.errors import UnreadableImage
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Preprocessing",
     "Radiograph",
     "load_image",
+    "looks_like_dicom",
     "read_radiograph",
     "to_square",
 ]
@@ -34,8 +35,10 @@ __all__ = [
 PHANTOM_PREFIX = "phantom:"
 
 
-def load_image(path: str, preprocessing: Preprocessing, dtype: type = np.uint8) -> np.ndarray:
-    """An image as the network takes it: `[S, S]`, bright = dense.
+def load_image(
+    path: str, preprocessing: Preprocessing, dtype: type[np.generic] = np.uint8
+) -> np.ndarray:
+    """Decodes and preprocesses an image to `[S, S]`, bright = dense.
 
     Args:
       path: a DICOM, PNG, JPEG or TIFF file, or the address of a phantom image.
@@ -43,7 +46,7 @@ def load_image(path: str, preprocessing: Preprocessing, dtype: type = np.uint8) 
       dtype: uint8, or uint16 at full range.
 
     Raises:
-      UnreadableImage: the file is missing, damaged or no radiograph. Nothing else.
+      UnreadableImage: the file is missing, damaged or not a radiograph.
     """
     if path.startswith(PHANTOM_PREFIX):
         from data_pipeline.phantom import render
@@ -57,23 +60,23 @@ def load_image(path: str, preprocessing: Preprocessing, dtype: type = np.uint8) 
         raise UnreadableImage(path, "not enough memory to resize it") from None
 
 
-def read_radiograph(path: str | os.PathLike, *, min_side: int | None = None) -> Radiograph:
-    """An image and what its header says.
+def read_radiograph(path: str | os.PathLike[str], *, min_side: int | None = None) -> Radiograph:
+    """Decodes an image and its header.
 
     Args:
       path: a DICOM, PNG, JPEG or TIFF file; the content decides, not the name.
-      min_side: decode at a reduced scale where that is faster, as long as the shorter side keeps
-        this many pixels. None decodes in full.
+      min_side: allows a reduced scale, where that is faster, at which the shorter side keeps this
+        many pixels. None decodes in full.
 
     Raises:
-      UnreadableImage: the file is missing, damaged or no radiograph.
+      UnreadableImage: the file is missing, damaged or not a radiograph.
     """
     return _read(str(path), None if min_side is None else lambda height, width: min_side)
 
 
 def _read(path: str, shortest_side: Callable[[int, int], int] | None) -> Radiograph:
     try:
-        data = _content(path)
+        data = read_file(path)
         read = read_dicom if _is_dicom(data) else read_raster
         return read(data, shortest_side)
     except Refused as refusal:
@@ -86,57 +89,48 @@ def _read(path: str, shortest_side: Callable[[int, int], int] | None) -> Radiogr
         raise UnreadableImage(path, reason) from None
 
 
-def _content(path: str) -> bytes:
-    """The bytes of a regular file of sensible size.
-
-    Raises:
-      Refused: it is none, or cannot be opened.
-    """
-    try:
-        # Opening a pipe would wait for its other end.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise Refused("not a regular file")
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-                raise Refused(f"the file is larger than {MAX_FILE_BYTES // 2**20} MiB")
-            data = file.read()
-    except FileNotFoundError:
-        raise Refused("the file does not exist") from None
-    except (OSError, ValueError) as error:
-        raise Refused(f"cannot be opened ({getattr(error, 'strerror', None) or error})") from None
-    if not data:
-        raise Refused("the file is empty")
-    return data
-
-
-_RASTER = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
 _FOREIGN = (
-    (b"PK\x03\x04", "a ZIP archive; unpack it first"),
-    (b"\x1f\x8b", "a gzip archive; unpack it first"),
-    (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself"),
-    (b"<", "a web page or XML text, often a failed download"),
-    (b"GIF8", "a GIF image"),
-    (b"BM", "a BMP image"),
-    (b"%PDF", "a PDF document"),
-    (b"\0\0\0\x0cjP  ", "a bare JPEG 2000 image"),
+    (0, b"\0\5\x16\7", "an AppleDouble file of macOS"),
+    (0, b"\0\5\x16\0", "an AppleSingle file of macOS"),
+    (0, b"\0\0\0\x01Bud1", "a .DS_Store file of macOS"),
+    (0, b"PK\x03\x04", "a ZIP archive; unpack it first"),
+    (0, b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (0, b"version https://git-lfs", "a Git LFS pointer; fetch the file itself"),
+    (0, b"<", "a web page or XML text, often a failed download"),
+    (0, b"GIF8", "a GIF image"),
+    (0, b"BM", "a BMP image"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"RIFF", "a WebP image, a video or sound"),
+    (4, b"ftyp", "a HEIC or AVIF image, or a video"),
+    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 image outside DICOM"),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 stream outside DICOM"),
 )
-# Old archives keep DICOM without preamble: it starts with a low group, little or big endian.
-_BARE_DICOM = (b"\x02\0", b"\x08\0", b"\0\x02", b"\0\x08")
 
 
 def _is_dicom(data: bytes) -> bool:
     """Whether the content is DICOM rather than PNG, JPEG or TIFF.
 
     Raises:
-      Refused: it is none of them; what it is, if known.
+      Refused: it is neither; the message names its kind, if known.
     """
-    if data.startswith(_RASTER):
+    if data.startswith(SIGNATURES):
         return False
     if data[128:132] == b"DICM":
         return True
-    for signature, name in _FOREIGN:
-        if data.startswith(signature):
+    for at, signature, name in _FOREIGN:
+        if data.startswith(signature, at):
             raise Refused(f"not a radiograph but {name}")
-    if data.startswith(_BARE_DICOM):
+    if sniff_dicom(data[:SNIFF_BYTES]):
         return True
     raise Refused("neither DICOM, PNG, JPEG nor TIFF")
+
+
+def looks_like_dicom(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is DICOM by its first bytes, with or without preamble, whatever its name.
+
+    Reads one kilobyte. A file that cannot be read is not DICOM.
+    """
+    try:
+        return sniff_dicom(read_file(path, SNIFF_BYTES))
+    except Refused:
+        return False

@@ -1,62 +1,121 @@
-"""Runs decoders written in C in processes of their own, where they may crash or hang.
+"""Isolated processes: decoders that may crash or hang, and a safe start of any other process.
 
-JPEG 2000, JPEG Lossless, JPEG-LS and compressed TIFF are decoded by libraries with a history of
-memory errors on damaged files. A worker process takes the file's fate: the program gets a reason.
-The limit is on processor time, because what a busy machine does to the clock says nothing about a
-image, and must not decide which images are used.
+JPEG 2000, JPEG Lossless, JPEG-LS and TIFF are decoded by libraries with a history of memory errors
+on damaged files. They run in worker processes, so that a crash becomes a reason. Their limit is on
+processor time: wall-clock time depends on how busy the machine is, and must not decide which images
+are used.
+
+Python looks for modules in the current folder first when it is started with `-c` or `-m`, as for
+spawned processes. `safe_environment` and `process_pool` prevent that: a `numpy.py` that lies beside
+the images is not executed.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.decode.radiograph import Refused
 
 _MEMORY_BYTES = 2**30
 _START_TIMEOUT_S = 60.0
-# The last resort, for a decoder that waits for ever: so many times the processor time it may take.
+# The last resort, for a decoder that waits for ever: wall-clock time over processor time.
 _WALL_TIMES = 15.0
 _TRIES = 2
+_WATCH_S = 0.5
+
+
+def safe_environment() -> dict[str, str]:
+    """Environment for a Python process that does not import modules from the current folder."""
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    absolute = os.pathsep.join(path for path in paths if os.path.isabs(path))
+    return {**os.environ, "PYTHONPATH": absolute, "PYTHONSAFEPATH": "1"}
+
+
+@contextlib.contextmanager
+def process_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Pool of spawned processes that import nothing from the current folder and end with this one.
+
+    Python processes that other threads start in the meantime are started in the same way.
+    """
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    os.environ.update({name: safe_environment()[name] for name in before})
+    try:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(
+            processes, mp_context=context, initializer=end_with_parent, initargs=(os.getpid(),)
+        ) as pool:
+            yield pool
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def end_with_parent(parent: int) -> None:
+    """Ends this process soon after its parent, whatever ended that. To be called in a child.
+
+    Args:
+      parent: process id of the parent.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Worker:
     """One process that answers one request at a time."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._connection, theirs = Pipe()
-        root = str(Path(__file__).resolve().parents[2])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         # One thread: OpenBLAS otherwise reserves memory for each core, out of the limit.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        environment |= {"OPENBLAS_NUM_THREADS": "1", "OPJ_NUM_THREADS": "1"}
-        code = f"from data_pipeline.decode.isolation import serve; serve({theirs.fileno()})"
+        threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "OPJ")}
+        root = str(Path(__file__).resolve().parents[2])
+        # Last, so that nothing beside this project comes before the standard library.
+        code = (
+            f"import sys; sys.path.append({root!r}); from {__name__} import serve; "
+            f"serve({theirs.fileno()}, {os.getpid()})"
+        )
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-P", "-c", code],
             pass_fds=[theirs.fileno()],
-            env=environment,
+            env=safe_environment() | threads,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         theirs.close()
-        # Importing is not decoding: a busy machine must not cost the first file its time.
+        # The time for imports is not part of the limit of the first file.
         try:
             if not self._connection.poll(_START_TIMEOUT_S):
                 raise TimeoutError
             self._connection.recv()
+        except EOFError:
+            self.stop()
+            raise Refused("its decoder process does not start") from None
         except BaseException:
             self.stop()
             raise
 
-    def call(self, function: str, args: tuple, cpu_s: float):
+    def call(self, function: str, args: tuple[Any, ...], cpu_s: float) -> Any:
         self._connection.send((function, args, cpu_s))
         if not self._connection.poll(_WALL_TIMES * cpu_s):
             raise TimeoutError
@@ -73,11 +132,11 @@ class _Worker:
 class _Pool:
     """Idle workers, as many as there were callers at the same time."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
 
-    def run(self, function: str, args: tuple, cpu_s: float):
+    def run(self, function: str, args: tuple[Any, ...], cpu_s: float) -> Any:
         for _ in range(_TRIES):
             try:
                 return self._try(function, args, cpu_s)
@@ -85,8 +144,8 @@ class _Pool:
                 continue
         raise Refused(f"its decoder did not answer, {_TRIES} times")
 
-    def _try(self, function: str, args: tuple, cpu_s: float):
-        """Raises `TimeoutError` where the clock ran out, which may be the machine's fault."""
+    def _try(self, function: str, args: tuple[Any, ...], cpu_s: float) -> Any:
+        """Raises `TimeoutError` if the wall-clock time is over, which a busy machine may cause."""
         with self._lock:
             worker = self._idle.pop() if self._idle else None
         try:
@@ -98,7 +157,8 @@ class _Pool:
                 if code == -signal.SIGPROF:
                     taken = f"its decoder took more than {cpu_s:.0f} s of processor time"
                     raise Refused(taken) from None
-                raise Refused("its decoder crashed") from None
+                memory = " or ran out of memory" if code == -signal.SIGABRT else ""
+                raise Refused(f"its decoder crashed{memory}") from None
             raise
         with self._lock:
             self._idle.append(worker)
@@ -113,7 +173,7 @@ class _Pool:
             worker.stop()
 
     def forget(self) -> None:
-        """After a fork, the workers belong to the parent alone."""
+        """Drops the workers in a forked process: they belong to the parent alone."""
         self._lock = threading.Lock()
         self._idle = []
 
@@ -123,14 +183,14 @@ atexit.register(_pool.stop)
 os.register_at_fork(after_in_child=_pool.forget)
 
 
-def run_isolated(function: str, *args, cpu_s: float):
+def run_isolated(function: str, *args: Any, cpu_s: float) -> Any:
     """Calls `module:name` with picklable arguments in a worker process and returns its result.
 
     Args:
       function: what to call.
       args: its arguments.
-      cpu_s: seconds of processor time that it may take. On the clock it may take many times that,
-        and is tried twice.
+      cpu_s: limit on its processor time in seconds. The limit on wall-clock time is many times
+        that, and after it the call is tried once more.
 
     Raises:
       Refused: the function refused, failed, crashed, took too long or too much memory.
@@ -139,15 +199,16 @@ def run_isolated(function: str, *args, cpu_s: float):
 
 
 def time_limit(pixels: int) -> float:
-    """Seconds of processor time for decoding so many pixels: several times what it does take."""
+    """Limit on processor time in seconds for so many pixels: several times what decoding takes."""
     return 4.0 + max(0, pixels - 4_000_000) / 2_000_000
 
 
-def serve(descriptor: int) -> None:
-    """The worker's loop; ends when the other side of the connection is gone."""
+def serve(descriptor: int, parent: int) -> None:
+    """Answers requests until the other side of the connection, or the parent process, is gone."""
     import numpy  # noqa: F401  (before the limit: importing maps much, and uses little)
     import PIL.Image  # noqa: F401
 
+    end_with_parent(parent)
     _limit_memory()
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     connection = Connection(descriptor)
@@ -160,7 +221,7 @@ def serve(descriptor: int) -> None:
         connection.send(_answer(function, args, cpu_s))
 
 
-def _answer(function: str, args: tuple, cpu_s: float) -> tuple[str, object]:
+def _answer(function: str, args: tuple[Any, ...], cpu_s: float) -> tuple[str, Any]:
     try:
         module, name = function.split(":")
         decode = getattr(importlib.import_module(module), name)
@@ -170,7 +231,7 @@ def _answer(function: str, args: tuple, cpu_s: float) -> tuple[str, object]:
         return "refused", str(refusal)
     except MemoryError:
         return "refused", "its decoder ran out of memory"
-    except BaseException as error:  # codecs in Rust panic past Exception
+    except BaseException as error:  # Codecs in Rust panic past Exception.
         return "refused", f"damaged or not what its format says ({type(error).__name__})"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -179,7 +240,7 @@ def _answer(function: str, args: tuple, cpu_s: float) -> tuple[str, object]:
 def _limit_memory() -> None:
     try:
         import resource
-    except ImportError:  # not on Windows
+    except ImportError:  # On Windows.
         return
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

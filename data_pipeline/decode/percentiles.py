@@ -1,6 +1,6 @@
-"""Greys for an image that says nothing, or nothing useful, of how it is to be displayed.
+"""Window by percentiles, for images without a usable window of their own.
 
-Works on how often each value occurs rather than on the image: there are at most 65,536 of them.
+It works on the histogram rather than on the image: there are at most 65,536 values.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _PIECE = 2**18
 
 
 def histogram(stored: np.ndarray, length: int) -> np.ndarray:
-    """How often each value occurs. In pieces, because bincount makes int64 of what it is given."""
+    """Counts of each value. In pieces, because bincount converts its argument to int64."""
     flat = stored.ravel()
     counts = np.zeros(length, np.int64)
     for at in range(0, flat.size, _PIECE):
@@ -23,7 +23,7 @@ def histogram(stored: np.ndarray, length: int) -> np.ndarray:
 def percentiles(
     values: np.ndarray, counts: np.ndarray, wanted: tuple[float, float]
 ) -> tuple[float, float]:
-    """Percentiles of an image from the counts of its values."""
+    """Percentiles of an image, from its values and their counts."""
     order = np.argsort(values, kind="stable")
     cumulative = np.cumsum(counts[order])
     ranks = np.asarray(wanted) / 100.0 * cumulative[-1]
@@ -33,10 +33,10 @@ def percentiles(
 
 
 def window_by_percentiles(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Greys 0 to 1 of every value, over what lies between the image's 0.5th and 99.5th percentile.
+    """Greys 0 to 1 of every value: black at the 0.5th percentile of the image, white at the 99.5th.
 
-    Where both are one value, as on an almost blank image, over all of its values; black if it has
-    only one.
+    If both are one value, as on an almost blank image, minimum and maximum take their place. An
+    image of a single value becomes black.
     """
     low, high = percentiles(values, counts, _SHOWN)
     if low == high:

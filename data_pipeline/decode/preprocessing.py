@@ -1,17 +1,21 @@
-"""From an image of any size to the network's square: the part of decoding that a user chooses."""
+"""Preprocessing: trims and resizes an image of any size to the square input of a network."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from data_pipeline.decode.radiograph import DECODER_VERSION, check_size
+from data_pipeline.decode.radiograph import DECODER_CHANGES, DECODER_VERSION, check_size
 from data_pipeline.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 RESIZE_MODES = ("pad", "squash", "crop")
 _MAX_IMAGE_SIZE = 4096
@@ -33,7 +37,7 @@ class Preprocessing:
     resize: str = "pad"
     trim_borders: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         size = self.image_size
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _MAX_IMAGE_SIZE:
             raise UserError(f"image_size is {size!r}; expected 1 to {_MAX_IMAGE_SIZE} pixels")
@@ -42,23 +46,32 @@ class Preprocessing:
         if not isinstance(self.trim_borders, bool):
             raise UserError(f"trim_borders is {self.trim_borders!r}; expected True or False")
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the version of the decoding code that they were used with."""
         return {**dataclasses.asdict(self), "decoder_version": DECODER_VERSION}
 
     @classmethod
-    def from_dict(cls, values: Mapping) -> Preprocessing:
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """The reverse of `to_dict`.
 
         Raises:
-          UserError: a key is unknown or missing, a value impossible, or the decoder another.
+          UserError: a key is unknown or missing, a value impossible, or the decoder a newer one.
         """
         values = dict(values)
         version = values.pop("decoder_version", DECODER_VERSION)
-        if version != DECODER_VERSION:
+        if not isinstance(version, int) or not 0 < version <= DECODER_VERSION:
             raise UserError(
                 f"preprocessing was written by decoder version {version}, this is version "
-                f"{DECODER_VERSION}: pixels differ; use the matching release of this code"
+                f"{DECODER_VERSION}; use a newer release of this code"
+            )
+        if version < DECODER_VERSION:
+            changes = [DECODER_CHANGES[later] for later in range(version + 1, DECODER_VERSION + 1)]
+            _log.warning(
+                "preprocessing was written by decoder version %d, this is version %d: these images "
+                "come out differently: %s",
+                version,
+                DECODER_VERSION,
+                "; ".join(changes),
             )
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
@@ -68,12 +81,12 @@ class Preprocessing:
         return cls(**values)
 
     def fingerprint(self) -> str:
-        """A short hash that is equal exactly if the pixels are."""
+        """Hash of all settings and the decoder version, 16 hexadecimal digits."""
         text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def shortest_side(self, height: int, width: int) -> int:
-        """How small the shorter side of an `height x width` image may be decoded.
+        """Minimum of the shorter side, for decoding `height x width` pixels at reduced scale.
 
         Twice the resolution of the result, so that the final resize still anti-aliases; more where
         trimming may leave a fifth of the image.
@@ -85,7 +98,7 @@ class Preprocessing:
 
 
 def to_square(
-    pixels: np.ndarray, preprocessing: Preprocessing, dtype: type = np.uint8
+    pixels: np.ndarray, preprocessing: Preprocessing, dtype: type[np.generic] = np.uint8
 ) -> np.ndarray:
     """Resizes an image `[H, W]`, uint8 or uint16 at full range, to `[S, S]`, anti-aliased.
 
@@ -116,10 +129,10 @@ def to_square(
 
 
 def square_pixels(pixels: np.ndarray, aspect: float) -> np.ndarray:
-    """An image `[H, W]` whose pixels are `aspect` times as high as wide, enlarged to square ones.
+    """Enlarges an image `[H, W]` to square pixels from pixels `aspect` times as high as wide.
 
     Raises:
-      Refused: it becomes larger than any image.
+      Refused: the result has too many pixels.
     """
     height, width = pixels.shape
     if aspect > 1:
@@ -130,7 +143,9 @@ def square_pixels(pixels: np.ndarray, aspect: float) -> np.ndarray:
     return _resize(pixels, (width, height), pixels.dtype)
 
 
-def _resize(pixels: np.ndarray, size: tuple[int, int], dtype: type) -> np.ndarray:
+def _resize(
+    pixels: np.ndarray, size: tuple[int, int], dtype: type[np.generic] | np.dtype[Any]
+) -> np.ndarray:
     """Resizes to `size`, width and height, and to the full range of `dtype`."""
     if pixels.dtype == np.uint8 and dtype == np.uint8:
         image = Image.fromarray(pixels)
@@ -138,7 +153,7 @@ def _resize(pixels: np.ndarray, size: tuple[int, int], dtype: type) -> np.ndarra
     # Pillow resizes 16 bits without loss in float alone.
     image = Image.fromarray(pixels.astype(np.float32))
     resized = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
-    maximum = np.iinfo(dtype).max
+    maximum = np.iinfo(np.dtype(dtype)).max
     scale = np.float32(maximum / np.iinfo(pixels.dtype).max)
     return np.clip(np.rint(resized * scale), 0, maximum).astype(dtype)
 
@@ -146,8 +161,8 @@ def _resize(pixels: np.ndarray, size: tuple[int, int], dtype: type) -> np.ndarra
 def trim_borders(pixels: np.ndarray) -> np.ndarray:
     """Cuts uniform margins of an image `[H, W]`, at most two fifths of it from each side.
 
-    A line is margin while 98 % of it lies within 4 % of the full range of the outermost line's
-    median: image marks, dust and compression noise do not stop the cut, anatomy does.
+    A line is margin while 98 % of it lies within 4 % of the full range of the median of the
+    outermost line: marks, dust and compression noise do not stop the cut, anatomy does.
     """
     top, bottom = _margins(pixels)
     left, right = _margins(pixels.T)

@@ -1,29 +1,37 @@
-"""What a decoded image is, how large it may be, and how a decoder says no."""
+"""Decoded image, its header, the limits of its size, and the exception for a refused file."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import stat
 
 import numpy as np
 
-# Raised whenever a change here alters pixels: caches and checkpoints carry it.
-DECODER_VERSION = 2
+# Increased whenever a change alters pixels; caches and checkpoints carry it. Each version is listed
+# with the images that came out differently before it.
+DECODER_VERSION = 3
+DECODER_CHANGES = {
+    2: "PNG and TIFF of 16 bits, and DICOM with pixels that are not square",
+    3: "DICOM with a padding range, a display shutter or an orientation other than the standard "
+    "view, and JPEG 2000 in YBR colours",
+}
 
-# Well above any radiograph (a stitched full-leg image has some 30 million pixels), and low enough
-# that one image stays far below a gigabyte of memory at every step of decoding.
+# More than any radiograph has (a stitched full-leg image has some 30 million pixels), and so few
+# that decoding one image takes far less than a gigabyte of memory.
 MAX_PIXELS = 50_000_000
 MAX_FILE_BYTES = 256 * 2**20
 TOO_LARGE = f"it has more pixels than the limit of {MAX_PIXELS // 10**6} million"
 
 
 class Refused(Exception):
-    """A decoder's refusal. The message is the reason, without any text from the file."""
+    """A file that the decoder refuses. The message is the reason, without text from the file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a file says about its image. Unknown is NaN or empty; names and dates are never kept.
+    """What a file says about its image. Unknown is NaN or empty. Names and dates are not kept.
 
     Attributes:
       age_months: age at the image.
@@ -31,11 +39,13 @@ class Header:
       view: projection, such as `"AP"`.
       body_part: such as `"ABDOMEN"`.
       modality: DICOM modality, such as `"DX"`; empty for PNG, JPEG and TIFF.
+      manufacturer: of the equipment, such as `"FUJI PHOTO FILM CO. LTD."`.
+      year: of the study, four digits.
       pixel_spacing_mm: height and width of a stored pixel, NaN if unknown.
       patient_key: a one-way hash of the patient's identifier.
-      bits: bits a pixel that the file stores.
-      size: stored height and width, before any decoding at reduced scale.
-      notes: what the decoder had to decide by itself, such as replacing a useless window.
+      bits: bits stored of a pixel.
+      size: stored height and width, before decoding at reduced scale and before it is oriented.
+      notes: decisions of the decoder, such as the replacement of a useless window.
     """
 
     age_months: float = math.nan
@@ -43,6 +53,8 @@ class Header:
     view: str = ""
     body_part: str = ""
     modality: str = ""
+    manufacturer: str = ""
+    year: str = ""
     pixel_spacing_mm: tuple[float, float] = (math.nan, math.nan)
     patient_key: str = ""
     bits: int = 8
@@ -52,15 +64,39 @@ class Header:
 
 @dataclasses.dataclass(frozen=True)
 class Radiograph:
-    """An image as greys: bright = dense, uint8 or uint16 `[H, W]` over the type's full range."""
+    """Greys, uint8 or uint16 `[H, W]` over the full range of the type, bright = dense."""
 
     pixels: np.ndarray
     header: Header
 
 
 def check_size(height: int, width: int) -> None:
-    """Refuses a size that no image has. To be called before anything of that size is allocated."""
+    """Refuses an impossible size. To be called before memory of that size is allocated."""
     if height < 1 or width < 1:
         raise Refused(f"its header gives an impossible size ({width}x{height} pixels)")
     if height * width > MAX_PIXELS:
         raise Refused(TOO_LARGE)
+
+
+def read_file(path: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> bytes:
+    """Reads a regular file of at most 256 MiB, or its first `limit` bytes.
+
+    Raises:
+      Refused: it is something else, empty, or cannot be opened.
+    """
+    try:
+        # Opening a pipe would wait for its other end.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise Refused("not a regular file")
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise Refused(f"the file is larger than {MAX_FILE_BYTES // 2**20} MiB")
+            data = file.read(min(size, limit))  # `limit` alone would be allocated.
+    except FileNotFoundError:
+        raise Refused("the file does not exist") from None
+    except (OSError, ValueError) as error:
+        raise Refused(f"cannot be opened ({getattr(error, 'strerror', None) or error})") from None
+    if not data:
+        raise Refused("the file is empty")
+    return data

@@ -4,7 +4,7 @@
     image = render(records.image_path[0], 224)           # uint8 [224, 224], bone white, gas black
     truth(records.image_path[0], 224).boxes              # where the finding is
 
-Film `i` of a place is the same bytes in every process and on every machine. No file is written.
+Image `i` of a place has the same bytes in every process and on every machine. No file is written.
 """
 
 from data_pipeline.phantom.patients import CLASSES, open_phantom

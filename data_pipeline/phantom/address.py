@@ -1,13 +1,15 @@
-"""Names of phantom data sets and of single films.
+"""Names of phantom data sets and of single images.
 
-A data set is named by a place, such as `infant` or `infant:films=2000:seed=1:site=b`; one film by
-an address, such as `phantom:infant:seed=1:site=b:split=train:film=12`. The address holds all that
-the film depends on, so that it can be computed anywhere, in any order.
+A place names a data set, such as `infant` or `infant:films=2000:seed=1:site=b`. An address names
+one image, such as `phantom:infant:seed=1:site=b:split=train:film=12`. It holds everything that the
+image depends on, so that any image can be computed anywhere, in any order.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import SPLITS
@@ -27,14 +29,14 @@ class Place:
     Attributes:
       domain: `"infant"` (0 to 36 months) or `"adult"` (18 to 90 years).
       seed: another seed is another set of patients.
-      site: which hospital's detector took the films; `"both"` mixes two by patient.
+      site: which hospital's detector took the images; `"both"` mixes two by patient.
       frequencies: `"balanced"` classes, or some of them `"rare"`.
       severity: of the findings, from 0 (barely visible) to 1.
       dose: detector dose relative to the site's usual one.
       max_age_months: oldest infant; up to 216 (18 years).
-      films: training films; validation and test are 20 % and 30 % of that, added to it.
-      age_missing: share of the films whose age is not recorded.
-      label_noise: share of the training films whose label is replaced by another one.
+      films: number of training images; validation and test add 20 % and 30 % of it.
+      age_missing: share of the images whose age is not recorded.
+      label_noise: share of the training images whose label is replaced by another one.
     """
 
     domain: str
@@ -49,10 +51,10 @@ class Place:
     label_noise: float = 0.0
 
 
-# What a film's picture depends on; the other options only say what is listed and recorded.
+# Options that change pixels. The others change what is listed and recorded.
 _OF_FILM = ("seed", "site", "frequencies", "severity", "dose", "max_age_months")
 
-_OPTIONS = {
+_OPTIONS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool], str]] = {
     "seed": (int, lambda v: 0 <= v <= _LARGEST_SEED, f"a whole number from 0 to {_LARGEST_SEED}"),
     "site": (str, SITES.__contains__, "one of " + ", ".join(SITES)),
     "frequencies": (str, FREQUENCIES.__contains__, "one of " + ", ".join(FREQUENCIES)),
@@ -67,7 +69,7 @@ _OPTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """One film: `film` counts from 0 within its split."""
+    """One image: `film` counts from 0 within its split."""
 
     place: Place
     split: str
@@ -78,7 +80,7 @@ class Address:
 
 
 def address_prefix(place: Place, split: str) -> str:
-    """Everything of an address but the film's number: built once for a whole split."""
+    """An address without its number, which is the same for a whole split."""
     parts = [f"phantom:{place.domain}"]
     for name in _OF_FILM:
         value = getattr(place, name)
@@ -98,13 +100,13 @@ def parse_place(text: str) -> Place:
 
 
 def parse_address(address: str) -> Address:
-    """Reads one film's address.
+    """Reads one image's address.
 
     Raises:
-      DataError: it is no address of a film.
+      DataError: it is not the address of an image.
     """
     if not address.startswith("phantom:"):
-        raise DataError(f"{address!r} is not a phantom film; expected phantom:infant:...:film=N")
+        raise DataError(f"{address!r} is not a phantom image; expected phantom:infant:...:film=N")
     domain, options = _pieces(address.removeprefix("phantom:"), address)
     split, film = options.pop("split", ""), options.pop("film", "")
     if split not in SPLITS:
@@ -117,7 +119,7 @@ def parse_address(address: str) -> Address:
 def _pieces(text: str, whole: str) -> tuple[str, dict[str, str]]:
     domain, *pieces = text.split(":")
     if domain not in DOMAINS:
-        raise DataError(f"{whole}: {domain!r} is no phantom; expected one of {', '.join(DOMAINS)}")
+        raise DataError(f"{whole}: {domain!r} is not a phantom; expected {', '.join(DOMAINS)}")
     options = {}
     for piece in pieces:
         name, equals, value = piece.partition("=")

@@ -1,8 +1,10 @@
-"""The trunk: skin, fat, lungs, heart, solid organs and skeleton of one patient on one film."""
+"""The trunk: skin, fat, lungs, heart, solid organs and skeleton of one patient on one image."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,13 +13,14 @@ from data_pipeline.phantom.growth import ORGAN_SD, STATURE_SD, Growth, growth
 from data_pipeline.phantom.patients import Film
 from data_pipeline.phantom.physics import Attenuation
 
+T = TypeVar("T")
 Oval = tuple[float, float, float, float]  # x, y, semi-axes a, b, mm
 
 
 class Draw:
     """Random numbers by the shapes that anatomy needs. Scalar arithmetic only, so portable."""
 
-    def __init__(self, rng: np.random.Generator):
+    def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
 
     def between(self, low: float, high: float) -> float:
@@ -25,12 +28,12 @@ class Draw:
 
     def normal(self) -> float:
         """Nearly normal: sum of six uniform numbers, so never beyond 4.3."""
-        return (sum(self.rng.random(6).tolist()) - 3) * 1.4142135623730951
+        return float(sum(self.rng.random(6).tolist()) - 3) * 1.4142135623730951
 
     def chance(self, share: float) -> bool:
         return self.rng.random() < share
 
-    def choice(self, items):
+    def choice(self, items: Sequence[T]) -> T:
         return items[int(self.rng.integers(len(items)))]
 
 
@@ -47,7 +50,7 @@ class Body:
       crest: height of the iliac crests.
       pelvis: half the bi-iliac breadth.
       hip: height of the hip joints.
-      liver, left_lobe, spleen: ovals on the film.
+      liver, left_lobe, spleen: ovals on the image.
       lean: sideways shift per mm of height.
       bend: of the spine, mm.
       waist, chest, hips: width there relative to the umbilicus.
@@ -85,7 +88,7 @@ class Body:
 
 
 def make_body(film: Film, patient: Draw, visit: Draw) -> Body:
-    """Draws a patient: `patient` is the same stream at every visit, `visit` is the film's own."""
+    """Draws a patient: `patient` is the same stream at every visit, `visit` is the image's own."""
     size = growth(
         film.age_months,
         film.sex,
@@ -142,7 +145,7 @@ def make_body(film: Film, patient: Draw, visit: Draw) -> Body:
 
 def _smoothstep(at: np.ndarray, start: float, end: float) -> np.ndarray:
     t = np.clip((at - np.float32(start)) * np.float32(1 / (end - start)), 0, 1)
-    return t * t * (np.float32(3) - np.float32(2) * t)
+    return np.asarray(t * t * (np.float32(3) - np.float32(2) * t))
 
 
 def _outline(canvas: Canvas, body: Body, inset: float) -> np.ndarray:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipeline.phantom.body import Body, Draw, Oval
-from data_pipeline.phantom.canvas import Canvas, texture
+from data_pipeline.phantom.canvas import Canvas, Patch, texture
 from data_pipeline.phantom.exactmath import PI, square_root
 from data_pipeline.phantom.physics import Attenuation
 
@@ -78,10 +78,10 @@ def _half_cavity(body: Body, y: float) -> float:
     return body.wall * (1 - deep) + 0.5 * body.pelvis * deep
 
 
-def _gas(canvas: Canvas, body: Body, loop: Loop) -> tuple:
+def _gas(canvas: Canvas, body: Body, loop: Loop) -> Patch:
     """Thickness of one loop's gas: over a level of fluid where it has one."""
     depth = min(loop.radius, 0.75 * body.size.half_depth)
-    limits = {}
+    limits: dict[str, float] = {}
     if loop.level is not None:
         if body.film.view == "decubitus":
             # Lying on the left side, gas rises to the patient's right. Mirrored organs are drawn
@@ -160,7 +160,10 @@ def _path(points: Sequence[tuple[float, float]], step: float) -> list[tuple[floa
 def colon_path(body: Body, patient: Draw, calibre: float) -> list[tuple[float, float]]:
     """Corners of the colon from caecum to rectum, round the enlarged organs."""
     wall, lumbar, p = body.wall, body.lumbar, body.pelvis
-    jitter = lambda size: size * patient.normal()  # noqa: E731
+
+    def jitter(size: float) -> float:
+        return size * patient.normal()
+
     side = wall - 1.15 * calibre
     # The flexures lie below liver and spleen, at least as low as usual.
     liver_tip = body.liver[1] + 0.72 * body.liver[3] + calibre
@@ -209,7 +212,7 @@ def draw_bowel(
             canvas.mark("finding", (window, thickness))
     gas = layers[0]
     gas += layers[1]
-    stool = _colon(canvas, body, plan, mu, patient, draw, gas)
+    stool = _colon(canvas, body, plan, patient, draw, gas)
     np.minimum(gas, np.float32(1.3 * body.size.half_depth), out=gas)
     everything = (slice(None), slice(None))
     canvas.add(-mu.soft, (everything, gas), "bowel gas")
@@ -258,7 +261,14 @@ def _stomach(canvas: Canvas, body: Body, mu: Attenuation, draw: Draw) -> None:
             canvas.add(-0.6 * mu.soft, fundus, "stomach gas")
 
 
-def _colon(canvas, body, plan, mu, patient, draw, gas):
+def _colon(
+    canvas: Canvas,
+    body: Body,
+    plan: BowelPlan,
+    patient: Draw,
+    draw: Draw,
+    gas: np.ndarray,
+) -> Patch | None:
     """Adds the colon's gas to `gas`; returns where stool is and how thick, or None."""
     wall = body.wall
     usual = (0.115 + 0.01 * body.infancy) * wall

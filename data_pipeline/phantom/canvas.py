@@ -1,6 +1,6 @@
 """Projecting simple solids along the beam onto a pixel grid.
 
-Anatomical coordinates are in mm: x to the patient's left (to the right on a film, which is viewed
+Anatomical coordinates are in mm: x to the patient's left (to the right on an image, which is viewed
 facing the patient), y towards the feet, origin at the third lumbar vertebra. The beam is parallel
 along z, so a solid is known by its thickness along z at every pixel.
 """
@@ -15,11 +15,11 @@ import numpy as np
 from data_pipeline.phantom.exactmath import cosine, sine, square_root
 
 Window = tuple[slice, slice]
-Patch = tuple[Window, np.ndarray]  # thickness in mm, float32, in a window of the film
+Patch = tuple[Window, np.ndarray]  # thickness in mm, float32, in a window of the image
 
 
 class Canvas:
-    """The optical depth of a film while it is being drawn, and on request who is where.
+    """The optical depth of an image while it is being drawn, and on request a mask of each organ.
 
     Attributes:
       depth: float32 `[size, size]`, line integral of the attenuation.
@@ -29,7 +29,7 @@ class Canvas:
     """
 
     def __init__(self, size: int, field: float, x: float, y: float, *, with_masks: bool):
-        """Args: the film's size in pixels, its side in mm, its centre in mm."""
+        """Args: the image's size in pixels, its side in mm, its centre in mm."""
         self.size = size
         self.pixel = field / size
         at = (np.arange(size) + 0.5) * self.pixel - field / 2
@@ -65,7 +65,7 @@ class Canvas:
             mask[window] |= thickness > least
 
     def mirror(self) -> None:
-        """Turns the film over about x = 0: what was drawn changes sides, what comes does not."""
+        """Turns the image over about x = 0: what was drawn before changes sides."""
         self.depth = np.ascontiguousarray(self.depth[:, ::-1])
         self.x = -self.x[::-1]
         self._x0 -= 2 * self._centre
@@ -159,7 +159,7 @@ class Canvas:
         xs, ys = [p[0] for p in points], [p[1] for p in points]
         window = self.window(min(xs) - radius, min(ys) - radius, max(xs) + radius, max(ys) + radius)
         x, y = self.x[window[1]][None, :], self.y[window[0]][:, None]
-        nearest = None
+        nearest = np.full((len(y), x.shape[1]), np.inf, np.float32)
         for (x0, y0), (x1, y1) in itertools.pairwise(points):
             ex, ey = x1 - x0, y1 - y0
             length = max(ex * ex + ey * ey, 1e-6)
@@ -171,7 +171,7 @@ class Canvas:
             dx *= dx
             dy *= dy
             dx += dy
-            nearest = dx if nearest is None else np.minimum(nearest, dx, out=nearest)
+            np.minimum(nearest, dx, out=nearest)
         rest = np.float32(radius * radius) - nearest
         np.maximum(rest, 0, out=rest)
         np.sqrt(rest, out=rest)
@@ -216,13 +216,13 @@ def texture(
 ) -> np.ndarray:
     """Smooth random numbers in 0..1, float32, with cells of the given mm, fixed to the anatomy.
 
-    The same stream gives the same texture at every size of the film. It repeats after 64 cells.
+    The same stream gives the same texture at every size of the image. It repeats after 64 cells.
     """
     rows, cols = window or (slice(None), slice(None))
     grid = rng.integers(0, 256, size=(64, 64), dtype=np.uint8).astype(np.float32)
     grid *= np.float32(1 / 255)
 
-    def split(at):
+    def split(at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         at = at * np.float32(1 / cell) + np.float32(4096)
         whole = at.astype(np.int32)
         part = at - whole.astype(np.float32)
@@ -235,4 +235,4 @@ def texture(
     across += (grid[:, x1] - across) * wx[None, :]
     out = across[y0]
     out += (across[y1] - out) * wy[:, None]
-    return out
+    return np.asarray(out)

@@ -1,4 +1,4 @@
-"""What lies on or in the patient without being a finding, and the letters on the film."""
+"""Tubes, leads and other objects that are not findings, and the side marker."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The mathematics library and the vector units of a machine may round sine, exponential and
 logarithm differently from those of another one; sums, products, quotients and square roots are
-fixed by IEEE 754. Films must be the same bytes everywhere, so everything that reaches a pixel
+fixed by IEEE 754. Images must be the same bytes everywhere, so everything that reaches a pixel
 goes through the functions below.
 """
 
@@ -130,4 +130,4 @@ def log_of(signal: np.ndarray) -> np.ndarray:
     clipped = np.clip(signal, np.float32(2.0**_LOG_LOW), np.float32(2.0**_LOG_HIGH * 0.999))
     bits = clipped.view(np.int32) >> (23 - _LOG_BITS)
     bits -= _LOG_FIRST
-    return _LOG.take(bits, mode="clip")
+    return np.asarray(_LOG.take(bits, mode="clip"))

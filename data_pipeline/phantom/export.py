@@ -1,4 +1,4 @@
-"""Phantom films as files: PNG of 8 or 16 bits, or DICOM. Only this module of the phantom needs
+"""Phantom images as files: PNG of 8 or 16 bits, or DICOM. Only this module of the phantom needs
 Pillow and pydicom."""
 
 from __future__ import annotations
@@ -7,24 +7,28 @@ import datetime
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from data_pipeline.phantom.rendering import pixel_spacing, render, render_raw
 
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
 FORMATS = ("png", "png16", "dicom")
 _SUFFIX = {"png": ".png", "png16": ".png", "dicom": ".dcm"}
-_STUDY_DATE = datetime.date(2020, 1, 1)  # of every film; birth dates follow from the ages
+_STUDY_DATE = datetime.date(2020, 1, 1)  # of every image; birth dates follow from the ages
 _DX_FOR_PRESENTATION = "1.2.840.10008.5.1.4.1.1.1.1"
 
 
 def file_name(address: str, form: str) -> str:
-    """Name of the file that holds the film of this address."""
+    """Name of the file that holds the image of this address."""
     return address.replace(":", "_").replace("=", "-") + _SUFFIX[form]
 
 
-def write_film(
+def write_image(
     folder: Path,
     address: str,
     size: int,
@@ -34,14 +38,14 @@ def write_film(
     age_months: float,
     sex: str,
 ) -> None:
-    """Writes one film `[size, size]` in one of `FORMATS`; a file that is there already stays.
+    """Writes one image `[size, size]` in one of `FORMATS`; a file that is there already stays.
 
     The 8-bit picture of the PNG, of the 16-bit PNG after division by 257, and of the DICOM behind
     its window are the same bytes as `render` gives.
 
     Args:
       folder: where to.
-      address: of the film.
+      address: of the image.
       size: in pixels.
       form: one of `FORMATS`.
       patient_id, age_months, sex: for the DICOM header; NaN and empty are left out.
@@ -49,7 +53,7 @@ def write_film(
     path = folder / file_name(address, form)
     if path.exists():
         return
-    # Under another name first: a run that is stopped leaves no half film behind.
+    # Under another name first: a run that is stopped leaves no half image behind.
     unfinished = path.with_name(path.name + ".unfinished")
     with unfinished.open("wb") as file:
         if form == "png":
@@ -72,14 +76,14 @@ def _age_string(age_months: float) -> str:
     raise ValueError(f"An age of {age_months} months does not fit a DICOM age.")
 
 
-def _dataset(address: str, size: int, patient_id: str, age_months: float, sex: str):
+def _dataset(address: str, size: int, patient_id: str, age_months: float, sex: str) -> Dataset:
     import pydicom
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+    from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
     from data_pipeline.phantom import VERSION
 
     meta = pydicom.dataset.FileMetaDataset()
-    meta.MediaStorageSOPClassUID = _DX_FOR_PRESENTATION
+    meta.MediaStorageSOPClassUID = UID(_DX_FOR_PRESENTATION)
     # UIDs follow from the address, so that exporting twice gives the same files.
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[VERSION, address, str(size)])
     meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -1,4 +1,4 @@
-"""The conditions: each by its textbook sign on a plain film, from barely visible to obvious.
+"""The conditions: each by its textbook sign on a plain image, from barely visible to obvious.
 
 `plan` says what a condition changes about the bowel before it is drawn, `draw_finding` adds what
 the bowel does not show by itself. An enlarged liver or spleen is part of the body (body.py), and
@@ -18,7 +18,7 @@ from data_pipeline.phantom.physics import Attenuation
 
 
 def plan(body: Body, draw: Draw) -> tuple[BowelPlan, Oval | None]:
-    """How the film's condition rearranges the bowel, and where a lesion is, if it makes one."""
+    """How the image's condition rearranges the bowel, and where a lesion is, if it makes one."""
     label, severity = body.film.label, body.film.severity
     wall, crest, p = body.wall, body.crest, body.pelvis
     if label == "mass":
@@ -71,13 +71,13 @@ def plan(body: Body, draw: Draw) -> tuple[BowelPlan, Oval | None]:
 def draw_finding(
     canvas: Canvas, body: Body, lesion: Oval | None, loops: list[Loop], mu: Attenuation, draw: Draw
 ) -> None:
-    """Adds what belongs to the condition to the film and to its mask `finding`."""
+    """Draws the condition into the image and into its mask `finding`."""
     label = body.film.label
     if label == "aeroperitoneum":
         _free_air(canvas, body, loops, mu, draw)
-    elif label == "mass":
+    elif label == "mass" and lesion:
         _mass(canvas, body, lesion, mu, draw)
-    elif label == "intussusception":
+    elif label == "intussusception" and lesion:
         _intussusception(canvas, body, lesion, mu, draw)
     elif label == "foreign bodies":
         _foreign_body(canvas, body, mu, draw)
@@ -85,7 +85,7 @@ def draw_finding(
         _calcification(canvas, body, mu, draw)
 
 
-def _free_air(canvas, body, loops, mu, draw):
+def _free_air(canvas: Canvas, body: Body, loops: list[Loop], mu: Attenuation, draw: Draw) -> None:
     severity, wall, depth = body.film.severity, body.wall, body.size.half_depth
     if body.film.view == "supine":
         # Football sign: an oval lucency in front of everything; the falciform ligament and both
@@ -117,34 +117,34 @@ def _free_air(canvas, body, loops, mu, draw):
         height = (0.018 + 0.075 * severity) * wall
         y = body.liver[1] + draw.between(0.0, 0.5) * body.liver[3]
         half = (0.45 + 0.35 * severity) * body.liver[3]
-        air = canvas.ellipsoid(-wall + 1.3 * height, y, height, half, 0.5 * depth)
-        canvas.add(-mu.soft, air, "finding")
+        bubble = canvas.ellipsoid(-wall + 1.3 * height, y, height, half, 0.5 * depth)
+        canvas.add(-mu.soft, bubble, "finding")
         return
     # Upright: a crescent between diaphragm and liver, often on both sides.
     left_too = draw.chance(0.3 + 0.6 * severity)
     x0, x1 = (-0.9 * wall, 0.9 * wall if left_too else -0.02 * wall)
     deep = (0.12 + 0.55 * severity) * body.thoracic
     rows, cols = canvas.window(x0, body.dome_right, x1, body.dome_left + 2.2 * body.thoracic)
-    x, y = canvas.x[cols], canvas.y[rows]
+    xs, ys = canvas.x[cols], canvas.y[rows]
     right, left = diaphragm(canvas, body, cols)
-    on_right = x < np.float32(-0.02 * wall)
+    on_right = xs < np.float32(-0.02 * wall)
     roof = np.where(on_right, right, left) + np.float32(0.06 * body.thoracic + 0.8)
     apex = np.where(on_right, np.float32(body.dome_right), np.float32(body.dome_left))
     floor = apex + np.float32(deep) + (roof - apex) * np.float32(0.55)
     # How much of each pixel lies in the crescent, which may be thinner than a pixel.
-    sharp, half = np.float32(1 / canvas.pixel), np.float32(0.5)
-    inside = np.clip((y[:, None] - roof[None, :]) * sharp + half, 0, 1)
-    inside += np.clip((floor[None, :] - y[:, None]) * sharp + half, 0, 1)
+    sharp, middle = np.float32(1 / canvas.pixel), np.float32(0.5)
+    inside = np.clip((ys[:, None] - roof[None, :]) * sharp + middle, 0, 1)
+    inside += np.clip((floor[None, :] - ys[:, None]) * sharp + middle, 0, 1)
     inside -= np.float32(1)
     np.maximum(inside, 0, out=inside)
     gap = np.clip((floor - roof) * np.float32(1 / (0.6 * deep)), 0, 1)
-    gap *= np.abs(x) > np.float32(0.08 * wall)
+    gap *= np.abs(xs) > np.float32(0.08 * wall)
     inside *= gap[None, :]
     inside *= np.float32((0.35 + 0.25 * severity) * 2 * depth)
     canvas.add(-mu.soft, ((rows, cols), inside), "finding", least=0.05 * depth)
 
 
-def _mass(canvas, body, lesion, mu, draw):
+def _mass(canvas: Canvas, body: Body, lesion: Oval, mu: Attenuation, draw: Draw) -> None:
     x, y, a, b = lesion
     severity = body.film.severity
     thick = min(0.5 * (a + b), 0.8 * body.size.half_depth)
@@ -153,7 +153,7 @@ def _mass(canvas, body, lesion, mu, draw):
     canvas.add(denser * (0.6 + 0.8 * severity), solid, "finding")
 
 
-def _intussusception(canvas, body, lesion, mu, draw):
+def _intussusception(canvas: Canvas, body: Body, lesion: Oval, mu: Attenuation, draw: Draw) -> None:
     x, y, a, b = lesion
     severity = body.film.severity
     thick = min(0.5 * (a + b), 0.7 * body.size.half_depth)
@@ -193,13 +193,16 @@ def _in_gut(body: Body, draw: Draw) -> tuple[float, float]:
     )
 
 
-def _foreign_body(canvas, body, mu, draw):
+def _foreign_body(canvas: Canvas, body: Body, mu: Attenuation, draw: Draw) -> None:
     """Coin, button battery, safety pin, magnets or beads, screw, or a plastic or glass toy."""
     severity = body.film.severity
     x, y = _in_gut(body, draw)
     angle = draw.between(-PI / 2, PI / 2)
     cos, sin = cosine(angle), sine(angle)
-    along = lambda s, t=0.0: (x + s * cos - t * sin, y + s * sin + t * cos)  # noqa: E731
+
+    def along(s: float, t: float = 0.0) -> tuple[float, float]:
+        return x + s * cos - t * sin, y + s * sin + t * cos
+
     if severity < 0.3:
         # Hardly dense: a piece of glass, plastic or thin aluminium.
         half = draw.between(4.0, 8.0)
@@ -253,7 +256,7 @@ def _foreign_body(canvas, body, mu, draw):
         canvas.add(mu.iron, axle, "finding")
 
 
-def _calcification(canvas, body, mu, draw):
+def _calcification(canvas: Canvas, body: Body, mu: Attenuation, draw: Draw) -> None:
     """Stippled in a lesion or scattered on the peritoneum, a ringed stone, or a solid one."""
     severity, wall = body.film.severity, body.wall
     calcium = 0.75 * mu.bone

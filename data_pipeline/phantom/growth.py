@@ -10,6 +10,7 @@ Lengths in mm, masses in g, ages in months. Three kinds of figures stand here an
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from data_pipeline.phantom.exactmath import cube_root, interpolate, square_root
 
@@ -20,11 +21,22 @@ _LIVER_MM = (64, 73, 79, 85, 86, 100, 105, 105, 115, 118, 121, 130)
 _SPLEEN_MM = (53, 59, 63, 70, 75, 84, 85, 86, 97, 101, 101, 105)
 _KIDNEY_MM = (50, 53, 59, 61, 67, 74, 80, 80, 89, 94, 92, 108)
 
+_BySex = dict[str, Sequence[float]]
+
 # Published. Reference masses: ICRP Publication 89 (2002), newborn, 1, 5, 10, 15 years, adult.
 _ICRP_AGES = (0, 12, 60, 120, 180, 240)
-_LIVER_G = {"M": (130, 330, 570, 830, 1300, 1800), "F": (130, 330, 570, 830, 1300, 1400)}
-_SPLEEN_G = {"M": (9.5, 29, 50, 80, 130, 150), "F": (9.5, 29, 50, 80, 130, 130)}
-_KIDNEYS_G = {"M": (25, 70, 110, 180, 250, 310), "F": (25, 70, 110, 180, 240, 275)}
+_LIVER_G: _BySex = {
+    "M": (130, 330, 570, 830, 1300, 1800),
+    "F": (130, 330, 570, 830, 1300, 1400),
+}
+_SPLEEN_G: _BySex = {
+    "M": (9.5, 29, 50, 80, 130, 150),
+    "F": (9.5, 29, 50, 80, 130, 130),
+}
+_KIDNEYS_G: _BySex = {
+    "M": (25, 70, 110, 180, 250, 310),
+    "F": (25, 70, 110, 180, 240, 275),
+}
 
 # Published. Lengths of the thoracic (T1-T12) and lumbar (L1-L5) spine: Dimeglio and Canavese,
 # The growing spine, Eur Spine J 2012;21:64-70. Straight lines between their ages.
@@ -128,7 +140,10 @@ def growth(
     """
     age, bone_age = age_months, age_months * tempo
     years = age / 12
-    along = lambda ages, values: interpolate(age, ages, values)  # noqa: E731
+
+    def along(ages: Sequence[float], values: Sequence[float]) -> float:
+        return interpolate(age, ages, values)
+
     breadth = stature * girth
     half_depth = along(_ICRP_AGES, _HALF_DEPTH_MM) * breadth
     # Organ tables start at two months; below, lengths follow the cube root of the ICRP masses.
@@ -140,7 +155,9 @@ def growth(
     size = stature * organs
     volume = size * size * size
 
-    def organ(lengths, masses, flatness, share):
+    def organ(
+        lengths: Sequence[float], masses: _BySex, flatness: float, share: float
+    ) -> tuple[float, float, float]:
         length = interpolate(age, _ORGAN_AGES, lengths) * young * size
         return _semi_axes(length, along(_ICRP_AGES, masses[sex]) * volume * share, flatness)
 

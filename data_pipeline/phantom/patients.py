@@ -1,6 +1,6 @@
-"""Patients and their films: who is on film `i`, how old, in which position, with what condition.
+"""Patients and their images: who is on image `i`, how old, in which position, with what condition.
 
-Patients come in blocks of eleven with 22 films (one to four each), so that film `i` is found
+Patients come in blocks of eleven with 22 images (one to four each), so that image `i` is found
 without counting through its predecessors.
 """
 
@@ -45,15 +45,15 @@ class Film:
     """Everything that is decided before anatomy is drawn.
 
     Attributes:
-      address: of the film.
+      address: of the image.
       patient: number of the patient within the split.
-      visit: which film of this patient, from 0.
-      age_months, sex: at the film; `"F"` or `"M"`.
+      visit: which image of this patient, from 0.
+      age_months, sex: at the image; `"F"` or `"M"`.
       view: `"supine"`, `"upright"` or `"decubitus"` (lying on the left side).
       label: one of `CLASSES`, always the truth.
-      severity: 0 (barely visible) to 1 (obvious); without meaning for normal films.
+      severity: 0 (barely visible) to 1 (obvious); without meaning for normal images.
       site: `"a"` or `"b"`.
-      dose: relative to the site's usual dose, with the film's own chance in it.
+      dose: relative to the site's usual dose, with the image's own chance in it.
     """
 
     address: Address
@@ -92,7 +92,7 @@ def _between(rng: np.random.Generator, low: float, high: float) -> float:
 
 @lru_cache(maxsize=64)
 def _block(address: Address) -> tuple[Film, ...]:
-    """The 22 films of one block; `address` is that of its first film."""
+    """The 22 images of one block; `address` is that of its first image."""
     place, number = address.place, address.film // _BLOCK
     rng = stream(address, _STREAM_BLOCK, number)
     counts = rng.permutation(_FILMS_OF_PATIENT)
@@ -100,7 +100,7 @@ def _block(address: Address) -> tuple[Film, ...]:
         conditions = rng.permutation(len(CLASSES))
     else:
         conditions = np.searchsorted(np.cumsum(_RARE), rng.integers(sum(_RARE), size=11), "right")
-    films = []
+    films: list[Film] = []
     for i, (count, condition) in enumerate(zip(counts, conditions, strict=True)):
         patient = number * len(counts) + i
         label = CLASSES[condition]
@@ -136,7 +136,7 @@ def _block(address: Address) -> tuple[Film, ...]:
 
 
 def _ages(rng: np.random.Generator, place: Place, count: int) -> list[float]:
-    """Ages at the films of one patient, months, rising, in steps of a hundredth."""
+    """Ages at the images of one patient, months, rising, in steps of a hundredth."""
     youngest, oldest = (0.0, float(place.max_age_months))
     if place.domain == "adult":
         youngest, oldest = _ADULT_AGES
@@ -150,13 +150,13 @@ def _ages(rng: np.random.Generator, place: Place, count: int) -> list[float]:
 
 
 def film_at(address: Address) -> Film:
-    """Who and what is on the film of this address."""
+    """Patient, age, view and condition of the image at an address."""
     first = dataclasses.replace(address, film=address.film // _BLOCK * _BLOCK)
     return _block(first)[address.film - first.film]
 
 
 def open_phantom(place: str) -> Records:
-    """Lists the films of a phantom data set; none is rendered.
+    """Lists the images of a phantom data set; none is rendered.
 
     Args:
       place: what follows `phantom:`, such as `infant` or `infant:films=500:seed=1`.
@@ -175,7 +175,7 @@ def open_phantom(place: str) -> Records:
 def _records(place: Place, split: str, n: int, *, source: str) -> Records:
     films = [f for first in range(0, n, _BLOCK) for f in _block(Address(place, split, first))][:n]
     rng = stream(Address(place, split, 0), _STREAM_RECORD)
-    # One draw a film whatever the shares, so that raising a share only adds to what it hits.
+    # One random number for each image, whatever the shares: a higher share only adds images.
     age_draw, label_draw, other = rng.random(n), rng.random(n), rng.integers(1, len(CLASSES), n)
     prefix = address_prefix(place, split)
     label = np.asarray([CLASSES.index(f.label) for f in films])
@@ -188,7 +188,7 @@ def _records(place: Place, split: str, n: int, *, source: str) -> Records:
         [f"{prefix}{i}" for i in range(n)],
         source=source,
         patient_id=[f"{patients}{f.patient}" for f in films],
-        age_months=np.where(age_draw < place.age_missing, np.nan, ages),
+        age_months=np.where(age_draw < place.age_missing, np.nan, ages).tolist(),
         sex=[f.sex for f in films],
         view=[f.view for f in films],
         label=[CLASSES[i] for i in label],

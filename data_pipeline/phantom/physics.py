@@ -1,4 +1,4 @@
-"""From optical depth to a 12-bit film: beam, scatter, quanta, detector and processing."""
+"""From optical depth to a 12-bit image: beam, scatter, quanta, detector and processing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Site:
     """A hospital's detector and habits. All figures approximate, within the usual range.
 
     Attributes:
-      quanta: detected in the whole film at the usual dose.
+      quanta: detected in the whole image at the usual dose.
       scatter: scattered over primary radiation behind 20 cm of tissue.
       blur: standard deviation of the detector's blur, mm.
       electronic: standard deviation of the electronic noise, relative to the mean signal.
@@ -113,7 +113,8 @@ def _enlarge(grid: np.ndarray, size: int) -> np.ndarray:
     rows = grid[low] + (grid[low + 1] - grid[low]) * weight[:, None]
     rows = np.ascontiguousarray(rows)
     left = rows[:, low]
-    return left + (rows[:, low + 1] - left) * weight[None, :]
+    enlarged: np.ndarray = left + (rows[:, low + 1] - left) * weight[None, :]
+    return enlarged
 
 
 def _normal(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -125,7 +126,7 @@ def _normal(rng: np.random.Generator, size: int) -> np.ndarray:
     noise = total.astype(np.float32)
     noise -= np.float32(510)
     noise *= np.float32(1 / 147.8)  # 2 sqrt((256**2 - 1) / 12)
-    return noise
+    return np.asarray(noise)
 
 
 def expose(
@@ -141,21 +142,21 @@ def expose(
     contrast: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """The film as the detector's computer stores it: uint16 `[size, size]`, 12 bits.
+    """The image as the detector's computer stores it: uint16 `[size, size]`, 12 bits.
 
     Args:
       depth: optical depth, float32 `[size, size]`.
       field: 1 inside of the collimation, 0 outside, float32 `[size, size]`.
       pixel: mm.
       site: whose detector.
-      dose: relative to the usual one. The automatic exposure makes the detected quanta per film
+      dose: relative to the usual one. The automatic exposure makes the detected quanta per image
         independent of the patient's thickness and of the field's size, so that neither age nor
         condition can be read from the noise.
       thickness: of the patient, mm: makes scatter.
       gridded: an anti-scatter grid was used.
-      brightness: grey values added, because exposures and processing differ from film to film.
+      brightness: grey values added, because exposures and processing differ from image to image.
       contrast: factor on the site's usual contrast.
-      rng: of this film at this size.
+      rng: of this image at this size.
     """
     size = len(depth)
     primary = exp_of_minus(depth)

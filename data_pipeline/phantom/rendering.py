@@ -38,14 +38,14 @@ class Box:
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """What is on a film.
+    """What is on an image.
 
     Attributes:
-      boxes: one for each finding; none on a normal film.
+      boxes: one for each finding; none on a normal image.
       masks: boolean `[size, size]` by name: `body`, `lungs`, `heart`, `liver`, `spleen`,
         `left kidney`, `right kidney`, `bladder`, `stomach gas`, `bowel gas`, `stool`, `spine`,
         `ribs`, `sacrum`, `pelvis`, `femora`, `marker`, `tube`, `clip`, and `finding`, as far as
-        they are on the film.
+        they are on the image.
     """
 
     boxes: tuple[Box, ...]
@@ -54,7 +54,7 @@ class Truth:
 
 @dataclasses.dataclass(frozen=True)
 class _Setup:
-    """How the film was taken: geometry in mm, image coordinates."""
+    """How the image was taken: geometry in mm, image coordinates."""
 
     film: Film
     body: Body
@@ -77,7 +77,7 @@ def _set_up(film: Film) -> tuple[_Setup, Draw, Draw]:
     side = max(bottom - top, width) * draw.between(1.02, 1.12)
     x = 0.02 * side * draw.normal()
     y = (top + bottom) / 2 + 0.015 * side * draw.normal()
-    # Collimation: sometimes close to the patient, sometimes wider than the film.
+    # Collimation: sometimes close to the patient, sometimes wider than the image.
     across = min(width * draw.between(0.98, 1.25), side * 1.02) / 2
     down = side * draw.between(0.46, 0.52)
     shift = 0.01 * side * draw.normal()
@@ -139,7 +139,7 @@ def _check(size: int) -> None:
 
 
 def render_raw(address: str, size: int) -> np.ndarray:
-    """The film as a detector stores it: uint16 `[size, size]`, 12 bits, bright = dense."""
+    """The image as a detector stores it: uint16 `[size, size]`, 12 bits, bright = dense."""
     _check(size)
     film = film_at(parse_address(address))
     setup, canvas = _draw(film, size, with_masks=False)
@@ -163,7 +163,7 @@ def render_raw(address: str, size: int) -> np.ndarray:
 
 
 def render(address: str, size: int) -> np.ndarray:
-    """The film as it is displayed: uint8 `[size, size]`, bone white, gas black.
+    """The image as it is displayed: uint8 `[size, size]`, bone white, gas black.
 
     The 12 bits are windowed linearly over their full range.
     """
@@ -172,7 +172,7 @@ def render(address: str, size: int) -> np.ndarray:
 
 
 def truth(address: str, size: int) -> Truth:
-    """Boxes of the findings and masks of the organs, for the film at this size.
+    """Boxes of the findings and masks of the organs, for the image at this size.
 
     The box of an enlarged organ is that of the organ; in situs inversus it holds the organs that
     lie on the wrong side.
@@ -180,7 +180,7 @@ def truth(address: str, size: int) -> Truth:
     _check(size)
     film = film_at(parse_address(address))
     _, canvas = _draw(film, size, with_masks=True)
-    masks = {name: mask for name, mask in canvas.masks.items() if mask.any()}
+    masks = {name: mask for name, mask in (canvas.masks or {}).items() if mask.any()}
     if film.label == "normal" or "finding" not in masks:
         return Truth((), masks)
     rows = np.flatnonzero(masks["finding"].any(1))

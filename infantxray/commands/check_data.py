@@ -1,123 +1,140 @@
-"""What must be known of the data before training on it."""
+"""Check of a data set before training: leaks, unreadable images, duplicates, shortcuts."""
 
 from __future__ import annotations
 
-import copy
-import csv
+import dataclasses
 import logging
 import os
+import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from data_pipeline import audit
 from data_pipeline import dataset as data
+from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import PHANTOM_PREFIX
-from data_pipeline.errors import DataError
-from data_pipeline.manifest import SPLITS, Records, write_manifest
-from data_pipeline.sources import open_sources
-from data_pipeline.splits import Split, patient_keys
+from data_pipeline.errors import DataError, UserError
+from data_pipeline.manifest import SPLITS, Records, unused_age_columns, write_manifest
+from data_pipeline.splits import Split
+from data_pipeline.tables import write_csv
 from infantxray.evaluation.shortcuts import TOGETHER, Shortcut, shortcuts
 from infantxray.reports import data_page
 from infantxray.reports.data_page import Problem
+from infantxray.runs import settings
 
 _log = logging.getLogger(__name__)
 _OTHER = "other stage"
 _FEW_PATIENTS = 10
 _LOGGED = 20
+_SEVERITIES = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.INFO}
 
 
-def run(config, workdir: str) -> None:
+def run(config: Any, workdir: str) -> None:
     """Checks `config.data`; writes `report.html`, `problems.csv` and `films.csv`.
 
     Raises:
+      UserError: the workdir cannot be written to.
       SystemExit: with code 1, if there are errors.
     """
-    records, problems = _open(config)
-    problems += _spellings_and_ids(records, config.data.patient_ids)
-    keys = patient_keys(records, config.data.patient_ids)
+    _check_writable(workdir)
+    where = settings.build(DataSettings, config.data)
+    records, problems = _open(where, config.other_stage)
+    problems += _spellings_and_ids(records) + _ages(records)
     with tqdm(total=len(records), unit="image", desc="reading") as progress:
         images = audit.measure(
             list(records.image_path),
             num_processes=config.num_processes or os.cpu_count() or 1,
             progress=progress.update,
         )
-    problems += _unreadable(images, records, config.data.on_error)
-    # Phantom images are computed, each on its own: alike they may be, copies they are not.
+    problems += _unreadable(images, records, where.on_error)
+    # Images of the phantom are computed, each from its own address: they are never copies.
     on_disk = np.array([not path.startswith(PHANTOM_PREFIX) for path in records.image_path])
     groups = audit.same_images(images, compare=on_disk)
-    problems += _repeats(groups, records, keys, images)
-    found = shortcuts(images, np.where(records.split == _OTHER, "", records.label), keys)
-    problems += _shortcut_alarms(found)
-    problems += _rare_classes(records, keys)
-    problems += _outliers(images, records)
-    problems.sort(key=lambda problem: problem.severity)
-    os.makedirs(workdir, exist_ok=True)
+    problems += _repeats(groups, records, images)
+    labels = np.where(records.split == _OTHER, "", records.label)
+    found = shortcuts(images, labels, records.patient)
+    problems += _shortcut_alarms(found) + _rare_classes(records) + _outliers(images, records)
+    problems.sort(key=lambda problem: list(_SEVERITIES).index(problem.severity))
     _write_tables(workdir, records, images, groups, problems)
     page = os.path.join(workdir, "report.html")
-    data_page.write(page, records, keys, images, groups, problems, found)
+    # The bins of a histogram of equal ages are narrower than the resolution of float32.
+    wide = records.replace(age_months=records.age_months.astype(np.float64))
+    data_page.write(page, wide, records.patient, images, groups, problems, found)
     for problem in problems[:_LOGGED]:
-        _log.log(logging.ERROR if problem.severity == "error" else logging.WARNING, problem.message)
+        _log.log(_SEVERITIES[problem.severity], problem.message)
     if len(problems) > _LOGGED:
         _log.warning("... and %d more in problems.csv", len(problems) - _LOGGED)
-    errors = sum(problem.severity == "error" for problem in problems)
-    _log.info("%d errors, %d warnings: %s", errors, len(problems) - errors, page)
+    errors, warnings = (
+        sum(problem.severity == severity for problem in problems)
+        for severity in ("error", "warning")
+    )
+    _log.info("%d errors, %d warnings: %s", errors, warnings, page)
     if errors:
         raise SystemExit(1)
 
 
-def _open(config) -> tuple[Records, list[Problem]]:
-    """All images, with the role of each in `split`, and what is wrong with the roles."""
-    settings = config.data
+def _check_writable(workdir: str) -> None:
+    """Creates the workdir before hours of reading."""
     try:
-        split = data.divide_sources(settings)
+        os.makedirs(workdir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{workdir} cannot be written to ({error.strerror}); choose another --workdir"
+        ) from None
+
+
+def _open(where: DataSettings, other_stage: str) -> tuple[Records, list[Problem]]:
+    """All images with their role in `split`, and problems of these roles."""
+    try:
+        split = data.divide_sources(where)
         parts = [split[role].replace(split=np.full(len(split[role]), role, object))
                  for role in SPLITS]  # fmt: skip
         message = ""
-        refused = _refused(settings, split)
+        refused = _refused(where, split)
     except DataError as error:
-        # Not to be divided as it is: go on with what the sources say, to show all that is wrong.
+        # Go on with the splits that the sources give, to show everything that is wrong.
         message = str(error)
         refused = []
         parts = []
-        for role, spec in zip(
-            SPLITS, (settings.train, settings.validation, settings.test), strict=True
-        ):
+        for role, spec in zip(SPLITS, (where.train, where.validation, where.test), strict=True):
             if spec:
-                part = open_sources(spec)
-                if role != "train" or settings.given_splits == "ignore":
-                    part = part.replace(split=np.full(len(part), role, object))
-                parts.append(part.replace(split=np.where(part.split == "", role, part.split)))
-    if config.other_stage:
+                part = data.open_role(spec, where)
+                given = part.split if role == "train" else np.full(len(part), role, object)
+                parts.append(part.replace(split=np.where(given == "", role, given)))
+    if other_stage:
         # What the other stage trains on, if it divides its data with the same settings.
-        theirs = copy.deepcopy(settings)
-        theirs.train, theirs.validation, theirs.test = config.other_stage, "", ""
+        theirs = dataclasses.replace(where, train=other_stage, validation="", test="")
         other = data.divide_sources(theirs).train
         parts.append(other.replace(split=np.full(len(other), _OTHER, object)))
     records = Records.concatenate(parts)
-    problems = _patients_on_two_sides(records, settings.patient_ids)
+    problems = _patients_on_two_sides(records)
     if message and not problems:
         problems.append(Problem("error", "cannot be divided", message))
     return records, problems + refused
 
 
-def _refused(settings, split: Split) -> list[Problem]:
-    """What either stage refuses before its first step.
+def _refused(where: DataSettings, split: Split) -> list[Problem]:
+    """What stage one and stage two would refuse before their first step.
 
-    A warning where the other stage can use the images and may be what they are meant for: none that
-    could learn from their labels or ages.
+    It is a warning if the images can be used by the other stage and may be meant for it.
     """
-    by_one, by_two = [], []
+    by_one: list[str] = []
+    by_two: list[str] = []
     if not len(split.validation):
         by_one.append("no image is left for validation; raise config.data.validation_fraction")
     useful = False
     try:
-        classes = data.find_classes(settings, split.train)
+        classes = data.find_classes(where, split.train)
         useful = bool(classes) or bool(split.train.has_age.any())
         if not useful:
             by_two = ["no training image has a label or an age"]
-        data.check_split(settings, split, classes)
+        data.check_split(where, split, classes)
     except DataError as error:
         by_two.append(str(error))
     problems = []
@@ -131,10 +148,10 @@ def _refused(settings, split: Split) -> list[Problem]:
     return problems
 
 
-def _spellings_and_ids(records: Records, patient_ids: str) -> list[Problem]:
+def _spellings_and_ids(records: Records) -> list[Problem]:
     problems = [
         Problem("warning", "spelling", message, tuple(rows))
-        for message, rows in data.doubtful_spellings(records, patient_ids)
+        for message, rows in data.doubtful_spellings(records)
     ]
     for source in dict.fromkeys(records.source):
         here = records.source == source
@@ -148,10 +165,31 @@ def _spellings_and_ids(records: Records, patient_ids: str) -> list[Problem]:
     return problems
 
 
-def _patients_on_two_sides(records: Records, patient_ids: str) -> list[Problem]:
+def _ages(records: Records) -> list[Problem]:
+    problems = []
+    for rows, why in audit.age_outliers(records):
+        message = f"{why}: {_count(rows)}, such as {records.image_path[rows[0]]}"
+        problems.append(Problem("warning", "age", message, tuple(rows.tolist())))
+    for source in dict.fromkeys(records.source):
+        kind, _, place = source.partition(":")
+        columns = unused_age_columns(place) if kind == "manifest" else []
+        if columns:
+            message = (
+                f"{source}: no age is read from {', '.join(columns)}, whose unit is unknown; write "
+                "months into age_months"
+            )
+            problems.append(Problem("warning", "age", message))
+    return problems
+
+
+def _count(rows: Sequence[int] | np.ndarray) -> str:
+    return "1 image" if len(rows) == 1 else f"{len(rows):,} images"
+
+
+def _patients_on_two_sides(records: Records) -> list[Problem]:
     roles = defaultdict(set)
     rows = defaultdict(list)
-    for row, key in enumerate(patient_keys(records, patient_ids)):
+    for row, key in enumerate(records.patient):
         roles[key].add(records.split[row])
         rows[key].append(row)
     problems = []
@@ -177,11 +215,9 @@ def _unreadable(images: audit.Images, records: Records, on_error: str) -> list[P
     ]
 
 
-def _repeats(
-    groups: list[list[int]], records: Records, keys: np.ndarray, images: audit.Images
-) -> list[Problem]:
+def _repeats(groups: list[list[int]], records: Records, images: audit.Images) -> list[Problem]:
     problems = []
-    within = []
+    within: list[int] = []
     for rows in groups:
         sides = {records.split[row] for row in rows}
         patients = sorted({records.patient_id[row] for row in rows} - {""})
@@ -195,7 +231,7 @@ def _repeats(
         elif len({records.label[row] for row in rows} - {""}) > 1:
             message = f"the same {kind} has two labels{whose}: {names}"
             problems.append(Problem("warning", "two labels", message, tuple(rows)))
-        elif len({keys[row] for row in rows}) > 1 and patients:
+        elif len({records.patient[row] for row in rows}) > 1 and patients:
             message = f"the same {kind} has two patients{whose}: {names}"
             problems.append(Problem("warning", "two patients", message, tuple(rows)))
         if len(sides) == 1:
@@ -225,14 +261,14 @@ def _name(measure: str) -> str:
     return f"differences of {measure.replace('_', ' ')}"
 
 
-def _rare_classes(records: Records, keys: np.ndarray) -> list[Problem]:
+def _rare_classes(records: Records) -> list[Problem]:
     labelled = (records.label != "") & (records.split != _OTHER)
     problems = []
     for role in SPLITS:
         here = labelled & (records.split == role)
         few = []
         for label in sorted(set(records.label[labelled])) if here.any() else ():
-            patients = len(set(keys[here & (records.label == label)]))
+            patients = len(set(records.patient[here & (records.label == label)]))
             if patients < _FEW_PATIENTS:
                 few.append(f"{label} ({patients})")
         if few:
@@ -243,16 +279,16 @@ def _rare_classes(records: Records, keys: np.ndarray) -> list[Problem]:
 
 def _outliers(images: audit.Images, records: Records) -> list[Problem]:
     by_kind = defaultdict(list)
-    for row, what in audit.outliers(images, records):
+    found, not_judged = audit.outliers(images, records)
+    for row, what in found:
         by_kind[what].append(row)
-    for row in np.flatnonzero(images.note != ""):
-        by_kind[f"decoder: {images.note[row]}"].append(int(row))
+    for row in np.flatnonzero(images.note != "").tolist():
+        by_kind[f"decoder: {images.note[row]}"].append(row)
     problems = []
     for what, rows in sorted(by_kind.items()):
-        count = "1 image" if len(rows) == 1 else f"{len(rows):,} images"
-        message = f"{what}: {count}, such as {records.image_path[rows[0]]}"
+        message = f"{what}: {_count(rows)}, such as {records.image_path[rows[0]]}"
         problems.append(Problem("warning", "outlier", message, tuple(rows)))
-    return problems
+    return problems + [Problem("note", "not judged", message) for message in not_judged]
 
 
 def _write_tables(
@@ -265,7 +301,7 @@ def _write_tables(
     group_of = np.zeros(len(records), int)
     for number, rows in enumerate(groups, start=1):
         group_of[rows] = number
-    extra = {
+    extra: dict[str, Any] = {
         "role": records.split,
         "unreadable": images.reason,
         "height": images.height.astype(int),
@@ -281,12 +317,9 @@ def _write_tables(
     own = np.flatnonzero(records.split != _OTHER)
     extra = {name: [column[row] for row in own] for name, column in extra.items()}
     write_manifest(os.path.join(workdir, "films.csv"), records.take(own), extra)
-    path = os.path.join(workdir, "problems.csv")
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(("severity", "kind", "message", "image_path"))
-        for problem in problems:
-            paths = [records.image_path[row] for row in problem.rows] or [""]
-            writer.writerows(
-                (problem.severity, problem.kind, problem.message, path) for path in paths
-            )
+    listed = []
+    for problem in problems:
+        paths = [records.image_path[row] for row in problem.rows] or [""]
+        listed += [(problem.severity, problem.kind, problem.message, path) for path in paths]
+    header = ("severity", "kind", "message", "image_path")
+    write_csv(os.path.join(workdir, "problems.csv"), header, listed)

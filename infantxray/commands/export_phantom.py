@@ -1,4 +1,4 @@
-"""Writes phantom images as files with a manifest that reads back to the same pictures."""
+"""`export_phantom`: write phantom images as files, with a manifest that reads back the same."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -19,12 +20,12 @@ from data_pipeline.sources import open_sources
 _log = logging.getLogger(__name__)
 
 
-def run(config, workdir: str) -> None:
+def run(config: Any, workdir: str) -> None:
     """Exports the images of `config.data.train`, all splits, into `workdir`.
 
     Raises:
       UserError: the format is unknown.
-      DataError: the data is no phantom.
+      DataError: the data is not a phantom.
     """
     form, size = config.format, config.data.image_size
     if form not in FORMATS:
@@ -39,7 +40,7 @@ def run(config, workdir: str) -> None:
     folder = Path(workdir) / "images"
     folder.mkdir(parents=True, exist_ok=True)
 
-    def export(i: int) -> tuple:
+    def export(i: int) -> tuple[Any, ...]:
         write_image(
             folder,
             addresses[i],

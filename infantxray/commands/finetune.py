@@ -1,4 +1,4 @@
-"""Stage two: the encoder learns conditions and ages of infants, and is scored on held-out ones."""
+"""`finetune`: stage two, the encoder learns conditions and ages, and is scored on test patients."""
 
 from __future__ import annotations
 
@@ -9,108 +9,189 @@ import os
 
 import numpy as np
 
-from data_pipeline import dataset as data
+from data_pipeline.dataset import (
+    DataSettings,
+    Reader,
+    age_statistics,
+    check_split,
+    find_conditions,
+    open_split,
+)
 from data_pipeline.errors import DataError
-from data_pipeline.loader import BadFiles, ImageSource, mixed_batches, training_batches
-from data_pipeline.splits import FEW_FILMS, Split
-from infantxray.commands import evaluate
+from data_pipeline.loader import ImageSource, mixed_batches, training_batches
+from data_pipeline.splits import FEW_IMAGES, Split
 from infantxray.evaluation.calibration import calibration
 from infantxray.evaluation.metrics import headline
-from infantxray.runs import runtime, workdir
-from infantxray.runs.settings import LOWER_IS_BETTER
-from infantxray.stage_two import inference as diagnosis
-from infantxray.stage_two import loss as diagnosis_loss
+from infantxray.reports.run_report import evaluate
+from infantxray.runs import runtime, settings, workdir
+from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import self_training, transfer
+from infantxray.stage_two.inference import Predictor
+from infantxray.stage_two.loss import LossSettings, TaskWeights, learns_weights, make_task
 from infantxray.training import checkpoints, loop
+from infantxray.training.augment import Augmentation
 
 _log = logging.getLogger(__name__)
 
 
 def run(config, folder: str) -> None:
-    """Trains into the workdir `folder` and evaluates; resumes where it holds a part of it."""
+    """Trains into the workdir `folder` and evaluates, or resumes there."""
     runtime.setup()
-    transfer.check_stage_one(config)
-    workdir.prepare(folder, config)
+    data = settings.build(DataSettings, config.data)
+    transfer.check_stage_one(config.pretrained, config.encoder, data.preprocessing)
+    workdir.prepare(folder, settings.to_dict(config))
     report = os.path.join(folder, "report.html")
     if checkpoints.is_finished(folder) and os.path.exists(report):
         _log.info("%s is finished: see %s", folder, report)
         return
-    split, card = _open_data(config, folder)
-    bad_files = BadFiles()
-    reader = functools.partial(
-        data.image_source,
-        config.data,
-        classes=card.classes,
-        how=card.preprocessing,
-        bad_files=bad_files,
-    )
+
+    split = open_split(data, folder)
+    spec = _specify(config, data, split)
+    spec.write(folder)
+    reader = Reader(data, spec.classes)
     train = reader(split.train, training=True)
-    _log_labels(card, train)
-    predictor = diagnosis.Predictor(
-        card,
-        batch_size=config.batch_size,
-        num_threads=config.data.num_threads,
-        patient_ids=config.data.patient_ids,
-    )
+    _log_labels(spec, train)
     answered = split.validation.has_label | split.validation.has_age
-    validation = reader(split.validation.take(answered), training=False)
+    validation = reader(split.validation.take(answered))
+    # Images without label and age have nothing to teach, except to a student.
+    known = (train.labels >= 0) | (train.records.has_age & spec.has_age)
+    informative = train if known.all() else reader(split.train.take(known), training=True)
+
+    predictor = Predictor(spec, batch_size=config.batch_size, num_threads=data.num_threads)
+    loss = settings.build(LossSettings, config)
+    augmentation = settings.build(Augmentation, config.augment)
+    task = make_task(
+        spec, loss, augmentation, train.labels, functools.partial(_validate, predictor, validation)
+    )
     fit = functools.partial(
         _fit,
-        card=card,
-        labels=train.labels,
-        validate=functools.partial(_validate, predictor, validation),
-        best_metric=_chosen_by(config, validation),
+        task,
+        hooks=[TaskWeights(config.log_every_steps)] if learns_weights(spec, loss) else [],
+        initialise=functools.partial(transfer.start_from, config.pretrained, config.encoder),
+        learning_rate_factors=settings.build(
+            transfer.LearningRates,
+            config,
+            factor_without_batchnorm=config.optimizer.factor_without_batchnorm,
+        ),
+        description=str(config),
+        advice=settings.advice_on_dtype(config),
     )
-    # Images of which nothing is known have nothing to teach, but to a student.
-    known = (train.labels >= 0) | (train.records.has_age & (card.age_mean_months is not None))
-    informative = train if known.all() else reader(split.train.take(known), training=True)
+    teaching = settings.build(self_training.Teaching, config.self_training)
+    num_labelled = self_training.num_labelled(config.batch_size, config.labelled_fraction)
+    batches = functools.partial(
+        mixed_batches,
+        batch_size=config.batch_size,
+        num_labelled=num_labelled,
+        seed=config.seed,
+        num_threads=data.num_threads,
+    )
+    best_metric = _best_metric(config, validation)
     try:
-        if self_training.wants_teacher(config, card, train):
+        if self_training.is_needed(teaching, spec.classes, train):
             labelled = reader(split.train.take(train.labels >= 0), training=True)
-            train.soft_labels = self_training.ask_teachers(
-                config, folder, card, labelled, train, validation, predictor, fit
-            )
-            batches = _mixed_batches(config, train)
-            steps = runtime.total_steps(config, len(train))
+            steps = settings.total_steps(config, len(train))
+            loop_settings = settings.loop_settings(config, steps, best_metric=best_metric)
+            if teaching.linear_probe:
+                ask = functools.partial(
+                    _ask_linear_probe, config, spec, augmentation, labelled, train, validation
+                )
+            else:
+                ask = functools.partial(
+                    self_training.ask_fine_tuned,
+                    spec=spec,
+                    teaching=teaching,
+                    labelled=labelled,
+                    images=train,
+                    predictor=predictor,
+                    loop_settings=loop_settings,
+                    num_labelled=num_labelled,
+                    num_threads=data.num_threads,
+                    fit=fit,
+                )
+            train.soft_labels = self_training.soft_labels(folder, ask)
+            fit(loop_settings, folder, batches(train))
         else:
-            rare = _labels_are_rare(config, informative)
-            batches = (_mixed_batches if rare else _batches)(config, informative)
-            steps = runtime.total_steps(config, len(informative))
-            steps += round(self_training.teachers_images(config) / config.batch_size)
-        fit(config, folder, batches, steps)
-        evaluate.evaluate(
+            steps = settings.total_steps(config, len(informative))
+            steps += round(teaching.images_drawn(num_labelled) / config.batch_size)
+            loop_settings = settings.loop_settings(config, steps, best_metric=best_metric)
+            if not _labels_are_rare(config, informative):
+                batches = functools.partial(
+                    training_batches,
+                    batch_size=config.batch_size,
+                    seed=config.seed,
+                    num_threads=data.num_threads,
+                )
+            fit(loop_settings, folder, batches(informative))
+        evaluate(
             folder,
             checkpoint=folder,
-            source=reader(split.test, training=False),
+            source=reader(split.test),
             predictor=predictor,
             bootstrap_samples=config.bootstrap_samples,
             seed=config.seed,
         )
     finally:
-        diagnosis.write_bad_files(folder, bad_files)
+        reader.write_bad_files(folder)
 
 
-def _batches(config, source: ImageSource):
-    return training_batches(
-        source, config.batch_size, seed=config.seed, num_threads=config.data.num_threads
+def _fit(task, loop_settings, folder, batches, **options):
+    return loop.fit(task, batches, loop_settings, folder, **options)
+
+
+def _ask_linear_probe(config, spec, augmentation, labelled, images, validation, folder: str):
+    del folder  # The probe is fitted in seconds and not kept.
+    return self_training.ask_linear_probe(
+        spec,
+        config.pretrained,
+        labelled,
+        images,
+        validation,
+        augmentation=augmentation,
+        batch_size=config.batch_size,
+        num_threads=config.data.num_threads,
+        seed=config.seed,
     )
 
 
-def _mixed_batches(config, source: ImageSource):
-    """So many labelled images in every batch, and others beside them."""
-    return mixed_batches(
-        source,
-        config.batch_size,
-        num_labelled=self_training.num_labelled(config),
-        seed=config.seed,
-        num_threads=config.data.num_threads,
+def _specify(config, data: DataSettings, split: Split) -> ModelSpec:
+    """The model that the data and the settings call for.
+
+    Raises:
+      DataError: the data cannot be learned from, or stage one has seen the scored patients.
+    """
+    classes = find_conditions(
+        data, split.train, age_head=config.age_head, best_metric=config.best_metric
+    )
+    check_split(data, split, classes)
+    transfer.check_scored(
+        config.pretrained, split, ("validation", "test"), patient_ids=data.patient_ids
+    )
+    spec = ModelSpec(config.encoder, config.dtype, data.preprocessing, classes)
+    spec = transfer.with_input_scale(spec, config.pretrained)
+    if not config.age_head:
+        return spec
+    try:
+        mean, std = age_statistics(split.train)
+    except DataError as error:
+        if not classes or config.age_film or config.best_metric == "age_mae_months":
+            raise
+        _log.warning("no AgePredictionNet: %s", error)
+        return spec
+    known = split.train.age_months[split.train.has_age]
+    spread = config.age_loss == "distribution"
+    return dataclasses.replace(
+        spec,
+        age_mean_months=mean,
+        age_std_months=std,
+        age_film=config.age_film,
+        age_range_months=(float(known.min()), float(known.max())) if spread else None,
     )
 
 
 def _labels_are_rare(config, source: ImageSource) -> bool:
-    """Whether images drawn as they come would leave most batches without a label.
+    """Whether most batches drawn at random would have too few labels.
 
-    As where every image carries its age and few their condition.
+    This happens where every image has an age and few have a condition.
     """
     labelled = int((source.labels >= 0).sum())
     if not 0 < labelled < config.labelled_fraction * len(source):
@@ -120,110 +201,42 @@ def _labels_are_rare(config, source: ImageSource) -> bool:
         "images drawn (config.labelled_fraction)",
         labelled,
         len(source),
-        self_training.num_labelled(config),
+        self_training.num_labelled(config.batch_size, config.labelled_fraction),
         config.batch_size,
     )
     return True
 
 
-def _chosen_by(config, validation: ImageSource) -> str | None:
-    """The metric that a checkpoint is chosen by; None where too few images have an answer for it."""
+def _best_metric(config, validation: ImageSource) -> str | None:
+    """The metric that chooses a checkpoint; None where too few validation images have a truth."""
     aged = config.best_metric == "age_mae_months"
-    known = validation.records.has_age if aged else validation.labels >= 0
-    count = int(known.sum())
-    if count >= FEW_FILMS:
+    count = int((validation.records.has_age if aged else validation.labels >= 0).sum())
+    if count >= FEW_IMAGES:
         return config.best_metric
     _log.warning(
-        "%d validation images with a known %s are too few to choose a checkpoint by: the last step "
-        "counts, and nothing stops early",
+        "%d validation images with a known %s are too few to choose a checkpoint by: using the "
+        "last checkpoint; early stopping is off",
         count,
         "age" if aged else "condition",
     )
     return None
 
 
-def _fit(
-    config, folder: str, batches, total_steps: int, *, card, labels, validate, best_metric
-) -> None:
-    """Trains a model of `config` into `folder`, or goes on with it."""
-    loop.fit(
-        config,
-        folder,
-        diagnosis_loss.make_task(config, card, labels, validate),
-        batches,
-        total_steps=total_steps,
-        best_metric=best_metric,
-        lower_is_better=config.best_metric in LOWER_IS_BETTER,
-        initialise=functools.partial(transfer.start_from, config),
-        learning_rate_factors=functools.partial(transfer.learning_rate_factors, config),
-        ema_decay=config.ema_decay,
-        early_stopping_evals=config.early_stopping_evals,
-    )
-
-
-def find_conditions(config, split: Split) -> tuple[str, ...]:
-    """The conditions that stage two learns; none where ages alone are known.
-
-    Raises:
-      DataError: no label to learn from, and no age that may be learned instead.
-    """
-    classes = data.find_classes(config.data, split.train)
-    if not classes and not config.age_head:
-        raise DataError("no training image has a label, and config.age_head is off")
-    if not classes and config.best_metric != "age_mae_months":
-        advice = "set config.best_metric=age_mae_months to train on ages alone"
-        if not split.train.has_age.any():
-            advice = "nor an age; a manifest gives them in its columns label and age_months"
-        raise DataError(
-            f"no training image has a label, so config.best_metric={config.best_metric} cannot be "
-            f"computed; {advice}"
-        )
-    return classes
-
-
-def _open_data(config, folder: str) -> tuple[Split, workdir.ModelCard]:
-    """The divided records, and the card of the model that they call for."""
-    split = data.open_split(config.data, folder)
-    classes = find_conditions(config, split)
-    data.check_split(config.data, split, classes)
-    transfer.check_scored(config, split, ("validation", "test"))
-    ages = (None, None)
-    if config.age_head:
-        try:
-            ages = data.age_statistics(split.train)
-        except DataError as error:
-            if not classes or config.age_film or config.best_metric == "age_mae_months":
-                raise
-            _log.warning("no AgePredictionNet: %s", error)
-    how = data.preprocessing(config.data)
-    card = workdir.ModelCard(config.encoder, config.dtype, how, classes, *ages)
-    if ages[0] is not None:
-        known = split.train.age_months[split.train.has_age]
-        spread = config.age_loss == "distribution"
-        card = dataclasses.replace(
-            card,
-            age_film=config.age_film,
-            age_range_months=(float(known.min()), float(known.max())) if spread else None,
-        )
-    card.write(folder)
-    return split, card
-
-
-def _log_labels(card: workdir.ModelCard, source: ImageSource) -> None:
-    counts = np.bincount(source.labels[source.labels >= 0], minlength=len(card.classes))
-    for name, count in zip(card.classes, counts, strict=True):
+def _log_labels(spec: ModelSpec, source: ImageSource) -> None:
+    counts = np.bincount(source.labels[source.labels >= 0], minlength=len(spec.classes))
+    for name, count in zip(spec.classes, counts, strict=True):
         _log.info("  %-24s %6d training images", name, count)
-    if card.age_mean_months is not None:
+    if spec.has_age:
         _log.info(
-            "  age %.1f ± %.1f months, known of %d training images",
-            card.age_mean_months,
-            card.age_std_months,
+            "  age %.1f ± %.1f months, known for %d training images",
+            spec.age_mean_months,
+            spec.age_std_months,
             source.records.has_age.sum(),
         )
 
 
-def _validate(predictor: diagnosis.Predictor, source: ImageSource, variables) -> dict[str, float]:
-    """The headline figures on validation images, and the cross-entropy as `loss`."""
+def _validate(predictor: Predictor, source: ImageSource, variables) -> dict[str, float]:
+    """The headline metrics on validation images, and the cross-entropy as `loss`."""
     if not len(source):
         return {}
     predictions, _ = predictor(variables, source)

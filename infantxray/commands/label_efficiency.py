@@ -1,8 +1,7 @@
-"""How far frozen encoders get with few labels or ages, over many draws of who keeps theirs.
+"""`label_efficiency`: probes of frozen encoders with few labels, over many draws of the labels.
 
-Which patients are labelled moves a score with few labels by more than representations differ, and
-fine-tuning adds a noise of its own. A linear probe is fitted in a second, so it can be repeated on
-as many draws as it takes.
+The choice of the labelled patients changes a score with few labels by more than representations
+differ. A linear probe is fitted in a second, so it can be repeated over many draws.
 """
 
 from __future__ import annotations
@@ -10,66 +9,42 @@ from __future__ import annotations
 import logging
 import os
 
-import jax
 import numpy as np
 
-from data_pipeline import dataset as data
+from data_pipeline.dataset import DataSettings, Reader, check_split, find_classes, open_split
 from data_pipeline.errors import DataError
-from data_pipeline.loader import BadFiles
 from data_pipeline.splits import Split, keep_labels
-from infantxray.evaluation.metrics import Predictions
-from infantxray.features.classifiers import (
-    Extractor,
-    Features,
-    fit_linear,
-    fit_ridge_by_patient,
-    pooled_map,
-)
-from infantxray.reports import label_efficiency_page as label_efficiency
+from infantxray.evaluation.predictions import Predictions
+from infantxray.features.classifiers import probe
+from infantxray.features.extraction import Extractor, encoder_variables, pixels, pooled_map
+from infantxray.reports import label_efficiency_page
 from infantxray.reports.label_efficiency_page import Draw
-from infantxray.runs import runtime, workdir
+from infantxray.runs import runtime, settings, workdir
+from infantxray.runs.model_spec import ModelSpec
 from infantxray.runs.settings import PIXELS, RANDOM, compared_encoders
-from infantxray.stage_two import inference as diagnosis
 from infantxray.stage_two import transfer
 
 _log = logging.getLogger(__name__)
-
-_PIXELS_SIDE = 32
-
-
-def draw_labels(config, split: Split, turns: int) -> list[Draw]:
-    """All draws. With all labels there is one for each of the stages one that take turns."""
-    draws = []
-    for fraction in sorted(set(config.label_fractions)):
-        for number in range(config.draws if fraction < 1 else turns):
-            kept = keep_labels(
-                split.train, fraction, config.data.split_seed, config.data.patient_ids, number
-            )
-            rows = np.flatnonzero(kept.has_label | kept.has_age)
-            if len(rows) > config.train_films:
-                order = np.random.default_rng([config.seed, number]).permutation(len(rows))
-                rows = np.sort(rows[order[: config.train_films]])
-            draws.append(Draw(fraction, number, rows))
-    return draws
 
 
 def run(config, folder: str) -> None:
     """Compares the encoders of `config.encoders` into the workdir `folder`."""
     runtime.setup()
-    workdir.prepare(folder, config)
+    workdir.prepare(folder, settings.to_dict(config))
     done = os.path.join(folder, "metrics.json")
     if os.path.exists(done):
         _log.info("%s is finished: see report.html in it", folder)
         return
+    data = settings.build(DataSettings, config.data)
     encoders = compared_encoders(config.encoders)
     turns = max(map(len, encoders.values()))
-    split = data.open_split(config.data, folder)
-    classes = data.find_classes(config.data, split.train)
+    split = open_split(data, folder)
+    classes = find_classes(data, split.train)
     if not classes and not split.train.has_age.any():
         raise DataError("no training image has a label or an age: there is nothing to probe")
     for place in {place for places in encoders.values() for place in places}:
-        transfer.check_scored(_started_from(config, place), split, ("test",))
-    data.check_split(config.data, split, classes)
+        transfer.check_scored(_pretrained(place), split, ("test",), patient_ids=data.patient_ids)
+    check_split(data, split, classes)
     draws = draw_labels(config, split, turns)
     _log.info(
         "%d draws; images with a label or an age: %s",
@@ -80,97 +55,73 @@ def run(config, folder: str) -> None:
             if (counts := [len(d.rows) for d in draws if d.fraction == fraction])
         ),
     )
-    bad_files = BadFiles()
     needed = np.unique(np.concatenate([draw.rows for draw in draws]))
     # One source for all encoders: images that fit into memory are decoded once.
-    sources = [
-        data.image_source(
-            config.data,
-            records,
-            classes,
-            data.preprocessing(config.data),
-            training=False,
-            bad_files=bad_files,
-        )
-        for records in (split.train.take(needed), split.test)
-    ]
+    reader = Reader(data, classes)
+    sources = [reader(split.train.take(needed)), reader(split.test)]
     answers = {}
     try:
         for name, places in encoders.items():
             answers[name] = _probe(config, sources, needed, classes, places, draws)
     finally:
-        diagnosis.write_bad_files(folder, bad_files)
-    label_efficiency.write(config, folder, encoders, draws, answers)
+        reader.write_bad_files(folder)
+    label_efficiency_page.write(
+        folder,
+        encoders,
+        draws,
+        answers,
+        samples=config.bootstrap_samples,
+        seed=config.seed,
+        settings=settings.to_dict(config),
+    )
 
 
-def _started_from(config, place: str):
-    """`config` for one stage one: its encoder, and where its weights are."""
-    config = config.copy_and_resolve_references().unlock()
-    config.pretrained = "" if place in (RANDOM, PIXELS) else place
-    if config.pretrained and not place.startswith("torch:"):
-        config.encoder = workdir.ModelCard.read(os.path.expanduser(place)).encoder
-    return config
+def draw_labels(config, split: Split, turns: int) -> list[Draw]:
+    """All draws; with all labels one for each of the encoders that take turns."""
+    draws = []
+    for fraction in sorted(set(config.label_fractions)):
+        for number in range(config.draws if fraction < 1 else turns):
+            kept = keep_labels(split.train, fraction, config.data.split_seed, number)
+            rows = np.flatnonzero(kept.has_label | kept.has_age)
+            if len(rows) > config.train_films:
+                order = np.random.default_rng([config.seed, number]).permutation(len(rows))
+                rows = np.sort(rows[order[: config.train_films]])
+            draws.append(Draw(fraction, number, rows))
+    return draws
 
 
-def _pixels(image: jax.Array, key: jax.Array) -> jax.Array:
-    """`[B, S, S, 1]` -> means of 32 x 32 squares, `[B, 1024]`."""
-    del key  # Nothing is random.
-    batch, side = image.shape[:2]
-    times = side // _PIXELS_SIDE
-    x = image.reshape(batch, _PIXELS_SIDE, times, _PIXELS_SIDE, times).astype("float32")
-    return x.mean(axis=(2, 4)).reshape(batch, -1)
+def _pretrained(place: str) -> str:
+    return "" if place in (RANDOM, PIXELS) else place
 
 
-def _features_of(config, place: str, seed: int, classes):
-    """The function from images to features of one encoder."""
+def _extractor(config, place: str, seed: int, classes: tuple[str, ...]):
+    """How the features of one encoder are computed, and its variables."""
+    options = {"batch_size": config.batch_size, "num_threads": config.data.num_threads}
     if place == PIXELS:
-        return _pixels
-    started = _started_from(config, place)
-    how = data.preprocessing(config.data)
-    card = workdir.ModelCard(started.encoder, config.dtype, how, classes)
-    started.seed = seed
-    return pooled_map(*transfer.untrained_model(started, card))
+        return Extractor(pixels, **options), None
+    pretrained = _pretrained(place)
+    encoder = ModelSpec.read(pretrained).encoder if transfer.is_workdir(pretrained) else None
+    data = settings.build(DataSettings, config.data)
+    spec = ModelSpec(encoder or config.encoder, config.dtype, data.preprocessing, classes)
+    spec = transfer.with_input_scale(spec, pretrained)
+    model, variables = transfer.untrained_model(spec, pretrained, seed)
+    function = pooled_map(model.encoder, mean=spec.input_mean, std=spec.input_std)
+    inner = encoder_variables(variables)
+    return Extractor(function, **options), inner
 
 
 def _probe(config, sources, needed, classes, places, draws) -> list[Predictions]:
-    """The answers of one encoder for the test images, a probe a draw.
+    """Predictions for the test images with one encoder, a probe a draw.
 
-    Stages one that take turns do so by the number of the draw. `needed` are the training images of
-    the first source, the second has the test images.
+    Places of several seeds take turns by the number of the draw. `needed` are the training images
+    of the first source; the second has the test images.
     """
     answers: dict[int, Predictions] = {}
     for turn, place in enumerate(places):
-        extract = Extractor(config, _features_of(config, place, config.seed + turn, classes))
-        fitted, scored = map(extract, sources)
+        extract, variables = _extractor(config, place, config.seed + turn, classes)
+        fitted, scored = (extract(source, variables) for source in sources)
         for i, draw in enumerate(draws):
             if draw.number % len(places) == turn:
                 rows = np.isin(needed[fitted.rows], draw.rows)
-                answers[i] = _answers(fitted, rows, scored, classes)
+                answers[i] = probe(fitted.take(rows), scored, classes)
     return [answers[i] for i in range(len(draws))]
-
-
-def _answers(fitted: Features, rows, scored: Features, classes) -> Predictions:
-    """What probes answer that are fitted on the images of `rows`, a bool `[N]`.
-
-    Conditions by logistic regression, ages by ridge regression. Where no image could be read that
-    teaches them, conditions are equally likely and ages NaN.
-    """
-    labelled = rows & (fitted.label >= 0)
-    aged = rows & fitted.records.has_age
-    probabilities = np.full((len(scored.label), len(classes)), 1 / max(len(classes), 1))
-    ages = np.full(len(scored.label), np.nan)
-    if labelled.any():
-        predict = fit_linear(fitted.values[labelled], fitted.label[labelled], len(classes))
-        probabilities = predict(scored.values)
-    if aged.any():
-        known = fitted.records.age_months[aged][:, None].astype(np.float64)
-        predict = fit_ridge_by_patient(fitted.values[aged], known, fitted.patient[aged])
-        ages = predict(scored.values)[:, 0]
-    return Predictions(
-        classes=classes,
-        probabilities=probabilities,
-        label=scored.label,
-        age_months=scored.records.age_months,
-        age_predicted_months=ages,
-        patient=scored.patient,
-    )

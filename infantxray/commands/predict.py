@@ -1,16 +1,16 @@
-"""Conditions and ages of images without labels."""
+"""`predict`: conditions and ages of images without labels."""
 
 from __future__ import annotations
 
 import logging
 import os
 
-from data_pipeline import dataset as data
+from data_pipeline.dataset import DataSettings, Reader
 from data_pipeline.errors import DataError, UserError
-from data_pipeline.loader import BadFiles
 from data_pipeline.sources import open_sources
-from infantxray.runs import runtime, workdir
-from infantxray.stage_two import inference as diagnosis
+from infantxray.evaluation.predictions import write_predictions
+from infantxray.runs import runtime, settings, workdir
+from infantxray.stage_two.inference import Predictor, read_spec, restore
 
 _log = logging.getLogger(__name__)
 
@@ -18,25 +18,21 @@ _log = logging.getLogger(__name__)
 def run(config, folder: str) -> None:
     """Writes `predictions.csv` of `config.data.test` into the workdir `folder`."""
     runtime.setup()
-    card = diagnosis.read_card(config.checkpoint)
+    spec = read_spec(config.checkpoint)
     if not config.data.test:
-        raise UserError("name the images: --config.data.test=folder:/data/new_films")
-    records = open_sources(config.data.test)
-    workdir.prepare(folder, config)
-    bad_files = BadFiles()
-    source = data.image_source(
-        config.data, records, card.classes, card.preprocessing, training=False, bad_files=bad_files
-    )
-    predictor = diagnosis.Predictor(
-        card, batch_size=config.batch_size, num_threads=config.data.num_threads
-    )
-    variables, _ = diagnosis.restore(config.checkpoint, card)
+        raise UserError("name the images: --config.data.test=folder:/data/new_images")
+    data = settings.build(DataSettings, config.data)
+    records = open_sources(data.test)
+    workdir.prepare(folder, settings.to_dict(config))
+    reader = Reader(data, spec.classes, spec.preprocessing)
+    predictor = Predictor(spec, batch_size=config.batch_size, num_threads=data.num_threads)
+    variables, _ = restore(config.checkpoint, spec)
     try:
-        predictions, records = predictor(variables, source)
+        predictions, records = predictor(variables, reader(records))
     finally:
-        diagnosis.write_bad_files(folder, bad_files)
+        reader.write_bad_files(folder)
     if not len(records):
         raise DataError("none of the images could be read; bad_files.csv says why")
     path = os.path.join(folder, "predictions.csv")
-    diagnosis.write_predictions(path, predictions, records)
+    write_predictions(path, predictions, records)
     _log.info("%d predictions: %s", len(records), path)

@@ -1,126 +1,170 @@
-"""Decodes every image of a data set once, in parallel, into a cache."""
+"""`prepare`: decode every image of a data set once, in parallel, into a cache."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
-import multiprocessing
 import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline import dataset as data
-from data_pipeline.cache import cached_keys, create_folder, path_keys, write_shard
+from data_pipeline.cache import create_folder, path_keys, read_keys, sweep, to_decode, write_shard
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError, UserError
+from data_pipeline.processes import WorkerPool, child_environment
 from data_pipeline.sources import open_sources
+from infantxray.training.stopping import StopOnSignal
 
 _log = logging.getLogger(__name__)
-_FILMS_A_SHARD = 512  # A stop loses less than a shard a process,
-_MAX_SHARDS = 500  # and every shard is an open file for the reader.
+_IMAGES_PER_SHARD = 512
+_MAX_SHARDS = 500  # Every shard is an open file for the reader.
 _RAY = "ray==2.60.0"
 
 Result = tuple[int, list[tuple[str, str]]]
+Submit = Callable[..., Future[Result]]
+Workers = tuple[Submit, int, StopOnSignal]  # How many calls to submit at a time; when to stop.
 
 
-def run(config, workdir: str) -> None:
+def run(config: Any, workdir: str) -> None:
     """Fills the cache in `workdir` with the images of `config.data`.
 
+    Several processes, also on several machines, may fill the same folder at the same time.
+
     Raises:
-      UserError: a setting cannot be meant, or Ray is asked for and not installed.
+      UserError: a setting cannot be meant, Ray is asked for and not installed, or a signal came.
       DataError: images could not be read, and `data.on_error` is `"raise"`.
     """
     if config.bits not in (8, 16):
         raise UserError(f"config.bits is {config.bits}; it must be 8 or 16")
-    how = data.preprocessing(config.data)
+    settings = config.data
+    how = Preprocessing(settings.image_size, settings.resize, settings.trim_borders)
     dtype = f"uint{config.bits}"
-    named = (config.data.train, config.data.validation, config.data.test)
+    named = (settings.train, settings.validation, settings.test)
     records = open_sources(",".join(filter(None, named)))
     paths = np.array(list(dict.fromkeys(records.image_path)), dtype=object)
     folder = create_folder(workdir, how, np.dtype(dtype).type)
-    todo = paths[~np.isin(path_keys(paths), cached_keys(folder))]
+    sweep(folder)
+    seen: set[str] = set()
+    todo = to_decode(folder, paths, seen)
     _log.info("%s images, %s of them to decode", f"{len(paths):,}", f"{len(todo):,}")
-    size = max(_FILMS_A_SHARD, -(-len(todo) // _MAX_SHARDS))
     processes = config.num_processes or os.cpu_count() or 1
-    # Few images: still something to do for every process.
+    size = config.images_per_shard or max(_IMAGES_PER_SHARD, -(-len(todo) // _MAX_SHARDS))
+    # Few images: at least four shards for every process.
     size = min(size, max(1, -(-len(todo) // (4 * processes))))
-    shards = [list(todo[at : at + size]) for at in range(0, len(todo), size)]
-    on_cluster = bool(config.ray_address)
-    results = (
-        _on_ray(shards, folder, how, dtype, config.ray_address)
-        if on_cluster
-        else _on_this_machine(shards, folder, how, dtype, processes)
-    )
+    chunks = [todo[at : at + size] for at in range(0, len(todo), size)]
+    # Machines that fill the same folder begin at different places.
+    random.shuffle(chunks)
     bad: list[tuple[str, str]] = []
-    with tqdm(total=len(todo), unit="image", desc="decoding", disable=not len(todo)) as progress:
-        for written, unreadable in results:
-            bad += unreadable
-            progress.update(written + len(unreadable))
-    _report(config, workdir, len(paths), bad)
+    workers = (
+        _ray_workers(config.ray_address)
+        if chunks and config.ray_address
+        else _local_workers(max(1, min(processes, len(chunks))))
+    )
+    try:
+        with (
+            tqdm(total=len(todo), unit="image", desc="decoding", disable=not chunks) as progress,
+            workers as (submit, slots, stop),
+        ):
+            for done, unreadable in _run(chunks, folder, seen, submit, (how, dtype), slots, stop):
+                bad += unreadable
+                progress.update(done + len(unreadable))
+    finally:
+        sweep(folder)
+    if stop.requested:
+        raise UserError(
+            f"stopped with {progress.n:,} of {len(todo):,} images decoded; the same command resumes"
+        )
+    _report(workdir, len(paths), bad, settings.on_error)
 
 
-def _on_this_machine(
-    shards: list[list[str]], folder: Path, how: Preprocessing, dtype: str, processes: int
+def _run(
+    chunks: list[np.ndarray],
+    folder: Path,
+    seen: set[str],
+    submit: Submit,
+    arguments: tuple[Preprocessing, str],
+    slots: int,
+    stop: StopOnSignal,
 ) -> Iterator[Result]:
-    if not shards:
-        return
-    # Not forked: JAX and Grain keep threads, which a fork would leave without their locks.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(shards)), mp_context=context) as pool:
-        futures = [pool.submit(write_shard, folder, shard, how, dtype) for shard in shards]
+    """Yields how many images a shard holds, and `(path, reason)` of its unreadable files.
+
+    An image that another process has finished meanwhile counts as done.
+    """
+    elsewhere: set[int] = set()
+    running: set[Future[Result]] = set()
+    waiting = list(chunks)
+    while waiting or running:
+        while waiting and len(running) < slots and not stop.requested:
+            chunk = waiting.pop()
+            for _, keys in read_keys(folder, seen):
+                elsewhere.update(keys["key"].tolist())
+            left = [p for p, k in zip(chunk, path_keys(chunk), strict=True) if k not in elsewhere]
+            if len(left) < len(chunk):
+                yield len(chunk) - len(left), []
+            if left:
+                running.add(submit(write_shard, folder, left, *arguments))
+        if stop.requested:
+            waiting = []
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield future.result()
+
+
+@contextlib.contextmanager
+def _local_workers(processes: int) -> Iterator[Workers]:
+    with WorkerPool(processes) as pool, StopOnSignal(pool.stop) as stop:
         try:
-            for future in as_completed(futures):
-                yield future.result()
+            yield pool.submit, 2 * processes, stop
         except BrokenProcessPool:
-            raise UserError(
-                "a decoding process was killed, most often because memory ran out; run the same "
-                "command again with a smaller --config.num_processes, it goes on where it stopped"
-            ) from None
-        finally:
-            for future in futures:
-                future.cancel()
+            if not stop.requested:
+                raise UserError(
+                    "a decoding process was killed, most often because memory ran out; the same "
+                    "command resumes, perhaps with a smaller --config.num_processes"
+                ) from None
+        except BaseException:
+            pool.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
-def _on_ray(
-    shards: list[list[str]], folder: Path, how: Preprocessing, dtype: str, address: str
-) -> Iterator[Result]:
+@contextlib.contextmanager
+def _ray_workers(address: str) -> Iterator[Workers]:
     try:
         import ray
     except ImportError:
         raise UserError(
-            f"config.ray_address needs Ray: pip install {_RAY}; one machine needs none, leave the "
-            "setting empty"
+            f"config.ray_address needs Ray: pip install {_RAY}; leave the setting empty to use "
+            "this machine alone"
         ) from None
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {"env_vars": {"PYTHONPATH": root}}
-    ray.init(address=address, runtime_env=environment, log_to_driver=False)
+    ray.init(address=address, runtime_env={"env_vars": child_environment({})}, log_to_driver=False)
     try:
-        task = ray.remote(write_shard)
-        pending = [task.remote(folder, shard, how, dtype) for shard in shards]
-        while pending:
-            done, pending = ray.wait(pending)
-            yield from ray.get(done)
+        processors = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        with StopOnSignal() as stop:
+            yield lambda task, *a: ray.remote(task).remote(*a).future(), 2 * processors, stop
     finally:
         ray.shutdown()
 
 
-def _report(config, workdir: str, total: int, bad: list[tuple[str, str]]) -> None:
+def _report(workdir: str, total: int, bad: Sequence[tuple[str, str]], on_error: str) -> None:
     listed = os.path.join(workdir, "bad_files.csv")
     if not bad:
         if os.path.exists(listed):
-            os.remove(listed)  # Of an earlier run; the images have been mended since.
+            os.remove(listed)  # Of an earlier run; the images have been corrected since.
         _log.info("%s images ready: --config.data.cache=%s", f"{total:,}", workdir)
         return
     with open(listed, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file).writerows([("image_path", "reason"), *sorted(bad)])
-    if config.data.on_error == "raise":
+    if on_error == "raise":
         raise DataError(
-            f"{len(bad):,} of {total:,} images could not be read, listed in {listed}; mend or "
+            f"{len(bad):,} of {total:,} images could not be read, listed in {listed}; correct or "
             "remove them, or set config.data.on_error=skip (the others are decoded and kept)"
         )
     _log.warning("%d of %s images could not be read, listed in %s", len(bad), f"{total:,}", listed)

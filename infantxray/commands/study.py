@@ -1,89 +1,223 @@
-"""The whole paper in one command: plans runs, runs what is missing, and writes the report."""
+"""`study`: plan many runs, execute those that are missing, and write one report."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import logging
 import os
 import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from data_pipeline import dataset as data
-from data_pipeline.errors import UserError
-from infantxray.commands import finetune
-from infantxray.reports import study_report as report
-from infantxray.runs import workdir
-from infantxray.studies import plan
-from infantxray.studies import runner as cells
+from ml_collections import ConfigDict
+
+from data_pipeline.dataset import (
+    DataSettings,
+    age_statistics,
+    check_split,
+    divide_sources,
+    find_conditions,
+)
+from data_pipeline.errors import DataError, UserError
+from data_pipeline.splits import Split
+from infantxray.reports import study_report
+from infantxray.runs import settings, workdir
+from infantxray.studies import plan, runner
+from infantxray.studies.commands import Task
+from infantxray.studies.recipes import change_variants, find_variants
 
 _log = logging.getLogger(__name__)
+_TASKS = ("pretrain", "probe", "finetune")
 
 
-def run(config, folder: str) -> None:
-    """Runs the study of `config` in the workdir `folder`; goes on where it holds a part of it.
+def run(config: Any, folder: str) -> None:
+    """Executes the study of `config` in the workdir `folder`, or resumes it there.
 
-    Exits with code 1 where cells failed.
+    Exits with code 1 if runs failed.
 
     Raises:
-      UserError: a selection cannot be meant, or a folder holds a run with other settings.
+      UserError: a selection cannot be meant, a folder holds a run with other settings, or a signal
+        came.
     """
     environment = dict(os.environ)
-    # This process reads checkpoints and draws; the GPU's memory is for the cells.
+    # This process reads checkpoints and draws; the GPU's memory is for the runs.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    planned = plan.make_plan(config, folder)
-    plan.check_unchanged(planned)
-    selected = plan.select(planned, config.study.cells)
-    finished = {cell.index for cell in planned if cell.is_finished()}
-    todo = [cell for cell in selected if cell.index not in finished]
+    data = settings.build(DataSettings, config.data)
+    split = _open_data(data, config.study.dry_run)
+    has_ages = split is None or _has_ages(split)
+    planned = make_plan(config, folder, has_ages=has_ages)
+    _check_unchanged(planned.runs)
+    selected = plan.select(planned.runs, config.study.cells)
+    finished = {run.index for run in planned.runs if run.is_finished()}
+    todo = [run for run in selected if run.index not in finished]
     print(plan.describe(planned, finished), flush=True)
-    _log.info("%d cells, %d finished, %d to run now", len(planned), len(finished), len(todo))
+    _log.info("%d runs, %d finished, %d to do now", len(planned.runs), len(finished), len(todo))
     if config.study.dry_run:
         return
-    _check_data(config, [cell.config for cell in todo if cell.task == "finetune"])
+    assert split is not None  # A dry run alone goes on without data.
+    _check_data(data, split, [run.settings for run in todo if run.task == "finetune"])
+    _check_needs(todo, finished)
     os.makedirs(folder, exist_ok=True)
-    workdir.write_config(folder, config)
+    workdir.write_config(folder, settings.to_dict(config))
     failed = {}
     if todo:
-        _check_needs(todo, finished)
-        runner = (
-            cells.RayRunner(config.ray_address, environment)
+        executor = (
+            runner.RayRunner(config.ray_address, environment)
             if config.ray_address
-            else cells.LocalRunner(config.study.parallel_cells, environment)
+            else runner.LocalRunner(config.study.parallel_cells, environment)
         )
         try:
-            failed = cells.run_cells(todo, planned, finished, runner)
+            failed = runner.run_all(todo, planned.runs, finished, executor)
         finally:
-            runner.close()
-    missing = [cell for cell in planned if not (cell.index in finished or cell.is_finished())]
+            executor.close()
+    missing = [r for r in planned.runs if not (r.index in finished or r.is_finished())]
     if config.study.cells and missing:
-        _log.info("%d cells are still to run: no report yet", len(missing))
-    elif all(cell in missing for cell in planned if cell.task == "finetune"):
+        _log.info("%d runs are still to do: no report yet", len(missing))
+    elif all(run in missing for run in planned.runs if run.task == "finetune"):
         _log.info("no stage two is finished: there is nothing to report")
     else:
-        path = report.write(config, folder, planned, failed)
+        path = study_report.write(
+            folder,
+            planned,
+            failed,
+            data=data,
+            best_metric=config.finetune.best_metric,
+            bootstrap_samples=config.bootstrap_samples,
+            seed=config.seed,
+            settings=settings.to_dict(config),
+        )
         _log.info("report: %s", path)
     if failed:
         _log.error(
-            "%d of %d cells failed; the same command tries them again", len(failed), len(todo)
+            "%d of %d runs failed; the same command tries them again", len(failed), len(todo)
         )
         sys.exit(1)
 
 
-def _check_data(config, runs: list) -> None:
-    """Refuses, before stage one is trained for days, data that a stage two in `runs` would."""
-    if not runs:
-        return
-    split = data.divide_sources(config.data)
-    for run in {(run.age_head, run.best_metric): run for run in runs}.values():
-        classes = finetune.find_conditions(run, split)
-    data.check_split(config.data, split, classes)
+def make_plan(config: Any, folder: str, *, has_ages: bool = True) -> plan.Plan:
+    """The plan of the study of `config` in the workdir `folder`.
+
+    Args:
+      config: of the study.
+      folder: its workdir.
+      has_ages: whether a training image of stage two has an age.
+
+    Raises:
+      UserError: a setting cannot be meant.
+    """
+    tasks = {name: _find_task(name, config.study.size) for name in _TASKS}
+    planned = plan.make_plan(_read_study(config, tasks), folder, tasks, has_ages=has_ages)
+    _check_settings(planned.runs)
+    return planned
 
 
-def _check_needs(todo, finished: set[int]) -> None:
+def _find_task(name: str, size: str) -> Task:
+    """What `--config=configs/<name>.py:<size>` starts from; the file may have no variants."""
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    if not inspect.signature(get_config).parameters:
+        return Task(name, "", get_config().to_dict())
+    return Task(name, f":{size}" if size != "cpu" else "", get_config(size).to_dict())
+
+
+def _read_study(config: Any, tasks: Mapping[str, Task]) -> plan.Study:
+    study = config.study
+    variants = find_variants(study.recipe, config.variants.to_dict())
+    stages = {"pretrain": tasks["pretrain"].defaults, "finetune": tasks["finetune"].defaults}
+    variants = change_variants(variants, study.changes, stages)
+    names = _names(study.variants) or tuple(variants)
+    for name in names:
+        if name not in variants:
+            raise UserError(
+                f"config.study.variants names {name!r}; the recipe {study.recipe} has "
+                f"{', '.join(variants)}"
+            )
+    if len(set(names)) < len(names):
+        raise UserError(f"config.study.variants is {names}; name each once")
+    return plan.Study(
+        variants={name: variants[name] for name in names},
+        encoders=_names(study.encoders),
+        seeds=tuple(study.seeds),
+        pretrain_seeds=tuple(study.pretrain_seeds),
+        label_fractions=tuple(study.label_fractions),
+        label_draw=study.label_draw,
+        pretrain_data=study.pretrain_data,
+        frozen=study.frozen,
+        dtype=config.dtype,
+        data=config.data.to_dict(),
+        pretrain=config.pretrain.to_dict(),
+        finetune=config.finetune.to_dict(),
+    )
+
+
+def _names(values: Iterable[str]) -> tuple[str, ...]:
+    """`("vgg19,resnet50",)` is understood as `("vgg19", "resnet50")`, and so is a last comma."""
+    parts = (part.strip() for value in values for part in value.split(","))
+    return tuple(part for part in parts if part)
+
+
+def _open_data(data: DataSettings, dry_run: bool) -> Split | None:
+    """The divided records of stage two; None if a dry run cannot open them."""
+    try:
+        return divide_sources(data)
+    except DataError as error:
+        if not dry_run:
+            raise
+        _log.warning("the data cannot be opened (%s): the plan is as for data with ages", error)
+        return None
+
+
+def _has_ages(split: Split) -> bool:
+    try:
+        age_statistics(split.train)
+    except DataError:
+        return False
+    return True
+
+
+def _check_settings(runs: Iterable[plan.Run]) -> None:
+    """Raises `UserError` for settings that a run would refuse, before any is executed."""
+    for run in runs:
+        config = ConfigDict(run.settings)
+        if "pretrained" in config:
+            config.pretrained = ""  # A stage one that is still to do.
+        try:
+            settings.check(config)
+        except settings.ConfigError as error:
+            raise UserError(f"a {run.task} run of this study: {error}") from None
+
+
+def _check_unchanged(runs: Iterable[plan.Run]) -> None:
+    """Raises `UserError` if a folder holds a run with other settings."""
+    for run in runs:
+        changed = [
+            change
+            for change in workdir.changed_settings(run.folder, run.settings)
+            if not change.startswith("pretrained ")  # A study may be moved to another place.
+        ]
+        if changed:
+            raise UserError(
+                f"{run.folder} was run with other settings: {', '.join(changed[:3])}; choose "
+                "another --workdir for this study, or delete that folder to run it again"
+            )
+
+
+def _check_data(data: DataSettings, split: Split, runs: Iterable[Mapping[str, Any]]) -> None:
+    """Refuses, before stage one is trained for days, data that one of these runs would refuse."""
+    kinds = {(run["age_head"], run["best_metric"]) for run in runs}
+    for age_head, best_metric in sorted(kinds):
+        classes = find_conditions(data, split.train, age_head=age_head, best_metric=best_metric)
+    if kinds:
+        check_split(data, split, classes)
+
+
+def _check_needs(todo: Iterable[plan.Run], finished: set[int]) -> None:
     """Refuses a selection without the stage one that it needs."""
-    known = finished | {cell.index for cell in todo}
-    for cell in todo:
-        for need in cell.needs:
+    known = finished | {run.index for run in todo}
+    for run in todo:
+        for need in run.needs:
             if need not in known:
                 raise UserError(
-                    f"cell {cell.index} needs cell {need}, which is neither finished nor in "
-                    f"config.study.cells; run it first"
+                    f"run {run.index} needs run {need}, which is neither finished nor in "
+                    "config.study.cells; do it first"
                 )

@@ -1,28 +1,29 @@
-"""Means over seeds with intervals over patients and seeds, paired differences, and tests.
+"""Bootstrap intervals over patients; for studies over patients and seeds, with paired tests.
 
-Every model of a study answers for the same images of the same patients. Two things vary: who is
-tested, and the seed of a training run. Both are resampled jointly, patients with all their images
-and the same draws for every model, so that differences are paired in both.
+All models of a study are tested on the same images of the same patients. Two things vary: which
+patients are tested, and the seed of a training run. Both are resampled jointly, patients with all
+their images and the same draws for every model, so differences are paired in both.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from infantxray.evaluation.metrics import HEADLINES, Predictions
+from infantxray.evaluation.metrics import weighted_metrics
+from infantxray.evaluation.predictions import Predictions
 
-_CHUNK = 250  # Bootstrap samples at a time, so that memory stays small.
-_CONFIDENCE = 0.95
+CONFIDENCE = 0.95  # Of every interval of this project.
+_CHUNK = 250  # Bootstrap samples at a time, which bounds the memory.
 _UNBOUNDED = ("age_mae_months",)
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A figure with its uncertainty; NaN where it cannot be computed.
+    """A metric with its uncertainty; NaN where it cannot be computed.
 
     Attributes:
       mean: over seeds.
@@ -42,83 +43,64 @@ class Estimate:
 _NOTHING = Estimate(*[float("nan")] * 5)
 
 
-def weighted_figures(predictions: Predictions, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """The figures of `metrics.headline`, and those of each class, with weighted patients.
+def percentile_interval(values: np.ndarray) -> tuple[float, float]:
+    """The percentile interval of bootstrap values `[B]`; NaN are left out, all NaN gives NaN."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return float(low), float(high)
 
-    For many weightings at once: a bootstrap sample is a weighting.
+
+def patient_draws(num_patients: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """Bootstrap samples of patients, `[b, P]` at a time: how often each patient is drawn."""
+    rng = np.random.default_rng(seed)
+    for at in range(0, samples, _CHUNK):
+        yield np.stack(
+            [
+                np.bincount(
+                    rng.integers(num_patients, size=num_patients), minlength=num_patients
+                ).astype(np.uint16)
+                for _ in range(min(_CHUNK, samples - at))
+            ]
+        )
+
+
+def bootstrap(
+    predictions: Predictions, *, samples: int, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals of all metrics, resampling patients with all their images.
+
+    Images of one patient are not independent: resampling images would make the intervals too short.
 
     Args:
-      predictions: of N images of P patients.
-      weights: `[B, P]`, of the patients in the order of `np.unique(predictions.patient)`.
+      predictions: of the test set.
+      samples: bootstrap samples.
+      seed: of the resampling.
 
     Returns:
-      `{name: [B]}`, of a class as `recall/<class>` and so on; NaN where a figure cannot be
-      computed.
+      Lower and upper bound of each name of `weighted_metrics`; NaN where no sample can compute it.
     """
-    keys, patient = np.unique(predictions.patient, return_inverse=True)
+    num_patients = len(np.unique(predictions.patient))
     parts = [
-        _weighted_figures(predictions, patient, len(keys), weights[at : at + _CHUNK])
-        for at in range(0, len(weights), _CHUNK)
+        weighted_metrics(predictions, weights)
+        for weights in patient_draws(num_patients, samples, seed)
     ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {
+        name: percentile_interval(np.concatenate([part[name] for part in parts]))
+        for name in parts[0]
+    }
 
 
-def _weighted_figures(predictions, patient, num_patients, weights) -> dict[str, np.ndarray]:
-    result = {name: np.full(len(weights), np.nan) for name in HEADLINES}
-    weights = weights.astype(np.float64)
-    error = np.abs(predictions.age_predicted_months - predictions.age_months).astype(np.float64)
-    known = np.isfinite(error)
-    if known.any():
-        total = np.bincount(patient[known], error[known], num_patients)
-        count = np.bincount(patient[known], minlength=num_patients)
-        result["age_mae_months"] = _ratio(weights @ total, weights @ count)
-    k = len(predictions.classes)
-    known = predictions.label >= 0
-    if not k or not known.any():
-        return result
-    label, patient = predictions.label[known], patient[known]
-    probabilities = predictions.probabilities[known]
-    outcome = label * k + probabilities.argmax(1)
-    counts = np.bincount(patient * k * k + outcome, minlength=num_patients * k * k)
-    confusion = (weights @ counts.reshape(num_patients, k * k)).reshape(-1, k, k)
-    hits = np.einsum("bkk->bk", confusion)
-    cases, named = confusion.sum(2), confusion.sum(1)
-    present = cases > 0
-    result["accuracy"] = _ratio(hits.sum(1), cases.sum(1))
-    classes = {}
-    for name, above, below in (
-        ("recall", hits, cases),
-        ("precision", hits, named),
-        ("f1", 2 * hits, cases + named),
-    ):
-        values = above / np.where(below > 0, below, 1)
-        result[name] = _ratio((values * present).sum(1), present.sum(1))
-        classes[name] = np.where(present, values, np.nan)
-    areas = np.stack(
-        [_weighted_auc(label == j, probabilities[:, j], weights[:, patient]) for j in range(k)], 1
-    )
-    area = _ratio(np.where(present, areas, 0).sum(1), present.sum(1))
-    result["roc_auc"] = np.where(present.sum(1) > 1, area, np.nan)
-    classes["roc_auc"] = areas
-    for name, values in classes.items():
-        result |= {f"{name}/{c}": values[:, j] for j, c in enumerate(predictions.classes)}
-    return result
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.where(below > 0, above / np.where(below > 0, below, 1), np.nan)
-
-
-def _weighted_auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve for each row of image weights `[B, N]`; NaN without both sides."""
-    order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
-    weights, positive = weights[:, order], positive[order]
-    above = np.add.reduceat(weights * positive, starts, axis=1)
-    below = np.add.reduceat(weights * ~positive, starts, axis=1)
-    # Ties count half.
-    wins = (above * (np.cumsum(below, axis=1) - below / 2)).sum(1)
-    return _ratio(wins, above.sum(1) * below.sum(1))
+def mean_interval(
+    values: np.ndarray, patient: np.ndarray, *, samples: int, seed: int
+) -> tuple[float, float]:
+    """Percentile interval of the mean of `values` `[N]`, resampling patients (keys `[N]`)."""
+    keys, group = np.unique(patient, return_inverse=True)
+    total, count = np.bincount(group, values), np.bincount(group)
+    draws = patient_draws(len(keys), samples, seed)
+    return percentile_interval(np.concatenate([w @ total / (w @ count) for w in draws]))
 
 
 class Resampling:
@@ -135,7 +117,7 @@ class Resampling:
         rng = np.random.default_rng(seed)
         self._keys = np.unique(patient)
         n = len(self._keys)
-        # Nobody is drawn 65,536 times, and hospitals have many patients.
+        # A patient is never drawn 65,536 times: 16 bits save memory.
         self.patients = rng.multinomial(n, np.full(n, 1 / n), size=samples).astype(np.uint16)
         self._samples = samples
         self._seed = seed
@@ -164,20 +146,20 @@ class Resampling:
         return self._seeds[groups]
 
     def figures(self, runs: Sequence[Predictions], groups: Sequence[int] = ()) -> Sampled:
-        """The figures of a model's runs, one a seed, on the test set and its draws.
+        """The metrics of a model's runs, one a seed, on the test set and its draws.
 
         Args:
           runs: one a seed.
           groups: which of them share a stage one, `[S]`, the same numbers for all models that are
-            compared. Seeds are then drawn within their group, and what is said is about these
-            stages one. Empty: they share nothing.
+            compared. Seeds are then drawn within their group, and intervals are conditional on
+            these stages one. Empty: they share nothing.
         """
         groups = tuple(groups) or (0,) * len(runs)
         if len(set(groups)) == len(runs):
             groups = (0,) * len(runs)
         here = np.isin(self._keys, runs[0].patient)
         weights = np.concatenate([np.ones((1, here.sum()), np.uint16), self.patients[:, here]])
-        found = [weighted_figures(run, weights) for run in runs]
+        found = [weighted_metrics(run, weights) for run in runs]
         return Sampled(
             observed={name: np.array([f[name][0] for f in found]) for name in found[0]},
             drawn={name: np.stack([f[name][1:] for f in found]) for name in found[0]},
@@ -189,15 +171,15 @@ class Resampling:
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """Figures of one model.
+    """Metrics of one model on the test set and on resampled patients.
 
     Attributes:
       observed: `{name: [S]}`, on the test set.
       drawn: `{name: [S, B]}`, on resampled patients.
       seeds: `[B, S]`, weights of the seeds in each draw; None for a model without seeds or with
         one: then the interval covers patients alone.
-      num_patients: whom the figures are of.
-      bounded: they are scores from 0 to 1, or errors from 0, and not differences.
+      num_patients: tested patients.
+      bounded: the values are scores from 0 to 1, or errors from 0, not differences.
       groups: which seeds share a stage one, `[S]`; empty where none do.
     """
 
@@ -221,8 +203,8 @@ class Sampled:
         """Mean over seeds, with a t interval around it.
 
         The standard error is that of the joint bootstrap. Its degrees of freedom are
-        Satterthwaite's: those of the few seeds where they vary most, those of the many patients
-        where these do. A plain percentile interval is too short for three seeds that differ.
+        Satterthwaite's: those of the few seeds where seeds vary most, those of the many
+        patients where patients do. A percentile interval is too short for three seeds that differ.
         """
         observed, drawn = self.observed[name], self.drawn[name]
         if not np.isfinite(observed).all():
@@ -242,7 +224,7 @@ class Sampled:
         spread = of_seeds**2 / spare + of_patients**2 / max(self.num_patients - 1, 1)
         degrees = max(variance**2 / spread, 1.0) if spread else 1.0
         error = np.sqrt(variance)
-        half = stdtrit(degrees, (1 + _CONFIDENCE) / 2) * error
+        half = stdtrit(degrees, (1 + CONFIDENCE) / 2) * error
         p = 2 * stdtr(degrees, -abs(mean) / error)
         low, high = mean - half, mean + half
         if self.bounded:

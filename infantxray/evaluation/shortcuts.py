@@ -1,7 +1,7 @@
-"""How well numbers that say nothing of the patient tell the classes apart.
+"""Shortcuts: how well size, depth, brightness and border of an image predict its class.
 
-A network finds such shortcuts before it finds the disease: in the original files of Kermany's
-children, the aspect ratio alone separates pneumonia from normal with an AUC of 0.875.
+A network learns such shortcuts before it learns the disease. In the original files of Kermany's
+chest images, the aspect ratio alone separates pneumonia from normal with an AUC of 0.875.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _MIN_CASES = 10
 
 @dataclasses.dataclass(frozen=True)
 class Shortcut:
-    """How well one measure tells a class from the others.
+    """How well one measure separates a class from the others.
 
     Attributes:
       label: the class.
       measure: one of `MEASURES`, or `TOGETHER`.
-      auc: 0.5 tells nothing, 1 everything, whichever way round.
-      alarm: at least 0.7, and surely above 0.6.
+      auc: at least 0.5, since low values count as well as high ones.
+      alarm: the AUC is at least 0.7, and its 95 % interval lies above 0.6.
     """
 
     label: str
@@ -43,12 +43,12 @@ def shortcuts(images: Images, labels: np.ndarray, patients: np.ndarray) -> list[
     """AUC of every measure for every class of at least ten images, against the other classes.
 
     `TOGETHER` is a linear classifier on the ranks of all measures and their squares, scored on
-    patients it was not fitted to. A measure that is the same for all images is left out.
+    other patients than it was fitted to. A measure that is equal for all images is left out.
 
     Args:
       images: what was measured.
-      labels: class of each image, empty = unknown.
-      patients: key of each image's patient.
+      labels: class of each image `[n]`, empty = unknown.
+      patients: key of each image's patient `[n]`.
     """
     rows = np.flatnonzero(images.readable & (labels != ""))
     labels, patients = labels[rows], patients[rows]
@@ -70,7 +70,7 @@ def shortcuts(images: Images, labels: np.ndarray, patients: np.ndarray) -> list[
 
 
 def _standard_error(value: float, n_positive: int, n_negative: int) -> float:
-    """Of an AUC (Hanley and McNeil, Radiology 1982;143:29-36)."""
+    """Standard error of an AUC (Hanley and McNeil, Radiology 1982;143:29-36)."""
     q1 = value / (2 - value) - value**2
     q2 = 2 * value**2 / (1 + value) - value**2
     variance = value * (1 - value) + (n_positive - 1) * q1 + (n_negative - 1) * q2

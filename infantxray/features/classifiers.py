@@ -1,31 +1,107 @@
-"""Features of a frozen encoder, and linear models on them."""
+"""Classifiers and regressors on features: logistic regression, ridge regression, k-NN."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from sklearn.neighbors import NearestNeighbors
 
-from data_pipeline.loader import ImageSource, evaluation_batches
-from data_pipeline.manifest import Records
-from data_pipeline.splits import patient_keys
-from infantxray.models.diagnosis import DiagnosisModel
-from infantxray.training import augment
-from infantxray.training.sharding import DataParallel
+from infantxray.evaluation.predictions import Predictions
+from infantxray.features.extraction import Features
+
+METHODS = ("linear", "knn")
 
 _ITERATIONS = 100
-_L2 = 1e-2  # On standardised features.
+L2 = 1e-2  # On standardised features.
 _PENALTIES = tuple(10.0**i for i in np.arange(-3.0, 4.5, 0.5))
 _FOLDS = 5
+_NEIGHBOURS = 20
+_TEMPERATURE = 0.07
+
+
+def probe(
+    train: Features,
+    test: Features,
+    classes: tuple[str, ...],
+    *,
+    method: str = "linear",
+    l2: float = L2,
+    ages: bool = True,
+) -> Predictions:
+    """Predicts conditions and ages from features.
+
+    Args:
+      train: features with labels or ages.
+      test: features to predict from.
+      classes: names of the K conditions, in the order of `label`.
+      method: `"linear"`, logistic regression for conditions and ridge regression for ages; or
+        `"knn"`, the votes of the nearest neighbours for both.
+      l2: penalty of the logistic regression.
+      ages: whether to predict ages.
+
+    Returns:
+      `Predictions` of `test`. Without labels in `train` the conditions are equally likely; without
+      ages the predicted ages are NaN.
+    """
+    known, aged = train.label >= 0, train.records.has_age & ages
+    count = len(classes)
+    probabilities = np.full((len(test), count), 1 / max(count, 1))
+    months = np.full(len(test), np.nan)
+    if method == "knn":
+        if count and known.any():
+            rows, weights = nearest(train.values[known], test.values)
+            votes = np.eye(count)[train.label[known][rows]]  # [M, k, K]
+            probabilities = (weights[:, :, None] * votes).sum(1)
+        if aged.any():
+            rows, weights = nearest(train.values[aged], test.values)
+            months = (weights * train.records.age_months[aged][rows]).sum(1)
+    else:
+        if count and known.any():
+            predict = fit_linear(train.values[known], train.label[known], count, l2)
+            probabilities = predict(test.values)
+        if aged.any():
+            target = train.records.age_months[aged][:, None].astype(np.float64)
+            patients = train.records.patient[aged]
+            predict = fit_ridge_by_patient(train.values[aged], target, patients)
+            months = predict(test.values)[:, 0]
+    return Predictions(
+        classes=classes,
+        probabilities=probabilities,
+        label=test.label,
+        age_months=test.records.age_months,
+        age_predicted_months=months,
+        patient=test.records.patient,
+    )
+
+
+def nearest(features: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest neighbours by the cosine of standardised features.
+
+    Args:
+      features: `[N, D]`, among which neighbours are sought.
+      other: `[M, D]`.
+
+    Returns:
+      Rows of `features`, `[M, k]`, and the weights of their votes, which sum to 1 (Wu et al.,
+      CVPR 2018: exp(cosine / 0.07), k at most 20).
+    """
+    mean, std = features.mean(0), features.std(0) + 1e-6
+    neighbours = NearestNeighbors(
+        n_neighbors=min(_NEIGHBOURS, len(features)), metric="cosine", algorithm="brute"
+    ).fit((features - mean) / std)
+    distance, rows = neighbours.kneighbors((other - mean) / std)
+    weights = np.exp(-distance / _TEMPERATURE)
+    return rows, weights / weights.sum(1, keepdims=True)
 
 
 def fit_linear(
-    features: np.ndarray, labels: np.ndarray, num_classes: int, l2: float = _L2
+    features: np.ndarray, labels: np.ndarray, num_classes: int, l2: float = L2
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Multinomial logistic regression with an L2 penalty, by L-BFGS.
 
@@ -50,7 +126,7 @@ def fit_linear(
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _lbfgs(x: jax.Array, labels: jax.Array, num_classes: int, l2: float):
+def _lbfgs(x: jax.Array, labels: jax.Array, num_classes: int, l2: float) -> Any:
     def loss(weights):
         logits = x @ weights["kernel"] + weights["bias"][None]
         fit = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -89,12 +165,11 @@ def fit_ridge(
 def fit_ridge_by_patient(
     features: np.ndarray, targets: np.ndarray, patient: np.ndarray
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """`fit_ridge` with the penalty that errs least on patients who are left out.
+    """`fit_ridge` with the penalty chosen by five-fold cross-validation over patients.
 
-    From the mean of all images to hardly a penalty, by five-fold cross-validation: how much must be
-    penalised depends on how many images there are, from a dozen to thousands. Predictions stay
-    within the targets' range: a feature that hardly varies among a dozen images may be far out on
-    others.
+    The best penalty depends on the number of images, from a dozen to thousands. Predictions are
+    clipped to the targets' range: a feature that hardly varies among a dozen images may lie far
+    outside on others.
 
     Args:
       features: `[N, D]`.
@@ -144,69 +219,3 @@ def ridge_path(
         return lambda other: ((other - mean) / std) @ weights + offset
 
     return [fitted(l2) for l2 in penalties]
-
-
-@dataclasses.dataclass(frozen=True)
-class Features:
-    """Features of the images that could be read.
-
-    Attributes:
-      values: `[N, C]`, such as pooled last maps.
-      records: of the images.
-      label: int `[N]`, -1 unknown.
-      rows: `[N]`, which of the images asked for they are.
-      patient: key of each image's patient, `[N]`.
-    """
-
-    values: np.ndarray
-    records: Records
-    label: np.ndarray
-    rows: np.ndarray
-    patient: np.ndarray
-
-
-def pooled_map(model: DiagnosisModel, variables, changes=None) -> Callable:
-    """The function from images uint8 `[B, S, S, 1]` and a key to pooled last maps `[B, C]`.
-
-    Args:
-      model: with the encoder.
-      variables: its.
-      changes: settings of `augment.augment`, which takes the key; None: the images as they are.
-    """
-
-    def pooled(image, key):
-        x = augment.to_intensity(image)
-        if changes is not None:
-            x = augment.augment(x, key, changes)
-        latent = model.apply(variables, augment.normalise(x), method=DiagnosisModel.latent)
-        return latent.mean(axis=(1, 2)).astype(jnp.float32)
-
-    return pooled
-
-
-class Extractor:
-    """Images -> `Features`.
-
-    Args:
-      config: its `batch_size`, `data.num_threads` and `data.patient_ids`.
-      features: from images uint8 `[B, S, S, 1]` and a key to features `[B, C]`.
-    """
-
-    def __init__(self, config, features: Callable[[jax.Array, jax.Array], jax.Array]):
-        self._config = config
-        self._sharding = DataParallel()
-        self._features = jax.jit(features)
-
-    def __call__(self, source: ImageSource, seed: int = 0) -> Features:
-        key = jax.random.key(seed)
-        size = self._sharding.evaluation_batch_size(self._config.batch_size)
-        values, masks = [], []
-        batches = evaluation_batches(source, size, num_threads=self._config.data.num_threads)
-        for i, batch in enumerate(batches):
-            image = jax.device_put(batch["image"], self._sharding.batch)
-            values.append(np.asarray(self._features(image, jax.random.fold_in(key, i))))
-            masks.append(batch["mask"])
-        keep = np.flatnonzero(np.concatenate(masks) > 0)
-        records, labels = source.records.take(keep), source.labels[keep]
-        patient = patient_keys(records, self._config.data.patient_ids)
-        return Features(np.concatenate(values)[keep], records, labels, keep, patient)

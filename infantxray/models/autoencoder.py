@@ -1,4 +1,4 @@
-"""Stage one: `I -> E -> Z -> D -> Î`."""
+"""Autoencoder of stage one: image I -> encoder E -> last map Z -> decoder D -> image Î."""
 
 from __future__ import annotations
 

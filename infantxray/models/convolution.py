@@ -1,11 +1,11 @@
-"""Convolution and pooling that are also fast on CPUs.
+"""Convolution and pooling in the form that is fast on the backend.
 
-XLA's own convolutions are what accelerators want. On CPUs several of them, and most of
-their gradients, fall back on plain loops that are ten to a hundred times slower than
-the machine can do. The `_products` forms here spell the same sums as matrix products
-and shifted additions, which XLA runs fast there. Which form is used is decided when a
-function is traced, by `jax.default_backend()`; parameters and, within rounding, results
-and gradients are the same. The CPU's forms have reverse-mode derivatives only.
+XLA's own convolutions are made for accelerators. On CPUs several of them, and most of
+their gradients, run in plain loops that are ten to a hundred times slower than the
+machine can do; `convolve_products` writes the same sums as matrix products and shifted
+additions. On GPUs grouped convolutions and convolutions of one channel are slow; they
+have forms as dense or batched products and on 2x2 blocks of pixels. `forms.Forms` lists
+the choices and each backend's defaults. The CPU's forms have reverse-mode derivatives only.
 
 Maps are [B, H, W, C] and kernels [k, k, C / groups, D]; padding is by zeros, equal on
 all four sides.
@@ -14,6 +14,7 @@ all four sides.
 from __future__ import annotations
 
 from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +22,15 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from infantxray.models.forms import current_forms
+
 # XLA's convolution runs in plain loops where the output is smaller than this, the kernel's side.
 BLIND_SPOT = 3
 # Up to this side the patches of a grouped convolution fit the caches.
 SMALL_MAP = 8
 # Products narrower than this waste vector lanes: groups are joined until they are as wide.
 MIN_PATCH_WIDTH, MIN_BLOCK_WIDTH = 16, 32
+STEM_CHANNELS = 3  # grey or RGB: too few for tensor cores
 MAX_BLOCKS = 4  # dense convolutions that a grouped one is split into; more compile too slowly
 
 
@@ -34,8 +38,21 @@ def convolve(
     x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int = 0, groups: int = 1
 ) -> jax.Array:
     """Convolves x [B, H, W, C] with kernel [k, k, C / groups, D] to [B, H', W', D]."""
-    form = convolve_products if jax.default_backend() == "cpu" else convolve_lax
-    return form(x, kernel, strides=strides, padding=padding, groups=groups)
+    forms = current_forms()
+    size, channels = kernel.shape[0], x.shape[-1]
+    if forms.convolution == "products":
+        return convolve_products(x, kernel, strides=strides, padding=padding, groups=groups)
+    if 1 < groups < channels:
+        form = forms.grouped_1x1 if size == 1 else forms.grouped_3x3
+        if form == "batched":
+            return _convolve_batched(x, kernel, strides, padding, groups)
+        if form == "dense":
+            kernel, groups = _join_groups(kernel, groups, channels)
+            if size == 1 and padding == 0:
+                return _matmul(x[:, ::strides, ::strides], kernel[0, 0])
+    elif channels <= STEM_CHANNELS and strides == 2 and forms.stem == "space_to_depth":
+        return _convolve_blocks(x, kernel, strides, padding)
+    return convolve_lax(x, kernel, strides=strides, padding=padding, groups=groups)
 
 
 def convolve_lax(
@@ -89,22 +106,39 @@ def convolve_products(
 def max_pool(x: jax.Array, *, size: int, strides: int, padding: int = 0) -> jax.Array:
     """The maximum over windows of [B, H, W, C]; padding never wins.
 
-    On CPUs a gradient is shared out where several pixels of a window are the largest.
+    In the form "shifts" a gradient is shared where several pixels of a window are the largest.
     """
-    if jax.default_backend() != "cpu":
-        return nn.max_pool(x, (size, size), (strides, strides), [(padding, padding)] * 2)
-    for axis in (1, 2):  # the maximum over rows, then over columns: 2 k steps, not k * k
-        x = reduce(jnp.maximum, _shifts(x, axis, size, strides, padding, -jnp.inf))
-    return x
+    form = current_forms().max_pool
+    if form == "shifts":
+        for axis in (1, 2):  # the maximum over rows, then over columns: 2 k steps, not k * k
+            x = reduce(jnp.maximum, _shifts(x, axis, size, strides, padding, -jnp.inf))
+        return x
+    if form == "padded":
+        x, padding = _pad(x, padding, float(jnp.finfo(x.dtype).min)), 0
+    return nn.max_pool(x, **_window(size, strides, padding))
 
 
 def average_pool(x: jax.Array, *, size: int, strides: int, padding: int = 0) -> jax.Array:
     """The mean over windows of [B, H, W, C]; padding counts as zeros."""
-    if jax.default_backend() != "cpu":
-        return nn.avg_pool(x, (size, size), (strides, strides), [(padding, padding)] * 2)
-    for axis in (1, 2):
-        x = sum(_shifts(x, axis, size, strides, padding, 0))
-    return x / size**2
+    form = current_forms().average_pool
+    if form == "shifts":
+        for axis in (1, 2):
+            x = reduce(jnp.add, _shifts(x, axis, size, strides, padding, 0))
+        return x / size**2
+    if form == "padded":
+        x, padding = _pad(x, padding, 0.0), 0
+    return nn.avg_pool(x, **_window(size, strides, padding))
+
+
+def _window(size: int, strides: int, padding: int) -> dict[str, Any]:
+    """Keywords of linen's pooling."""
+    margins = [(padding, padding)] * 2 if padding else "VALID"
+    return {"window_shape": (size, size), "strides": (strides, strides), "padding": margins}
+
+
+def _pad(x: jax.Array, padding: int, fill: float) -> jax.Array:
+    margins = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    return jnp.pad(x, margins, constant_values=fill) if padding else x
 
 
 def _shifts(
@@ -122,7 +156,7 @@ def _shifts(
 
 def _taps(x: jax.Array, size: int, strides: int, padding: int) -> list[jax.Array]:
     """For each of the kernel's size * size places, row by row, what it sees at each stop."""
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    x = _pad(x, padding, 0.0)
     return [
         tap
         for row in _shifts(x, 1, size, strides, 0, 0)
@@ -135,7 +169,7 @@ def _convolve_depthwise(x: jax.Array, kernel: jax.Array, strides: int, padding: 
     size, features = kernel.shape[0], kernel.shape[-1]
     weights = kernel.reshape(size * size, 1, 1, 1, features)
     taps = _taps(x, size, strides, padding)
-    return sum(tap * weight for tap, weight in zip(taps, weights, strict=True))
+    return reduce(jnp.add, (tap * weight for tap, weight in zip(taps, weights, strict=True)))
 
 
 def _convolve_grouped_patches(
@@ -154,6 +188,48 @@ def _convolve_grouped_patches(
         (((2,), (1,)), ((0,), (0,))),
     )  # [groups, B H W, D / groups]
     return jnp.moveaxis(y, 0, 1).reshape(batch, rows, columns, features)
+
+
+def _convolve_batched(
+    x: jax.Array, kernel: jax.Array, strides: int, padding: int, groups: int
+) -> jax.Array:
+    """The patches of all groups times their kernels: one batched product, no group copied out."""
+    size, _, width, features = kernel.shape
+    taps = [tap.reshape(*tap.shape[:-1], groups, width) for tap in _taps(x, size, strides, padding)]
+    patches = jnp.concatenate(taps, axis=-1)  # [B, H', W', groups, k * k * width]
+    batch, rows, columns, _, depth = patches.shape
+    y = lax.dot_general(
+        patches.reshape(-1, groups, depth),
+        kernel.reshape(depth, groups, features // groups),
+        (((2,), (0,)), ((1,), (1,))),
+    )  # [groups, B H' W', D / groups]
+    return jnp.moveaxis(y, 0, 1).reshape(batch, rows, columns, features)
+
+
+def _convolve_blocks(x: jax.Array, kernel: jax.Array, strides: int, padding: int) -> jax.Array:
+    """Space-to-depth: blocks of strides x strides pixels become channels, convolved by steps of 1.
+
+    7x7 by steps of 2 on one channel becomes 4x4 by steps of 1 on four, its added weights zero.
+    """
+    size, _, channels, features = kernel.shape
+    taps = -(-size // strides)
+    stops = [(side + 2 * padding - size) // strides + 1 for side in x.shape[1:3]]
+    rows, columns = (stop + taps - 1 for stop in stops)  # in blocks
+    ends = [
+        n * strides - side - padding for n, side in zip((rows, columns), x.shape[1:3], strict=True)
+    ]
+    x = lax.pad(
+        x,
+        jnp.zeros((), x.dtype),
+        ((0, 0, 0), (padding, ends[0], 0), (padding, ends[1], 0), (0, 0, 0)),
+    )
+    x = x.reshape(x.shape[0], rows, strides, columns, strides, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows, columns, -1)
+    added = (0, taps * strides - size)
+    kernel = jnp.pad(kernel, (added, added, (0, 0), (0, 0)))
+    kernel = kernel.reshape(taps, strides, taps, strides, channels, features)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(taps, taps, -1, features)
+    return convolve_lax(x, kernel)
 
 
 def _join_groups(kernel: jax.Array, groups: int, min_width: int) -> tuple[jax.Array, int]:
@@ -182,11 +258,15 @@ def _matmul(x: jax.Array, weights: jax.Array) -> jax.Array:
     return x @ weights
 
 
-def _matmul_forward(x, weights):
+def _matmul_forward(
+    x: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return x @ weights, (x, weights)
 
 
-def _matmul_backward(residuals, gradient):
+def _matmul_backward(
+    residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, weights = residuals
     outer = tuple(range(x.ndim - 1))
     return gradient @ weights.T, lax.dot_general(x, gradient, ((outer, outer), ((), ())))

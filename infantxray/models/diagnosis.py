@@ -1,4 +1,4 @@
-"""Stage two: from the encoder's last map Z to the condition (MCD) and the age (APN)."""
+"""Diagnosis model of stage two: condition (MCD) and age (APN) from the encoder's last map Z."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class AgePredictionNet(nn.Module):
         """
         x = nn.Dense(self.hidden_features, dtype=self.dtype, name="hidden")(pooled)
         x = nn.relu(x)
-        # Small: before training everybody is about as old as the training set's mean.
+        # Small: before training every prediction is near the training set's mean age.
         init = nn.initializers.normal(0.01)
         if self.age_range is None:
             return {"age": nn.Dense(1, dtype=jnp.float32, kernel_init=init, name="age")(x)[..., 0]}
@@ -52,10 +52,10 @@ def age_bins(age_range: tuple[float, float]) -> np.ndarray:
 
 
 class AgeFiLM(nn.Module):
-    """The age scales and shifts the features that the condition is read from.
+    """Feature-wise linear modulation: the age scales and shifts the condition head's features.
 
-    What is normal depends on age: a liver that reaches far down is a sign at ten years and none
-    at ten days. Feature-wise linear modulation, Perez et al., AAAI 2018.
+    What is normal depends on age: a large liver is a sign of disease at ten years and normal at
+    ten days. Perez et al., AAAI 2018.
 
     Attributes:
       hidden_features: width of the hidden layer.
@@ -71,7 +71,7 @@ class AgeFiLM(nn.Module):
         x = nn.Dense(self.hidden_features, dtype=self.dtype, name="hidden")(age[:, None])
         x = nn.relu(x)
         init = nn.initializers.zeros
-        x = nn.Dense(2 * pooled.shape[-1], dtype=self.dtype, kernel_init=init, name="image")(x)
+        x = nn.Dense(2 * pooled.shape[-1], dtype=self.dtype, kernel_init=init, name="film")(x)
         scale, shift = jnp.split(x, 2, axis=-1)
         return pooled * (1.0 + scale) + shift
 
@@ -118,7 +118,7 @@ class DiagnosisModel(nn.Module):
     freeze_encoder: bool = False
     dtype: jnp.dtype = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         if self.num_classes:
             self.condition_head = ConditionHead(self.num_classes)
         if self.age_head:
@@ -126,8 +126,8 @@ class DiagnosisModel(nn.Module):
         if self.age_film:
             self.age_modulation = AgeFiLM(dtype=self.dtype)
         if not has_batchnorm(self.encoder):
-            # The scale of such a last map is whatever stage one left: its decoder, which
-            # normalises what it reads, does not feel it, and VGG19's grew to 1e10 in 300 steps.
+            # Nothing bounds the scale of such a last map in stage one, whose decoder normalises
+            # its input: VGG19's grew to 1e10 in 300 steps.
             self.latent_norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, use_fast_variance=False)
 
     def __call__(
@@ -152,9 +152,9 @@ class DiagnosisModel(nn.Module):
 
         Args:
           latent: last map.
-          age: standardised, `[B]`, NaN = unknown: what `age_film` goes by in training, so that the
-            condition head does not learn from the first, wrong ages. Where it is unknown, and in
-            use, the predicted age stands in.
+          age: standardised, `[B]`, NaN = unknown. `age_film` uses it in training, so that the
+            condition head does not learn from the first, wrong predictions. Where it is unknown,
+            and in use, the predicted age replaces it.
           train: normalise by this batch, where the encoder has no BatchNorm of its own.
         """
         # Logits are computed in float32: so is the mean that they are read from.
@@ -165,7 +165,7 @@ class DiagnosisModel(nn.Module):
         if self.num_classes:
             features = pooled
             if self.age_film:
-                # The age is learned from ages; the condition must not bend it to its own use.
+                # The condition's loss must not change the predicted age.
                 shown = jax.lax.stop_gradient(outputs["age"])
                 if age is not None:
                     shown = jnp.where(jnp.isfinite(age), jnp.nan_to_num(age), shown)

@@ -1,4 +1,4 @@
-"""What stage one puts on the encoder's last map where it does not rebuild the image."""
+"""Heads of stage one's objectives that do not rebuild the image: cell features and SimSiam."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from infantxray.models.encoders import layers
 class CellHead(nn.Module):
     """Predicts features of cells that are finer than the last map: two convolutions.
 
-    The first looks at a place and its neighbours; by the second each place says all features of
-    all cells that it covers, which are then put where they belong. Upsampling the map instead
-    could not tell apart the cells of one place: at 64 px there are only 2 x 2 places.
+    The first sees a position and its neighbours. The second predicts the features of all cells
+    that the position covers; a rearrangement puts them in place. Upsampling the map instead
+    cannot distinguish the cells of one position: at 64 px there are only 2 x 2 positions.
 
     Attributes:
-      cells: along the side of one place of the last map.
+      cells: along the side of one position of the last map.
       features: of one cell.
       width: channels between the two convolutions.
       dtype: of the computation.
@@ -64,7 +64,7 @@ class Siamese(nn.Module):
     def __call__(self, image: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Image `[B, H, W, 1]`, normalised -> projection and prediction, float32 `[B, D]`."""
 
-        def layer(x, width, name):
+        def layer(x: jax.Array, width: int, name: str) -> jax.Array:
             x = nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)(x)
             x = layers.BatchNorm(
                 use_running_average=not train, dtype=self.dtype, name=f"{name}_norm"
@@ -75,7 +75,7 @@ class Siamese(nn.Module):
         x = layer(x, self.features, "projector1")
         x = layer(x, self.features, "projector2")
         x = nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="projector3")(x)
-        # Without a learned offset, which could grow until all projections look alike.
+        # Without a learned offset, which could grow until all projections are alike.
         projection = nn.BatchNorm(
             use_running_average=not train,
             momentum=0.9,

@@ -1,9 +1,16 @@
-"""Encoder weights from PyTorch, and back, under the reference implementations' own names.
+"""PyTorch weights: reads and writes encoders under the reference implementations' names.
 
 The references are torchvision (`vgg19`, `mobilenet_v2`, `resnext50_32x4d`, `densenet121`,
-`resnet50`), timm (`legacy_xception`, `hrnet_w32`) and pytorchcv (`shufflenet_g3_w1`).
-A file is a `.safetensors`, for which PyTorch is not needed, or a state dict saved by
-`torch.save` (`.pth`, `.pt`), for which it is.
+`resnet50`), timm (`legacy_xception`, `hrnet_w32`), pytorchcv (`shufflenet_g3_w1`) and
+torchxrayvision (its one-channel DenseNet-121 and ResNet-50 for chest X-rays). A file is a
+`.safetensors`, for which PyTorch is not needed, or a state dict saved by `torch.save`
+(`.pth`, `.pt`), for which it is.
+
+torchxrayvision's downloads are pickled networks, which may run code when they are loaded and are
+refused here. Save the weights alone first:
+
+    model = torchxrayvision.models.DenseNet(weights="densenet121-res224-all")
+    torch.save(model.state_dict(), "densenet121-res224-all.pth")
 """
 
 from __future__ import annotations
@@ -11,8 +18,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -25,10 +33,12 @@ from safetensors.numpy import save_file
 from data_pipeline.errors import UserError
 from infantxray.models import create_encoder
 from infantxray.models.encoders.vgg import VGG19
+from infantxray.models.input_scale import IMAGENET, SYMMETRIC, TORCHXRAYVISION, InputScale
 
 _log = logging.getLogger(__name__)
 
 Rules = list[tuple[str, str]]
+Variables = dict[str, dict[str, Any]]
 
 _RESIDUAL: Rules = [
     (r"projection_norm$", "downsample.1"),
@@ -137,6 +147,11 @@ LEAVES = {
     ("batch_stats", "var"): "running_var",
 }
 
+# What the references normalise their images with.
+REFERENCE_SCALES = {name: SYMMETRIC if name == "xception" else IMAGENET for name in RULES}
+XRAY_FINDINGS = 18  # outputs of torchxrayvision's classifiers
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # of checkpoints, Lightning's among them
+
 LISTED = 8  # names that a message spells out
 
 
@@ -144,30 +159,54 @@ class WeightsError(UserError):
     """A weight file cannot be read, or does not hold the encoder's weights."""
 
 
-def import_encoder(
-    name: str, path: str | os.PathLike, in_channels: int = 1
-) -> dict[str, dict[str, Any]]:
-    """Reads the weights of an encoder from a PyTorch state dict.
+def import_encoder(name: str, path: str | os.PathLike[str], in_channels: int = 1) -> Variables:
+    """The weights alone of `read_encoder`, which see for arguments and errors.
 
-    Keys that are not the encoder's, such as a classifier's, are skipped; how many keys
-    matched and which were skipped is logged.
+    Returns:
+      `{"params": ..., "batch_stats": ...}`, float32, as `create_encoder(name).init` makes them.
+    """
+    return read_encoder(name, path, in_channels)[0]
+
+
+def read_encoder(
+    name: str,
+    path: str | os.PathLike[str],
+    in_channels: int = 1,
+    scale: InputScale | None = None,
+) -> tuple[Variables, InputScale]:
+    """Reads the weights of an encoder from a PyTorch state dict, and the input scale they expect.
+
+    Keys that are not the encoder's, such as a classifier's, are skipped. A prefix that all its
+    keys share, such as `module.` or `model.backbone.`, is removed. Both are logged.
+
+    The input scale is, in this order: `scale`; the one in the metadata of a file that
+    `export_encoder` wrote; torchxrayvision's, where the network has one input channel and a
+    classifier of 18 findings or the buffer `op_threshs`; this project's, where the first
+    convolution is grey without these signs; the reference implementation's.
 
     Args:
       name: a key of `infantxray.models.ENCODERS`.
       path: a `.safetensors` file, or one that `torch.save` wrote.
       in_channels: channels of the images. With 1, the first convolution of an RGB network
         is summed over its colours: the response to a grey image stays what it was.
+      scale: overrides what the file says.
 
     Returns:
-      `{"params": ..., "batch_stats": ...}`, float32, as `create_encoder(name).init` makes them.
+      `{"params": ..., "batch_stats": ...}`, float32, as `create_encoder(name).init` makes them,
+      and the scale of the images that they were trained with.
 
     Raises:
-      WeightsError: the file cannot be read, or an encoder weight is missing or has another
-        shape; the message names them.
+      WeightsError: the file cannot be read, or an encoder weight is missing, has another shape or
+        occurs several times; the message names them.
     """
-    weights = {_modern_name(key): value for key, value in _read(str(path)).items()}
-    found, missing, mismatched = {}, [], []
+    raw, metadata = _read(str(path))
     keys = _reference_keys(name, in_channels)
+    wanted = {key for key, _ in keys.values()}
+    weights = {_modern_name(key): value for key, value in raw.items()}
+    weights = _without_prefix(weights, wanted, path)
+    stem_key = keys[_stem(name)][0]
+    scale = scale or _input_scale(name, weights, metadata, stem_key, path)
+    found, missing, mismatched = {}, [], []
     for (collection, our_name), (key, shape) in keys.items():
         if key not in weights:
             missing.append(key)
@@ -180,7 +219,6 @@ def import_encoder(
             continue
         found[collection, our_name] = value
 
-    wanted = {key for key, _ in keys.values()}
     skipped = [
         key for key in weights if key not in wanted and not key.endswith("num_batches_tracked")
     ]
@@ -195,19 +233,72 @@ def import_encoder(
         if mismatched:
             problems.append(f"{len(mismatched)} of another shape ({_list(mismatched)})")
         raise WeightsError(f"{path} does not fit the encoder {name}: {'; '.join(problems)}")
-    return _nest(found)
+    _log.info("%s: images are read as (intensity - %g) / %g", path, scale.mean, scale.std)
+    return _nest(found), scale
+
+
+def _without_prefix(
+    weights: dict[str, np.ndarray], wanted: set[str], path: str | os.PathLike[str]
+) -> dict[str, np.ndarray]:
+    """The weights with the prefix removed under which the most of the wanted ones are found."""
+    counts: Counter[str] = Counter()
+    for key in weights:
+        parts = key.split(".")
+        for n in range(len(parts)):
+            if ".".join(parts[n:]) in wanted:
+                counts[".".join([*parts[:n], ""]) if n else ""] += 1
+    best = max(counts.values(), default=0)
+    prefixes = [prefix for prefix, count in counts.items() if count == best]
+    if not best or "" in prefixes:
+        return weights
+    if len(prefixes) > 1:
+        raise WeightsError(
+            f"{path} holds {len(prefixes)} networks of this kind ({_list(sorted(prefixes))}); "
+            "save the one that is meant"
+        )
+    _log.info("%s: the prefix %s of its keys is removed", path, prefixes[0])
+    return {key.removeprefix(prefixes[0]): value for key, value in weights.items()}
+
+
+def _input_scale(
+    name: str,
+    weights: dict[str, np.ndarray],
+    metadata: Mapping[str, str],
+    stem_key: str,
+    path: str | os.PathLike[str],
+) -> InputScale:
+    """The scale that a file's weights were trained with; see `read_encoder`."""
+    if "input_mean" in metadata or "input_std" in metadata:
+        try:
+            return InputScale(float(metadata["input_mean"]), float(metadata["input_std"]))
+        except (KeyError, ValueError) as error:
+            raise WeightsError(
+                f"{path}: its metadata holds no valid input_mean and input_std: {error}"
+            ) from error
+    stem = weights.get(stem_key)
+    if stem is None or stem.ndim != 4 or (stem != stem[:, :1]).any():
+        return REFERENCE_SCALES[name]
+    # Grey, or grey spread over three colours.
+    outputs = {len(weights[key]) for key in ("classifier.weight", "fc.weight") if key in weights}
+    if stem.shape[1] == 1 and ("op_threshs" in weights or XRAY_FINDINGS in outputs):
+        _log.info("%s: recognised as torchxrayvision's", path)
+        return TORCHXRAYVISION
+    return IMAGENET
 
 
 def export_encoder(
     name: str,
     variables: Mapping[str, Mapping[str, Any]],
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     in_channels: int | None = None,
+    scale: InputScale = IMAGENET,
 ) -> None:
     """Writes an encoder's weights as a PyTorch state dict with the reference's names.
 
     The classifier is not in the file: load it with `strict=False`. BatchNorm's
-    `num_batches_tracked`, which PyTorch expects and does not use, is zero.
+    `num_batches_tracked`, which PyTorch expects and does not use, is zero. The metadata (of
+    `.pth`, the entry "infantxray" of the state dict's `_metadata`) hold `encoder`, `input_mean`
+    and `input_std`, from which `read_encoder` knows the input scale.
 
     Args:
       name: a key of `infantxray.models.ENCODERS`.
@@ -215,6 +306,7 @@ def export_encoder(
       path: where to: `.safetensors`, or `.pth` or `.pt` where PyTorch is installed.
       in_channels: 3 spreads the first convolution of a grey encoder evenly over three
         colours, for networks that take RGB; None leaves it as it is.
+      scale: of the images that the encoder was trained with.
 
     Raises:
       WeightsError: the variables are not this encoder's, or the path's ending is not known.
@@ -249,7 +341,8 @@ def export_encoder(
         if key.endswith("running_mean"):
             counter = key.removesuffix("running_mean") + "num_batches_tracked"
             weights[counter] = np.zeros((), np.int64)
-    _write(weights, str(path))
+    metadata = {"encoder": name, "input_mean": repr(scale.mean), "input_std": repr(scale.std)}
+    _write(weights, metadata, str(path))
 
 
 @cache  # tracing a large network takes seconds
@@ -259,21 +352,19 @@ def _reference_keys(
     """(collection, our name) -> (the reference's key, our shape), for every weight."""
     encoder = create_encoder(name, in_channels)
     image = jax.ShapeDtypeStruct((1, 32, 32, in_channels), jnp.float32)
-    abstract = jax.eval_shape(
-        lambda image: encoder.init(jax.random.key(0), image, train=False), image
-    )
+    abstract = jax.eval_shape(partial(encoder.init, train=False), jax.random.key(0), image)
     keys = {}
     for collection, tree in abstract.items():
         for our_name, leaf in traverse_util.flatten_dict(tree, sep="/").items():
             module, _, leaf_name = our_name.rpartition("/")
             for pattern, template in RULES[name]:
-                module = re.sub(pattern, lambda match, t=template: _fill(t, match), module)
+                module = re.sub(pattern, partial(_fill, template), module)
             key = f"{module.replace('/', '.')}.{LEAVES[collection, leaf_name]}"
             keys[collection, our_name] = key, leaf.shape
     return keys
 
 
-def _fill(template: str, match: re.Match) -> str:
+def _fill(template: str, match: re.Match[str]) -> str:
     """`{1}` becomes the match's first group, `{1-1}` that number less one."""
     return re.sub(
         r"\{(\d)(-1)?\}",
@@ -289,8 +380,7 @@ def _stem(name: str) -> tuple[str, str]:
 
 
 def _modern_name(key: str) -> str:
-    """Undoes two old habits: DataParallel's prefix, and DenseNet's dots before numbers."""
-    key = key.removeprefix("module.")
+    """Undoes an old habit: DenseNet's dots before numbers."""
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key)
 
 
@@ -306,47 +396,56 @@ def _to_torch(value: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(value.transpose(3, 2, 0, 1) if value.ndim == 4 else value)
 
 
-def _read(path: str) -> dict[str, np.ndarray]:
+def _read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors and the metadata of a file."""
     if not os.path.isfile(path):
         raise WeightsError(f"{path}: there is no such file")
     if path.endswith(".safetensors"):
         try:
             with safe_open(path, framework="flax") as file:  # flax knows bfloat16, numpy does not
-                return {key: np.asarray(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
+                tensors = {key: np.asarray(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
+                return tensors, file.metadata() or {}
         except SafetensorError as error:
             raise WeightsError(f"{path} is not a safetensors file: {error}") from error
     torch = _import_torch(path)
     try:
+        # Of tensors and plain containers alone: a pickle of anything else could run code.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each raise their own
         reason = str(error).partition("\n")[0]
-        raise WeightsError(f"{path} is not a PyTorch file of weights alone: {reason}") from error
-    for wrapper in ("state_dict", "model"):
+        raise WeightsError(
+            f"{path} is not a PyTorch file of weights alone; "
+            f"save them with torch.save(model.state_dict(), FILE): {reason}"
+        ) from error
+    for wrapper in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict):
         raise WeightsError(f"{path} does not hold a state dict but a {type(state).__name__}")
-    return {
+    tensors = {
         key: value.float().numpy()
         for key, value in state.items()
         if isinstance(value, torch.Tensor)
     }
+    return tensors, getattr(state, "_metadata", {}).get("infantxray", {})
 
 
-def _write(weights: dict[str, np.ndarray], path: str) -> None:
+def _write(weights: dict[str, np.ndarray], metadata: dict[str, str], path: str) -> None:
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     if path.endswith(".safetensors"):
-        save_file(weights, path)
+        save_file(weights, path, {"format": "pt", **metadata})
     elif path.endswith((".pth", ".pt")):
         torch = _import_torch(path)
-        torch.save({key: torch.from_numpy(value) for key, value in weights.items()}, path)
+        state = OrderedDict((key, torch.from_numpy(value)) for key, value in weights.items())
+        state._metadata = {"infantxray": metadata}  # type: ignore[attr-defined]
+        torch.save(state, path)
     else:
         raise WeightsError(f"{path} must end in .safetensors, .pth or .pt")
 
 
-def _import_torch(path: str):
+def _import_torch(path: str) -> Any:
     try:
-        import torch
+        import torch  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise WeightsError(
             f"{path} needs PyTorch: pip install torch, or use a .safetensors file"
@@ -354,8 +453,8 @@ def _import_torch(path: str):
     return torch
 
 
-def _nest(flat: dict[tuple[str, str], np.ndarray]) -> dict[str, dict[str, Any]]:
-    tree = {"params": {}, "batch_stats": {}}  # VGG has no statistics
+def _nest(flat: dict[tuple[str, str], np.ndarray]) -> Variables:
+    tree: dict[str, dict[str, Any]] = {"params": {}, "batch_stats": {}}  # VGG has no statistics
     for (collection, our_name), value in flat.items():
         tree[collection][our_name] = value
     return {

@@ -1,43 +1,30 @@
-"""The page of `check_data`: one file that needs nothing else, light and dark, printable."""
+"""The page of `check_data`: counts, problems, shortcuts, distributions, sample images."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from data_pipeline.audit import Images
+from data_pipeline.audit import Images as Measured
 from data_pipeline.decode import Preprocessing, load_image
 from data_pipeline.errors import UnreadableImage
 from data_pipeline.manifest import Records
-from infantxray.evaluation.metrics import AGE_BANDS
+from infantxray.evaluation.metrics import age_groups
 from infantxray.evaluation.shortcuts import MEASURES, TOGETHER, Shortcut
-from infantxray.reports.run_page import table, write_document
+from infantxray.reports.page import Images, plural, write_page
+from infantxray.reports.tables import NOTHING, Table
 
 _PICTURE = Preprocessing(image_size=112)
 _SAMPLES = 24
 _GROUPS_SHOWN = 8
-_OUTLIERS_SHOWN = 24
+_OUTLIERS_SHOWN = 12
 _PROBLEMS_SHOWN = 200
+_BINS = 32
 _UNLABELLED = "(no label)"
-_OWN_STYLE = """
-.films { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: .6rem; }
-.films figure img { width: 100%; background: #000; display: block; }
-figcaption { font-size: .75rem; overflow-wrap: anywhere; line-height: 1.25; margin-top: .2rem; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1.5rem; }
-svg { width: 100%; height: auto; } svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
-svg .mark { fill: #3b82c4; } svg .axis { stroke: var(--line); }
-.error b { color: #c62828; } .warning b { color: #b26a00; }
-@media (prefers-color-scheme: dark) { .error b { color: #ff8a80; } .warning b { color: #ffb74d; } }
-li { overflow-wrap: anywhere; margin: .15rem 0; } .good b { color: #2e7d32; }
-td.alarm { background: #ffd54f; color: #1a1a1a; font-weight: 600; }
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +48,10 @@ def write(
     path: str,
     records: Records,
     keys: np.ndarray,
-    images: Images,
-    groups: list[list[int]],
+    images: Measured,
+    groups: Sequence[Sequence[int]],
     problems: Sequence[Problem],
-    found: list[Shortcut],
+    found: Sequence[Shortcut],
 ) -> None:
     """Writes the page.
 
@@ -77,205 +64,171 @@ def write(
       problems: errors first.
       found: shortcuts.
     """
-    parts = [
-        _summary(records, keys, images, groups, problems),
-        _problem_list(problems),
-        _counts(records, keys),
-        _shortcut_table(found),
-        _plots(records, images),
-        _samples(records, images),
-        _outliers(records, problems),
-        _groups(records, groups),
-    ]
-    write_document(str(path), "infantxray: check of the data", parts, _OWN_STYLE)
-
-
-def _summary(records, keys, images, groups, problems) -> str:
     errors = sum(problem.severity == "error" for problem in problems)
-    verdict = f"{errors:,} to mend before training" if errors else "nothing that must be mended"
-    cards = (
-        ("Images", f"{len(records):,}", f"{len(set(records.source)):,} sources"),
-        (
-            "Patients",
-            f"{len(set(keys)):,}",
-            f"{(records.patient_id == '').sum():,} images without id",
-        ),
-        ("Unreadable", f"{(~images.readable).sum():,}", "each with its reason below"),
-        ("Repeats", f"{sum(len(rows) - 1 for rows in groups):,}", f"in {len(groups):,} groups"),
-        ("With label", f"{records.has_label.mean():.0%}", f"{records.has_label.sum():,} images"),
-        ("With age", f"{records.has_age.mean():.0%}", f"{records.has_age.sum():,} images"),
-    )
-    markup = "".join(
-        f"<div class='card'>{name}<b>{value}</b><small>{note}</small></div>"
-        for name, value, note in cards
-    )
-    sources = html.escape(", ".join(dict.fromkeys(records.source)))
-    return (
-        f"<h1>{len(records):,} images: {verdict}</h1><p class='soft'>{sources}</p>"
-        f"<div class='cards'>{markup}</div>"
-    )
-
-
-def _problem_list(problems: Sequence[Problem]) -> str:
-    if not problems:
-        return "<h2>Found</h2><p class='good'><b>Nothing.</b></p>"
-    items = "".join(
-        f"<li class='{problem.severity}'><b>{html.escape(problem.kind)}</b>: "
-        f"{html.escape(problem.message)}</li>"
-        for problem in problems[:_PROBLEMS_SHOWN]
-    )
-    more = len(problems) - _PROBLEMS_SHOWN
-    items += f"<li>… and {more:,} more in problems.csv</li>" if more > 0 else ""
-    return (
-        "<h2>Found</h2><p class='soft'>Red must be mended; yellow must be known. All images "
-        f"concerned are in problems.csv.</p><ul>{items}</ul>"
-    )
-
-
-def _counts(records: Records, keys: np.ndarray) -> str:
-    roles = list(dict.fromkeys(records.split))
-    labels = [*sorted(set(records.label) - {""}), *([""] if (records.label == "").any() else [])]
-    rows = []
-    for label in labels:
-        here = records.label == label
-        cells = [f"{len(set(keys[here])):,}"]
-        cells += [f"{(here & (records.split == role)).sum():,}" for role in roles]
-        rows.append([label or _UNLABELLED, *cells])
-    by_role = table(["class", "patients", *(f"images: {role}" for role in roles)], rows)
-    bands = [(name, low, high) for name, low, high in AGE_BANDS]
-    used = [
-        (name, (records.age_months >= low) & (records.age_months < high))
-        for name, low, high in bands
+    verdict = f"{plural(errors, 'error')} to fix before training" if errors else "no errors"
+    readable = images.readable
+    ages = records.age_months[records.has_age] / 12
+    plots = [
+        histogram("Age, years", ages),
+        histogram("Mean brightness (0 black, 1 white)", images.brightness[readable], (0, 1)),
+        histogram("Width over height", np.clip(images.aspect_ratio[readable], 0.3, 3), (0.3, 3)),
+        histogram("Shorter side, pixels", np.minimum(images.height, images.width)[readable]),
     ]
-    used.append(("unknown", ~records.has_age))
-    used = [(name, here) for name, here in used if here.any()]
-    by_age = table(
-        ["class", *(name for name, _ in used)],
-        [
-            [label or _UNLABELLED]
-            + [f"{(here & (records.label == label)).sum():,}" for _, here in used]
-            for label in labels
+    write_page(
+        path,
+        "data",
+        title=f"Check of {plural(len(records), 'image')}: {verdict}",
+        sources=list(dict.fromkeys(records.source)),
+        counts=_counts(records, keys, images, groups),
+        problems=problems[:_PROBLEMS_SHOWN],
+        more=max(len(problems) - _PROBLEMS_SHOWN, 0),
+        tables=[*_class_tables(records, keys), *_shortcut_table(found)],
+        plots=[plot for plot in plots if plot],
+        images=[
+            *_samples(records, images),
+            *_outliers(records, problems),
+            *_repeats(records, groups),
         ],
     )
-    return f"<h2>Classes and roles</h2>{by_role}<h2>Classes and ages</h2>{by_age}"
 
 
-def _shortcut_table(found: list[Shortcut]) -> str:
+def _counts(
+    records: Records, keys: np.ndarray, images: Measured, groups: Sequence[Sequence[int]]
+) -> list[dict[str, Any]]:
+    repeats = sum(len(rows) - 1 for rows in groups)
+    without_id = int((records.patient_id == "").sum())
+    found = (
+        ("Images", len(records), plural(len(set(records.source)), "source")),
+        ("Patients", len(set(keys)), f"{plural(without_id, 'image')} without id"),
+        ("Unreadable", (~images.readable).sum(), "each with its reason below"),
+        ("Repeats", repeats, f"in {plural(len(groups), 'group')}"),
+        ("With label", records.has_label.sum(), f"{records.has_label.mean():.0%} of the images"),
+        ("With age", records.has_age.sum(), f"{records.has_age.mean():.0%} of the images"),
+    )
+    return [{"name": name, "value": f"{n:,}", "notes": [note]} for name, n, note in found]
+
+
+def _class_tables(records: Records, keys: np.ndarray) -> list[Table]:
+    labels = [*sorted(set(records.label) - {""}), *([""] if (records.label == "").any() else [])]
+    roles = list(dict.fromkeys(records.split))
+    bands = age_groups(records.age_months)
+    by_role, by_age = [], []
+    for label in labels:
+        here = records.label == label
+        images = [int((here & (records.split == role)).sum()) for role in roles]
+        by_role.append([label or _UNLABELLED, len(set(keys[here])), *images])
+        by_age.append([label or _UNLABELLED, *(int((here & rows).sum()) for _, rows in bands)])
+    header = ["Class", "Patients", *(f"Images: {role}" for role in roles)]
+    return [
+        Table("classes_and_roles", "Classes and roles", "", header, by_role),
+        Table("classes_and_ages", "Classes and ages", "Images by age.",
+              ["Class", *(name for name, _ in bands)], by_age),
+    ]  # fmt: skip
+
+
+def _shortcut_table(found: Sequence[Shortcut]) -> list[Table]:
     if not found:
-        return ""
+        return []
     values = {(one.label, one.measure): one for one in found}
     measures = [m for m in (*MEASURES, TOGETHER) if any(one.measure == m for one in found)]
-    head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("class", *measures))
-    body = ""
-    for label in dict.fromkeys(one.label for one in found):
-        cells = "".join(
-            f"<td{' class=alarm' if values[label, m].alarm else ''}>{values[label, m].auc:.2f}</td>"
-            for m in measures
-        )
-        body += f"<tr><td>{html.escape(label)}</td>{cells}</tr>"
-    return (
-        "<h2>Shortcuts</h2><p class='soft'>How well each number, which says nothing of the "
-        "patient, tells a class from the others: AUC, 0.50 is chance. A network finds these "
-        "first. “All together” is a linear classifier, scored on other patients.</p>"
-        f"<div class='wide'><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
+    labels = list(dict.fromkeys(one.label for one in found))
+    rows = [[label, *(f"{values[label, m].auc:.2f}" for m in measures)] for label in labels]
+    alarms = frozenset(
+        (i, j)
+        for i, label in enumerate(labels)
+        for j, measure in enumerate(measures, start=1)
+        if values[label, measure].alarm
     )
+    caption = (
+        "How well each number, none of which describes the patient, tells a class from the "
+        "others: AUC, 0.50 is chance. A network finds these first. “All together” is a linear "
+        "classifier, scored on other patients."
+    )
+    header = ["Class", *(measure.replace("_", " ") for measure in measures)]
+    return [Table("shortcuts", "Shortcuts", caption, header, rows, alarms=alarms)]
 
 
-def _plots(records: Records, images: Images) -> str:
-    readable = images.readable
-    plots = [
-        _histogram("Mean brightness (0 black, 1 white)", images.brightness[readable], 0, 1),
-        _histogram("Width over height", np.clip(images.aspect_ratio[readable], 0.3, 3), 0.3, 3),
-        _histogram("Shorter side, pixels", np.minimum(images.height, images.width)[readable]),
-    ]
-    ages = records.age_months[records.has_age] / 12
-    if len(ages):
-        plots.insert(0, _histogram("Age, years", ages))
-    return f"<h2>Distributions</h2><div class='plots'>{''.join(plots)}</div>"
+def histogram(
+    title: str, values: np.ndarray, limits: tuple[float, float] | None = None
+) -> dict[str, Any] | None:
+    """Bars of a histogram 320 wide and 100 high; None without values.
 
-
-def _histogram(title: str, values: np.ndarray, low=None, high=None, bins: int = 32) -> str:
+    Args:
+      title: below it.
+      values: `[N]`; one value, or all equal, is a bar in the middle.
+      limits: of the axis; those of the values where None.
+    """
+    values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values)]
     if not len(values):
-        return ""
-    low = float(values.min()) if low is None else low
-    high = float(values.max()) if high is None else high
-    counts, _ = np.histogram(values, bins=bins, range=(low, max(high, low + 1e-6)))
-    width, height, base = 320, 150, 120
-    step = width / bins
-    marks = "".join(
-        f"<rect class='mark' x='{i * step:.1f}' width='{step - 1:.1f}' "
-        f"y='{base - 100 * count / counts.max():.1f}' height='{100 * count / counts.max():.1f}'>"
-        f"<title>{count:,} images</title></rect>"
+        return None
+    low, high = limits or (float(values.min()), float(values.max()))
+    if high - low < 1e-6 * max(abs(low), 1):
+        low, high = low - 0.5, high + 0.5
+    counts, _ = np.histogram(values, bins=_BINS, range=(low, high))
+    width = 320 / _BINS
+    bars = [
+        {
+            "x": f"{i * width:.1f}",
+            "width": f"{width - 1:.1f}",
+            "height": round(100 * int(count) / int(counts.max()), 1),
+            "count": int(count),
+        }
         for i, count in enumerate(counts)
-    )
-    return (
-        f"<figure><svg viewBox='0 0 {width} {height}' role='img' aria-label='{title}'>{marks}"
-        f"<line class='axis' x1='0' x2='{width}' y1='{base}' y2='{base}'/>"
-        f"<text x='0' y='{base + 15}'>{low:.3g}</text>"
-        f"<text x='{width}' y='{base + 15}' text-anchor='end'>{high:.3g}</text>"
-        f"<text x='0' y='14'>{counts.max():,} images</text></svg>"
-        f"<figcaption>{title}</figcaption></figure>"
+    ]
+    ends = (f"{end:,.0f}" if abs(end) >= 100 else f"{end:.3g}" for end in (low, high))
+    return {"title": title, "bars": bars, "top": int(counts.max())} | dict(
+        zip(("low", "high"), ends, strict=True)
     )
 
 
-def _samples(records: Records, images: Images) -> str:
+def _samples(records: Records, images: Measured) -> list[Images]:
     readable = np.flatnonzero(images.readable)
     if not len(readable):
-        return ""
-    random = np.random.default_rng(0)
+        return []
     # As many of every class, as far as there are enough.
-    order = random.permutation(readable)
-    turn: dict[str, int] = {}
-    rank = np.array([turn.setdefault(records.label[row], 0) for row in order])
+    order = np.random.default_rng(0).permutation(readable)
+    seen: dict[str, int] = {}
+    rank = np.zeros(len(order), int)
     for i, row in enumerate(order):
-        rank[i] = turn[records.label[row]]
-        turn[records.label[row]] += 1
+        rank[i] = seen[records.label[row]] = seen.get(records.label[row], -1) + 1
     rows = order[np.argsort(rank, kind="stable")][:_SAMPLES]
     rows = rows[np.argsort(records.label[rows].astype(str), kind="stable")]
-    return (
-        "<h2>A sample</h2><p class='soft'>As the network sees them, bone white and gas black.</p>"
-        + _pictures(records, rows)
-    )
+    caption = "As the network sees them, bone white and gas black."
+    return [Images("A sample", caption, _pictures(records, rows))]
 
 
-def _outliers(records: Records, problems: Sequence[Problem]) -> str:
-    markup = ""
+def _outliers(records: Records, problems: Sequence[Problem]) -> list[Images]:
+    found = []
     for problem in problems:
         if problem.kind == "outlier" and problem.rows:
-            title = html.escape(problem.message.split(", such as")[0])
-            markup += f"<p>{title}</p>" + _pictures(records, problem.rows[: _OUTLIERS_SHOWN // 2])
-    return f"<h2>Unlike the others</h2>{markup}" if markup else ""
+            title = "" if found else "Unlike the others"
+            caption = problem.message.split(", such as")[0]
+            pictures = _pictures(records, problem.rows[:_OUTLIERS_SHOWN])
+            found.append(Images(title, caption, pictures))
+    return found
 
 
-def _groups(records: Records, groups: list[list[int]]) -> str:
-    if not groups:
-        return ""
+def _repeats(records: Records, groups: Sequence[Sequence[int]]) -> list[Images]:
     # Those on several sides first.
     ordered = sorted(groups, key=lambda rows: -len({records.split[row] for row in rows}))
-    markup = "".join(_pictures(records, rows[:6]) for rows in ordered[:_GROUPS_SHOWN])
     shown = min(len(groups), _GROUPS_SHOWN)
-    return (
-        f"<h2>The same image more than once</h2><p class='soft'>{shown} of {len(groups):,} groups, "
-        f"a row each.</p>{markup}"
-    )
+    caption = f"{shown} of {plural(len(groups), 'group')}, a row each."
+    return [
+        Images("" if i else "The same image more than once", "" if i else caption,
+               _pictures(records, rows[:6]))
+        for i, rows in enumerate(ordered[:_GROUPS_SHOWN])
+    ]  # fmt: skip
 
 
-def _pictures(records: Records, rows: Sequence[int]) -> str:
-    figures = ""
+def _pictures(records: Records, rows: Sequence[int]) -> list[tuple[np.ndarray, list[str]]]:
+    pictures = []
     for row in rows:
         path = records.image_path[row]
         try:
             image = load_image(path, _PICTURE)
         except UnreadableImage:
             continue
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG")
-        data = base64.b64encode(buffer.getvalue()).decode()
-        caption = html.escape(f"{records.label[row] or _UNLABELLED}, {records.split[row]}")
-        name = html.escape(Path(path).name[-40:])
-        figures += (
-            f"<figure><img alt='{caption}' title='{html.escape(path)}' "
-            f"src='data:image/png;base64,{data}'><figcaption>{caption}<br>{name}</figcaption></figure>"
-        )
-    return f"<div class='images'>{figures}</div>"
+        caption = f"{records.label[row] or _UNLABELLED}, {records.split[row] or NOTHING}"
+        pictures.append((image, [caption, Path(path).name[-40:]]))
+    return pictures

@@ -1,38 +1,38 @@
-"""What compared probes come to: tables, figures and a page."""
+"""The page of `label_efficiency`: frozen encoders compared by linear probes, draw by draw."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import functools
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from infantxray.evaluation.intervals import Resampling, Sampled, holm
-from infantxray.evaluation.metrics import Predictions
-from infantxray.reports import study_figures as figures
-from infantxray.reports import study_page as page
-from infantxray.reports.tables import NAMES, Difference, Table
+from infantxray.evaluation.predictions import Predictions
+from infantxray.reports import plots
+from infantxray.reports.page import Figure, listed, number, plural, setting_lines, write_page
+from infantxray.reports.tables import NAMES, SIGNIFICANT, Difference, Table
 from infantxray.runs import workdir
 
 _log = logging.getLogger(__name__)
 
 _AGE = "age_mae_months"
-_FIGURES = ("accuracy", "f1", "roc_auc", _AGE)
-_PICTURES = ("roc_auc", _AGE)  # Of those, each against the share of labels.
-_SIGNIFICANT = 0.05
+_METRICS = ("accuracy", "f1", "roc_auc", _AGE)
+_DRAWN = ("roc_auc", _AGE)  # Of those, each against the share of labels.
 
-# `{(other encoder, label fraction, figure): the reference less it}`
+# `{(other encoder, label fraction, metric): the reference less it}`
 _Compared = dict[tuple[str, float, str], Difference]
+_Sampled = Mapping[str, Mapping[float, Sampled]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """Who keeps a label or an age.
+    """Which patients keep a label or an age.
 
     Attributes:
       fraction: of the training patients.
@@ -46,26 +46,32 @@ class Draw:
 
 
 def write(
-    config,
     folder: str,
     encoders: Mapping[str, Sequence[str]],
     draws: Sequence[Draw],
     answers: Mapping[str, Sequence[Predictions]],
+    *,
+    samples: int,
+    seed: int,
+    settings: Mapping[str, Any],
 ) -> None:
     """Writes `draws.csv`, `tables/`, `figures/`, `report.html` and `metrics.json`.
 
     Args:
-      config: of the comparison.
-      folder: its workdir.
-      encoders: by name, where each stage one is that takes its turn.
+      folder: the workdir of the comparison.
+      encoders: by name, the workdirs of stage one that take turns.
       draws: of the labelled patients.
-      answers: of each encoder for the test images, one a draw; the last encoder is compared with the
-        others.
+      answers: predictions of each encoder for the test images, one a draw; the last encoder is
+        compared with the others.
+      samples: bootstrap samples.
+      seed: of the resampling.
+      settings: of the comparison, for the page.
     """
     fractions = sorted({draw.fraction for draw in draws})
     turns = max(map(len, encoders.values()))
+    num_draws = max(sum(draw.fraction == fraction for draw in draws) for fraction in fractions)
     like = next(iter(answers.values()))[0]
-    resampling = Resampling(like.patient, config.draws, config.bootstrap_samples, config.seed)
+    resampling = Resampling(like.patient, num_draws, samples, seed)
     sampled: dict[str, dict[float, Sampled]] = {}
     for name, runs in answers.items():
         sampled[name] = {}
@@ -76,10 +82,10 @@ def write(
             sampled[name][fraction] = resampling.figures([runs[i] for i in chosen], groups)
     _write_draws(os.path.join(folder, "draws.csv"), encoders, draws, sampled)
     shown = [
-        figure
-        for figure in _FIGURES
+        metric
+        for metric in _METRICS
         if any(
-            np.isfinite(values.observed[figure]).all()
+            np.isfinite(values.observed[metric]).all()
             for found in sampled.values()
             for values in found.values()
         )
@@ -87,72 +93,70 @@ def write(
     patients = len(set(like.patient))
     reference = list(encoders)[-1]
     compared = _compare(sampled, shown, reference)
-    scores = _scores(sampled, shown, patients, turns, config.draws)
+    scores = _scores(sampled, shown, patients, turns, num_draws)
     differences = _differences(compared, shown, reference)
-    for table in (scores, differences):
-        if table:
-            table.write(os.path.join(folder, "tables"))
-            _log.info("%s", table.markdown())
+    tables = [table for table in (scores, differences) if table]
+    for table in tables:
+        table.write(os.path.join(folder, "tables"))
+        _log.info("%s", table.markdown())
     path = os.path.join(folder, "report.html")
-    page.write(
+    write_page(
         path,
-        title=f"Label efficiency of {len(encoders)} frozen encoder{'s' * (len(encoders) > 1)}",
-        subtitle=f"Scored on {len(like.label):,} images of {patients:,} patients whom no encoder "
-        f"and no probe was trained on · {config.data.train}",
-        short=_short(sampled, compared, shown, reference),
-        failed={},
+        "study",
+        title=f"Label efficiency of {plural(len(encoders), 'frozen encoder')}",
+        subtitle=f"Scored on {plural(len(like), 'image')} of {plural(patients, 'patient')} whom no "
+        f"encoder and no probe was trained on · {settings['data']['train']}",
+        sentences=_short(sampled, compared, shown, reference),
+        failed=[],
+        runs=[],
         parts=[
-            *_pictures(os.path.join(folder, "figures"), sampled, shown),
-            scores,
-            differences,
+            *_figures(os.path.join(folder, "figures"), sampled, shown),
+            *(table.filled() for table in tables),
         ],
-        cells=(),
-        config=json.loads(config.to_json_best_effort()),
+        settings=setting_lines(dict(settings)),
     )
-    figures_of = {
+    metrics = {
         name: {
             f"{fraction:g}": {
-                figure: {
+                metric: {
                     key: value
-                    for key, value in dataclasses.asdict(found[fraction].estimate(figure)).items()
+                    for key, value in dataclasses.asdict(found[fraction].estimate(metric)).items()
                     if key != "p" and np.isfinite(value)
                 }
-                for figure in shown
+                for metric in shown
             }
             for fraction in fractions
         }
         for name, found in sampled.items()
     }
-    workdir.write_json(os.path.join(folder, "metrics.json"), figures_of)
+    workdir.write_json(os.path.join(folder, "metrics.json"), metrics)
     _log.info("report: %s", path)
 
 
-def _pictures(folder: str, sampled, shown: Sequence[str]) -> list[page.Picture]:
-    os.makedirs(folder, exist_ok=True)
-    pictures = []
-    for figure in _PICTURES:
-        if figure not in shown:
+def _figures(folder: str, sampled: _Sampled, shown: Sequence[str]) -> list[Figure]:
+    figures = []
+    for metric in _DRAWN:
+        if metric not in shown:
             continue
         lines = {
-            name: [(fraction, values.estimate(figure)) for fraction, values in found.items()]
+            name: [(fraction, values.estimate(metric)) for fraction, values in found.items()]
             for name, found in sampled.items()
         }
-        name = "label_efficiency" if figure == "roc_auc" else "label_efficiency_age"
-        draw = functools.partial(figures.by_labels, lines, figure)
-        pictures.append(
-            page.Picture(
-                f"{NAMES[figure]} by share of labels",
-                "A linear probe on the frozen encoder's pooled last map: mean over draws of the "
-                "labelled patients, with 95 % intervals.",
-                *figures.save(folder, name, draw),
-            )
+        name = "label_efficiency" if metric == "roc_auc" else "label_efficiency_age"
+        paths = plots.save(folder, name, functools.partial(plots.by_labels, lines, metric), lines)
+        caption = (
+            "A linear probe on the frozen encoder's pooled last map: mean over draws of the "
+            "labelled patients, with 95 % intervals."
         )
-    return pictures
+        figures.append(Figure(f"{NAMES[metric]} by share of labels", caption, *paths))
+    return figures
 
 
-def _scores(sampled, shown: Sequence[str], patients: int, turns: int, draws: int) -> Table:
+def _scores(
+    sampled: _Sampled, shown: Sequence[str], patients: int, turns: int, draws: int
+) -> Table:
     rows = [
-        [name, f"{fraction:.0%}", *(values.estimate(figure) for figure in shown)]
+        [name, f"{fraction:.0%}", *(values.estimate(metric) for metric in shown)]
         for name, found in sampled.items()
         for fraction, values in found.items()
     ]
@@ -161,17 +165,19 @@ def _scores(sampled, shown: Sequence[str], patients: int, turns: int, draws: int
     means = " F1 and ROC AUC are means over conditions." if "roc_auc" in shown else ""
     caption = (
         f"Frozen encoders: {' and '.join(methods)} on the pooled last map, fitted on the images "
-        f"that keep what is known of them. Mean ± standard deviation over {draws} draws of the "
-        "patients who keep it (one draw where all do), the same for all encoders; in brackets the "
-        f"95 % interval over {patients:,} test patients and draws.{means}"
+        f"that keep their labels or ages. Mean ± standard deviation over {draws} draws of the "
+        "patients who keep them (one draw where all do), the same for all encoders; in brackets "
+        f"the 95 % interval over {patients:,} test patients and draws.{means}"
     )
     if turns > 1:
-        caption += f" Draws take turns with up to {turns} stages one of an encoder, given as is."
+        caption += (
+            f" Draws take turns with up to {turns} stage-one runs of an encoder, taken as given."
+        )
     header = ["Encoder", "Labels", *(NAMES[name] for name in shown)]
     return Table("label_efficiency", "Linear probes", caption, header, rows)
 
 
-def _compare(sampled, shown: Sequence[str], reference: str) -> _Compared:
+def _compare(sampled: _Sampled, shown: Sequence[str], reference: str) -> _Compared:
     """The reference less each of the others, draw by draw, corrected for all tests of these."""
     pairs = {
         (other, fraction): sampled[reference][fraction] - values
@@ -180,9 +186,9 @@ def _compare(sampled, shown: Sequence[str], reference: str) -> _Compared:
         for fraction, values in found.items()
     }
     estimates = {
-        (*pair, figure): difference.estimate(figure)
+        (*pair, metric): difference.estimate(metric)
         for pair, difference in pairs.items()
-        for figure in shown
+        for metric in shown
     }
     corrected = holm([estimate.p for estimate in estimates.values()])
     return {
@@ -192,7 +198,7 @@ def _compare(sampled, shown: Sequence[str], reference: str) -> _Compared:
 
 
 def _differences(compared: _Compared, shown: Sequence[str], reference: str) -> Table | None:
-    """All of `_compare`; None for one encoder."""
+    """A row a pair of encoders and share of labels; None for one encoder."""
     if not compared:
         return None
     tests = sum(np.isfinite(difference.p_holm) for difference in compared.values())
@@ -210,54 +216,54 @@ def _differences(compared: _Compared, shown: Sequence[str], reference: str) -> T
             [
                 f"{reference} − {other}",
                 f"{fraction:.0%}",
-                *(compared[other, fraction, figure] for figure in shown),
+                *(compared[other, fraction, metric] for metric in shown),
             ]
             for other, fraction in pairs
         ],
     )
 
 
-def _short(sampled, compared: _Compared, shown: Sequence[str], reference: str) -> list[str]:
-    """What came out: who is first in each figure at each share of labels, and what is certain."""
+def _short(
+    sampled: _Sampled, compared: _Compared, shown: Sequence[str], reference: str
+) -> list[str]:
+    """The best encoder at each share of labels, and which differences are certain."""
     sentences = []
-    for figure in _PICTURES:
-        if figure not in shown:
+    for metric in _DRAWN:
+        if metric not in shown:
             continue
-        sign, unit = (-1, " months") if figure == _AGE else (1, "")
+        sign, unit = (-1, " months") if metric == _AGE else (1, "")
         for fraction in next(iter(sampled.values())):
-            means = {name: found[fraction].estimate(figure).mean for name, found in sampled.items()}
+            means = {name: found[fraction].estimate(metric).mean for name, found in sampled.items()}
             means = {name: mean for name, mean in means.items() if np.isfinite(mean)}
             if not means:
                 continue
             first = max(means, key=lambda name: sign * means[name])
-            value = f"{means[first]:.1f}" if figure == _AGE else f"{means[first]:.3f}"
-            best = "the lowest age error" if figure == _AGE else f"the highest {NAMES[figure]}"
+            value = number(means[first], metric)
+            best = "the lowest age error" if metric == _AGE else f"the highest {NAMES[metric]}"
             text = f"{fraction:.0%} of the labels: {first} has {best} ({value}{unit})."
             groups: dict[str, list[str]] = {}
             for other in means:
                 if other == reference or reference not in means:
                     continue
-                difference = compared[other, fraction, figure]
+                difference = compared[other, fraction, metric]
                 better = sign * difference.estimate.mean > 0
-                certain = difference.p_holm < _SIGNIFICANT
+                certain = difference.p_holm < SIGNIFICANT
                 verdict = "is better than" if better else "is worse than"
                 groups.setdefault(verdict if certain else "cannot be told from", []).append(other)
             if groups:
-                parts = [f"{verdict} {_listed(names)}" for verdict, names in groups.items()]
-                text += f" {reference} {_listed(parts)} (after correction)."
+                parts = [f"{verdict} {listed(names)}" for verdict, names in groups.items()]
+                text += f" {reference} {listed(parts)} (after correction)."
             sentences.append(text)
     return sentences
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
-
-
-def _write_draws(path: str, encoders, draws: Sequence[Draw], sampled) -> None:
+def _write_draws(
+    path: str, encoders: Mapping[str, Sequence[str]], draws: Sequence[Draw], sampled: _Sampled
+) -> None:
     """A row a probe."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["encoder", "place", "label_fraction", "draw", "images", *_FIGURES])
+        writer.writerow(["encoder", "place", "label_fraction", "draw", "images", *_METRICS])
         for name, places in encoders.items():
             seen = dict.fromkeys(sampled[name], 0)
             for draw in draws:
@@ -271,10 +277,10 @@ def _write_draws(path: str, encoders, draws: Sequence[Draw], sampled) -> None:
                         f"{draw.fraction:g}",
                         draw.number,
                         len(draw.rows),
-                        *(_number(observed[figure][at]) for figure in _FIGURES),
+                        *(_csv(observed[metric][at]) for metric in _METRICS),
                     ]
                 )
 
 
-def _number(value: float) -> str:
+def _csv(value: float) -> str:
     return f"{value:.6f}" if np.isfinite(value) else ""

@@ -1,263 +1,327 @@
-"""`report.html`: one file that needs nothing else, light and dark, printable."""
+"""The page of one stage-two run: in short, metrics beside their floors, tables, figures."""
 
 from __future__ import annotations
 
-import base64
-import datetime
-import html
-import importlib.metadata
-import os
-import platform
-import subprocess
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from infantxray.evaluation.metrics import HEADLINES
+import numpy as np
 
-_NAMES = {
-    "accuracy": "Accuracy",
-    "recall": "Recall (macro)",
-    "precision": "Precision (macro)",
-    "f1": "F1 (macro)",
-    "roc_auc": "ROC AUC (macro)",
-    "age_mae_months": "Age error (MAE, months)",
-}
-_CAPTIONS = {
-    "learning_curves": (
-        "Learning curves",
-        "Training loss, and figures on validation patients.",
-    ),
-    "confusion_matrix": (
-        "Confusion matrix",
-        "Images by true and predicted condition; the colour is the share of the true condition.",
-    ),
-    "roc": ("ROC curves", "Each condition against the rest."),
-    "calibration": (
-        "Calibration",
-        "How often the model is right at each confidence, with the number of images beside it. "
-        "Below the line it is too sure of itself.",
-    ),
-    "age": ("Age", "Predicted against true age of each image."),
-    "saliency": (
-        "Where the answer comes from",
-        "Grad-CAM of the predicted condition, for the image of each condition that the model is "
-        "surest about, with a frame around the finding where its place is known. The last map has "
-        "one cell for 32 pixels, so this is coarse.",
-    ),
-    "panels": ("What stage one saw and made", "Validation images"),
-}
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-STYLE = """
-:root { color-scheme: light dark; --fg: #1a1a1a; --soft: #666; --bg: #fff; --line: #ddd; }
-@media (prefers-color-scheme: dark) {
-  :root { --fg: #e6e6e6; --soft: #9a9a9a; --bg: #16181b; --line: #34373c; }
-}
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg);
-  max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
-p.soft, figcaption, small { color: var(--soft); }
-.cards { display: grid; grid-template-columns: repeat(2, 1fr); gap: .8rem; }
-@media (min-width: 40rem) { .cards { grid-template-columns: repeat(3, 1fr); } }
-.card { border: 1px solid var(--line); border-radius: .5rem; padding: .7rem .9rem; }
-.card b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .8rem; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-figure { margin: 0; }
-figure img { max-width: min(100%, 46rem); background: #fff; border-radius: .4rem; }
-img.pixels { width: min(100%, 46rem); image-rendering: pixelated; }
-details pre { overflow-x: auto; font-size: .8rem; }
-@media print { body { max-width: none; margin: 0; } figure, .card, tr { break-inside: avoid; }
-  details { display: none; } }
-"""
+from infantxray.evaluation.metrics import CLASS_METRICS, HEADLINES
+from infantxray.evaluation.predictions import Predictions
+from infantxray.evaluation.saliency import STRIDES, Example
+from infantxray.reports import plots
+from infantxray.reports.page import (
+    NAMES,
+    NOTHING,
+    Figure,
+    listed,
+    number,
+    plural,
+    setting_lines,
+    write_page,
+)
+from infantxray.reports.tables import Table
+
+_MACRO = ("recall", "precision", "f1", "roc_auc")
+_FEW_PATIENTS = 30
+_LABELS = {"blind guess": "a blind guess"}
+_POOR_CALIBRATION = 0.1
+PIXELS = "pixels"  # Of `summary["baseline"]`: metrics of ridge on pixels.
+
+
+def draw(
+    folder: str,
+    predictions: Predictions,
+    summary: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    examples: Sequence[Example] = (),
+    mistakes: Sequence[Example] = (),
+) -> list[Figure]:
+    """Draws the figures of a run, in page order; those that have nothing to show are left out.
+
+    Args:
+      folder: `figures/` of the run.
+      predictions: of the test images.
+      summary: what `metrics.json` holds.
+      history: scalars of the training run by step.
+      examples: an image of each condition, with its saliency.
+      mistakes: the worst mistakes, with their saliency.
+    """
+    labels, legend = plots.class_labels(predictions.classes)
+    names = dict(zip(predictions.classes, labels, strict=True))
+    named = dataclasses.replace(predictions, classes=labels)
+    found: list[Figure] = []
+
+    def add(
+        name: str, title: str, caption: str, plot: Any, *arguments: Any, **options: Any
+    ) -> None:
+        paths = plots.save(folder, name, functools.partial(plot, *arguments, **options), labels)
+        uses_names = name in ("confusion_matrix", "roc", "saliency", "mistakes")
+        found.append(Figure(title, caption, *paths, legend=legend if uses_names else ()))
+
+    def add_saliency(name: str, title: str, caption: str, shown: Sequence[Example]) -> None:
+        caption += (
+            " Rows: the image; Grad-CAM of the predicted condition; Grad-CAM of the true one. "
+            "Frames: the finding, where its place is known."
+        )
+        add(name, title, caption, plots.saliency_figure, plots.renamed(shown, names))
+
+    if history:
+        caption = "Training loss, and metrics on validation patients."
+        add("learning_curves", "Learning curves", caption, plots.learning_curves, history)
+    if (predictions.label >= 0).any():
+        add(
+            "confusion_matrix",
+            "Confusion matrix",
+            "Images by true and predicted condition; colour: share of the true condition.",
+            plots.confusion_figure,
+            {"": np.array(summary["confusion_matrix"])},
+            labels,
+        )
+        if summary["roc_auc"] is not None:
+            caption = "Each condition against the rest."
+            add("roc", "ROC curves", caption, plots.roc_figure, named)
+        add(
+            "calibration",
+            "Calibration",
+            "Accuracy at each confidence, with the number of images. Below the line the model is "
+            "overconfident. Error: expected calibration error.",
+            plots.reliability,
+            {"model": summary["calibration"]},
+            counts=True,
+        )
+    if summary["age_mae_months"] is not None:
+        caption = "Predicted against true age of each image."
+        add("age", "Age", caption, plots.age_figure, predictions)
+    if examples:
+        caption = "The image of each condition that the model is surest about, right or wrong."
+        add_saliency("saliency", "Where the answer comes from", caption, examples)
+    if mistakes:
+        caption = "The test images with the surest wrong answers."
+        add_saliency("mistakes", "Worst mistakes", caption, mistakes)
+    return found
+
+
+def panels(path: str, names: Sequence[str] = ()) -> Figure:
+    """The last panels of stage one.
+
+    Args:
+      path: of the PNG.
+      names: of its rows.
+    """
+    rows = f"; from above: {', '.join(names).replace('_', ' ')}" if names else ""
+    return Figure(
+        "What stage one saw and predicted", f"Validation images{rows}.", path, pixels=True
+    )
 
 
 def write(
     path: str,
-    config: dict,
-    summary: dict,
-    pictures: dict[str, str],
-    panel_names: Sequence[str] = (),
+    *,
+    settings: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    figures: Sequence[Figure] = (),
 ) -> None:
     """Writes the report of one stage-two model.
 
     Args:
       path: of the page.
-      config: that the model was trained with.
-      summary: what `metrics.json` holds.
-      pictures: `{name: path of a PNG}`.
-      panel_names: of the rows of the picture `panels`, of stage one.
+      settings: of the training run (`config.json`).
+      summary: what `metrics.json` holds. `summary["baseline"]["pixels"]`, where present, has
+        metrics of ridge on pixels.
+      figures: see `draw` and `panels`.
     """
-    parts = [_header(config, summary), _cards(summary)]
-    if "per_class" in summary:
-        parts.append(_class_table(summary))
-    parts.append(_age_table(summary))
-    for name, picture in pictures.items():
-        title, caption = _CAPTIONS[name]
-        pixels = " class='pixels'" if name == "panels" else ""
-        if name == "panels":
-            rows = ", ".join(panel_names).replace("_", " ")
-            caption += f"; from above: {rows}." if rows else "."
-        parts.append(
-            f"<h2>{title}</h2><figure><img alt='{title}' src='{inline(picture)}'{pixels}>"
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
-    parts.append(_provenance(config))
-    write_document(path, f"infantxray: {config['encoder']}", parts)
-
-
-def write_document(path: str, title: str, parts: Iterable[str], style: str = "") -> None:
-    """Writes parts of a body as a page with the common style, and `style` beside it."""
-    text = (
-        "<!doctype html><html lang='en'><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style>"
-        f"<body>{''.join(parts)}</body></html>\n"
-    )
-    # Whole or not at all: a run counts as finished once its report is there.
-    Path(path + ".tmp").write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(path + ".tmp", path)
-
-
-def _header(config: dict, summary: dict) -> str:
-    start = config["pretrained"] or "random weights"
+    kind = "external test images" if summary.get("external") else "test images"
     n = summary["n"]
-    told = f"{summary['n_patients']:,} patients whom neither stage was trained on"
+    tables = [_class_table(summary)] if "per_class" in summary else []
+    tables += [_age_table(summary), *_saliency_table(summary)]
+    write_page(
+        path,
+        "run",
+        title=f"{settings['encoder']} on {n:,} {kind if n != 1 else kind.removesuffix('s')}",
+        facts=_facts(settings, summary),
+        sentences=in_short(settings, summary),
+        metrics=[_card(name, summary) for name in HEADLINES],
+        pixels=_pixels(summary),
+        parts=[*(table.filled() for table in tables), *figures],
+        settings=setting_lines(dict(settings)),
+    )
+
+
+def _facts(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
+    n, patients = summary["n"], plural(summary["n_patients"], "patient")
+    facts = [f"{patients} whom neither stage was trained on"]
     if not summary["stage_one_known"]:
-        told = f"{summary['n_patients']:,} patients whom stage two was not trained on (stage one's "
-        told += "folder is gone: whether it was cannot be checked)"
-    told = [told]
+        facts = [
+            f"{patients} whom stage two was not trained on (the folder of stage one is gone, so "
+            "whether it was trained on them cannot be checked)"
+        ]
     for name, what in (("n_with_condition", "condition"), ("n_with_age", "age")):
         if 0 < summary[name] < n:
-            told.append(f"{summary[name]:,} images with a known {what}")
+            facts.append(f"{plural(summary[name], 'image')} with a known {what}")
     if summary["n_without_patient_id"]:
-        told.append(
-            f"{summary['n_without_patient_id']:,} images without a patient id count as a patient "
-            "each: whether others of the same patient were trained on cannot be known"
+        facts.append(
+            f"{plural(summary['n_without_patient_id'], 'image')} without a patient id count as a "
+            "patient each; whether others of the same patient were trained on is unknown"
         )
-    told += [f"data {', '.join(summary['sources'])}", f"encoder from {start}"]
+    start = settings["pretrained"] or "random weights"
+    facts += [f"data {', '.join(summary['sources'])}", f"encoder from {start}"]
     if summary["n_unreadable"]:
-        told.append(f"{summary['n_unreadable']} unreadable files left out (bad_files.csv)")
-    return (
-        f"<h1>{html.escape(config['encoder'])} on {n:,} test images</h1>"
-        f"<p class='soft'>{html.escape(' · '.join(told), quote=False)}</p>"
-    )
+        files = plural(summary["n_unreadable"], "unreadable file")
+        facts.append(f"{files} left out (bad_files.csv)")
+    return facts
 
 
-def _cards(summary: dict) -> str:
-    cards = []
-    for name in HEADLINES:
-        value = summary[name]
-        if value is None:
-            why = html.escape(summary["not_computed"].get(name, "cannot be computed"))
-            cards.append(f"<div class='card'>{_NAMES[name]}<b>–</b><small>{why}</small></div>")
-            continue
-        low, high = summary.get("ci95", {}).get(name, (None, None))
-        notes = [f"95 %: {_number(name, low)} to {_number(name, high)}"] if low is not None else []
-        blind = _blind(name, summary)
-        if blind is not None:
-            notes.append(f"blind guess: {_number(name, blind)}")
-        cards.append(
-            f"<div class='card'>{_NAMES[name]}<b>{_number(name, value)}</b>"
-            f"<small>{'<br>'.join(notes)}</small></div>"
-        )
-    return (
-        f"<div class='cards'>{''.join(cards)}</div><p class='soft'>Macro figures give every "
-        "condition the same weight, however rare. Intervals are percentiles of a bootstrap over "
-        "patients. They do not cover the chance of another training run. The blind guess always "
-        "names the most frequent condition, or the mean age, of the training images.</p>"
-    )
+def _pixels(summary: Mapping[str, Any]) -> Mapping[str, float | None]:
+    return summary["baseline"].get(PIXELS) or {}
 
 
-def _blind(name: str, summary: dict) -> float | None:
-    """The figure of a model that never looks at the image."""
+def _blind(name: str, summary: Mapping[str, Any]) -> float | None:
+    """The metric of a model that never looks at the image."""
     if name == "roc_auc":
         return 0.5
     return summary["baseline"].get(name)
 
 
-def _number(name: str, value: float) -> str:
-    return f"{value:.1f}" if name == "age_mae_months" else f"{value:.3f}"
+def _floors(name: str, summary: Mapping[str, Any]) -> list[tuple[str, float]]:
+    found = {"blind guess": _blind(name, summary), "ridge on pixels": _pixels(summary).get(name)}
+    return [(label, value) for label, value in found.items() if value is not None]
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """An HTML table that scrolls by itself where it is too wide; text is escaped."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    markup = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f"<div class='wide'>{markup}</div>"
+def _interval(name: str, summary: Mapping[str, Any]) -> str:
+    low, high = summary.get("ci95", {}).get(name, (None, None))
+    return "" if low is None else f"{number(low, name)} to {number(high, name)}"
 
 
-def _cell(value, name: str = "") -> str:
-    return "–" if value is None else _number(name, value)
+def _card(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    title = NAMES[name] + " (macro)" * (name in _MACRO)
+    if summary[name] is None:
+        why = summary["not_computed"].get(name, "cannot be computed")
+        return {"name": title, "value": NOTHING, "notes": [why]}
+    interval = _interval(name, summary)
+    notes = [f"95 %: {interval}"] if interval else []
+    notes += [f"{label}: {number(value, name)}" for label, value in _floors(name, summary)]
+    return {"name": title, "value": number(summary[name], name), "notes": notes}
 
 
-def _class_table(summary: dict) -> str:
-    names = ("recall", "precision", "f1", "roc_auc")
+def in_short(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
+    """What was asked, what came out, against which floor, and what must be doubted."""
+    scored = [n for n in ("roc_auc", "accuracy", "age_mae_months") if summary[n] is not None]
+    classes = len(summary.get("per_class", ()))
+    tasks = [f"tell {plural(classes, 'condition')} apart"] * (classes > 0 and scored != [])
+    tasks += ["predict the age"] * ("age_mae_months" in scored)
+    encoder, patients = settings["encoder"], plural(summary["n_patients"], "new patient")
+    external = " from another source than its training data" if summary.get("external") else ""
+    asked = f"Can {encoder} {listed(tasks) if tasks else 'be scored'} on {patients}{external}?"
+    if not scored:
+        return [asked, "No metric can be computed: no test image has a known label or age."]
+    results, floors = [], []
+    for name in scored:
+        unit = "" if name != "age_mae_months" else " months"
+        title = "mean absolute age error" if unit else NAMES[name].replace("Acc", "acc")
+        interval = _interval(name, summary)
+        interval = f" (95 % interval {interval})" if interval else ""
+        results.append(f"{title} {number(summary[name], name)}{unit}{interval}")
+        known = [
+            f"{number(value, name)}{unit} for {_LABELS.get(label, label)}"
+            for label, value in _floors(name, summary)
+        ]
+        floors += [f"{title} {listed(known)}"] if known else []
+    floor = f"Floor: {'; '.join(floors)}." if floors else "Floor: none is known."
+    doubts = _doubts(summary, scored)
+    return [
+        asked,
+        f"Result: {listed(results)}.",
+        floor,
+        f"Doubt: {'; '.join(doubts)}." if doubts else
+        "Doubt: patients of one data source do not show how the model does elsewhere; other "
+        "training runs would differ.",
+    ]  # fmt: skip
+
+
+def _doubts(summary: Mapping[str, Any], scored: Sequence[str]) -> list[str]:
+    doubts = []
+    for name in scored:
+        lower = name == "age_mae_months"
+        what = "the age head" if lower else f"the {NAMES[name].replace('Acc', 'acc')}"
+        low, high = summary.get("ci95", {}).get(name, (None, None))
+        for label, value in _floors(name, summary):
+            sign = -1 if lower else 1
+            label = {"blind guess": "the mean age" if lower else "a blind guess"}.get(label, label)
+            if sign * (summary[name] - value) <= 0:
+                doubts.append(f"{what} is no better than {label}")
+            elif low is not None and low <= value <= high:
+                doubts.append(f"{what} is not surely better than {label}")
+    error = (summary.get("calibration") or {}).get("expected_calibration_error")
+    if error is not None and error > _POOR_CALIBRATION:
+        doubts.append(f"probabilities are off by {error:.0%} on average")
+    if summary["n_patients"] < _FEW_PATIENTS:
+        doubts.append(f"only {plural(summary['n_patients'], 'patient')} were tested")
+    if summary["n_without_patient_id"]:
+        doubts.append("patients without an id may be on both sides of the split")
+    if not summary["stage_one_known"]:
+        doubts.append("whether stage one was trained on these patients is unknown")
+    return doubts
+
+
+def _class_table(summary: Mapping[str, Any]) -> Table:
     rows = [
-        [name, str(row["n"]), *(_cell(row[figure]) for figure in names)]
+        [name, row["n"], *(number(row[metric]) for metric in CLASS_METRICS)]
         for name, row in summary["per_class"].items()
     ]
-    return "<h2>By condition</h2>" + table(
-        ["condition", "images", "recall", "precision", "F1", "ROC AUC"], rows
-    )
+    header = ["Condition", "Images", *(NAMES[metric] for metric in CLASS_METRICS)]
+    return Table("by_condition", "By condition", "", header, rows)
 
 
-def _age_table(summary: dict) -> str:
+def _age_table(summary: Mapping[str, Any]) -> Table:
     names = ("accuracy", "f1", "roc_auc", "age_mae_months")
     rows = [
-        [row["band"], str(row["n"]), *(_cell(row[figure], figure) for figure in names)]
+        [row["band"], row["n"], *(number(row[name], name) for name in names)]
         for row in summary["age_bands"]
     ]
-    return "<h2>By age</h2>" + table(
-        ["age", "images", "accuracy", "F1 (macro)", "ROC AUC (macro)", "age MAE (months)"], rows
+    header = ["Age", "Images", *(NAMES[name] + " (macro)" * (name in _MACRO) for name in names)]
+    return Table("by_age", "By age", "", header, rows)
+
+
+def _saliency_table(summary: Mapping[str, Any]) -> list[Table]:
+    found = summary.get("saliency")
+    if not found or "integrated_gradients" not in found:
+        return []
+
+    def cell(scores: Mapping[str, Any], name: str) -> str:
+        ends = scores.get("ci95", {}).get(name)
+        interval = f" [{number(ends[0])}, {number(ends[1])}]" if ends else ""
+        return number(scores[name]) + interval
+
+    names = ("pointing_game", "mass_in_box")
+    share = number(found["box_share"])
+    level = found["level"]
+    random = found["randomisation"]
+    caption = (
+        f"Saliency of the true condition on {plural(found['n'], 'test image')} of "
+        f"{plural(found['n_patients'], 'patient')} whose finding has a known box: how often the "
+        "maximum lies in it, and the share of the saliency within, with 95 % intervals over "
+        f"patients. Grad-CAM is computed at pyramid level {level} (stride {STRIDES[level]}). "
+        "Sanity check: its rank correlation with the maps of a model with random heads is "
+        f"{number(random['heads'])}, with random parameters throughout {number(random['all'])} "
+        "(near 1: the maps do not show what the model has learned)."
     )
-
-
-def inline(path: str) -> str:
-    """A PNG as a data URL."""
-    return "data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode()
-
-
-def _provenance(config: dict) -> str:
-    settings = html.escape("\n".join(setting_lines(config)))
-    return (
-        f"<h2>How this was made</h2><p class='soft'>{versions()}</p>"
-        f"<details><summary>All settings</summary><pre>{settings}</pre></details>"
-    )
-
-
-def versions() -> str:
-    """When, and with what code and packages, a page is made."""
-    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"{now} · Python {platform.python_version()} · {packages} · code {_commit()}"
-
-
-def setting_lines(config: dict, prefix: str = "config.") -> list[str]:
-    """Every setting as it is given on the command line."""
-    lines = []
-    for key, value in config.items():
-        if isinstance(value, dict):
-            lines += setting_lines(value, f"{prefix}{key}.")
-        else:
-            lines.append(f"--{prefix}{key}={value}")
-    return lines
-
-
-def _commit() -> str:
-    """The commit of this code, with a mark where files were changed since."""
-    folder = Path(__file__).parent
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=folder, capture_output=True, text=True, check=True, timeout=10,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return "without a git checkout"
-    return described.stdout.strip()
+    return [
+        Table(
+            "saliency_scores",
+            "Saliency against the true boxes",
+            caption,
+            ["Method", "Maximum in the box", "Share in the box"],
+            [
+                ["Grad-CAM", *(cell(found, name) for name in names)],
+                [
+                    "integrated gradients",
+                    *(cell(found["integrated_gradients"], name) for name in names),
+                ],
+                ["evenly spread", share, share],
+            ],
+        )
+    ]

@@ -1,54 +1,70 @@
-"""From the finished cells of a study to its tables, figures and page."""
+"""Report of a study: from the predictions of its finished runs to tables, figures and a page."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import Preprocessing, load_image
 from data_pipeline.errors import UnreadableImage
 from data_pipeline.manifest import SPLITS
-from data_pipeline.splits import patient_keys
 from infantxray.evaluation.metrics import HEADLINES
-from infantxray.reports import study_page as page
-from infantxray.reports.drawing import Drawing, history
-from infantxray.reports.tables import NAMES, Table, number, p_text
-from infantxray.runs.settings import LOWER_IS_BETTER
-from infantxray.studies import strata
+from infantxray.reports import study_sections as sections
+from infantxray.reports.comparisons import Comparisons
+from infantxray.reports.page import Images, number, plural, setting_lines, write_page
+from infantxray.reports.study_sections import Drawing, history, read_metrics
+from infantxray.reports.tables import NAMES, SIGNIFICANT, Table, p_text
+from infantxray.runs.settings import HIGHER_IS_BETTER
+from infantxray.studies import commands
 from infantxray.studies.baselines import MAJORITY, RIDGE, baselines
-from infantxray.studies.comparisons import Comparisons
-from infantxray.studies.plan import Cell
+from infantxray.studies.plan import Plan, Run
 from infantxray.studies.results import Model, Results, read_results
 from infantxray.training.writers import EventFileWriter
 
 _MISTAKES = 12
-_MISTAKE_SIDE = 224
+_SIDE = 224  # Of their pictures.
 
 
-def write(config, folder: str, cells: Sequence[Cell], failed: dict[int, str]) -> str:
+def write(
+    folder: str,
+    plan: Plan,
+    failed: Mapping[int, str],
+    *,
+    data: DataSettings,
+    best_metric: str,
+    bootstrap_samples: int,
+    seed: int,
+    settings: Mapping[str, Any],
+) -> str:
     """Writes `report.html`, `tables/`, `figures/` and TensorBoard's hparams.
 
     Args:
-      config: of the study.
-      folder: its workdir.
-      cells: the whole plan.
-      failed: why cells failed, by their number.
+      folder: the workdir of the study.
+      plan: its runs.
+      failed: why runs failed, by their number.
+      data: how images are read.
+      best_metric: the validation metric by which details are shown of one encoder.
+      bootstrap_samples: of the intervals.
+      seed: of the resampling.
+      settings: of the study, for the page.
 
     Returns:
       The path of the page.
 
     Raises:
-      UserError: nothing is there to report.
+      UserError: no stage two is finished.
     """
-    results = read_results(cells, config.data.patient_ids)
-    like = results.models[0].runs[0]
+    results = read_results(plan, data.patient_ids)
+    like = results.models[0].predictions[0]
     references = {
         fraction: baselines(
-            config.data,
+            data,
             split,
             like,
             results.images,
@@ -56,90 +72,124 @@ def write(config, folder: str, cells: Sequence[Cell], failed: dict[int, str]) ->
         )
         for fraction, split in results.splits.items()
     }
-    comparisons = Comparisons(results, references, config.bootstrap_samples, config.seed)
-    focus = _focus(results, config.finetune.best_metric)
-    tables = {
-        "encoders": comparisons.encoders(),
-        "ablation": comparisons.ablation(),
-        "differences": comparisons.differences(),
-        "fractions": comparisons.label_fractions(),
-        "frozen": comparisons.frozen(),
-        "conditions": strata.classes(comparisons, focus),
-        "age_bands": strata.age_bands(comparisons, focus),
-        "sites": strata.sites(comparisons, focus),
-        "saliency": strata.saliency(comparisons),
-    }
-    for table in tables.values():
-        if table is not None:
-            table.write(os.path.join(folder, "tables"))
-    drawn = Drawing(os.path.join(folder, "figures"), comparisons, references, focus)
+    comparisons = Comparisons(results, references, bootstrap_samples, seed)
+    focus = _focus(results, best_metric)
+    differences = comparisons.differences()
+    drawn = Drawing(os.path.join(folder, "figures"), comparisons, focus)
+    parts = [
+        _data_table(results, data.patient_ids),
+        comparisons.encoders(),
+        drawn.performance(),
+        comparisons.ablation(),
+        drawn.ablation(),
+        differences,
+        comparisons.label_fractions(),
+        drawn.label_fractions(),
+        comparisons.frozen(),
+        drawn.curves(),
+        drawn.curves_by_encoder(),
+        drawn.confusion(),
+        sections.classes(comparisons, focus),
+        sections.age_bands(comparisons, focus),
+        sections.sites(comparisons, focus),
+        drawn.ages(),
+        drawn.reliability(),
+        drawn.learning(plan.runs, best_metric),
+        *drawn.reconstructions(plan.runs),
+        *drawn.saliency(),
+        sections.saliency(comparisons),
+        _mistakes(results, focus, dataclasses.replace(data.preprocessing, image_size=_SIDE)),
+    ]
+    for part in parts:
+        if isinstance(part, Table) and part.name != "data":
+            part.write(os.path.join(folder, "tables"))
     path = os.path.join(folder, "report.html")
-    page.write(
+    write_study_page(
         path,
-        title=_title(results),
+        title=f"{plural(len(results.encoders), 'encoder')}, "
+        f"{plural(len(results.variants), 'variant')}, {plural(results.seeds, 'seed')}",
         subtitle=_subtitle(results),
-        short=_short(comparisons, tables["differences"], references, focus),
+        sentences=_short(comparisons, differences, focus),
         failed=failed,
-        parts=[
-            _data_table(results, config.data.patient_ids),
-            tables["encoders"],
-            drawn.performance(),
-            tables["ablation"],
-            drawn.ablation(),
-            tables["differences"],
-            tables["fractions"],
-            drawn.label_fractions(),
-            tables["frozen"],
-            drawn.curves(),
-            drawn.curves_by_encoder(),
-            drawn.confusion(),
-            tables["conditions"],
-            tables["age_bands"],
-            tables["sites"],
-            drawn.ages(),
-            drawn.reliability(),
-            drawn.learning(cells, config.finetune.best_metric),
-            *drawn.reconstructions(cells),
-            *drawn.saliency(),
-            tables["saliency"],
-            _mistakes(results, focus, config.data),
-        ],
-        cells=cells,
-        config=json.loads(config.to_json_best_effort()),
+        parts=parts,
+        runs=plan.runs,
+        settings=settings,
     )
     _write_hparams(folder, results)
     return path
 
 
+def write_study_page(
+    path: str,
+    *,
+    title: str,
+    subtitle: str,
+    sentences: Sequence[str],
+    failed: Mapping[int, str],
+    parts: Sequence[Any],
+    runs: Sequence[Run],
+    settings: Mapping[str, Any],
+) -> None:
+    """Fills the page of a study.
+
+    Args:
+      path: of the page.
+      title: its heading.
+      subtitle: below it.
+      sentences: that say what came out.
+      failed: why runs failed, by their number.
+      parts: tables, figures and images in order; None is left out.
+      runs: all that were planned.
+      settings: of the study.
+    """
+    seconds = [run.read_record().get("seconds") for run in runs]
+    write_page(
+        path,
+        "study",
+        title=title,
+        subtitle=subtitle,
+        sentences=sentences,
+        failed=[
+            {"number": index, "title": runs[index].title, "reason": why}
+            for index, why in sorted(failed.items())
+        ],
+        parts=[part.filled() if isinstance(part, Table) else part for part in parts if part],
+        runs=[
+            {
+                "number": run.index,
+                "title": run.title,
+                "seconds": "–" if took is None else f"{took:,.0f}",
+                "command": commands.printed(run.command),
+            }
+            for run, took in zip(runs, seconds, strict=True)
+        ],
+        minutes=round(sum(took or 0.0 for took in seconds) / 60),
+        settings=setting_lines(dict(settings)),
+    )
+
+
 def _focus(results: Results, best_metric: str) -> Model:
     """The encoder that details are shown of: the best on validation patients, not on the test."""
     name = f"validation/{best_metric}"
-    sign = -1 if best_metric in LOWER_IS_BETTER else 1
+    sign = 1 if best_metric in HIGHER_IS_BETTER else -1
 
     def score(model: Model) -> float:
-        values = [[row[name] for row in history(cell) if row.get(name) is not None]
-                  for cell in model.cells]  # fmt: skip
-        return float(np.mean([max((sign * v for v in found), default=-np.inf) for found in values]))
+        values = [
+            [sign * row[name] for row in history(run) if row.get(name) is not None]
+            for run in model.runs
+        ]
+        return float(np.mean([max(found, default=-np.inf) for found in values]))
 
     candidates = [results.model(encoder, results.reference) for encoder in results.encoders]
     return max((model for model in candidates if model), key=score, default=results.models[0])
 
 
-def _title(results: Results) -> str:
-    encoders = len(results.encoders)
-    return (
-        f"{encoders} encoder{'s' * (encoders > 1)}, {len(results.variants)} variants, "
-        f"{results.seeds} seed{'s' * (results.seeds > 1)}"
-    )
-
-
 def _subtitle(results: Results) -> str:
-    images = results.images
-    sources = ", ".join(dict.fromkeys(images.source))
+    patients = len(set(results.models[0].predictions[0].patient))
+    sources = ", ".join(dict.fromkeys(results.images.source))
     return (
-        f"Scored on {len(images):,} images of {len(set(results.models[0].runs[0].patient)):,} "
-        f"patients whom no model was trained on · {sources} · data fingerprint "
-        f"{_fingerprint(results)}"
+        f"Scored on {plural(len(results.images), 'image')} of {plural(patients, 'patient')} whom "
+        f"no model was trained on · {sources} · data fingerprint {_fingerprint(results)}"
     )
 
 
@@ -148,53 +198,46 @@ def _fingerprint(results: Results) -> str:
     digest = hashlib.sha256()
     split = results.splits[results.top_fraction]
     for name in SPLITS:
-        records = split[name]
-        rows = zip(
-            records.image_path,
-            records.patient_id,
-            records.label,
-            records.age_months,
-            strict=True,
-        )
+        r = split[name]
+        rows = zip(r.image_path, r.patient_id, r.label, r.age_months, strict=True)
         for row in sorted(f"{name}\t{p}\t{i}\t{k}\t{age:.6g}\n" for p, i, k, age in rows):
             digest.update(row.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
-def _short(comparisons, differences: Table | None, references, focus: Model) -> list[str]:
+def _short(comparisons: Comparisons, differences: Table | None, focus: Model) -> list[str]:
     """What came out, in sentences."""
-    results = comparisons.results
-    name = "roc_auc" if results.classes else "age_mae_months"
-    estimate = comparisons.sampled(focus).estimate(name)
-    sentences = [
-        f"Best on validation patients: {focus.encoder}, with {NAMES[name]} "
-        f"{number(estimate.mean, NAMES[name])} [{number(estimate.low, NAMES[name])}, "
-        f"{number(estimate.high, NAMES[name])}] on test patients."
+    name = "roc_auc" if comparisons.results.classes else "age_mae_months"
+    title = NAMES[name]
+
+    def text(value: float, sign: bool = False) -> str:
+        return number(value, name, sign)
+
+    found = comparisons.sampled(focus).estimate(name)
+    floors = [
+        f"{label} {text(comparisons.reference_estimate(label, name).mean)}"
+        for label in (RIDGE, MAJORITY)
     ]
-    ridge = comparisons.reference_estimate(RIDGE, name)
-    majority = comparisons.reference_estimate(MAJORITY, name)
-    sentences.append(
-        f"For comparison: {RIDGE} {number(ridge.mean, NAMES[name])}; {MAJORITY} "
-        f"{number(majority.mean, NAMES[name])}."
-    )
-    if differences is not None:
-        at = differences.header.index(NAMES[name])
-        # Of each variant and share of the labels: the mean of all encoders, if any.
-        labels = differences.header.index("Labels") if "Labels" in differences.header else 0
-        last = {(row[0], row[labels]): row for row in differences.rows}
-        for row in last.values():
-            cell = row[at]
-            if not np.isfinite(cell.estimate.mean):
-                continue
-            found = "a difference" if cell.p_holm < 0.05 else "no difference was shown"
-            ends = (cell.estimate.low, cell.estimate.high)
-            low, high = (number(value, NAMES[name], True) for value in ends)
-            sentences.append(
-                f"{row[0]} ({row[1]}{f', {row[labels]} of the labels' if labels else ''}): "
-                f"{NAMES[name]} "
-                f"{number(cell.estimate.mean, NAMES[name], True)} [{low}, {high}], "
-                f"{p_text(cell.p_holm)} after correction: {found}."
-            )
+    sentences = [
+        f"Best on validation patients: {focus.encoder}, with {title} {text(found.mean)} "
+        f"[{text(found.low)}, {text(found.high)}] on test patients.",
+        f"For comparison: {'; '.join(floors)}.",
+    ]
+    if differences is None:
+        return sentences
+    at = differences.header.index(title)
+    # Of each variant and share of the labels: the mean of all encoders, if any.
+    labels = differences.header.index("Labels") if "Labels" in differences.header else 0
+    for row in {(row[0], row[labels]): row for row in differences.rows}.values():
+        e, p = row[at].estimate, row[at].p_holm
+        if not np.isfinite(e.mean):
+            continue
+        verdict = "a difference" if p < SIGNIFICANT else "no difference was shown"
+        share = f", {row[labels]} of the labels" if labels else ""
+        sentences.append(
+            f"{row[0]} ({row[1]}{share}): {title} {text(e.mean, True)} [{text(e.low, True)}, "
+            f"{text(e.high, True)}], {p_text(p)} after correction: {verdict}."
+        )
     return sentences
 
 
@@ -208,42 +251,33 @@ def _data_table(results: Results, patient_ids: str) -> Table:
         if len(ages):
             low, middle, high = np.percentile(ages, [25, 50, 75])
             spread = f"{middle:.1f} ({low:.1f} to {high:.1f})"
-        rows.append(
-            [
-                name,
-                len(records),
-                len(set(patient_keys(records, patient_ids))),
-                int(records.has_label.sum()),
-                len(set(records.label[records.has_label])),
-                spread,
-            ]
-        )
+        known = records.has_label
+        patients = len(set(records.with_patients(patient_ids).patient))
+        conditions = len(set(records.label[known]))
+        rows.append([name, len(records), patients, int(known.sum()), conditions, spread])
     return Table(
         "data",
         "Data",
-        "Images of stage two by role; patients are divided, never images. Ages in months: median and "
-        "quartiles. Stage one sees the training images and others, without labels.",
+        "Images of stage two by role; patients are divided, never images. Ages in months: median "
+        "and quartiles. Stage one sees the training images and others, without labels.",
         ["Role", "Images", "Patients", "With label", "Conditions", "Age, months"],
         rows,
     )
 
 
-def _mistakes(results: Results, focus: Model, settings) -> page.Images | None:
-    """The images that the model is surest and wrong about, mean over seeds."""
+def _mistakes(results: Results, focus: Model, preprocessing: Preprocessing) -> Images | None:
+    """The surest wrong answers of a model, mean over seeds."""
     if not results.classes:
         return None
-    probabilities = np.mean([run.probabilities for run in focus.runs], axis=0)
-    label = focus.runs[0].label
+    probabilities = np.mean([part.probabilities for part in focus.predictions], axis=0)
+    label = focus.predictions[0].label
     predicted = probabilities.argmax(1)
     wrong = np.flatnonzero((label >= 0) & (predicted != label))
     wrong = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:_MISTAKES]
-    how = Preprocessing(
-        image_size=_MISTAKE_SIDE, resize=settings.resize, trim_borders=settings.trim_borders
-    )
     pictures = []
     for i in wrong:
         try:
-            image = load_image(results.images.image_path[i], how)
+            image = load_image(results.images.image_path[i], preprocessing)
         except UnreadableImage:
             continue
         age = results.images.age_months[i]
@@ -253,37 +287,36 @@ def _mistakes(results: Results, focus: Model, settings) -> page.Images | None:
             f"{results.classes[label[i]]}{months}: taken for {results.classes[predicted[i]]} "
             f"({said:.0%}; the truth {truth:.0%})"
         )
-        pictures.append((image, text))
+        pictures.append((image, [text]))
     if not pictures:
         return None
-    return page.Images(
-        "Worst mistakes",
-        f"Test images that {focus.encoder} ({focus.name}) is surest and wrong about; probabilities "
-        "are means over seeds.",
-        pictures,
+    caption = (
+        f"The surest wrong answers of {focus.encoder} ({focus.name}) on test images; probabilities "
+        "are means over seeds."
     )
+    return Images("Worst mistakes", caption, pictures)
 
 
 def _write_hparams(folder: str, results: Results) -> None:
-    """One TensorBoard run a cell, with its settings and final figures, for the HPARAMS tab."""
+    """One TensorBoard run for each run, with settings and final metrics, for the HPARAMS tab."""
     for model in results.models:
-        for cell in model.cells:
-            where = os.path.join(folder, "hparams", f"cell{cell.index:04d}")
+        for run in model.runs:
+            where = os.path.join(folder, "hparams", f"run{run.index:04d}")
             if os.path.isdir(where):
                 continue
-            summary = strata.read_metrics(cell)
+            summary = read_metrics(run)
             writer = EventFileWriter(where)  # Needs no TensorFlow, whose import takes seconds.
             writer.write_hparams(
                 {
-                    "encoder": cell.encoder,
-                    "variant": cell.name,
-                    "label_fraction": cell.label_fraction,
-                    "seed": cell.seed,
-                    "pretrained": bool(cell.config.pretrained),
-                    "age_head": cell.config.age_head,
-                    "learning_rate": cell.config.optimizer.learning_rate,
-                    "batch_size": cell.config.batch_size,
-                    "image_size": cell.config.data.image_size,
+                    "encoder": run.encoder,
+                    "variant": run.name,
+                    "label_fraction": run.label_fraction,
+                    "seed": run.seed,
+                    "pretrained": bool(run.settings["pretrained"]),
+                    "age_head": run.settings["age_head"],
+                    "learning_rate": run.settings["optimizer"]["learning_rate"],
+                    "batch_size": run.settings["batch_size"],
+                    "image_size": run.settings["data"]["image_size"],
                 }
             )
             scalars = {f"test/{n}": summary[n] for n in HEADLINES if summary[n] is not None}

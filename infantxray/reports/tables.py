@@ -1,26 +1,20 @@
-"""Tables that are the same in the report, as CSV, as Markdown and as LaTeX."""
+"""Tables that are the same on the page, as CSV, as Markdown and as LaTeX."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import html
 import math
 import os
-import re
 from collections.abc import Sequence
+from typing import Any
 
 from infantxray.evaluation.intervals import Estimate
+from infantxray.reports.page import NAMES, NOTHING, number, slug
 
-NAMES = {
-    "accuracy": "Accuracy",
-    "recall": "Recall",
-    "precision": "Precision",
-    "f1": "F1",
-    "roc_auc": "ROC AUC",
-    "age_mae_months": "Age MAE, months",
-}
-NOTHING = "–"
+__all__ = ["NAMES", "NOTHING", "Difference", "Table", "number", "p_text"]
+
+SIGNIFICANT = 0.05
 _FOLDED = 40  # Rows.
 
 
@@ -47,10 +41,11 @@ class Table:
     Attributes:
       name: of its files.
       title: a heading.
-      caption: what must be known to read it.
+      caption: how to read it.
       header: of the columns.
       rows: cells: text, counts, `Estimate` or `Difference`.
-      foreign: numbers of the rows that come from elsewhere, such as the paper's.
+      foreign: indices of the rows that come from elsewhere, such as the paper's.
+      alarms: indices (row, column) of the cells to mark.
     """
 
     name: str
@@ -59,9 +54,27 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     foreign: frozenset[int] = frozenset()
+    alarms: frozenset[tuple[int, int]] = frozenset()
+    kind = "table"
+
+    @property
+    def anchor(self) -> str:
+        return self.name
+
+    @property
+    def folded(self) -> bool:
+        """Whether the page hides it behind a summary."""
+        return len(self.rows) > _FOLDED
+
+    @property
+    def left(self) -> list[bool]:
+        """Whether each column is aligned to the left: the leading columns of text."""
+        text = [all(isinstance(row[j], str) for row in self.rows) for j in range(len(self.header))]
+        lead = text.index(False) if False in text else len(text)
+        return [j < max(lead, 1) for j in range(len(text))]
 
     def filled(self) -> Table:
-        """The table without columns of figures that no row has, as of ages where none is known."""
+        """The table without columns that no row fills, such as ages where none is known."""
         keep = [j for j in range(len(self.header)) if any(_is_known(row[j]) for row in self.rows)]
         return dataclasses.replace(
             self,
@@ -128,36 +141,28 @@ class Table:
         """The cells of a row as text."""
         return [_plain(cell, name) for cell, name in self._named(row)]
 
-    def html(self) -> str:
-        """A section of a page; a long table is folded."""
-        text = [all(isinstance(row[j], str) for row in self.rows) for j in range(len(self.header))]
-        # Columns of text at the left are read, the others are compared.
-        lead = text.index(False) if False in text else len(text)
-        left = [" class=left" if j < lead else "" for j in range(len(text))]
-        head = "".join(
-            f"<th{mark}>{html.escape(name)}</th>"
-            for name, mark in zip(self.header, left, strict=True)
-        )
-        body, above = "", None
+    def markup(self) -> list[dict[str, Any]]:
+        """The rows for a page: classes of each row; classes and lines of each cell."""
+        rows, above, left = [], None, self.left
         for i, row in enumerate(self.rows):
-            kinds = (("foreign", i in self.foreign), ("new", row[0] != above))
-            marks = [name for name, holds in kinds if holds]
-            cells = [_markup(cell, name) for cell, name in self._named(row)]
-            if row[0] == above and lead > 1:
-                cells[0] = ""
+            marks = ["foreign"] * (i in self.foreign) + ["new"] * (row[0] != above)
+            cells = []
+            for j, (cell, name) in enumerate(self._named(row)):
+                first, *rest = (part for part in _parts(cell, name) if part)
+                classes = ["left"] * left[j] + ["alarm"] * ((i, j) in self.alarms)
+                bold = isinstance(cell, Difference) and cell.p_holm < SIGNIFICANT
+                again = j == 0 and row[0] == above and sum(left) > 1
+                cells.append(
+                    {
+                        "first": "" if again else first,
+                        "rest": rest,
+                        "bold": bold,
+                        "classes": " ".join(classes),
+                    }
+                )
             above = row[0]
-            markup = "".join(f"<td{mark}>{c}</td>" for c, mark in zip(cells, left, strict=True))
-            body += f"<tr class='{' '.join(marks)}'>{markup}</tr>"
-        table = (
-            f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-            "</div>"
-        )
-        if len(self.rows) > _FOLDED:
-            table = f"<details><summary>{len(self.rows)} rows</summary>{table}</details>"
-        return (
-            f"<h2 id='{self.name}'>{html.escape(self.title)}</h2>"
-            f"<p class='soft'>{html.escape(self.caption)}</p>{table}"
-        )
+            rows.append({"classes": " ".join(marks), "cells": cells})
+        return rows
 
     def _named(self, row: Sequence[Cell]):
         return zip(row, self.header, strict=True)
@@ -167,19 +172,6 @@ def _is_known(cell: Cell) -> bool:
     if isinstance(cell, Difference):
         cell = cell.estimate
     return math.isfinite(cell.mean) if isinstance(cell, Estimate) else cell != NOTHING
-
-
-def slug(name: str) -> str:
-    return re.sub(r"\W+", "_", name.lower()).strip("_")
-
-
-def number(value: float, name: str, sign: bool = False) -> str:
-    """Months with one digit, everything else with three; a real minus sign."""
-    digits = 1 if "month" in name.lower() else 3
-    if not math.isfinite(value):
-        return NOTHING
-    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
-    return text.replace("-", "−")
 
 
 def p_text(p: float) -> str:
@@ -195,12 +187,12 @@ def _numbers(cell: Cell) -> list:
 
 
 def _csv(value: float) -> str:
-    # Ten digits: the same whatever order a machine adds in, and more than anybody needs.
+    # Ten digits do not depend on the order in which a machine adds.
     return f"{value:.10g}" if math.isfinite(value) else ""
 
 
 def _parts(cell: Cell, name: str) -> list[str]:
-    """A figure; then its interval; then its p-value."""
+    """A metric; then its interval; then its p-value."""
     if isinstance(cell, Difference):
         e = cell.estimate
         if not math.isfinite(e.mean):
@@ -211,7 +203,7 @@ def _parts(cell: Cell, name: str) -> list[str]:
             return [NOTHING]
         spread = f" ± {number(cell.sd, name)}" if math.isfinite(cell.sd) else ""
         return [number(cell.mean, name) + spread, _interval(cell, name)]
-    return [str(cell)]
+    return [f"{cell:,}" if isinstance(cell, int) else str(cell) or NOTHING]
 
 
 def _interval(estimate: Estimate, name: str, sign: bool = False) -> str:
@@ -222,13 +214,6 @@ def _interval(estimate: Estimate, name: str, sign: bool = False) -> str:
 
 def _plain(cell: Cell, name: str) -> str:
     return " ".join(part for part in _parts(cell, name) if part)
-
-
-def _markup(cell: Cell, name: str) -> str:
-    first, *rest = (html.escape(part) for part in _parts(cell, name) if part)
-    surely = isinstance(cell, Difference) and cell.p_holm < 0.05
-    first = f"<b>{first}</b>" if surely else first
-    return first + "".join(f"<small>{part}</small>" for part in rest)
 
 
 _LATEX = {"&": "\\&", "%": "\\%", "_": "\\_", "#": "\\#", "$": "\\$", "±": "$\\pm$", "−": "$-$"}

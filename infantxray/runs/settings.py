@@ -1,14 +1,27 @@
-"""Checks a configuration before anything is loaded, and says in one line what is wrong with it."""
+"""Settings: checks of a configuration, and the dataclasses that are built from it.
+
+A configuration is checked before anything is loaded; what is wrong with it is one line. Only this
+module, `configs/` and the commands know a `ConfigDict`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import json
+import logging
 import math
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from infantxray.training.loop import LoopSettings
+
+_log = logging.getLogger(__name__)
 
 TASKS = (
     "pretrain",
@@ -26,12 +39,68 @@ OBJECTIVES = ("l1", "denoise", "masked_pixels", "masked_hog", "simsiam")
 RANDOM, PIXELS = "random", "pixels"  # Of config.encoders, beside stages one.
 OPTIMIZERS = ("adamw", "sgd")
 DTYPES = ("float32", "bfloat16")
-BEST_METRICS = ("roc_auc", "accuracy", "recall", "precision", "f1", "loss", "age_mae_months")
-LOWER_IS_BETTER = ("loss", "age_mae_months")
+HIGHER_IS_BETTER = ("roc_auc", "accuracy", "recall", "precision", "f1")
+BEST_METRICS = (*HIGHER_IS_BETTER, "loss", "age_mae_months")
+
+
+T = TypeVar("T")
 
 
 class ConfigError(UserError):
     """A setting has an impossible value."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as nested dictionaries of plain values, such as JSON holds."""
+    return json.loads(config.to_json_best_effort())
+
+
+def build(cls: type[T], config: Any, **values: Any) -> T:
+    """Builds a dataclass from the settings of the same names.
+
+    Args:
+      cls: the dataclass.
+      config: a configuration or a group of one. Fields that it lacks keep their defaults.
+      **values: fields that are given instead.
+    """
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.name not in values and field.name in config:
+            value = config[field.name]
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)
+
+
+def total_steps(config: Any, num_images: int) -> int:
+    """`train_steps`, or the number of steps of `train_epochs` passes over the training images."""
+    steps = config.train_steps or math.ceil(config.train_epochs * num_images / config.batch_size)
+    _log.info(
+        "%d steps of %d images: %.2f epochs of %d images",
+        steps,
+        config.batch_size,
+        steps * config.batch_size / num_images,
+        num_images,
+    )
+    return steps
+
+
+def loop_settings(config: Any, steps: int, *, best_metric: str | None) -> LoopSettings:
+    """The settings of the training loop of either stage."""
+    from infantxray.training.loop import LoopSettings  # Imports jax: about a second.
+    from infantxray.training.optimizer import OptimizerSettings
+
+    return build(
+        LoopSettings,
+        config,
+        total_steps=steps,
+        optimizer=build(OptimizerSettings, config.optimizer),
+        best_metric=best_metric,
+        lower_is_better=best_metric not in HIGHER_IS_BETTER,
+    )
+
+
+def advice_on_dtype(config: Any) -> str:
+    """What else helps where the loss is not finite."""
+    return "" if config.dtype == "float32" else ", or use config.dtype=float32"
 
 
 def _is_fraction(value) -> bool:

@@ -1,99 +1,52 @@
-"""The folder of a run: its configuration, and what a checkpoint needs to be used again."""
+"""The workdir of a run: its configuration, its lock, and whether it may be used again."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import glob
 import json
-import logging
 import os
+from collections.abc import Mapping
+from typing import Any
 
-from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import UserError
+from data_pipeline.files import write_json
 
-_log = logging.getLogger(__name__)
-
-# Settings that change how a run goes, not what comes out of it, or what is done where it stopped
-# at a file that cannot be read.
+# Settings that do not change the result of a run, and the policy for unreadable files, which may be
+# corrected where it stopped the run.
 _HARMLESS = ("log_every_steps", "data.num_threads", "data.memory_mb", "data.cache", "data.on_error")
-# What a run has written before it comes to anything.
+# Files that a run writes before its first checkpoint.
 _BEGUN = (
     "config.json",
     "split.csv",
+    "model.json",
     "preprocessing.json",
     "history.jsonl",
     "bad_files.csv",
     "events.out.*",
 )
-_locks: dict[str, int] = {}  # Of the folders that this process works in, to its end.
+_locks: dict[str, int] = {}  # Held until this process ends.
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelCard:
-    """`preprocessing.json`: what has to travel with a checkpoint for it to be used correctly.
+def prepare(workdir: str, config: Mapping[str, Any]) -> None:
+    """Makes the folder of a run, locks it for this process, and records the configuration in it.
 
-    Attributes:
-      encoder: name of the network.
-      dtype: it computed in.
-      preprocessing: from a file to an image.
-      classes: names of the conditions, in the order of the logits; empty in stage one.
-      age_mean_months: of the training ages, which the network predicts standardised; None where
-        there is no age head.
-      age_std_months: likewise.
-      age_range_months: lowest and highest age of distribution regression; None for a single number.
-      age_film: whether the age modulates the features of the condition head.
-    """
+    A run that failed before its first checkpoint, such as over a mistyped path, is removed: its
+    command may be corrected.
 
-    encoder: str
-    dtype: str
-    preprocessing: Preprocessing
-    classes: tuple[str, ...] = ()
-    age_mean_months: float | None = None
-    age_std_months: float | None = None
-    age_range_months: tuple[float, float] | None = None
-    age_film: bool = False
-
-    @property
-    def age_range(self) -> tuple[float, float] | None:
-        """`age_range_months`, standardised."""
-        if self.age_range_months is None:
-            return None
-        low, high = self.age_range_months
-        mean, std = self.age_mean_months, self.age_std_months
-        return (low - mean) / std, (high - mean) / std
-
-    def write(self, workdir: str) -> None:
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        values["preprocessing"] = self.preprocessing.to_dict()
-        write_json(os.path.join(workdir, "preprocessing.json"), values)
-
-    @classmethod
-    def read(cls, workdir: str) -> ModelCard:
-        """Raises `UserError` where the folder is not a workdir of stage one or two."""
-        values = _read_json(workdir, "preprocessing.json")
-        values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
-        values["classes"] = tuple(values["classes"])
-        if values.get("age_range_months"):
-            values["age_range_months"] = tuple(values["age_range_months"])
-        return cls(**values)
-
-
-def prepare(workdir: str, config) -> None:
-    """Makes the folder of a run and records the configuration in it.
-
-    A run that ended in an error before it came to anything, such as over a mistyped path, is
-    forgotten: what is put right there may be another setting.
+    Args:
+      workdir: the folder.
+      config: every setting, nested, as `settings.to_dict` gives them.
 
     Raises:
-      UserError: the folder holds a run with other settings; they are named. Or another process
-        is at work in it.
+      UserError: the folder holds a run with other settings, which are named, or another process
+        uses it, or it cannot be written to.
     """
-    os.makedirs(workdir, exist_ok=True)
+    _make_folder(workdir)
     _lock(workdir)
     if os.path.exists(os.path.join(workdir, "config.json")) and not _has_results(workdir):
-        if read_config(workdir)["task"] != config.task:
+        if read_config(workdir)["task"] != config["task"]:
             raise UserError(
                 f"{workdir} holds a run of another task, {read_config(workdir)['task']}; choose "
                 "another --workdir"
@@ -111,19 +64,20 @@ def prepare(workdir: str, config) -> None:
     write_config(workdir, config)
 
 
-def write_config(workdir: str, config) -> None:
-    """Records the configuration in the folder of a run, whatever it held."""
-    write_json(os.path.join(workdir, "config.json"), json.loads(config.to_json_best_effort()))
+def write_config(workdir: str, config: Mapping[str, Any]) -> None:
+    """Records the configuration of a run as `config.json`."""
+    write_json(os.path.join(workdir, "config.json"), config)
 
 
-def changed_settings(workdir: str, config) -> list[str]:
-    """What a run in this folder was started with that is different now.
+def changed_settings(workdir: str, config: Mapping[str, Any]) -> list[str]:
+    """The settings that differ from those of the run in this folder, with both values.
 
-    Empty without a run, or where it has not come to anything.
+    Empty without a run, or where it failed before its first checkpoint. A setting that an earlier
+    version did not have counts only where it was given another value than the default.
     """
     if not os.path.exists(os.path.join(workdir, "config.json")) or not _has_results(workdir):
         return []
-    before, after = _flat(read_config(workdir)), _flat(json.loads(config.to_json_best_effort()))
+    before, after = _flat(read_config(workdir)), _flat(json.loads(json.dumps(config)))
     return [
         f"{key} ({before.get(key)!r} -> {after.get(key)!r})"
         for key in sorted(before.keys() | after.keys())
@@ -131,18 +85,39 @@ def changed_settings(workdir: str, config) -> list[str]:
     ]
 
 
+def _make_folder(workdir: str) -> None:
+    # Orbax reads these as patterns: nothing that it saves there could be opened again.
+    strange = sorted(set(workdir) & set("[]*?\\"))
+    if strange:
+        raise UserError(
+            f"--workdir={workdir} holds {' '.join(strange)}, which checkpoints cannot be read back "
+            "from; choose a name without"
+        )
+    try:
+        os.makedirs(workdir, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(
+            f"--workdir={workdir} is a file, or lies below one; name a folder"
+        ) from None
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be made ({error.strerror})") from None
+
+
 def _lock(workdir: str) -> None:
     """Keeps other processes out of the folder until this one ends."""
     key = os.path.realpath(workdir)
     if key in _locks:
         return
-    descriptor = os.open(os.path.join(workdir, "run.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(os.path.join(workdir, "run.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written to ({error.strerror})") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise UserError(
-            f"another process is at work in {workdir}; wait for it, or choose another --workdir"
+            f"another process uses {workdir}; wait for it, or choose another --workdir"
         ) from None
     except OSError:
         pass  # A file system without locks.
@@ -150,7 +125,7 @@ def _lock(workdir: str) -> None:
 
 
 def _has_results(workdir: str) -> bool:
-    """Whether a run in this folder has come to anything."""
+    """Whether a run in this folder has saved a checkpoint or a result."""
     if any(os.path.exists(os.path.join(workdir, n)) for n in ("metrics.json", "predictions.csv")):
         return True
     folders = [workdir, *glob.glob(os.path.join(glob.escape(workdir), "teachers", "*"))]
@@ -161,38 +136,35 @@ def _has_results(workdir: str) -> bool:
     return False
 
 
-def read_config(workdir: str) -> dict:
+def read_config(workdir: str) -> dict[str, Any]:
     """The resolved configuration of a run."""
-    config = _read_json(workdir, "config.json")
+    config = read_json(workdir, "config.json")
     if not isinstance(config, dict) or "task" not in config:
-        raise UserError(f"config.json in {workdir} is not of a run of this program")
+        raise UserError(f"config.json in {workdir} was not written by this program")
     return config
 
 
-def _read_json(workdir: str, name: str) -> dict:
+def read_json(workdir: str, name: str) -> dict[str, Any]:
+    """Reads a JSON file of a run.
+
+    Raises:
+      UserError: it does not exist, or is not a JSON object.
+    """
     path = os.path.join(os.path.expanduser(workdir), name)
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            values = json.load(file)
     except FileNotFoundError:
         raise UserError(f"{workdir} is not the workdir of a run: it has no {name}") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return values
 
 
-def write_json(path: str, values: dict) -> None:
-    """Writes a file of a run, whole or not at all."""
-    # Whoever is interrupted here leaves the old file, not half a new one, and several processes of
-    # a study may write the same settings at once.
-    temporary = f"{path}.{os.urandom(4).hex()}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-    os.replace(temporary, path)
-
-
-def _flat(values: dict, prefix: str = "") -> dict:
-    result = {}
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
             result |= _flat(value, f"{prefix}{key}.")

@@ -1,71 +1,72 @@
-"""Stage-two models in use: building, loading, and running one over images."""
+"""Inference with stage-two models: building, restoring, and predicting for many images."""
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import logging
-import math
-import os
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.loader import ImageSource, evaluation_batches
+from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
-from data_pipeline.splits import patient_keys
-from infantxray.evaluation.metrics import Predictions
+from infantxray.evaluation.predictions import Predictions
 from infantxray.models import create_encoder
 from infantxray.models.diagnosis import DiagnosisModel
-from infantxray.runs.workdir import ModelCard
+from infantxray.runs.model_spec import ModelSpec
 from infantxray.training import augment, checkpoints
-from infantxray.training.sharding import DataParallel
+from infantxray.training.batches import map_batches
+
+PyTree = Any
 
 _log = logging.getLogger(__name__)
 
 
-def build_model(card: ModelCard, *, freeze_encoder: bool = False) -> DiagnosisModel:
-    """The network that a model card describes."""
-    dtype = jnp.dtype(card.dtype)
+def build_model(spec: ModelSpec, *, freeze_encoder: bool = False) -> DiagnosisModel:
+    """The network of a model specification."""
+    dtype = jnp.dtype(spec.dtype)
     return DiagnosisModel(
-        create_encoder(card.encoder, dtype=dtype),
-        num_classes=len(card.classes),
-        age_head=card.age_mean_months is not None,
-        age_range=card.age_range,
-        age_film=card.age_film,
+        create_encoder(spec.encoder, dtype=dtype),
+        num_classes=len(spec.classes),
+        age_head=spec.has_age,
+        age_range=spec.age_range,
+        age_film=spec.age_film,
         freeze_encoder=freeze_encoder,
         dtype=dtype,
     )
 
 
-def init_variables(model: DiagnosisModel, image_size: int, key: jax.Array):
+def init_variables(model: DiagnosisModel, image_size: int, key: jax.Array) -> PyTree:
     """Fresh `params` and `batch_stats`."""
     return model.init(key, jnp.zeros((1, image_size, image_size, 1)), train=False)
 
 
-def read_card(workdir: str) -> ModelCard:
-    """The card of a stage-two model.
+def read_spec(workdir: str) -> ModelSpec:
+    """The specification of a stage-two model.
 
     Raises:
       UserError: the folder is not a workdir of stage two, or has no checkpoint yet.
     """
-    card = ModelCard.read(workdir)
-    if not card.classes and card.age_mean_months is None:
+    spec = ModelSpec.read(workdir)
+    if not spec.has_heads:
         raise UserError(
             f"{workdir} is a stage-one workdir, without a condition or age head; name the workdir "
             "of configs/finetune.py"
         )
     if not checkpoints.checkpoint_steps(workdir):
         raise UserError(f"{workdir} has no checkpoint yet; run configs/finetune.py to its end")
-    return card
+    return spec
 
 
-def restore(workdir: str, card: ModelCard):
-    """The variables of the checkpoint that was best on the validation images, and its step."""
-    model = build_model(card)
+def restore(workdir: str, spec: ModelSpec) -> tuple[PyTree, int]:
+    """The variables of the best checkpoint, and its step."""
+    model = build_model(spec)
     abstract = jax.eval_shape(
-        lambda: init_variables(model, card.preprocessing.image_size, jax.random.key(0))
+        lambda: init_variables(model, spec.preprocessing.image_size, jax.random.key(0))
     )
     step = checkpoints.best_step(workdir)
     variables, report = checkpoints.restore_variables(workdir, step, abstract)
@@ -78,100 +79,85 @@ def restore(workdir: str, card: ModelCard):
     return variables, step
 
 
+def predict_function(spec: ModelSpec) -> Callable[[PyTree, jax.Array], dict[str, jax.Array]]:
+    """The function from variables and images uint8 `[B, S, S, 1]` to what a model predicts.
+
+    Returns:
+      A function whose result has `features` `[B, C]` (pooled last maps), `probabilities` `[B, K]`
+      where there are conditions, and `age` `[B]` (standardised) where there is an age head.
+    """
+    model = build_model(spec)
+
+    def predict(variables: PyTree, image: jax.Array) -> dict[str, jax.Array]:
+        x = augment.normalise(augment.to_intensity(image), spec.input_mean, spec.input_std)
+        latent = model.apply(variables, x, method=DiagnosisModel.latent)
+        outputs = model.apply(variables, latent, method=DiagnosisModel.heads)
+        result = {"features": latent.mean(axis=(1, 2), dtype=jnp.float32)}
+        if "logits" in outputs:
+            result["probabilities"] = jax.nn.softmax(outputs["logits"])
+        if "age" in outputs:
+            result["age"] = outputs["age"]
+        return result
+
+    return predict
+
+
 class Predictor:
-    """Runs a model over images, on all devices.
+    """Predicts conditions and ages for many images, on all devices.
 
     Args:
-      card: of the model.
+      spec: of the model.
       batch_size: images at a time.
-      num_threads: for decoding.
-      patient_ids: see `data_pipeline.splits.patient_keys`.
+      num_threads: that decode.
+
+    Attributes:
+      model: the network.
     """
 
-    def __init__(
-        self, card: ModelCard, *, batch_size: int, num_threads: int, patient_ids: str = "shared"
-    ):
-        self.card = card
-        self.model = model = build_model(card)
-        self._patient_ids = patient_ids
-        self._sharding = DataParallel()
-        self._batch_size = self._sharding.evaluation_batch_size(batch_size)
-        self._num_threads = num_threads
+    def __init__(self, spec: ModelSpec, *, batch_size: int, num_threads: int):
+        self.spec = spec
+        self.model = build_model(spec)
+        self._batch_size, self._num_threads = batch_size, num_threads
+        self._apply = jax.jit(predict_function(spec))
 
-        def apply(variables, image):
-            x = augment.normalise(augment.to_intensity(image))
-            outputs = model.apply(variables, x, train=False)
-            outputs.pop("age_logits", None)
-            if "logits" in outputs:
-                outputs["probabilities"] = jax.nn.softmax(outputs.pop("logits"))
-            return outputs
+    def stream(
+        self, variables: PyTree, source: ImageSource
+    ) -> Iterator[tuple[Predictions, Records]]:
+        """Predictions batch by batch, in order, without unreadable images."""
+        batches = map_batches(
+            lambda image, _: self._apply(variables, image),
+            source,
+            batch_size=self._batch_size,
+            num_threads=self._num_threads,
+        )
+        for outputs, rows in batches:
+            yield self._predictions(source, rows, outputs)
 
-        self._apply = jax.jit(apply)
-
-    def __call__(self, variables, source: ImageSource) -> tuple[Predictions, Records]:
-        """Images -> `Predictions` and the records they belong to (without unreadable files)."""
-        card = self.card
-        variables = jax.device_put(variables, self._sharding.replicated)
-        outputs, masks = [], []
-        for batch in evaluation_batches(source, self._batch_size, num_threads=self._num_threads):
-            image = jax.device_put(batch["image"], self._sharding.batch)
-            outputs.append(jax.device_get(self._apply(variables, image)))
-            masks.append(batch["mask"])
-        keep = np.flatnonzero(np.concatenate(masks) > 0) if masks else np.zeros(0, int)
-
-        def gather(name, shape):
-            parts = [output[name] for output in outputs if name in output]
-            return np.concatenate(parts)[keep] if parts else np.full(shape, np.nan, np.float32)
-
-        records = source.records.take(keep)
-        ages = gather("age", (len(keep),))
-        if card.age_mean_months is not None:
-            ages = ages * card.age_std_months + card.age_mean_months
+    def _predictions(
+        self, source: ImageSource, rows: np.ndarray, outputs: dict[str, np.ndarray]
+    ) -> tuple[Predictions, Records]:
+        spec, records = self.spec, source.records.take(rows)
+        none = np.zeros((len(rows), len(spec.classes)), np.float32)
+        ages = outputs.get("age", np.full(len(rows), np.nan, np.float32))
         predictions = Predictions(
-            classes=card.classes,
-            probabilities=gather("probabilities", (len(keep), len(card.classes))),
-            label=source.labels[keep],
+            classes=spec.classes,
+            probabilities=outputs.get("probabilities", none),
+            label=source.labels[rows],
             age_months=records.age_months,
-            age_predicted_months=ages,
-            patient=patient_keys(records, self._patient_ids),
+            age_predicted_months=spec.age_in_months(ages) if spec.has_age else ages,
+            patient=records.patient,
         )
         return predictions, records
 
-
-def write_predictions(path: str, predictions: Predictions, records: Records) -> None:
-    """Writes `predictions.csv`; what is unknown is left empty."""
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            [
-                "image_path",
-                "patient_id",
-                "label",
-                "predicted",
-                *(f"p_{name}" for name in predictions.classes),
-                "age_months",
-                "age_predicted_months",
-            ]
-        )
-        for i in range(len(records)):
-            probabilities = predictions.probabilities[i]
-            writer.writerow(
-                [
-                    records.image_path[i],
-                    records.patient_id[i],
-                    records.label[i],
-                    predictions.classes[int(probabilities.argmax())] if len(probabilities) else "",
-                    *(f"{p:.7g}" for p in probabilities),
-                    _number(records.age_months[i]),
-                    _number(predictions.age_predicted_months[i]),
-                ]
-            )
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}".rstrip("0").rstrip(".") if math.isfinite(value) else ""
-
-
-def write_bad_files(folder: str, bad_files) -> None:
-    """Writes `bad_files.csv` where there are any."""
-    bad_files.write(os.path.join(folder, "bad_files.csv"))
+    def __call__(self, variables: PyTree, source: ImageSource) -> tuple[Predictions, Records]:
+        """`Predictions` for all images, and the records they belong to."""
+        parts = list(self.stream(variables, source))
+        if not parts:
+            parts = [self._predictions(source, np.zeros(0, int), {})]
+        arrays = {
+            field.name: np.concatenate([getattr(part, field.name) for part, _ in parts])
+            for field in dataclasses.fields(Predictions)
+            if field.name != "classes"
+        }
+        records = Records.concatenate([records for _, records in parts])
+        return Predictions(classes=self.spec.classes, **arrays), records

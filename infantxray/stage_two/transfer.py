@@ -1,125 +1,185 @@
-"""What stage two takes over from stage one: its encoder, and whom that has seen."""
+"""Transfer from stage one: its encoder, and the patients that it has seen."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from typing import Any
 
 import jax
 
-from data_pipeline import dataset as data
+from data_pipeline.dataset import check_tested
+from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import UserError
 from data_pipeline.splits import Split, check_unseen
 from infantxray.models import create_encoder
 from infantxray.models.depth import pyramid_level
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.models.encoders import has_batchnorm
-from infantxray.models.torch_weights import import_encoder
-from infantxray.runs import workdir
-from infantxray.stage_two import inference as diagnosis
+from infantxray.models.torch_weights import import_encoder, read_encoder
+from infantxray.runs.model_spec import ModelSpec
+from infantxray.stage_two.inference import build_model, init_variables
 from infantxray.training import checkpoints
 
 PyTree = Any
 
 _log = logging.getLogger(__name__)
 
-# The weights of the tasks are a few numbers that have far to go: at the rate of the network they
-# stay within a third of where they start.
+# The weights of the tasks are a few numbers that move far: at the learning rate of the network they
+# stay within a third of their start.
 _TASK_WEIGHTING_FACTOR = 30.0
 
 
-def check_stage_one(config) -> None:
-    """Refuses, before anything is loaded, a stage one that cannot fit."""
-    if not config.pretrained or config.pretrained.startswith("torch:"):
+def is_workdir(pretrained: str) -> bool:
+    """Whether `pretrained` names a workdir: neither empty (random weights) nor `torch:FILE`."""
+    return bool(pretrained) and not pretrained.startswith("torch:")
+
+
+def check_stage_one(pretrained: str, encoder: str, preprocessing: Preprocessing) -> None:
+    """Refuses, before anything is loaded, a stage one that cannot fit.
+
+    Args:
+      pretrained: its workdir, `torch:FILE`, or empty.
+      encoder: name of the encoder of stage two.
+      preprocessing: of stage two.
+
+    Raises:
+      UserError: it has another encoder, or no checkpoint.
+    """
+    if not is_workdir(pretrained):
         return
-    card = workdir.ModelCard.read(config.pretrained)
-    if card.encoder != config.encoder:
+    spec = ModelSpec.read(pretrained)
+    if spec.encoder != encoder:
         raise UserError(
-            f"{config.pretrained} was trained with encoder {card.encoder}, and config.encoder is "
-            f"{config.encoder}; they must be the same"
+            f"{pretrained} was trained with encoder {spec.encoder}, and config.encoder is "
+            f"{encoder}; they must be the same"
         )
-    if not checkpoints.checkpoint_steps(config.pretrained):
+    if not checkpoints.checkpoint_steps(pretrained):
         raise UserError(
-            f"{config.pretrained} has no checkpoint yet; run configs/pretrain.py with "
-            f"--workdir={config.pretrained} first"
+            f"{pretrained} has no checkpoint yet; run configs/pretrain.py with "
+            f"--workdir={pretrained} first"
         )
-    if not checkpoints.is_finished(config.pretrained):
-        _log.warning("stage one in %s is not finished: its latest step is used", config.pretrained)
-    if card.preprocessing != data.preprocessing(config.data):
+    if not checkpoints.is_finished(pretrained):
+        _log.warning("stage one in %s is not finished: using its latest step", pretrained)
+    if spec.preprocessing != preprocessing:
         _log.warning(
-            "stage one read its images another way: %s; here: %s",
-            card.preprocessing,
-            data.preprocessing(config.data),
+            "stage one used different preprocessing: %s; stage two: %s",
+            spec.preprocessing,
+            preprocessing,
         )
 
 
-def check_scored(config, split: Split, roles: tuple[str, ...]) -> None:
-    """Raises `DataError` where no image is left for testing, or stage one saw who is scored."""
+def check_scored(
+    pretrained: str, split: Split, roles: tuple[str, ...], *, patient_ids: str
+) -> None:
+    """Raises `DataError` where no image is left for testing, or stage one trained on the scored.
+
+    Args:
+      pretrained: see `check_stage_one`.
+      split: of stage two.
+      roles: that are scored: `"validation"`, `"test"`.
+      patient_ids: see `Records.with_patients`.
+    """
     for role in roles:
         if role == "test":
-            data.check_tested(split)
-        if config.pretrained and not config.pretrained.startswith("torch:"):
+            check_tested(split)
+        if is_workdir(pretrained):
             check_unseen(
-                os.path.join(os.path.expanduser(config.pretrained), "split.csv"),
+                os.path.join(os.path.expanduser(pretrained), "split.csv"),
                 split[role],
-                config.data.patient_ids,
-                f"stage one must not see who is scored here ({role}), but it trained on",
+                patient_ids,
+                f"stage one must not see the patients scored here ({role}), but it trained on",
             )
 
 
-def untrained_model(config, card: workdir.ModelCard) -> tuple[DiagnosisModel, PyTree]:
-    """The model of `card` as stage two starts from it, with its variables.
+def with_input_scale(spec: ModelSpec, pretrained: str) -> ModelSpec:
+    """The specification with the input scale that the pretrained weights were trained with."""
+    if is_workdir(pretrained):
+        other = ModelSpec.read(pretrained)
+        return dataclasses.replace(spec, input_mean=other.input_mean, input_std=other.input_std)
+    if pretrained:
+        _, scale = read_encoder(spec.encoder, _torch_file(pretrained))
+        return dataclasses.replace(spec, input_mean=scale.mean, input_std=scale.std)
+    return spec
 
-    The encoder is that of `config.pretrained`; all else has random weights, by `config.seed`.
+
+def _torch_file(pretrained: str) -> str:
+    return os.path.expanduser(pretrained.removeprefix("torch:"))
+
+
+def untrained_model(spec: ModelSpec, pretrained: str, seed: int) -> tuple[DiagnosisModel, PyTree]:
+    """The model that stage two starts from, with its variables.
+
+    The encoder is that of `pretrained`; everything else has random weights.
     """
-    model = diagnosis.build_model(card)
-    size = card.preprocessing.image_size
-    init = jax.jit(lambda key: diagnosis.init_variables(model, size, key))
-    return model, start_from(config, init(jax.random.key(config.seed)))
+    model = build_model(spec)
+    size = spec.preprocessing.image_size
+    init = jax.jit(lambda key: init_variables(model, size, key))
+    return model, start_from(pretrained, spec.encoder, init(jax.random.key(seed)))
 
 
-def start_from(config, variables):
-    """Puts the weights of `config.pretrained` into fresh variables."""
-    if not config.pretrained:
+def start_from(pretrained: str, encoder: str, variables: PyTree) -> PyTree:
+    """Puts the encoder of `pretrained` into fresh variables of stage two.
+
+    Args:
+      pretrained: see `check_stage_one`.
+      encoder: its name.
+      variables: `{"params": ..., "batch_stats": ...}`.
+    """
+    if not pretrained:
         _log.info("the encoder starts from random weights")
         return variables
-    if config.pretrained.startswith("torch:"):
-        path = os.path.expanduser(config.pretrained.removeprefix("torch:"))
-        encoder = import_encoder(config.encoder, path)
-        for name, tree in encoder.items():
+    if not is_workdir(pretrained):
+        for name, tree in import_encoder(encoder, _torch_file(pretrained)).items():
             if tree:
                 variables[name] = {**variables[name], "encoder": tree}
         return variables
-    # The last step and not the best: a lower loss of stage one does not mean a better start.
-    step = checkpoints.checkpoint_steps(config.pretrained)[-1]
-    variables, report = checkpoints.restore_variables(
-        config.pretrained, step, variables, only="encoder"
-    )
-    _log.info("encoder of %s, step %d: %s", config.pretrained, step, report)
+    # The last step, not the best: a lower loss of stage one does not mean a better start.
+    step = checkpoints.checkpoint_steps(pretrained)[-1]
+    variables, report = checkpoints.restore_variables(pretrained, step, variables, only="encoder")
+    _log.info("encoder of %s, step %d: %s", pretrained, step, report)
     return variables
 
 
-def learning_rate_factors(config, params):
-    """What multiplies the learning rate of each parameter of stage two: a tree like `params`."""
-    factors = jax.tree.map(lambda _: 1.0, params)
-    if "task_weighting" in params:
-        factors["task_weighting"] = jax.tree.map(
-            lambda _: _TASK_WEIGHTING_FACTOR, params["task_weighting"]
-        )
-    if config.freeze_encoder:
-        factors["encoder"] = jax.tree.map(lambda _: 0.0, params["encoder"])
+@dataclasses.dataclass(frozen=True)
+class LearningRates:
+    """Learning rates of the parts of the model, relative to the optimizer's.
+
+    Attributes:
+      encoder: name of the encoder.
+      freeze_encoder: do not train it.
+      encoder_learning_rate_factor: of its parameters.
+      factor_without_batchnorm: of those of an encoder without BatchNorm, besides.
+      layer_decay: of each pyramid level relative to the next deeper one; 1 = all alike.
+    """
+
+    encoder: str
+    freeze_encoder: bool = False
+    encoder_learning_rate_factor: float = 1.0
+    factor_without_batchnorm: float = 1.0
+    layer_decay: float = 1.0
+
+    def __call__(self, params: PyTree) -> PyTree:
+        """The factor of each parameter: a tree like `params`."""
+        factors = jax.tree.map(lambda _: 1.0, params)
+        if "task_weighting" in params:
+            factors["task_weighting"] = jax.tree.map(
+                lambda _: _TASK_WEIGHTING_FACTOR, params["task_weighting"]
+            )
+        if self.freeze_encoder:
+            factors["encoder"] = jax.tree.map(lambda _: 0.0, params["encoder"])
+            return factors
+        encoder = create_encoder(self.encoder)
+        factor = self.encoder_learning_rate_factor
+        if not has_batchnorm(encoder):
+            factor *= self.factor_without_batchnorm
+        if self.layer_decay < 1:
+            levels = pyramid_level(encoder, params["encoder"])
+            last = max(jax.tree.leaves(levels))
+            factors["encoder"] = jax.tree.map(
+                lambda level: factor * self.layer_decay ** (last - level), levels
+            )
+        else:
+            factors["encoder"] = jax.tree.map(lambda _: factor, params["encoder"])
         return factors
-    encoder = create_encoder(config.encoder)
-    factor = config.encoder_learning_rate_factor
-    if not has_batchnorm(encoder):
-        factor *= config.optimizer.factor_without_batchnorm
-    if config.layer_decay < 1:
-        levels = pyramid_level(encoder, params["encoder"])
-        last = max(jax.tree.leaves(levels))
-        factors["encoder"] = jax.tree.map(
-            lambda level: factor * config.layer_decay ** (last - level), levels
-        )
-    else:
-        factors["encoder"] = jax.tree.map(lambda _: factor, params["encoder"])
-    return factors

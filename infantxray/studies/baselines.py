@@ -1,35 +1,41 @@
-"""What models without a network score: the most frequent class, and ridge on 32 x 32 pixels."""
+"""Baselines without a network: the most frequent class, and ridge regression on 32 x 32 pixels."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 
 import numpy as np
 
+from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import Preprocessing
-from data_pipeline.loader import BadFiles, ImageSource, class_indices, evaluation_batches
+from data_pipeline.files import replaced
+from data_pipeline.loader import ImageSource, class_indices, evaluation_batches
 from data_pipeline.manifest import Records
 from data_pipeline.splits import Split
-from infantxray.evaluation.metrics import Predictions, classification
+from infantxray.evaluation.metrics import classification
+from infantxray.evaluation.predictions import Predictions
 from infantxray.features.classifiers import ridge_path
 
 MAJORITY = "majority class, mean age"
 RIDGE = "ridge on 32 x 32 pixels"
 _SIDE = 32
 _PENALTIES = (0.01, 0.1, 1.0, 10.0)
-_MOST_FILMS = 20_000
+_MOST_IMAGES = 20_000
 
 
-def baselines(settings, split: Split, like: Predictions, images: Records, cache: str) -> dict:
-    """Answers of the baselines for the test images.
+def baselines(
+    settings: DataSettings, split: Split, like: Predictions, images: Records, cache: str
+) -> dict[str, Predictions]:
+    """Predictions of the baselines for the test images.
 
     Args:
-      settings: `config.data`.
+      settings: how images are read.
       split: with the labels that may be trained on.
-      like: answers of any model, for the truth.
-      images: the test images, in their order.
-      cache: file to keep the answers in.
+      like: predictions of any model, for the truth.
+      images: the test images, in the order of `like`.
+      cache: file to keep the predictions in.
 
     Returns:
       `{name: Predictions}`.
@@ -37,8 +43,8 @@ def baselines(settings, split: Split, like: Predictions, images: Records, cache:
     if not os.path.exists(cache):
         os.makedirs(os.path.dirname(cache), exist_ok=True)
         probabilities, ages = _ridge(settings, split, like.classes, images)
-        np.savez(cache + ".tmp.npz", probabilities=probabilities, ages=ages)
-        os.replace(cache + ".tmp.npz", cache)
+        with replaced(cache, "wb") as file:
+            np.savez(file, probabilities=probabilities, ages=ages)
     with np.load(cache) as saved:
         ridge = dataclasses.replace(
             like, probabilities=saved["probabilities"], age_predicted_months=saved["ages"]
@@ -57,19 +63,23 @@ def _majority(train: Records, like: Predictions) -> Predictions:
     return dataclasses.replace(like, probabilities=probabilities, age_predicted_months=ages)
 
 
-def _ridge(settings, split: Split, classes, images: Records) -> tuple[np.ndarray, np.ndarray]:
+def _ridge(
+    settings: DataSettings, split: Split, classes: tuple[str, ...], images: Records
+) -> tuple[np.ndarray, np.ndarray]:
     """Scores `[N, K]` (one class against the rest) and ages `[N]`.
 
     The penalty is the one that does best on the validation images.
     """
     train = split.train.take(split.train.has_label | split.train.has_age)
-    if len(train) > _MOST_FILMS:
-        rows = np.random.default_rng(0).permutation(len(train))[:_MOST_FILMS]
+    if len(train) > _MOST_IMAGES:
+        rows = np.random.default_rng(0).permutation(len(train))[:_MOST_IMAGES]
         train = train.take(np.sort(rows))
     parts = [_pixels(settings, records, classes) for records in (train, split.validation, images)]
     (x, label, age), (x_val, label_val, age_val), (x_test, _, _) = parts
 
-    def best(rows, targets, score):
+    def best(
+        rows: np.ndarray, targets: np.ndarray, score: Callable[[np.ndarray], float]
+    ) -> np.ndarray:
         fits = ridge_path(x[rows], targets, _PENALTIES)
         scores = [score(fit(x_val)) for fit in fits]
         return fits[int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0](x_test)
@@ -85,19 +95,21 @@ def _ridge(settings, split: Split, classes, images: Records) -> tuple[np.ndarray
     aged = np.isfinite(age)
     if aged.any():
 
-        def closeness(found):
-            return -np.nanmean(np.abs(found[:, 0] - age_val))
+        def closeness(found: np.ndarray) -> float:
+            return -float(np.nanmean(np.abs(found[:, 0] - age_val)))
 
         ages = best(aged, age[aged, None].astype(np.float64), closeness)[:, 0]
     return probabilities, ages
 
 
-def _pixels(settings, records: Records, classes):
+def _pixels(
+    settings: DataSettings, records: Records, classes: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixels `[N, 1024]` in [0, 1], labels and ages; unreadable images are black and unknown."""
     how = Preprocessing(
         image_size=_SIDE, resize=settings.resize, trim_borders=settings.trim_borders
     )
-    source = ImageSource(records, classes, how, on_error="skip", bad_files=BadFiles())
+    source = ImageSource(records, classes, how, on_error="skip")
     batches = list(evaluation_batches(source, 64, num_threads=settings.num_threads))
     image = np.concatenate([batch["image"] for batch in batches])[: len(records)]
     readable = np.concatenate([batch["mask"] for batch in batches])[: len(records)] > 0

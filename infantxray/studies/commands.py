@@ -1,86 +1,106 @@
-"""A cell is an ordinary run: its settings, and the one command that repeats it."""
+"""Commands of runs: the settings of a run, and the command line that repeats it."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
+import dataclasses
 import os
 import shlex
 import sys
-
-from ml_collections import ConfigDict
+from collections.abc import Mapping
+from typing import Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.processes import ROOT
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+Settings = dict[str, Any]
 
 
-def defaults(task: str, size: str) -> ConfigDict:
-    """What `--config=configs/<task>.py:<size>` starts from.
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What runs of a task start from: `--config=configs/<name>.py<variant>`.
 
-    By name and not by import: a study hands these files to other processes, and only reads here
-    what it need not repeat on their command lines.
+    Attributes:
+      name: of the task.
+      variant: of its configuration file, such as `:paper`; empty where the file has none.
+      defaults: the settings of that file, nested.
     """
-    get_config = importlib.import_module(f"configs.{task}").get_config
-    return get_config(size) if inspect.signature(get_config).parameters else get_config()
+
+    name: str
+    variant: str
+    defaults: Mapping[str, Any]
+
+    def compose(self, *overrides: Mapping[str, Any]) -> Settings:
+        """The settings of a run, nested.
+
+        Args:
+          *overrides: nested settings; later ones win.
+
+        Raises:
+          UserError: an override names a setting that the task lacks, or has another type.
+        """
+        found = flatten(self.defaults)
+        for override in overrides:
+            for key, value in flatten(override).items():
+                if key not in found:
+                    raise UserError(
+                        f"a variant of the study sets {key} of {self.name}, which has no such "
+                        "setting"
+                    )
+                found[key] = _converted(key, value, found[key], self.name)
+        return nest(found)
+
+    def command(self, settings: Mapping[str, Any], folder: str) -> list[str]:
+        """The command of a run, as a list, with what differs from its configuration file."""
+        before = flatten(self.defaults)
+        changed = {k: v for k, v in flatten(settings).items() if v != before[k]}
+        return [
+            sys.executable,
+            "-m",
+            "infantxray",
+            f"--config={ROOT / 'configs' / self.name}.py{self.variant}",
+            f"--workdir={folder}",
+            *(f"--config.{key}={value}" for key, value in changed.items()),
+        ]
 
 
-def compose(task: str, size: str, *overrides: dict) -> ConfigDict:
-    """The settings of a run of `task`.
-
-    Args:
-      task: name of the run's task.
-      size: variant of its configuration file, `cpu` or `paper`.
-      overrides: nested dictionaries; later ones win.
-
-    Raises:
-      UserError: an override names a setting that the task lacks, or is of another type.
-    """
-    config = defaults(task, size).lock()
-    for override in overrides:
-        for key, value in flatten(override).items():
-            try:
-                config.update_from_flattened_dict({key: value})
-            except KeyError:
-                raise UserError(
-                    f"a variant of the study sets {key} of {task}, which has no such setting"
-                ) from None
-            except TypeError:
-                raise UserError(
-                    f"a variant of the study sets {key} of {task} to {value!r}, which is of "
-                    "another type than in its configuration file"
-                ) from None
-    return config
+def _converted(key: str, value: object, default: object, task: str) -> object:
+    if type(default) is float and type(value) is int:
+        return float(value)
+    if isinstance(default, tuple) and isinstance(value, list):
+        return tuple(value)
+    if type(value) is not type(default):
+        raise UserError(
+            f"a variant of the study sets {key} of {task} to {value!r}, which is of another type "
+            "than in its configuration file"
+        )
+    return value
 
 
-def flatten(values, prefix: str = "") -> dict[str, object]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Settings:
     """Nested dictionaries -> `{"optimizer.learning_rate": 0.001}`."""
-    result = {}
+    result: Settings = {}
     for key, value in values.items():
-        if isinstance(value, (dict, ConfigDict)):
+        if isinstance(value, Mapping):
             result |= flatten(value, f"{prefix}{key}.")
         else:
             result[prefix + key] = value
     return result
 
 
-def arguments(config: ConfigDict, size: str, folder: str) -> list[str]:
-    """The command of a run, as a list: only what differs from its configuration file."""
-    base = defaults(config.task, size)
-    # Variants of a file are named where it has some.
-    variant = f":{size}" if size != "cpu" and base != defaults(config.task, "cpu") else ""
-    before = flatten(base)
-    changed = {k: v for k, v in flatten(config).items() if v != before[k]}
-    return [
-        sys.executable,
-        os.path.join(_ROOT, "main.py"),
-        f"--config={os.path.join(_ROOT, 'configs', config.task)}.py{variant}",
-        f"--workdir={folder}",
-        *(f"--config.{key}={value}" for key, value in changed.items()),
-    ]
+def nest(values: Mapping[str, Any]) -> Settings:
+    """The inverse of `flatten`."""
+    result: Settings = {}
+    for key, value in values.items():
+        *groups, name = key.split(".")
+        inner = result
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[name] = value
+    return result
 
 
 def printed(command: list[str]) -> str:
     """A command for people: short names, quoted for a shell."""
-    short = [part.replace(_ROOT + os.sep, "") for part in command[1:]]
-    return shlex.join(["python", *short])
+    program = ["python", "main.py"] if (ROOT / "main.py").is_file() else ["infantxray"]
+    short = [part.replace(str(ROOT) + os.sep, "") for part in command[3:]]
+    return shlex.join([*program, *short])

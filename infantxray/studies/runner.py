@@ -1,4 +1,4 @@
-"""Runs cells, each in a process of its own: on this machine, or as tasks of a Ray cluster."""
+"""Executes the runs of a study in child processes, on this machine or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import IO, Any
 
 from data_pipeline.errors import UserError
-from infantxray.studies.plan import Cell
+from data_pipeline.processes import child_environment, watched
+from infantxray.studies.plan import Run
 from infantxray.studies.timing import seconds_left
 from infantxray.training.stopping import StopOnSignal
 
@@ -26,13 +28,13 @@ _log = logging.getLogger(__name__)
 _RAY = "ray==2.60.0"
 _ATTEMPTS = 2
 _GPU_FILES = "/dev/nvidia[0-9]*"
-_GPU_SHARE = 0.9  # Of its memory, divided among the cells at a time.
-_LOG = "cell.log"
+_GPU_SHARE = 0.9  # Of its memory, divided among the runs at a time.
+_LOG, _LOCK = "study_run.log", "study_run.lock"
 _POLL_SECONDS = 0.1
 
 
 class Stopped(UserError):
-    """The study was asked to stop; its cells saved where they were."""
+    """The study was asked to stop, and its runs saved their state."""
 
 
 def run_command(
@@ -41,23 +43,23 @@ def run_command(
     environment: dict[str, str],
     stopping: Callable[[], bool] = lambda: False,
 ) -> tuple[int, float]:
-    """Runs one cell to its end, with its messages in `cell.log` of its folder.
+    """Executes one run, with its messages in `study_run.log` in its folder.
 
-    The folder is locked as long as that process lives, also when whoever started it is gone: a
-    study that is started again waits for it, and does not run the same cell beside it.
+    The process holds a lock on the folder as long as it lives, and is asked to stop when this
+    process ends, even by SIGKILL. A study that is started again meanwhile waits for it.
 
     Args:
-      command: of the cell.
+      command: of the run: interpreter, `-m`, module, and its arguments.
       folder: its workdir.
-      environment: of the process, beside this one's.
-      stopping: once it is true, the cell is asked to stop: it saves where it is.
+      environment: of the process.
+      stopping: once it is true, the run is asked to stop, and saves its state.
 
     Returns:
       The exit status, and the seconds that the process took.
     """
     os.makedirs(folder, exist_ok=True)
     with (
-        open(os.path.join(folder, "cell.lock"), "w") as lock,
+        open(os.path.join(folder, _LOCK), "w") as lock,
         open(os.path.join(folder, _LOG), "a", encoding="utf-8") as log,
     ):
         while not _try_lock(lock):
@@ -66,11 +68,11 @@ def run_command(
             time.sleep(_POLL_SECONDS)
         started = time.monotonic()
         process = subprocess.Popen(
-            command,
+            watched(command),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=child_environment(environment),
             pass_fds=(lock.fileno(),),
         )
         asked = False
@@ -88,7 +90,7 @@ def run_command(
         return process.returncode, time.monotonic() - started
 
 
-def _try_lock(file) -> bool:
+def _try_lock(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -97,14 +99,15 @@ def _try_lock(file) -> bool:
 
 
 def last_error(folder: str) -> str:
-    """The last line that says something in a cell's log."""
+    """The last line in the log of a run that is not empty."""
     try:
         with open(os.path.join(folder, _LOG), encoding="utf-8", errors="replace") as file:
             lines = [line.strip() for line in file.read()[-20_000:].splitlines()]
     except FileNotFoundError:
         return "it left no log"
-    said = [line for line in lines if line]
-    return (said or ["it said nothing"])[-1].removeprefix("error: ")
+    return next((line for line in reversed(lines) if line), "its log is empty").removeprefix(
+        "error: "
+    )
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
@@ -117,10 +120,10 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
 
 
 class LocalRunner:
-    """Runs up to `slots` cells at a time on this machine.
+    """Executes up to `slots` runs at a time on this machine.
 
-    One cell at a time has all GPUs. Several are dealt out to the GPUs in turn, and those on one
-    GPU divide its memory.
+    One run at a time has all GPUs. Several are dealt out to the GPUs in turn, and those on one GPU
+    divide its memory.
 
     Args:
       slots: how many.
@@ -143,19 +146,19 @@ class LocalRunner:
         self._pool = ThreadPoolExecutor(slots)
         self._stopping = threading.Event()
 
-    def submit(self, cell: Cell) -> Future:
-        return self._pool.submit(self._run, cell)
+    def submit(self, run: Run) -> Future[tuple[int, float]]:
+        return self._pool.submit(self._execute, run)
 
-    def _run(self, cell: Cell) -> tuple[int, float]:
+    def _execute(self, run: Run) -> tuple[int, float]:
         share = self._shares.get()
         try:
             environment = self._environment | share
-            return run_command(cell.command, cell.folder, environment, self._stopping.is_set)
+            return run_command(run.command, run.folder, environment, self._stopping.is_set)
         finally:
             self._shares.put(share)
 
     def stop(self) -> None:
-        """Asks the running cells to save and stop; their futures end soon after."""
+        """Asks the processes to save and stop; their futures end soon after."""
         self._stopping.set()
 
     def close(self) -> None:
@@ -163,9 +166,9 @@ class LocalRunner:
 
 
 class RayRunner:
-    """Runs cells as tasks of a Ray cluster, a GPU each where it has any.
+    """Executes runs as tasks of a Ray cluster, each with a GPU where the cluster has any.
 
-    Every machine must see this code, its Python and the study's workdir under the same paths.
+    Every machine must have this code, its Python and the study's workdir at the same paths.
 
     Raises:
       UserError: Ray is not installed.
@@ -176,29 +179,27 @@ class RayRunner:
             import ray
         except ImportError:
             raise UserError(
-                f"config.ray_address needs Ray: pip install {_RAY}; one machine needs none, leave "
-                "the setting empty"
+                f"config.ray_address needs Ray: pip install {_RAY}; leave the setting empty to use "
+                "this machine alone"
             ) from None
         self._ray = ray
-        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         ray.init(
-            address=address,
-            runtime_env={"env_vars": {"PYTHONPATH": root}},
-            log_to_driver=False,
+            address=address, runtime_env={"env_vars": child_environment({})}, log_to_driver=False
         )
-        # A GPU, or all processors of a machine: a cell takes what it is given whole.
+        # A GPU, or all processors of a machine: a run uses all that it is given.
         gpus = ray.cluster_resources().get("GPU", 0)
         processors = min(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
         options = {"num_gpus": 1} if gpus else {"num_cpus": processors}
-        self.slots = 10_000  # Ray itself keeps those waiting for which there is no room.
+        self.slots = 10_000  # Ray queues the tasks that do not fit.
         self._task = ray.remote(_run_on_worker).options(max_retries=0, **options)
         self._environment = environment
-        self._references: list = []
+        self._references: list[Any] = []
 
-    def submit(self, cell: Cell) -> Future:
-        reference = self._task.remote(cell.command, cell.folder, self._environment)
+    def submit(self, run: Run) -> Future[tuple[int, float]]:
+        reference = self._task.remote(run.command, run.folder, self._environment)
         self._references.append(reference)
-        return reference.future()
+        future: Future[tuple[int, float]] = reference.future()
+        return future
 
     def stop(self) -> None:
         for reference in self._references:
@@ -208,96 +209,103 @@ class RayRunner:
         self._ray.shutdown()
 
 
-# What a task may use is the worker's to say, not that of the machine that started the study.
+# Set by the worker that executes a task, not by the machine that started the study.
 _OF_THE_WORKER = ("CUDA_VISIBLE_DEVICES", "PATH", "LD_LIBRARY_PATH", "HOSTNAME", "TMPDIR")
 
 
-def _run_on_worker(command, folder, environment) -> tuple[int, float]:
+def _run_on_worker(
+    command: list[str], folder: str, environment: dict[str, str]
+) -> tuple[int, float]:
     own = {name: os.environ[name] for name in _OF_THE_WORKER if name in os.environ}
     return run_command(command, folder, {**environment, **own})
 
 
-def run_cells(todo: Sequence[Cell], plan: Sequence[Cell], finished: set[int], runner) -> dict:
-    """Runs cells, each after those that it needs; one that fails is tried once more.
+def run_all(
+    todo: Sequence[Run],
+    plan: Sequence[Run],
+    finished: set[int],
+    runner: LocalRunner | RayRunner,
+) -> dict[int, str]:
+    """Executes runs, each after those that it needs; one that fails is tried a second time.
 
     Args:
-      todo: cells to run.
-      plan: all cells of the study.
+      todo: runs to execute.
+      plan: all runs of the study.
       finished: numbers of those that are finished; grows.
-      runner: `LocalRunner` or `RayRunner`.
+      runner: where they are executed.
 
     Returns:
-      `{number of a cell: why it failed}`.
+      `{number of a run: why it failed}`.
 
     Raises:
       Stopped: SIGTERM or SIGINT came.
     """
     waiting = list(todo)
-    attempts = dict.fromkeys((cell.index for cell in todo), 0)
+    attempts = dict.fromkeys((run.index for run in todo), 0)
     failed: dict[int, str] = {}
-    running: dict[Future, Cell] = {}
+    running: dict[Future[tuple[int, float]], Run] = {}
     with StopOnSignal(runner.stop) as stop:
         while waiting or running:
-            for cell in list(waiting):
-                broken = [need for need in cell.needs if need in failed]
+            for run in list(waiting):
+                broken = [need for need in run.needs if need in failed]
                 if broken:
-                    failed[cell.index] = f"needs cell {broken[0]}, which failed"
-                    waiting.remove(cell)
+                    failed[run.index] = f"needs run {broken[0]}, which failed"
+                    waiting.remove(run)
                 elif stop.requested:
                     break
-                elif len(running) < runner.slots and finished.issuperset(cell.needs):
-                    waiting.remove(cell)
-                    attempts[cell.index] += 1
-                    _log.info("starts: %d, %s", cell.index, cell.title)
-                    running[runner.submit(cell)] = cell
+                elif len(running) < runner.slots and finished.issuperset(run.needs):
+                    waiting.remove(run)
+                    attempts[run.index] += 1
+                    _log.info("starts: %d, %s", run.index, run.title)
+                    running[runner.submit(run)] = run
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                cell = running.pop(future)
-                problem = _outcome(cell, future)
+                run = running.pop(future)
+                problem = _outcome(run, future)
                 if stop.requested:
                     continue
                 if problem is None:
-                    finished.add(cell.index)
-                    left = [c for c in todo if c.index not in finished and c.index not in failed]
+                    finished.add(run.index)
+                    left = [r for r in todo if r.index not in finished and r.index not in failed]
                     _log.info(
                         "[%d/%d] finished: %d, %s%s",
                         len(todo) - len(left),
                         len(todo),
-                        cell.index,
-                        cell.title,
-                        _time_left(left, plan, runner),
+                        run.index,
+                        run.title,
+                        _time_left(left, plan, runner.slots),
                     )
-                elif attempts[cell.index] < _ATTEMPTS:
-                    _log.warning("%s failed (%s): once more", cell.title, problem)
-                    waiting.insert(0, cell)
+                elif attempts[run.index] < _ATTEMPTS:
+                    _log.warning("%s failed (%s): tried again", run.title, problem)
+                    waiting.insert(0, run)
                 else:
-                    _log.error("%s failed: %s", cell.title, problem)
-                    failed[cell.index] = problem
+                    _log.error("%s failed: %s", run.title, problem)
+                    failed[run.index] = problem
             if stop.requested and not running:
-                raise Stopped("stopped; cells saved where they were: the same command goes on")
+                raise Stopped("stopped; the runs saved their state: the same command resumes")
     return failed
 
 
-def _outcome(cell: Cell, future: Future) -> str | None:
-    """Why a cell failed; None where it finished. Adds to the record of its time."""
+def _outcome(run: Run, future: Future[tuple[int, float]]) -> str | None:
+    """Why a run failed; None if it finished. Updates the record of its time."""
     try:
         status, seconds = future.result()
     except Exception as error:  # Of Ray: a worker died.
         return f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    finished = status == 0 and cell.is_finished()
-    record = cell.read_record()
-    cell.write_record(
+    finished = status == 0 and run.is_finished()
+    record = run.read_record()
+    run.write_record(
         {"seconds": round(record.get("seconds", 0.0) + seconds, 3), "finished": finished}
     )
     if finished:
         return None
     if status < 0:
         return f"killed by {signal.Signals(-status).name}, most often because memory ran out"
-    return last_error(cell.folder) if status else "it ended without being finished"
+    return last_error(run.folder) if status else "it ended without being finished"
 
 
-def _time_left(left: Sequence[Cell], plan: Sequence[Cell], runner) -> str:
-    seconds = seconds_left(left, plan, max(1, min(runner.slots, len(left))))
+def _time_left(left: Sequence[Run], plan: Sequence[Run], slots: int) -> str:
+    seconds = seconds_left(left, plan, max(1, min(slots, len(left))))
     if not left or seconds is None:
         return ""
     return f"; about {max(1, round(seconds / 60))} min left"

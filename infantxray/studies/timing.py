@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from infantxray.studies.plan import Cell
+from infantxray.studies.plan import Run
 
 
-def seconds_left(todo: Iterable[Cell], cells: Iterable[Cell], parallel: int) -> float | None:
-    """Estimated from how long finished cells took; None before any has.
+def seconds_left(todo: Iterable[Run], runs: Iterable[Run], parallel: int) -> float | None:
+    """Estimated from how long finished runs took; None before any has.
 
-    A kind of cell is a task with an encoder. One that was never run is estimated from the same
-    task with other encoders, scaled by how this encoder compares with them in other tasks.
+    A task with an encoder that was never run is estimated from the same task with other encoders,
+    scaled by how this encoder compares with them in other tasks.
     """
     times: dict[tuple[str, str], list[float]] = {}
-    for cell in cells:
-        record = cell.read_record()
+    for run in runs:
+        record = run.read_record()
         if record.get("finished"):
-            times.setdefault((cell.task, cell.encoder), []).append(record["seconds"])
+            times.setdefault((run.task, run.encoder), []).append(record["seconds"])
     known = {kind: sum(values) / len(values) for kind, values in times.items()}
     if not known:
         return None
-    return sum(_estimate(known, cell.task, cell.encoder) for cell in todo) / parallel
+    return sum(_estimate(known, run.task, run.encoder) for run in todo) / parallel
 
 
 def _estimate(known: dict[tuple[str, str], float], task: str, encoder: str) -> float:

@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
-# Grey level of natural photographs (the mean over ImageNet's three colours), so that encoders
-# with imported ImageNet weights see intensities in the range they were trained on.
-MEAN, STD = 0.449, 0.226
+from infantxray.models.input_scale import IMAGENET
+
+MEAN, STD = IMAGENET.mean, IMAGENET.std
 
 
-def normalise(image: jax.Array) -> jax.Array:
-    """Intensity `[..]` in [0, 1] -> zero mean, unit variance (nominally)."""
-    return (image - MEAN) / STD
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Random changes to training images. 0 switches one off; the default changes nothing.
+
+    Attributes:
+      rotation_degrees: rotations are drawn from plus or minus this.
+      scale: relative, up and down.
+      shift: of the image side, in each direction.
+      contrast: relative.
+      brightness: of the intensity range.
+      gamma: in log units.
+      noise: largest standard deviation, of the intensity range; each image has 0 to that.
+      erase: largest side of a square that is set to the image's mean, of the image side.
+      flip_left_right, flip_up_down: flip half of the images.
+    """
+
+    rotation_degrees: float = 0.0
+    scale: float = 0.0
+    shift: float = 0.0
+    contrast: float = 0.0
+    brightness: float = 0.0
+    gamma: float = 0.0
+    noise: float = 0.0
+    erase: float = 0.0
+    flip_left_right: bool = False
+    flip_up_down: bool = False
 
 
-def denormalise(image: jax.Array) -> jax.Array:
+def normalise(image: jax.Array, mean: float = MEAN, std: float = STD) -> jax.Array:
+    """Shifts and scales intensities in [0, 1] to the input scale of a network."""
+    return (image - mean) / std
+
+
+def denormalise(image: jax.Array, mean: float = MEAN, std: float = STD) -> jax.Array:
     """The inverse of `normalise`."""
-    return image * STD + MEAN
+    return image * std + mean
 
 
 def to_intensity(image: jax.Array) -> jax.Array:
@@ -25,7 +55,7 @@ def to_intensity(image: jax.Array) -> jax.Array:
     return image.astype(jnp.float32) / 255.0
 
 
-def augment(image: jax.Array, key: jax.Array, settings) -> jax.Array:
+def augment(image: jax.Array, key: jax.Array, settings: Augmentation) -> jax.Array:
     """A random variation of each image.
 
     Geometry (rotation, scale, shift, and flips where asked for) is one bilinear resampling; then
@@ -35,7 +65,7 @@ def augment(image: jax.Array, key: jax.Array, settings) -> jax.Array:
     Args:
       image: intensities in [0, 1], `[B, H, W, 1]`.
       key: one key for the batch.
-      settings: `config.augment`.
+      settings: the size of each change.
 
     Returns:
       `[B, H, W, 1]`, in [0, 1].
@@ -44,20 +74,20 @@ def augment(image: jax.Array, key: jax.Array, settings) -> jax.Array:
     return jax.vmap(lambda x, k: _augment_one(x, k, settings))(image, keys)
 
 
-def _augment_one(image: jax.Array, key: jax.Array, settings) -> jax.Array:
+def _augment_one(image: jax.Array, key: jax.Array, settings: Augmentation) -> jax.Array:
     geometry_key, tone_key, noise_key = jax.random.split(key, 3)
     image = _resample(image, geometry_key, settings)
     image = _tone(image, tone_key, settings)
     if settings.erase:
         image = _erase(image, jax.random.fold_in(key, 3), settings)
     if settings.noise:
-        # Down to none: a network that has only ever seen noisy images reads clean ones wrongly.
+        # Includes no noise: a network trained on noisy images alone misreads clean ones.
         deviation = settings.noise * jax.random.uniform(jax.random.fold_in(noise_key, 0))
         image = image + deviation * jax.random.normal(noise_key, image.shape)
     return jnp.clip(image, 0.0, 1.0)
 
 
-def _resample(image: jax.Array, key: jax.Array, settings) -> jax.Array:
+def _resample(image: jax.Array, key: jax.Array, settings: Augmentation) -> jax.Array:
     """Rotation, scale, shift and flips about the centre; the outside is black."""
     height, width = image.shape[:2]
     u = jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
@@ -95,7 +125,7 @@ def _bilinear(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arra
     return (above * (1 - down) + below * down)[..., None]
 
 
-def _tone(image: jax.Array, key: jax.Array, settings) -> jax.Array:
+def _tone(image: jax.Array, key: jax.Array, settings: Augmentation) -> jax.Array:
     u = jax.random.uniform(key, (3,), minval=-1.0, maxval=1.0)
     mean = image.mean()
     image = (image - mean) * (1.0 + settings.contrast * u[0]) + mean
@@ -103,7 +133,7 @@ def _tone(image: jax.Array, key: jax.Array, settings) -> jax.Array:
     return jnp.clip(image, 0.0, 1.0) ** jnp.exp(settings.gamma * u[2])
 
 
-def _erase(image: jax.Array, key: jax.Array, settings) -> jax.Array:
+def _erase(image: jax.Array, key: jax.Array, settings: Augmentation) -> jax.Array:
     """A square of random size and place takes the image's mean (Zhong et al., AAAI 2020)."""
     height, width = image.shape[:2]
     side, y, x = jax.random.uniform(key, (3,))

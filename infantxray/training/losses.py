@@ -1,4 +1,4 @@
-"""Losses, one value an example: masks and means are applied once, in the loop."""
+"""Losses, one value an example. The training step applies masks and means."""
 
 from __future__ import annotations
 
@@ -118,6 +118,6 @@ def weigh_by_uncertainty(
 
 
 def _check_shapes(prediction: tuple[int, ...], target: tuple[int, ...]) -> None:
-    """Broadcasting would turn a forgotten axis into a wrong loss without a word."""
+    """Raises ValueError where broadcasting would hide a forgotten axis."""
     if prediction != target:
         raise ValueError(f"Shape mismatch: got prediction {prediction} and target {target}.")

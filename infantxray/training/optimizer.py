@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,7 +11,28 @@ import optax
 PyTree = Any
 
 
-def learning_rate_schedule(settings, total_steps: int) -> optax.Schedule:
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """The optimizer and its schedule.
+
+    Attributes:
+      name: `"adamw"`, or `"sgd"` (Nesterov momentum 0.9).
+      learning_rate: at the end of the warm-up.
+      warmup_fraction: of all steps.
+      weight_decay: decoupled, on kernels alone; it is multiplied by the learning rate.
+      clip_norm: largest norm of the whole gradient; 0 = no clipping.
+      factor_without_batchnorm: multiplies the learning rate of encoders without BatchNorm.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    warmup_fraction: float = 0.05
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    factor_without_batchnorm: float = 0.03
+
+
+def learning_rate_schedule(settings: OptimizerSettings, total_steps: int) -> optax.Schedule:
     """Linear warm-up to `settings.learning_rate`, then cosine to zero at `total_steps`."""
     warmup_steps = round(settings.warmup_fraction * total_steps)
     return optax.warmup_cosine_decay_schedule(
@@ -22,15 +44,15 @@ def learning_rate_schedule(settings, total_steps: int) -> optax.Schedule:
 
 
 def create_optimizer(
-    settings, total_steps: int, factors: PyTree | None = None
+    settings: OptimizerSettings, total_steps: int, factors: PyTree | None = None
 ) -> optax.GradientTransformation:
-    """The optimizer of `config.optimizer`.
+    """Creates the optimizer with its schedule.
 
     Args:
-      settings: `config.optimizer`.
+      settings: which optimizer, and its rates.
       total_steps: length of the schedule.
-      factors: a tree like the parameters of numbers that multiply the learning rate; 0 leaves a
-        parameter as it is. None: 1 for all.
+      factors: tree like the parameters, of numbers that multiply the learning rate; 0 freezes a
+        parameter. None = 1 for all.
     """
     schedule = learning_rate_schedule(settings, total_steps)
 
@@ -58,6 +80,6 @@ def create_optimizer(
     return optimizer
 
 
-def _is_kernel(params):
+def _is_kernel(params: PyTree) -> PyTree:
     """True for kernels: biases and the scales of normalisation are not decayed."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,4 +1,4 @@
-"""One mesh over all devices: batches are divided along it, everything else is on each of them."""
+"""Data parallelism: batches are divided over all devices, everything else is replicated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Being asked to stop."""
+"""Graceful shutdown on SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class StopOnSignal:
     """Turns SIGTERM and the first SIGINT into a request to stop; a second one ends the process.
 
     Args:
-      on_request: called when the request comes, inside the signal handler.
+      on_request: called inside the signal handler.
 
     Attributes:
-      requested: whether it came.
+      requested: whether a signal came.
     """
 
     def __init__(self, on_request: Callable[[], None] = lambda: None):

@@ -1,12 +1,13 @@
-"""TensorBoard files, and `history.jsonl` beside them for the report.
+"""TensorBoard files, and the same scalars in `history.jsonl` for the report.
 
-The one place that imports TensorFlow (through CLU), and only when a writer is made: two seconds
-and half a gigabyte that no other part of the program has to pay. Without TensorFlow the same
-summaries are written through the tensorboard package alone.
+This is the only module that imports TensorFlow (through CLU), and only when a writer is created:
+the import takes two seconds and half a gigabyte. Without TensorFlow the same summaries are written
+by the tensorboard package alone.
 """
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import io
 import json
@@ -15,10 +16,15 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
+import jax
 import numpy as np
 from PIL import Image
+
+from data_pipeline import files
+
+_log = logging.getLogger(__name__)
 
 
 class Writer(Protocol):
@@ -35,7 +41,7 @@ class Writer(Protocol):
 def create_writer(folder: str) -> Writer:
     """CLU's TensorBoard writer, or, where TensorFlow is not installed, `EventFileWriter`."""
     if importlib.util.find_spec("tensorflow") is None:
-        logging.getLogger(__name__).info("no TensorFlow: TensorBoard files are written without it")
+        _log.info("TensorFlow is not installed: writing TensorBoard files without it")
         return EventFileWriter(folder)
     # TensorFlow only writes files here: no need to hear how it would compute.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -120,36 +126,112 @@ def _to_uint8(images: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(np.asarray(images, np.float32) * 255), 0, 255).astype(np.uint8)
 
 
-class History:
-    """Scalars by step as JSON lines, one object a line: `{"step": 20, "train/loss": 0.31}`.
+class ScalarLog:
+    """Logs scalars to TensorBoard and to `history.jsonl`.
+
+    A resumed run logs every step once: what a killed run had logged after the checkpoint that it
+    resumes from is removed from both.
 
     Args:
-      path: the file.
-      step: where a resumed run starts: later lines, of a run that was cut off, are removed.
+      folder: the workdir.
+      step: the step that the run starts from, 0 for a new run.
+
+    Attributes:
+      writer: for images and text.
     """
 
-    def __init__(self, path: str, step: int):
-        kept = [row for row in read_history(path) if row["step"] <= step]
-        with open(path, "w", encoding="utf-8") as file:
+    def __init__(self, folder: str, step: int):
+        # A run that starts afresh logs step 0 again.
+        last = step or -1
+        self._path = os.path.join(folder, "history.jsonl")
+        kept = [row for row in read_history(self._path) if row["step"] <= last]
+        with files.replaced(self._path) as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
-        self._path = path
+        purge_events(folder, last)
+        self.writer = create_writer(folder)
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        row = {"step": step} | {
-            # JSON has no NaN.
-            tag: float(value) if math.isfinite(value) else None
-            for tag, value in scalars.items()
-        }
+    def __call__(self, step: int, scalars: Mapping[str, float]) -> None:
+        if not scalars:
+            return
+        self.writer.write_scalars(step, scalars)
+        # JSON has no NaN.
+        finite = {k: float(v) if math.isfinite(v) else None for k, v in scalars.items()}
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps({"step": step} | finite) + "\n")
+
+    def describe(self, params: Any, description: str) -> None:
+        """Writes the table of parameters to TensorBoard, and their number by group to the log."""
+        from clu import parameter_overview
+
+        table = parameter_overview.get_parameter_overview(params, include_stats=False)
+        texts = {"parameters": f"```\n{table}\n```", "config": f"```\n{description}\n```"}
+        self.writer.write_texts(0, texts)
+        for name, subtree in params.items():
+            count = sum(leaf.size for leaf in jax.tree.leaves(subtree))
+            _log.info("%-20s %12s parameters", name, f"{count:,}")
+
+    def close(self) -> None:
+        self.writer.flush()
+        self.writer.close()
+
+
+def purge_events(folder: str, step: int) -> None:
+    """Removes the events after a step from the TensorBoard files of a folder.
+
+    Args:
+      folder: with `events.out.tfevents.*` files. A torn record at the end of one is dropped too.
+      step: the last step to keep; -1 removes every file.
+    """
+    paths = sorted(glob.glob(os.path.join(glob.escape(folder), "events.out.tfevents.*")))
+    if step < 0:
+        for path in paths:
+            os.remove(path)
+        return
+    for path in paths:
+        kept, dropped = _read_events(path, step)
+        if not dropped:
+            continue
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        with files.replaced(path, "wb") as file:
+            records = RecordWriter(file)
+            for record in kept:
+                records.write(record)
+
+
+def _read_events(path: str, step: int) -> tuple[list[bytes], int]:
+    """The records of an event file up to a step, and how many others there are."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto import event_pb2
+
+    kept, dropped = [], 0
+    for record in RawEventFileLoader(path).Load():
+        if event_pb2.Event.FromString(record).step <= step:
+            kept.append(record)
+        else:
+            dropped += 1
+    size = sum(len(record) + 16 for record in kept)  # Length, its checksum, and the record's.
+    return kept, dropped + (size != os.path.getsize(path))
 
 
 def read_history(path: str) -> list[dict[str, float]]:
-    """The rows of `history.jsonl`, none where it does not exist. A torn last line is left out."""
+    """Reads `history.jsonl`.
+
+    Returns:
+      Its rows, `{"step": 20, "train/loss": 0.31}`; none where the file does not exist. Damaged
+      lines, such as a torn last one, are skipped.
+    """
+    if not os.path.exists(path):
+        return []
     rows = []
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                if line.endswith("\n"):
-                    rows.append(json.loads(line))
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+            else:
+                _log.warning("%s: skipped a damaged line", path)
     return rows

@@ -1,6 +1,7 @@
 """configs/check_data.py: what is wrong with the data is found, named and counted."""
 
 import csv
+import dataclasses
 import os
 
 import numpy as np
@@ -9,7 +10,9 @@ from PIL import Image
 
 from configs.check_data import get_config
 from data_pipeline import audit
+from data_pipeline.errors import UserError
 from data_pipeline.manifest import read_manifest
+from data_pipeline.sources import open_sources
 from infantxray.commands.check_data import run
 from infantxray.evaluation.shortcuts import TOGETHER, shortcuts
 
@@ -62,7 +65,9 @@ def check(spec, workdir, **changes):
 def test_clean_data_pass(tmp_path):
     problems, code = check(build(tmp_path / "a", clean()), tmp_path / "out")
     assert code == 0
-    assert {problem["kind"] for problem in problems} <= {"rare class"}
+    # Random images are not alike.
+    assert {problem["kind"] for problem in problems} <= {"rare class", "not judged"}
+    assert [p["severity"] for p in problems if p["kind"] == "not judged"] == ["note"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "nothing that must be mended" in page
     assert "prefers-color-scheme: dark" in page
@@ -263,6 +268,113 @@ def test_outliers_are_listed(tmp_path):
     assert found["6.png"] == "16 bits, unlike the others"
 
 
+def six_kinds(folder):
+    """Six kinds of images without a common mean; the fourth image is inverted."""
+    rows = []
+    for i in range(120):
+        kind = ("hand", "chest", "skull", "knee", "spine", "foot")[i % 6]
+        pixels = image(i % 6) // 2 + image(100 + i) // 2
+        rows.append((f"{i}.png", f"P{i}", kind, "", 255 - pixels if i == 3 else pixels))
+    return build(folder, rows)
+
+
+def test_inverted_images_are_found_among_those_of_their_label(tmp_path):
+    problems, _ = check(six_kinds(tmp_path / "a"), tmp_path / "out")
+    (found,) = [p for p in problems if p["message"].startswith("perhaps inverted")]
+    assert found["image_path"].endswith("/3.png")
+    assert not [p for p in problems if p["kind"] == "not judged"]
+
+
+def test_inverted_images_are_found_among_those_of_their_body_part(tmp_path):
+    records = open_sources(six_kinds(tmp_path / "a"))
+    kinds, unlabelled = records.label, records.replace(label=np.full(120, "", object))
+    images = audit.measure(list(records.image_path), num_processes=1)
+    found, not_judged = audit.outliers(images, unlabelled)
+    assert (3, "perhaps inverted") not in found
+    assert not_judged[0].startswith("whether an image is inverted was not judged for 120 of 120 ")
+    known = dataclasses.replace(images, body_part=kinds)
+    found, not_judged = audit.outliers(known, unlabelled)
+    assert [row for row, what in found if what == "perhaps inverted"] == [3]
+    assert not_judged == []
+
+
+def test_what_is_not_judged_is_said(tmp_path):
+    rows = [
+        (f"{i}.png", f"P{i}", "mass", "train", image(5) // 2 + image(i) // 2) for i in range(12)
+    ]
+    problems, _ = check(build(tmp_path / "a", rows), tmp_path / "out")
+    (note,) = [p for p in problems if p["kind"] == "not judged"]
+    assert note["severity"] == "note"
+    assert note["message"].startswith(
+        "whether an image is inverted was not judged for 12 of 12 ima"
+    )
+    assert "not judged for 12 of 12" in (tmp_path / "out" / "report.html").read_text()
+
+
+def with_ages(folder, ages, column="age_months", n=40):
+    spec = build(folder, clean(n))
+    path = folder / "manifest.csv"
+    lines = path.read_text().splitlines()
+    rows = [line.rpartition(",")[0] + f",{age}" for line, age in zip(lines[1:], ages, strict=True)]
+    path.write_text("\n".join([lines[0].replace("age_months", column), *rows]) + "\n")
+    return spec
+
+
+@pytest.mark.parametrize("ages", [["83.3"] * 40, ["7"] + [""] * 39, ["0.1"] * 40])
+def test_ages_that_are_all_equal(tmp_path, ages):
+    """The histogram of the page had more bins than numbers between its ends."""
+    _, code = check(with_ages(tmp_path / "a", ages), tmp_path / "out")
+    assert code == 0
+    assert "Age, years" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_ages_far_from_the_others_are_named(tmp_path):
+    ages = [i % 30 for i in range(38)] + [720, 480]
+    problems, code = check(with_ages(tmp_path / "a", ages), tmp_path / "out")
+    found = [p for p in problems if p["kind"] == "age"]
+    assert code == 0
+    assert "(480, 720 months): 2 images, such as" in found[0]["message"]
+    assert {p["image_path"].rpartition("/")[2] for p in found} == {"38.png", "39.png"}
+    # From infancy to school, and adults.
+    for spread in (range(0, 200, 5), range(200, 1000, 20)):
+        problems, _ = check(with_ages(tmp_path / "a", spread), tmp_path / "out")
+        assert not [p for p in problems if p["kind"] == "age"]
+    problems, _ = check(with_ages(tmp_path / "a", [0] * 4 + [300] * 36), tmp_path / "out")
+    messages = {p["message"] for p in problems if p["kind"] == "age"}
+    assert any("where no other is below a year: 4 images" in message for message in messages)
+
+
+def test_a_column_of_ages_that_is_not_used_is_named(tmp_path):
+    spec = with_ages(tmp_path / "a", range(40), column="Age")
+    problems, _ = check(spec, tmp_path / "out")
+    (found,) = [p for p in problems if p["kind"] == "age"]
+    assert "no age is read from Age, whose unit is unknown" in found["message"]
+
+
+def test_a_workdir_that_cannot_be_written_is_refused_before_reading(tmp_path, monkeypatch):
+    monkeypatch.setattr(audit, "measure", None)
+    (tmp_path / "file").write_text("")
+    config = get_config()
+    config.data.train = build(tmp_path / "a", clean())
+    with pytest.raises(
+        UserError, match=r"file/out cannot be written to \(Not a directory\); choose"
+    ):
+        run(config, str(tmp_path / "file" / "out"))
+
+
+def test_names_that_a_spreadsheet_would_run_are_text(tmp_path):
+    rows = clean()
+    rows[6] = ("6.png", "=HYPERLINK(1)", "@mass", "test", rows[6][4])
+    rows[0] = ("0.png", "=HYPERLINK(1)", "@mass", "train", rows[0][4])
+    check(build(tmp_path / "a", rows), tmp_path / "out")
+    for name in ("problems.csv", "films.csv"):
+        with (tmp_path / "out" / name).open(newline="") as file:
+            cells = [cell for row in csv.reader(file) for cell in row]
+        assert any("HYPERLINK" in cell for cell in cells)
+        assert not any(cell.startswith(tuple("=+-@")) for cell in cells)
+    assert "=HYPERLINK(1)" in read_manifest(tmp_path / "out" / "films.csv").patient_id
+
+
 def test_different_images_are_not_the_same():
     def measured(images):
         n = len(images)
@@ -270,6 +382,7 @@ def test_different_images_are_not_the_same():
         return audit.Images(
             reason=np.array([""] * n, object),
             note=np.array([""] * n, object),
+            body_part=np.array([""] * n, object),
             digest=np.array([bytes([i]) for i in range(n)], object),
             height=ones, width=ones, bits=ones, brightness=ones, contrast=ones, border=ones,
             thumbnail=np.stack(images),
@@ -287,7 +400,8 @@ def test_the_area_under_the_curve_of_noise_is_no_alarm():
     n = 400
     radiographs = audit.Images(
         reason=np.array([""] * n, object), note=np.array([""] * n, object),
-        digest=np.arange(n), height=random.integers(200, 300, n).astype(float),
+        body_part=np.array([""] * n, object), digest=np.arange(n),
+        height=random.integers(200, 300, n).astype(float),
         width=random.integers(200, 300, n).astype(float), bits=np.full(n, 8.0),
         brightness=random.random(n), contrast=random.random(n), border=random.random(n),
         thumbnail=np.zeros((n, 32, 32), np.uint8),

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from configs import finetune as finetune_config
+from data_pipeline.dataset import DataSettings, open_split
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import UserError
-from data_pipeline.loader import ImageSource
+from data_pipeline.loader import ImageSource, mixed_batches
 from data_pipeline.manifest import Records
 from infantxray.commands import finetune
-from infantxray.runs.workdir import ModelCard
+from infantxray.runs import settings
 from infantxray.stage_two import self_training
 
 CLASSES = ("mass", "normal")
@@ -28,28 +29,25 @@ def make_source(num_labelled, num_aged=0, num_images=200):
 def test_a_checkpoint_is_chosen_on_a_hundred_images_or_not_at_all(caplog):
     """Twelve images reach an AUC of 1 by chance, long before training is at its end."""
     config = finetune_config.get_config()
-    assert finetune._chosen_by(config, make_source(100)) == "roc_auc"
+    assert finetune._best_metric(config, make_source(100)) == "roc_auc"
     assert caplog.text == ""
-    assert finetune._chosen_by(config, make_source(99, num_aged=200)) is None
+    assert finetune._best_metric(config, make_source(99, num_aged=200)) is None
     assert "99 validation images with a known condition are too few" in caplog.text
     config.best_metric = "age_mae_months"
-    assert finetune._chosen_by(config, make_source(0, num_aged=100)) == "age_mae_months"
-    assert finetune._chosen_by(config, make_source(200, num_aged=99)) is None
+    assert finetune._best_metric(config, make_source(0, num_aged=100)) == "age_mae_months"
+    assert finetune._best_metric(config, make_source(200, num_aged=99)) is None
     assert "99 validation images with a known age" in caplog.text
 
 
-def test_a_teacher_comes_only_where_it_has_something_to_say(caplog):
+def test_self_training_is_skipped_where_every_image_has_a_label(caplog):
     caplog.set_level("INFO", logger="infantxray")
-    config = finetune_config.get_config("best")
-    card = ModelCard("resnet50", "float32", HOW, CLASSES)
-    assert self_training.wants_teacher(config, card, make_source(199))
-    assert not self_training.wants_teacher(config, card, make_source(200))
-    assert "no teacher is needed" in caplog.text
-    config.self_training.linear_probe = False
-    assert not self_training.wants_teacher(config, card, make_source(3))
-    config.self_training.teacher_steps = 10
+    teaching = self_training.Teaching(linear_probe=True)
+    assert self_training.is_needed(teaching, CLASSES, make_source(199))
+    assert not self_training.is_needed(teaching, CLASSES, make_source(200))
+    assert "self-training is skipped" in caplog.text
+    assert not self_training.is_needed(self_training.Teaching(), CLASSES, make_source(3))
     with pytest.raises(UserError, match="no training image has a label"):
-        self_training.wants_teacher(config, ModelCard("resnet50", "float32", HOW), make_source(0))
+        self_training.is_needed(self_training.Teaching(teacher_steps=10), (), make_source(0))
 
 
 def test_rare_labels_are_drawn_for_every_batch(caplog):
@@ -66,11 +64,25 @@ def test_rare_labels_are_drawn_for_every_batch(caplog):
     rows = []
     read = rare.read_batch
     rare.read_batch = lambda drawn: rows.append(drawn) or {"label": rare.labels[drawn]}
-    batch = next(finetune._mixed_batches(config, rare))
+    batches = mixed_batches(
+        rare,
+        config.batch_size,
+        num_labelled=finetune._num_labelled(config),
+        seed=config.seed,
+        num_threads=1,
+    )
+    batch = next(batches)
     rare.read_batch = read
     assert (batch["label"][:4] >= 0).all()
     assert len(batch["label"]) == 16
     assert len(set(rows[0][4:])) == 12
+
+
+def open_data(config, folder):
+    """The divided records, and the model that they call for."""
+    data = settings.build(DataSettings, config.data)
+    split = open_split(data, str(folder))
+    return split, finetune._specify(config, data, split)
 
 
 def write_manifest(folder, test_labels):
@@ -92,16 +104,16 @@ def test_conditions_that_are_tested_alone_are_refused(tmp_path, caplog):
     """Left out in silence, the score would be of an easier task than the one that was set."""
     config = write_manifest(tmp_path, ["mass", "normal", "Normal", "rare", "rare"])
     with pytest.raises(UserError, match=r"test have a condition.*'Normal', 'rare' \(training"):
-        finetune._open_data(config, str(tmp_path / "run"))
+        open_data(config, tmp_path / "run")
     config.data.classes = ("mass", "normal")  # On purpose.
-    _, card = finetune._open_data(config, str(tmp_path / "run"))
-    assert card.classes == ("mass", "normal")
+    _, spec = open_data(config, tmp_path / "run")
+    assert spec.classes == ("mass", "normal")
     assert "no image for" not in caplog.text
 
 
 def test_conditions_that_nobody_is_tested_for_are_named(tmp_path, caplog):
     config = write_manifest(tmp_path, ["mass", "mass"])
-    finetune._open_data(config, str(tmp_path / "run"))
+    open_data(config, tmp_path / "run")
     assert "no image for test has: normal" in caplog.text
 
 
@@ -110,7 +122,7 @@ def test_who_has_no_validation_images_still_trains(tmp_path):
     text = (tmp_path / "films.csv").read_text().replace(",validation", ",train")
     (tmp_path / "films.csv").write_text(text)
     config.data.validation_fraction = 0.0
-    split, _ = finetune._open_data(config, str(tmp_path / "run"))
+    split, _ = open_data(config, tmp_path / "run")
     assert (len(split.train), len(split.validation), len(split.test)) == (22, 0, 2)
     assert finetune._validate(None, make_source(0, num_images=0), {}) == {}
 
@@ -120,4 +132,4 @@ def test_images_of_which_nothing_is_known(tmp_path):
     config = finetune_config.get_config()
     config.data.train = f"manifest:{tmp_path / 'films.csv'}"
     with pytest.raises(UserError, match="a manifest gives them in its columns label and age_mon"):
-        finetune._open_data(config, str(tmp_path))
+        open_data(config, tmp_path)

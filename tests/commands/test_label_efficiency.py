@@ -10,7 +10,7 @@ from PIL import Image
 from configs import label_efficiency as label_efficiency_config
 from configs import pretrain as pretrain_config
 from data_pipeline.errors import DataError
-from data_pipeline.splits import keep_labels, patient_keys, read_split
+from data_pipeline.splits import keep_labels, read_split
 from infantxray.commands import label_efficiency, pretrain
 from infantxray.evaluation.metrics import classification
 from infantxray.models import encoders
@@ -51,7 +51,7 @@ def test_every_encoder_is_probed_on_the_same_draws(config, tmp_path):
     # The draws are those of data.label_seed, and so those of studies.
     split = read_split(tmp_path / "split.csv")
     expected = [
-        keep_labels(split.train, 0.5, config.data.split_seed, config.data.patient_ids, draw)
+        keep_labels(split.train, 0.5, config.data.split_seed, draw)
         for draw in range(3)
     ]
     assert counts[:3] == [str(kept.has_label.sum()) for kept in expected]
@@ -188,7 +188,7 @@ def test_a_image_that_cannot_be_read_is_left_out(config, tmp_path):
     label_efficiency.run(config, str(tmp_path / "broken"))
     assert (tmp_path / "broken" / "bad_files.csv").exists()
     assert read_draws(tmp_path / "broken")[0]["roc_auc"] == "1.000000"
-    assert len(set(patient_keys(split.train, "shared"))) == len(split.train)
+    assert len(set(split.train.patient)) == len(split.train)
 
 
 def test_encoders_by_name():

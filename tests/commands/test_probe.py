@@ -1,34 +1,11 @@
 import csv
 import json
 
-import numpy as np
-from frozen_features import Tiny, clusters
-from sklearn.neighbors import NearestNeighbors
+from frozen_features import Tiny
 
 from configs import probe as probe_config
 from infantxray.commands import probe
-from infantxray.commands.probe import nearest
 from infantxray.models import encoders
-
-
-def test_neighbours_are_those_of_scikit_learn():
-    features, _ = clusters(90, 0)
-    other, _ = clusters(20, 1)
-    rows, weights = nearest(features, other)
-    mean, std = features.mean(0), features.std(0) + 1e-6
-    reference = NearestNeighbors(n_neighbors=20, metric="cosine").fit((features - mean) / std)
-    distance, expected = reference.kneighbors((other - mean) / std)
-    assert [set(row) for row in rows] == [set(row) for row in expected]
-    np.testing.assert_allclose(weights.sum(1), 1.0, rtol=1e-5)
-    votes = np.exp(-distance / 0.07)
-    np.testing.assert_allclose(weights, votes / votes.sum(1, keepdims=True), rtol=1e-3, atol=1e-6)
-
-
-def test_fewer_images_than_neighbours():
-    features, _ = clusters(3, 0)
-    rows, weights = nearest(features, features)
-    assert rows.shape == weights.shape == (3, 3)
-    assert rows[:, 0].tolist() == [0, 1, 2]  # Each is nearest to itself.
 
 
 def test_a_frozen_encoder_is_probed(tmp_path, monkeypatch):

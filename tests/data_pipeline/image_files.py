@@ -1,9 +1,14 @@
-"""Images of known content in the formats that the decoder must read, for several test files."""
+"""Images of known content in every format that the decoder reads, for several test files."""
 
 import io
+import tempfile
+from pathlib import Path
 
+import gdcm
+import jpeg_ls
 import numpy as np
 import pydicom
+from openjpeg.utils import encode_array
 from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -15,6 +20,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGLSLossless,
     RLELossless,
 )
 
@@ -30,17 +36,25 @@ def ramp(height=60, width=80, bits=12):
 
 
 def dicom_bytes(
-    pixels, *, syntax=ExplicitVRLittleEndian, compressed=None, remove=(), tags=(), **elements
+    pixels,
+    *,
+    syntax=ExplicitVRLittleEndian,
+    compressed=None,
+    pixel_data=None,
+    remove=(),
+    tags=(),
+    **elements,
 ):
     """A DICOM file of `pixels` `[H, W]`, MONOCHROME2, 12 bits unless `elements` say otherwise.
 
-    `remove` names elements to leave out, `tags` adds some as `(tag, representation, value)`.
+    `remove` names elements to leave out, `tags` adds some as `(tag, representation, value)`,
+    `compressed` is a stream and `pixel_data` a representation with bytes to store instead.
     """
     with pydicom.config.disable_value_validation():  # Wrong values are what is tested.
-        return _dicom_bytes(pixels, syntax, compressed, remove, tags, elements)
+        return _dicom_bytes(pixels, syntax, compressed, pixel_data, remove, tags, elements)
 
 
-def _dicom_bytes(pixels, syntax, compressed, remove, tags, elements):
+def _dicom_bytes(pixels, syntax, compressed, pixel_data, remove, tags, elements):
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
@@ -70,6 +84,8 @@ def _dicom_bytes(pixels, syntax, compressed, remove, tags, elements):
         dataset.PixelData = encapsulate([compressed])
         dataset["PixelData"].VR = "OB"
         dataset["PixelData"].is_undefined_length = True
+    elif pixel_data is not None:
+        dataset.add_new("PixelData", *pixel_data)
     elif syntax == RLELossless:
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         dataset.PixelData = pixels.tobytes()
@@ -108,6 +124,31 @@ def jpeg_2000(pixels):
     return picture_bytes(pixels, "JPEG2000", irreversible=False, no_jp2=True)
 
 
+def jpeg_2000_of(pixels, bits, **options):
+    """The same of any precision, by OpenJPEG."""
+    return bytes(encode_array(pixels, bits_stored=bits, **options))
+
+
+def gdcm_dicom(pixels, syntax, **elements):
+    """A DICOM file in an encoding that GDCM writes; `syntax` is GDCM's name for it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/image"
+        Path(path).write_bytes(dicom_bytes(pixels, **elements))
+        reader = gdcm.ImageReader()
+        reader.SetFileName(path)
+        assert reader.Read()
+        change = gdcm.ImageChangeTransferSyntax()
+        change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer = gdcm.ImageWriter()
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        writer.SetFileName(path)
+        assert writer.Write()
+        return Path(path).read_bytes()
+
+
 def every_format():
     """`{name: file}`: one image of 8 or 12 bits in each format and transfer syntax."""
     image = ramp()
@@ -129,6 +170,10 @@ def every_format():
         "rle": dicom_bytes(image, syntax=RLELossless),
         "jpeg_2000": dicom_bytes(image, syntax=JPEG2000Lossless, compressed=jpeg_2000(image),
                                  BitsStored=16, HighBit=15, WindowCenter=2048, WindowWidth=4096),
+        "jpeg_ls": dicom_bytes(image, syntax=JPEGLSLossless,
+                               compressed=bytes(jpeg_ls.encode_array(image))),
+        "jpeg_lossless": gdcm_dicom(image, "JPEGLosslessProcess14_1"),
+        "jpeg_12_bits": gdcm_dicom(image, "JPEGExtendedProcess2_4"),
         "dicom_jpeg": dicom_bytes(small, syntax=JPEGBaseline8Bit,
                                   compressed=picture_bytes(small, "JPEG")),
     }  # fmt: skip

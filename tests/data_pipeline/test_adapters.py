@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_files import dicom_bytes, ramp
+from PIL import Image
 
 from data_pipeline.adapters import ADAPTERS
 from data_pipeline.errors import DataError
+from data_pipeline.manifest import Box
 
 
 def touch(path: Path, content: bytes = b"") -> Path:
@@ -110,6 +112,45 @@ class TestFolder:
         records = ADAPTERS["folder"](str(tmp_path))
         assert table(records, "age_months") == {"IM0001": (3.0,), "1.2.840.113": (3.0,)}
 
+    def test_dicom_without_preamble(self, tmp_path):
+        """Old archives, in both encodings; a text that begins alike is none."""
+        explicit = dicom_bytes(ramp())[132:]
+        implicit = b"\x08\0\x05\0\x0a\0\0\0ISO_IR 100" + b"\x08\0\x60\0\2\0\0\0DX"
+        for name, content in (("IM0099", explicit), ("IM0100", implicit), ("note", b"\x08\0text")):
+            touch(tmp_path / name, content)
+        records = ADAPTERS["folder"](f"{tmp_path}:headers=no")
+        assert [Path(path).name for path in records.image_path] == ["IM0099", "IM0100"]
+
+    def test_one_image(self, tmp_path):
+        touch(tmp_path / "mass" / "a.dcm", dicom_bytes(ramp(), PatientAge="003M"))
+        touch(tmp_path / "mass" / "b.dcm")
+        records = ADAPTERS["folder"](str(tmp_path / "mass" / "a.dcm"))
+        assert table(records, "label", "age_months") == {"a.dcm": ("", 3.0)}
+        write(tmp_path / "m.csv", "image_path\nmass/a.dcm\n")
+        with pytest.raises(
+            DataError, match=r"neither a folder nor an image; a CSV file is named mani"
+        ):
+            ADAPTERS["folder"](str(tmp_path / "m.csv"))
+
+    @pytest.mark.parametrize("beside", ["preprocessing.json", "model.json", "metrics.json", ""])
+    def test_workdirs_of_runs_are_left_out(self, tmp_path, caplog, beside):
+        """Their figures became a class."""
+        caplog.set_level("INFO", logger="data_pipeline")
+        touch(tmp_path / "mass" / "a.png")
+        touch(tmp_path / "normal" / "b.png")
+        write(tmp_path / "normal" / "config.json", "{}")  # Not of this project.
+        run = tmp_path / "runs" / "finetune"
+        write(run / "config.json", '{"task": "finetune", "data": {}}')
+        touch(run / (beside or "log.txt"))
+        touch(run / "figures" / "saliency" / "c.png")
+        records = ADAPTERS["folder"](str(tmp_path))
+        assert set(records.label) == {"mass", "normal"}
+        assert f"{run} is the workdir of a run; left out" in caplog.text
+        # Nor where the data themselves were named as workdir.
+        (run / "config.json").rename(tmp_path / "config.json")
+        (run / "figures").rename(tmp_path / "figures")
+        assert set(ADAPTERS["folder"](str(tmp_path)).label) == {"mass", "normal"}
+
     def test_dicom_headers(self, tmp_path):
         touch(tmp_path / "a.dcm", dicom_bytes(ramp(), PatientAge="003M", PatientSex="M"))
         touch(tmp_path / "b.dcm", dicom_bytes(ramp(), PatientAge="", ViewPosition="AP"))
@@ -148,7 +189,7 @@ class TestFolder:
             touch(tmp_path / f"{name}.dcm", dicom_bytes(ramp(), PatientID=patient))
         records = ADAPTERS["folder"](str(tmp_path))
         assert (records.patient_id == "").tolist() == [True] * 2 + [False] * 2
-        assert "2 images carry a PatientID that stands for no one person" in caplog.text
+        assert "2 images carry a PatientID that is a placeholder" in caplog.text
         assert word not in caplog.text.replace("such as ANONYMOUS", "")
 
     @pytest.mark.parametrize("field", ["PatientBirthDate", "PatientSex"])
@@ -263,8 +304,15 @@ class TestFolder:
         names = [path.removeprefix(f"{tmp_path}/images/") for path in records.image_path]
         assert names == ["mass/a.png", "mass/other/b.png", "normal/b.png", "normal/back/a.png"]
         (tmp_path / "images" / "knot").symlink_to("knot")
-        with pytest.raises(DataError, match=r"knot cannot be read \(Too many levels of symbolic"):
-            ADAPTERS["folder"](str(tmp_path / "images"))
+        assert len(ADAPTERS["folder"](str(tmp_path / "images"))) == 4
+
+    def test_folders_that_link_to_each_other_end(self, tmp_path):
+        names = [str(i) for i in range(12)]
+        for name in names:
+            touch(tmp_path / "mass" / name / "a.png")
+            for other in names:
+                (tmp_path / "mass" / name / f"to{other}").symlink_to(f"../{other}")
+        assert 12 <= len(ADAPTERS["folder"](str(tmp_path))) <= 24
 
     def test_a_folder_that_may_not_be_read_is_one_clear_line(self, tmp_path, monkeypatch):
         touch(tmp_path / "mass" / "a.png")
@@ -297,7 +345,7 @@ def test_nih(tmp_path):
     records = ADAPTERS["nih"](str(tmp_path))
     assert table(records, "patient_id", "age_months", "sex", "view", "label", "split") == {
         "00000001_000.png": ("nih-1", 684.0, "M", "PA", "Cardiomegaly", "test"),
-        "00000001_001.png": ("nih-1", 696.0, "M", "PA", "", "test"),
+        "00000001_001.png": ("nih-1", 696.0, "M", "PA", "Cardiomegaly|Emphysema", "test"),
         "00000003_000.png": ("nih-3", None, "F", "AP", "Hernia", "train"),
     }
     everyone = ADAPTERS["nih"](f"{tmp_path}:min_age_months=0")
@@ -331,9 +379,10 @@ def test_chexpert(tmp_path, layout):
     assert all(os.path.exists(path) for path in records.image_path)
     assert table(records, "patient_id", "age_months", "sex", "view", "label", "split") == {
         "view1_frontal.jpg": ("chexpert-00001", 816.0, "F", "AP", "No Finding", "train"),
-        "view2_lateral.jpg": ("chexpert-00002", None, "M", "Lateral", "", "train"),
+        "view2_lateral.jpg": ("chexpert-00002", None, "M", "Lateral", "Cardiomegaly", "train"),
         "view4_frontal.jpg": ("chexpert-64541", 876.0, "M", "AP", "Cardiomegaly", "validation"),
     }
+    assert table(records, "uncertain")["view2_lateral.jpg"] == (("Edema",),)
 
 
 def test_mimic_cxr(tmp_path):
@@ -367,7 +416,7 @@ def test_padchest(tmp_path):
     assert all(os.path.exists(path) for path in records.image_path)
     assert table(records, "patient_id", "age_months", "sex", "view", "label") == {
         "a.png": ("padchest-p1", 1008.0, "F", "PA", "normal"),
-        "b.png": ("padchest-p2", 768.0, "M", "L", ""),
+        "b.png": ("padchest-p2", 768.0, "M", "L", "nodule|pneumonia"),
         "d.png": ("padchest-p4", None, "", "AP", ""),
     }
 
@@ -387,17 +436,50 @@ def test_vindr_cxr(tmp_path):
     for name in ("agreed", "normal", "several", "alone", "torn"):
         touch(tmp_path / "train" / f"{name}.dicom")
     touch(tmp_path / "test" / "held.dicom")
-    assert table(ADAPTERS["vindr_cxr"](str(tmp_path)), "label", "split") == {
+    records = ADAPTERS["vindr_cxr"](str(tmp_path))
+    assert table(records, "label", "split") == {
         "agreed.dicom": ("Cardiomegaly", "train"),
         "normal.dicom": ("No finding", "train"),
-        "several.dicom": ("", "train"),
+        "several.dicom": ("ILD|Nodule/Mass", "train"),
         "alone.dicom": ("ILD", "train"),
         "torn.dicom": ("", "train"),
         "held.dicom": ("", "test"),
     }
+    found = table(records, "uncertain", "boxes")
+    assert found["torn.dicom"][0] == ("Calcification", "ILD")  # One reader of three each.
+    assert found["agreed.dicom"][0] == ()
+    assert found["agreed.dicom"][1][-1] == Box(3, 3, 4, 4, "Cardiomegaly")
+    assert [len(found[f"{name}.dicom"][1]) for name in ("agreed", "normal", "alone")] == [3, 0, 1]
 
 
-def test_vindr_pcxr(tmp_path):
+@pytest.mark.parametrize("labels", [True, False])
+def test_vindr_cxr_of_physionet(tmp_path, labels):
+    """Annotations lie beside the images; the consensus for testing names no reader."""
+    folder = tmp_path / "annotations"
+    rows = "".join(f"aaa,R{i},Cardiomegaly,1,1,9,9\nccc,R{i},No finding,,,,\n" for i in (1, 2, 3))
+    corners = "x_min,y_min,x_max,y_max"
+    write(folder / "annotations_train.csv", f"image_id,rad_id,class_name,{corners}\n{rows}")
+    write(
+        folder / "annotations_test.csv",
+        f"image_id,class_name,{corners}\nbbb,Cardiomegaly,1,2,3,4\n",
+    )
+    if labels:  # They hold diagnoses that have no box.
+        rows = "".join(f"aaa,R{i},1,{int(i < 3)},0\nccc,R{i},0,0,1\n" for i in (1, 2, 3))
+        header = "image_id,rad_id,Cardiomegaly,Tuberculosis,No finding\n"
+        write(folder / "image_labels_train.csv", header + rows)
+    for name in ("train/aaa", "train/ccc", "test/bbb"):
+        touch(tmp_path / f"{name}.dicom")
+    assert table(ADAPTERS["vindr_cxr"](str(tmp_path)), "label", "split") == {
+        "aaa.dicom": ("Cardiomegaly|Tuberculosis" if labels else "Cardiomegaly", "train"),
+        "ccc.dicom": ("No finding", "train"),
+        "bbb.dicom": ("Cardiomegaly", "test"),
+    }
+    boxes = table(ADAPTERS["vindr_cxr"](str(tmp_path)), "boxes")
+    assert boxes["bbb.dicom"] == ((Box(1, 2, 3, 4, "Cardiomegaly"),),)
+    assert len(boxes["aaa.dicom"][0]) == 3
+
+
+def test_vindr_pcxr(tmp_path, caplog):
     header = (
         "image_id,rad_ID,No finding,Bronchitis,Brocho-pneumonia,Other disease,Bronchiolitis,"
         "Situs inversus,Pneumonia,Pleuro-pneumonia,Diagphramatic hernia,Tuberculosis,"
@@ -419,7 +501,7 @@ def test_vindr_pcxr(tmp_path):
     records = ADAPTERS["vindr_pcxr"](str(tmp_path))
     assert table(records, "label", "split", "age_months", "sex", "patient_id") == {
         f"{'a' * 32}.dicom": ("Brocho-pneumonia", "train", 5.0, "F", ""),
-        f"{'b' * 32}.dicom": ("", "train", None, "F", ""),
+        f"{'b' * 32}.dicom": ("Bronchitis|Pneumonia", "train", None, "F", ""),
         f"{'c' * 32}.dicom": (
             "Diagphramatic hernia",
             "test",
@@ -428,7 +510,15 @@ def test_vindr_pcxr(tmp_path):
             "",
         ),
     }
-    assert not ADAPTERS["vindr_pcxr"](f"{tmp_path}:headers=no").has_age.any()
+    (tmp_path / "train" / f"{'b' * 32}.dicom").unlink()
+    rows = f"{'a' * 32},Brocho-pneumonia,1.5,2,30,40\n{'c' * 32},No finding,,,,\n"
+    write(
+        tmp_path / "annotations_train.csv", "image_id,class_name,x_min,y_min,x_max,y_max\n" + rows
+    )
+    partial = ADAPTERS["vindr_pcxr"](f"{tmp_path}:headers=no")
+    assert not partial.has_age.any()
+    assert "1 of 3 images listed are not on disk" in caplog.text
+    assert partial.boxes.tolist() == [(Box(1.5, 2, 30, 40, "Brocho-pneumonia"),), ()]
 
 
 def test_kermany(tmp_path):
@@ -455,6 +545,118 @@ def test_kermany(tmp_path):
     assert set(ADAPTERS["kermany"](str(tmp_path)).label) == {"NORMAL", "PNEUMONIA"}
     with pytest.raises(DataError, match="classes is 4"):
         ADAPTERS["kermany"](f"{tmp_path}:classes=4")
+
+
+def build_original_kermany(root, names):
+    for i, name in enumerate(names):
+        touch(root / "CellData" / "chest_xray" / f"{name}.jpeg", str(i).encode())
+    return str(root)
+
+
+def test_kermany_as_on_mendeley(tmp_path):
+    place = build_original_kermany(
+        tmp_path,
+        (
+            "train/PNEUMONIA/BACTERIA-1008087-0001",
+            "train/PNEUMONIA/BACTERIA-1008087-0002",
+            "train/PNEUMONIA/VIRUS-40699-0001",
+            "train/NORMAL/NORMAL-7422-0001",
+            "test/NORMAL/NORMAL-7422-0002",
+        ),
+    )
+    records = ADAPTERS["kermany"](f"{place}:classes=3")
+    assert table(records, "patient_id", "label", "split") == {
+        "BACTERIA-1008087-0001.jpeg": ("kermany-1008087", "BACTERIA", "train"),
+        "BACTERIA-1008087-0002.jpeg": ("kermany-1008087", "BACTERIA", "train"),
+        "VIRUS-40699-0001.jpeg": ("kermany-40699", "VIRUS", "train"),
+        # One person: the leak is seen when the images are divided.
+        "NORMAL-7422-0001.jpeg": ("kermany-7422", "NORMAL", "train"),
+        "NORMAL-7422-0002.jpeg": ("kermany-7422", "NORMAL", "test"),
+    }
+    assert set(ADAPTERS["kermany"](place).label) == {"NORMAL", "PNEUMONIA"}
+
+
+def test_numbers_of_kermany_that_begin_again_in_every_split(tmp_path):
+    """Two splits use one name for different images."""
+    names = [
+        f"{split}/{kind}-{n}-0001"
+        for split in ("train", "test")
+        for kind, n in (("PNEUMONIA/VIRUS", 1), ("NORMAL/NORMAL", 2))
+    ]
+    records = ADAPTERS["kermany"](build_original_kermany(tmp_path, names))
+    assert set(records.patient_id) == {f"kermany-{s}-{n}" for s in ("train", "test") for n in "12"}
+
+
+@pytest.mark.parametrize("name", ["scan1", "person1", "IM0115", "BACTERIA-x-1", "COVID-1-1"])
+def test_other_names_than_kermanys_are_refused(tmp_path, name):
+    touch(tmp_path / "train" / "NORMAL" / "IM-0115-0001.jpeg", b"x")
+    touch(tmp_path / "train" / "NORMAL" / f"{name}.jpeg", b"y")
+    with pytest.raises(DataError, match=rf"1 of 2 files are not named as in .*{name}\.jpeg"):
+        ADAPTERS["kermany"](str(tmp_path))
+
+
+def test_files_of_macos_and_synology_are_passed_over(tmp_path):
+    junk = b"\0\5\x16\7Mac OS X \xff\xfe"
+    touch(tmp_path / "ker" / "train" / "NORMAL" / "IM-0115-0001.jpeg", b"x")
+    touch(tmp_path / "ker" / "train" / "NORMAL" / "._IM-0115-0001.jpeg", junk)
+    touch(tmp_path / "ker" / "train" / "NORMAL" / "@eaDir" / "IM-0116-0001.jpeg", junk)
+    assert len(ADAPTERS["kermany"](str(tmp_path / "ker"))) == 1
+    write(tmp_path / "rsna" / "boneage-training-dataset.csv", "id,boneage,male\n1,180,False\n")
+    touch(tmp_path / "rsna" / "._boneage-training-dataset.csv", junk)
+    touch(tmp_path / "rsna" / "boneage-training-dataset" / "1.png")
+    touch(tmp_path / "rsna" / "boneage-training-dataset" / "._1.png", junk)
+    assert len(ADAPTERS["rsna_bone_age"](str(tmp_path / "rsna"))) == 1
+    write(tmp_path / "graz" / "dataset.csv", "filestem,patient_id,age,fracture_visible\na,1,2,\n")
+    touch(tmp_path / "graz" / "._dataset.csv", junk)
+    touch(tmp_path / "graz" / "@eaDir" / "a.png", junk)
+    touch(tmp_path / "graz" / "images" / "a.png")
+    (path,) = ADAPTERS["grazpedwri"](str(tmp_path / "graz")).image_path
+    assert path.endswith("images/a.png")
+
+
+class TestPartialDownloads:
+    """What is there is kept, and the rest is counted."""
+
+    def check(self, name, folder, caplog, *names):
+        records = ADAPTERS[name](str(folder))
+        assert [Path(path).name for path in records.image_path] == list(names)
+        assert all(map(os.path.exists, records.image_path))
+        assert "images listed are not on disk; left out" in caplog.text
+        for path in records.image_path:
+            os.unlink(path)
+        with pytest.raises(DataError, match=r"none of the \d images listed was found"):
+            ADAPTERS[name](str(folder))
+
+    def test_padchest(self, tmp_path, caplog):
+        """The first archive is missing: all paths were those of a flat folder."""
+        header = "ImageID,ImageDir,StudyDate_DICOM,PatientID,PatientBirth,Labels\n"
+        rows = "x0.png,0,20140915,9,1930.0,['normal']\nx3.png,3,20140915,10,1930.0,['mass']\n"
+        write(tmp_path / "PADCHEST_labels.csv", header + rows)
+        touch(tmp_path / "3" / "x3.png")
+        self.check("padchest", tmp_path, caplog, "x3.png")
+
+    def test_chexpert(self, tmp_path, caplog):
+        rows = [f"CheXpert-v1.0/train/patient{i:05}/study1/view1.jpg,Male,50" for i in range(3)]
+        write(tmp_path / "train.csv", "\n".join(["Path,Sex,Age", *rows]))
+        valid = "CheXpert-v1.0/valid/patient64541/study1/v.jpg,Male,50\n"
+        write(tmp_path / "valid.csv", "Path,Sex,Age\n" + valid)
+        touch(tmp_path / "CheXpert-v1.0" / "train" / "patient00002" / "study1" / "view1.jpg")
+        self.check("chexpert", tmp_path, caplog, "view1.jpg")
+
+    def test_mimic_cxr(self, tmp_path, caplog):
+        rows = "a,10000032,50414267,PA\nb,11000032,50414268,PA\n"
+        header = "dicom_id,subject_id,study_id,ViewPosition\n"
+        write(tmp_path / "mimic-cxr-2.0.0-metadata.csv", header + rows)
+        write(tmp_path / "mimic-cxr-2.0.0-split.csv", "dicom_id,split\na,train\nb,test\n")
+        touch(tmp_path / "files" / "p11" / "p11000032" / "s50414268" / "b.jpg")
+        self.check("mimic_cxr", tmp_path, caplog, "b.jpg")
+
+    def test_rsna_bone_age(self, tmp_path, caplog):
+        """An image of another split with the same number is another person's."""
+        write(tmp_path / "boneage-training-dataset.csv", "id,boneage,male\n7,180,False\n")
+        write(tmp_path / "boneage-test-dataset.csv", "Case ID,Sex\n7,F\n")
+        touch(tmp_path / "boneage-training-dataset" / "7.png")
+        self.check("rsna_bone_age", tmp_path, caplog, "7.png")
 
 
 def test_rsna_bone_age(tmp_path):
@@ -500,6 +702,28 @@ def test_grazpedwri(tmp_path, caplog):
         "0002_b.png": ("graz-0002", 48.0, "LATERAL", "no fracture"),
     }
     assert "1 of 3 images listed are not on disk" in caplog.text
+
+
+def test_boxes_of_grazpedwri(tmp_path, caplog):
+    header = "filestem,patient_id,age,fracture_visible\n"
+    write(tmp_path / "dataset.csv", header + "a,1,-1,1\nb,2,999,1\nc,3,5,\nd,4,6,\n")
+    for name in "abcd":
+        Image.new("L", (200, 100)).save(touch(tmp_path / f"{name}.png"))
+    write(tmp_path / "yolov5" / "labels" / "a.txt", "3 0.5 0.5 0.1 0.2\n8 0.05 0.1 0.1 0.2\n")
+    write(
+        tmp_path / "pascalvoc" / "b.xml",
+        "<annotation><size><width>200</width></size><object><name>fracture</name><bndbox><xmin>1"
+        "</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox></object></annotation>",
+    )
+    write(tmp_path / "c.xml", "<annotation><object></annotation>")
+    records = ADAPTERS["grazpedwri"](str(tmp_path))
+    first, text = records.boxes[0]
+    assert first == pytest.approx((90, 40, 110, 60, "fracture"))
+    assert text == pytest.approx((0, 0, 20, 20, "text"))
+    assert records.boxes[1:].tolist() == [(Box(1, 2, 3, 4, "fracture"),), (), ()]
+    assert "1 files of boxes cannot be read" in caplog.text
+    assert records.has_age.tolist() == [False, False, True, True]
+    assert "2 ages are taken as unknown, such as '-1', '999'" in caplog.text
 
 
 class TestAihub:

@@ -1,23 +1,32 @@
 """Decoded images come back as they would be decoded, and never for another preprocessing."""
 
+import fcntl
+import json
 import logging
+import os
 import threading
+import time
 
 import numpy as np
 import pytest
 from image_files import picture_bytes, ramp
 
+from data_pipeline import cache as cache_module
 from data_pipeline.cache import (
     cache_folder,
-    cached_keys,
     create_folder,
     find_cache,
     open_cache,
     path_keys,
+    read_keys,
+    sweep,
+    to_decode,
     write_shard,
 )
 from data_pipeline.decode import DECODER_VERSION, Preprocessing, load_image
 from data_pipeline.errors import UserError
+from data_pipeline.loader import ImageSource
+from data_pipeline.manifest import Records
 
 HOW = Preprocessing(32)
 
@@ -44,7 +53,6 @@ def test_images_come_back(tmp_path, radiographs, dtype):
     assert write_shard(folder, [missing], HOW, dtype)[0] == 0
     cache = find_cache(tmp_path / "cache", HOW)
     assert len(cache) == 6
-    assert cache.missing(radiographs) == 1
     assert cache.lookup(radiographs[6]) is None
     for path in radiographs[:6]:
         row = cache.lookup(path)
@@ -91,7 +99,8 @@ def test_an_interrupted_shard_does_not_count(tmp_path, radiographs):
     keys = sorted(folder.glob("*.keys.npy"))
     left = np.load(keys[1])
     keys[0].unlink()
-    np.testing.assert_array_equal(cached_keys(folder), np.sort(left))
+    ((_, found),) = read_keys(folder, set())
+    np.testing.assert_array_equal(found["key"], left["key"])
     cache = find_cache(tmp_path / "cache", HOW)
     assert len(cache) == len(left)
     for path in radiographs:
@@ -107,6 +116,150 @@ def test_a_miss_is_said_once(tmp_path, radiographs, caplog):
         for _ in range(3):
             assert cache.lookup(radiographs[5]) is None
     assert caplog.text.count("not in the cache") == 1
+
+
+def decoded(paths):
+    return np.stack([load_image(path, HOW) for path in paths])
+
+
+def read_all(cache, paths):
+    """Images by `read_into`, and which of them it filled in."""
+    images = np.zeros((len(paths), 32, 32), np.uint8)
+    return images, cache.read_into(paths, images)
+
+
+def test_a_changed_file_is_read_again(tmp_path, radiographs, caplog):
+    folder = create_folder(tmp_path / "cache", HOW)
+    write_shard(folder, radiographs, HOW, "uint8")
+    before = decoded(radiographs)
+    with open(radiographs[2], "wb") as file:
+        file.write(picture_bytes(ramp()[::-1] << 4, "PNG"))
+    os.utime(radiographs[4], ns=(0, 1_000_000_000))  # A backup of the same size, perhaps.
+    os.remove(radiographs[5])
+    cache = find_cache(tmp_path / "cache", HOW)
+    images, here = read_all(cache, radiographs)
+    assert here.tolist() == [True, True, False, True, False, True, True]
+    np.testing.assert_array_equal(images[here], before[here])
+    assert cache.get(radiographs[2]) is None
+    assert caplog.text.count("changed since it was prepared") == 1
+    assert radiographs[2] in caplog.text
+    source = ImageSource(Records.create(radiographs, source="x"), (), HOW, cache=tmp_path / "cache")
+    np.testing.assert_array_equal(source[2]["image"][..., 0], load_image(radiographs[2], HOW))
+    # Prepared again, the newer record counts.
+    todo = to_decode(folder, np.array(radiographs, object), set())
+    assert todo.tolist() == [radiographs[2], radiographs[4]]
+    write_shard(folder, todo, HOW, "uint8")
+    assert len(to_decode(folder, np.array(radiographs, object), set())) == 0
+    cache = find_cache(tmp_path / "cache", HOW)
+    assert len(cache) == 7
+    np.testing.assert_array_equal(cache.get(radiographs[2]), load_image(radiographs[2], HOW))
+
+
+def test_a_cache_of_an_earlier_version_is_read(tmp_path, radiographs, caplog):
+    folder = create_folder(tmp_path / "cache", HOW)
+    write_shard(folder, radiographs, HOW, "uint8")
+    (path,) = folder.glob("*.keys.npy")
+    np.save(path, np.load(path)["key"])
+    with caplog.at_level(logging.INFO):
+        cache = find_cache(tmp_path / "cache", HOW)
+    assert "before sizes and times of files were recorded" in caplog.text
+    images, here = read_all(cache, radiographs)
+    assert here.all()
+    np.testing.assert_array_equal(images, decoded(radiographs))
+    assert len(to_decode(folder, np.array(radiographs, object), set())) == 0
+
+
+def damage(path, how, rng):
+    content = bytearray(path.read_bytes())
+    if how == "bit":
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    elif how == "cut":
+        del content[rng.integers(len(content)) :]
+    else:
+        content = bytearray(rng.bytes(len(content)))
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["array_record", "keys.npy"])
+@pytest.mark.parametrize("how", ["bit", "cut", "noise"])
+def test_a_damaged_shard_gives_no_wrong_image(tmp_path, radiographs, caplog, kind, how):
+    folder = create_folder(tmp_path / "cache", HOW)
+    write_shard(folder, radiographs[:4], HOW, "uint8")
+    write_shard(folder, radiographs[4:], HOW, "uint8")
+    expected = decoded(radiographs)
+    rng = np.random.default_rng(0)
+    path = sorted(folder.glob(f"shard-*.{kind}"))[0]
+    whole = path.read_bytes()
+    for _ in range(20):
+        path.write_bytes(whole)
+        damage(path, how, rng)
+        cache = find_cache(tmp_path / "cache", HOW)
+        images, here = read_all(cache, radiographs)
+        np.testing.assert_array_equal(images[here], expected[here])
+        assert here.sum() >= 3  # The other shard.
+        for i, image_path in enumerate(radiographs):
+            image = cache.get(image_path)
+            assert image is None or np.array_equal(image, expected[i])
+        for on_error in ("raise", "skip"):
+            records = Records.create(radiographs, source="x")
+            source = ImageSource(records, (), HOW, on_error=on_error, cache=tmp_path / "cache")
+            batch = source.read_batch(np.arange(7))
+            np.testing.assert_array_equal(batch["image"][..., 0], expected)
+            assert batch["mask"].all()
+    if how != "bit" or kind == "array_record":
+        assert f"{path} is damaged" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_a_damaged_description_is_one_line(tmp_path, radiographs):
+    folder = create_folder(tmp_path / "cache", HOW)
+    write_shard(folder, radiographs, HOW, "uint8")
+    description = folder / "preprocessing.json"
+    for text in ("{", "[]", json.dumps({"dtype": "none"})):
+        description.write_text(text)
+        with pytest.raises(UserError, match=r"preprocessing\.json is damaged; delete"):
+            find_cache(tmp_path / "cache", HOW)
+
+
+def test_a_cache_is_read_while_it_grows(tmp_path, radiographs):
+    folder = create_folder(tmp_path / "cache", HOW)
+    write_shard(folder, radiographs[:3], HOW, "uint8")
+    cache = find_cache(tmp_path / "cache", HOW)
+    for path in radiographs[3:]:
+        write_shard(folder, [path], HOW, "uint8")
+        images, here = read_all(cache, radiographs)
+        assert here.tolist() == [True] * 3 + [False] * 4
+        np.testing.assert_array_equal(images[:3], decoded(radiographs[:3]))
+    assert len(find_cache(tmp_path / "cache", HOW)) == 7
+
+
+def test_unfinished_shards_of_the_dead_alone_are_swept(tmp_path, radiographs):
+    folder = create_folder(tmp_path / "cache", HOW)
+    write_shard(folder, radiographs, HOW, "uint8")
+    assert sweep(folder) == 0
+    host = cache_module._host()
+    dead, alive = (folder / f".{host}-shard-{i}.array_record" for i in range(2))
+    elsewhere, old = (folder / f".other-shard-{i}.array_record" for i in range(2))
+    for path in (dead, alive, elsewhere, old):
+        path.write_bytes(b"x")
+    os.utime(old, (time.time() - 100_000,) * 2)
+    with open(alive, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert sweep(folder) == 2
+    assert [p.exists() for p in (dead, alive, elsewhere, old)] == [False, True, True, False]
+    assert len(find_cache(tmp_path / "cache", HOW)) == 7
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path, radiographs, monkeypatch):
+    folder = create_folder(tmp_path / "cache", HOW)
+
+    def full(path, keys):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache_module.np, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        write_shard(folder, radiographs, HOW, "uint8")
+    assert [path.name for path in folder.iterdir()] == ["preprocessing.json"]
 
 
 def test_threads_read_at_the_same_time(tmp_path, radiographs):

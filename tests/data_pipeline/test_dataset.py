@@ -1,22 +1,20 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from configs import common
 from data_pipeline import dataset as data
+from data_pipeline.dataset import DataSettings, Reader
 from data_pipeline.errors import DataError
-from data_pipeline.loader import BadFiles
 from data_pipeline.manifest import Records
 from data_pipeline.phantom import CLASSES as PHANTOM_CLASSES
 from data_pipeline.splits import read_split
 
 
 def settings(**values):
-    config = common.data()
-    config.update(values)
-    return config
+    return DataSettings(**values)
 
 
 def records(labels=None, ages=None):
@@ -31,12 +29,12 @@ def records(labels=None, ages=None):
 
 
 def test_preprocessing_is_what_is_set():
-    how = data.preprocessing(settings(image_size=96, resize="crop", trim_borders=True))
+    how = settings(image_size=96, resize="crop", trim_borders=True).preprocessing
     assert (how.image_size, how.resize, how.trim_borders) == (96, "crop", True)
 
 
 def test_open_split_writes_who_went_where(tmp_path, caplog):
-    with caplog.at_level("INFO", "infantxray"):
+    with caplog.at_level("INFO", "data_pipeline"):
         split = data.open_split(settings(train="phantom:infant:films=44"), str(tmp_path))
     again = read_split(tmp_path / "split.csv")
     for role in ("train", "validation", "test"):
@@ -82,24 +80,24 @@ def test_spellings_that_may_be_meant_as_one_are_named(tmp_path, caplog):
     path.write_text("image_path,patient_id,label\n" + "\n".join(rows) + "\n")
     data.open_split(settings(train=f"manifest:{path}"), str(tmp_path))
     ids, labels = caplog.messages
-    assert ids.startswith("patient ids that differ by capitals or blanks alone count as different")
+    assert ids.startswith("patient ids that differ only in spelling are treated as different")
     assert "'P0' and 'p0', 'P1' and 'p1', 'P10' and 'p10' and 12 more" in ids
     assert labels.startswith("labels that differ")
     assert "'Mass' and 'mass'" in labels
     # Ids of two hospitals mean nothing to each other.
     a, b = records(["a"]), records(["b"]).replace(patient_id=np.array(["P0"], object))
     both = Records.concatenate([a, b.replace(source=np.array(["t"], object))])
-    assert not list(data.doubtful_spellings(both, "source"))
-    assert len(list(data.doubtful_spellings(both, "shared"))) == 1
+    assert not list(data.doubtful_spellings(both.with_patients("source")))
+    assert len(list(data.doubtful_spellings(both))) == 1
 
 
 def test_describe_counts_what_is_unknown():
     known = records(["a", ""], [1.0, np.nan])
-    assert data.describe(known, "shared") == (
+    assert data.describe(known) == (
         "2 images of 2 patients, 1 without label, 1 without age"
     )
     anonymous = known.replace(patient_id=np.array(["", "p"], dtype=object))
-    assert "1 images without a patient id" in data.describe(anonymous, "shared")
+    assert "1 images have no patient id" in data.describe(anonymous)
 
 
 def test_classes_are_those_found_in_order():
@@ -113,7 +111,7 @@ def test_classes_are_those_found_in_order():
 
 def test_classes_that_are_set_come_in_their_order_and_the_rest_is_unknown(caplog):
     train = records(["a", "b", "c"])
-    with caplog.at_level("INFO", "infantxray"):
+    with caplog.at_level("INFO", "data_pipeline"):
         assert data.find_classes(settings(classes=("c", "a")), train) == ("c", "a")
         assert data.find_classes(settings(classes=("c, a",)), train) == ("c", "a")
     assert "taken as unknown: b" in caplog.text
@@ -177,13 +175,10 @@ def test_policies_of_the_reader(tmp_path):
     Image.fromarray(np.full((64, 64), 9, np.uint8)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"nothing")
     images = Records.create([str(tmp_path / "bad.png"), str(tmp_path / "good.png")], source="s")
-    how = data.preprocessing(settings())
 
     def reader(training, **values):
-        bad = BadFiles()
-        return bad, data.image_source(
-            settings(**values), images, (), how, training=training, bad_files=bad
-        )
+        read = Reader(settings(**values))
+        return read.bad_files, read(images, training=training)
 
     with pytest.raises(DataError):
         reader(True)[1][0]
@@ -195,13 +190,18 @@ def test_policies_of_the_reader(tmp_path):
     assert len(bad) == 1
 
 
-def test_evaluation_settings_will_do_for_a_reader():
-    """They have no memory_mb."""
-    how = data.preprocessing(settings())
-    source = data.image_source(
-        common.test_data(), records(["a"]), ("a",), how, training=False, bad_files=BadFiles()
-    )
-    assert len(source) == 1
+def test_image_files_that_were_replaced_stop_a_resumed_run(tmp_path, caplog):
+    train = labelled_manifest(tmp_path)
+    for i in range(60):
+        (tmp_path / f"{i}.png").write_bytes(b"content")
+    data.open_split(settings(train=train), str(tmp_path))
+    caplog.clear()
+    os.utime(tmp_path / "5.png", (1, 1))
+    data.open_split(settings(train=train), str(tmp_path))
+    assert "1 image files were modified since this run began" in caplog.text
+    (tmp_path / "5.png").write_bytes(b"another content")
+    with pytest.raises(DataError, match=r"1 image files were replaced .* such as \S+/5\.png"):
+        data.open_split(settings(train=train), str(tmp_path))
 
 
 def test_age_statistics():

@@ -1,6 +1,8 @@
 """PNG, JPEG and TIFF; resizing; refusals."""
 
 import io
+import itertools
+import logging
 import pickle
 import struct
 import zlib
@@ -28,6 +30,7 @@ def read(tmp_path):
 
 SMALL = (ramp() >> 4).astype(np.uint8)
 WIDE = ramp() << 4
+DEEP = np.stack([WIDE] * 3, axis=-1)
 
 
 def by_percentiles(radiograph):
@@ -191,14 +194,28 @@ def test_preprocessing_travels():
     assert how.to_dict()["decoder_version"] == DECODER_VERSION
     variants = [how, Preprocessing(224), Preprocessing(192), Preprocessing(224, "crop")]
     assert len({variant.fingerprint() for variant in variants}) == 4
-    with pytest.raises(UserError, match="decoder version 0"):
-        Preprocessing.from_dict({**how.to_dict(), "decoder_version": 0})
+    for version in (DECODER_VERSION + 1, 0, "2"):
+        with pytest.raises(UserError, match=f"decoder version {version}.*newer release"):
+            Preprocessing.from_dict({**how.to_dict(), "decoder_version": version})
     with pytest.raises(UserError, match="unknown key 'side'"):
         Preprocessing.from_dict({"image_size": 64, "side": 1})
     with pytest.raises(UserError, match="resize is 'stretch'"):
         Preprocessing(64, "stretch")
     with pytest.raises(UserError, match="image_size"):
         Preprocessing(0)
+
+
+def test_preprocessing_of_older_versions_is_used_with_a_warning(caplog):
+    how = Preprocessing(224)
+    with caplog.at_level(logging.WARNING):
+        assert Preprocessing.from_dict(how.to_dict()) == how
+    assert not caplog.text
+    for version in range(1, DECODER_VERSION):
+        caplog.clear()
+        assert Preprocessing.from_dict({**how.to_dict(), "decoder_version": version}) == how
+        assert f"decoder version {version}" in caplog.text
+        assert "display shutter" in caplog.text
+        assert ("16 bits" in caplog.text) == (version == 1)
 
 
 def png_chunk(kind, data):
@@ -222,17 +239,91 @@ def deep_png(channels, color_type):
     return png(80, 60, rows, bits=16, color_type=color_type)
 
 
-def deep_tiff(planar=1):
-    """RGB of 16 bits, uncompressed, which Pillow does not write."""
-    pixels = np.repeat(ramp()[..., None], 3, axis=-1).astype("<u2").tobytes()
-    tags = [
-        (256, 3, 1, 80), (257, 3, 1, 60), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2),
-        (273, 4, 1, 14), (277, 3, 1, 3), (278, 3, 1, 60), (279, 4, 1, len(pixels)),
-        (284, 3, 1, planar),
-    ]  # fmt: skip
-    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
-    header = b"II*\0" + struct.pack("<I3H", 14 + len(pixels), 16, 16, 16)
-    return header + pixels + struct.pack("<H", len(tags)) + entries + bytes(4)
+def tiff(pixels, order="<", big=False, photometric=1, signed=1, planar=1, bits=None, extra=()):
+    """An uncompressed TIFF or BigTIFF of `pixels` `[H, W]` or `[H, W, C]`, as Pillow writes few."""
+    height, width = pixels.shape[:2]
+    samples = pixels.shape[2] if pixels.ndim == 3 else 1
+    planes = samples if planar == 2 else 1
+    stored = np.moveaxis(pixels, -1, 0) if planar == 2 else pixels
+    data = stored.astype(pixels.dtype.newbyteorder(order)).tobytes()
+    word = "Q" if big else "I"
+    start = 16 if big else 8
+    size = len(data) // planes
+    tags = {
+        256: [width], 257: [height], 258: [bits or 8 * pixels.itemsize] * samples, 259: [1],
+        262: [photometric], 273: [start + i * size for i in range(planes)], 277: [samples],
+        278: [height], 279: [size] * planes, 284: [planar], 339: [signed] * samples, **dict(extra),
+    }  # fmt: skip
+    offset = start + len(data) + len(data) % 2
+    directory, heap = b"", b""
+    heap_at = offset + (8 if big else 2) + len(tags) * (20 if big else 12) + (8 if big else 4)
+    for tag, values in sorted(tags.items()):
+        kind, letter = (4, "I") if tag in (273, 279) else (3, "H")
+        value = struct.pack(order + letter * len(values), *values)
+        if len(value) > (8 if big else 4):
+            at, heap = heap_at + len(heap), heap + value + b"\0" * (len(value) % 2)
+            value = struct.pack(order + word, at)
+        directory += struct.pack(order + "HH" + word, tag, kind, len(values))
+        directory += value.ljust(8 if big else 4, b"\0")
+    magic = b"II" if order == "<" else b"MM"
+    head = (
+        struct.pack(order + "HHHQ", 43, 8, 0, offset)
+        if big
+        else struct.pack(order + "HI", 42, offset)
+    )
+    count = struct.pack(order + ("Q" if big else "H"), len(tags))
+    body = data + b"\0" * (len(data) % 2)
+    return magic + head + body + count + directory + bytes(8 if big else 4) + heap
+
+
+@pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)])
+@pytest.mark.parametrize("photometric", [0, 1])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int8, np.int16])
+def test_tiff_of_every_kind_of_grey(read, order, big, photometric, kind):
+    image = SMALL if np.dtype(kind).itemsize == 1 else WIDE
+    wanted = read(tiff(image)).pixels
+    shift = np.iinfo(kind).min
+    stored = (image.astype(int) + shift).astype(kind)
+    if photometric == 0:
+        stored = (-1 - stored.astype(int) if shift else np.iinfo(kind).max - stored).astype(kind)
+    signed = 2 if shift else 1
+    data = tiff(stored, order, big, photometric, signed)
+    if kind == np.int8 and photometric == 0:
+        with pytest.raises(UnreadableImage, match="a kind of TIFF that cannot be read"):
+            read(data)
+        return
+    pixels = read(data).pixels
+    assert pixels.dtype == wanted.dtype
+    # By percentiles, half a percent is clipped at either end; ranks round upwards.
+    assert np.abs(pixels.astype(int) - wanted).max() <= (400 if pixels.dtype == np.uint16 else 0)
+    assert pixels[:, -1].mean() > pixels[:, 0].mean()
+
+
+def test_colours_of_tiff_pixel_by_pixel_and_in_planes(read):
+    color = np.stack([SMALL, SMALL[::-1], 255 - SMALL], axis=-1)
+    wanted = read(picture_bytes(color, "PNG")).pixels
+    for order, planar in itertools.product("<>", (1, 2)):
+        radiograph = read(tiff(color, order, order == "<", 2, planar=planar))
+        np.testing.assert_array_equal(radiograph.pixels, wanted)
+        assert radiograph.header.notes == ("in colour",)
+    palette = Image.fromarray(color).quantize(200)
+    buffer = io.BytesIO()
+    palette.save(buffer, "TIFF")
+    np.testing.assert_array_equal(read(buffer.getvalue()).pixels, np.asarray(palette.convert("L")))
+
+
+def test_the_first_picture_of_a_phone_is_read(read):
+    small = Image.fromarray(SMALL)
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    small.save(
+        buffer, "MPO", save_all=True, append_images=[small.resize((20, 15))], quality=95, exif=exif
+    )
+    radiograph = read(buffer.getvalue())
+    assert np.abs(radiograph.pixels.astype(int) - np.rot90(SMALL, -1)).max() <= 3
+    assert radiograph.header.notes == ("several pictures in one file (MPO); the first is shown",)
+    assert read(buffer.getvalue(), min_side=30).pixels.shape == (40, 30)
 
 
 REFUSED = {
@@ -247,12 +338,24 @@ REFUSED = {
     "truncated jpeg": (picture_bytes(SMALL, "JPEG")[:-300], "damaged"),
     "truncated tiff": (picture_bytes(SMALL, "TIFF", compression="tiff_lzw")[:-900], "damaged"),
     "float": (picture_bytes(np.ones((9, 9), np.float32), "TIFF"), "floating point"),
+    "tiff, integers of 32 bits": (tiff(SMALL.astype(np.int32), signed=2), "32-bit integers"),
+    "tiff, integers of 64 bits": (tiff(SMALL.astype(np.int64), signed=2), "a kind of TIFF that"),
+    "big-endian BigTIFF": (tiff(WIDE, ">", big=True), "BigTIFF in big-endian"),
+    "tiff, 14 bits": (tiff(WIDE, bits=14), "a kind of TIFF that cannot be read"),
+    "tiff, CIELAB": (tiff(np.stack([SMALL] * 3, -1), photometric=8), "CIELAB"),
+    "apple double": (b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(100), "an AppleDouble file of macOS"),
+    "folder settings": (b"\0\0\0\1Bud1" + bytes(100), r"a .DS_Store file"),
+    "heic": (b"\0\0\0\x18ftypheic" + bytes(100), "a HEIC or AVIF image"),
+    "chunks": (picture_bytes(SMALL, "PNG")[:33] + png_chunk(b"teSt", b"") * 100_001, "chunks"),
     "scans": (b"\xff\xd8\xff", "damaged"),
     "png, RGB of 16 bits": (deep_png(3, 2), "16 bits in each of several channels; convert it"),
     "png, grey and alpha of 16 bits": (deep_png(2, 4), "16 bits in each of several channels"),
     "png, RGBA of 16 bits": (deep_png(4, 6), "16 bits in each of several channels"),
-    "tiff, RGB of 16 bits": (deep_tiff(), "16 bits in each of several channels"),
-    "tiff, planes of 16 bits": (deep_tiff(planar=2), "16 bits in each of several channels"),
+    "tiff, RGB of 16 bits": (tiff(DEEP, photometric=2), "16 bits in each of several channels"),
+    "tiff, planes of 16 bits": (
+        tiff(DEEP, photometric=2, planar=2),
+        "16 bits in each of several channels|a kind of TIFF that cannot be read",
+    ),
 }
 
 

@@ -1,12 +1,16 @@
-"""Decoders that crash, hang or eat memory cost the program one file, not its life."""
+"""A decoder that crashes, hangs or eats memory costs one file; planted modules are not executed."""
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from image_files import every_format
 
 from data_pipeline.decode import isolation
 from data_pipeline.decode.radiograph import Refused
@@ -138,6 +142,105 @@ def test_threads_do_not_mix_up_answers():
     assert not wrong
 
 
-def test_a_image_may_take_long_if_it_is_large():
+def test_an_image_may_take_long_if_it_is_large():
     assert isolation.time_limit(100) <= 5
     assert isolation.time_limit(50_000_000) > 20
+
+
+ROOT = Path(__file__).resolve().parents[2]
+DECODE = """
+import sys
+sys.path.append(sys.argv[1])
+from data_pipeline.decode import read_radiograph
+from data_pipeline.decode.isolation import process_pool
+
+def read(name):
+    return read_radiograph(name).pixels.shape
+
+if __name__ == "__main__":
+    names = sys.argv[2:]
+    shapes = [read(name) for name in names]
+    with process_pool(2) as pool:
+        assert list(pool.map(read, names)) == shapes
+    print(shapes)
+"""
+# Modules that Python, the pools, the workers and the codecs import.
+PLANTED = ("numpy", "multiprocessing", "signal", "threading", "struct", "pickle", "PIL", "gdcm")
+PLANTED += ("openjpeg", "jpeg_ls", "data_pipeline", "sitecustomize", "concurrent", "subprocess")
+
+
+@pytest.mark.parametrize("path", ["", "."])
+def test_nothing_beside_the_images_is_executed(tmp_path, path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in PLANTED:
+        (images / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})")
+    formats = every_format()
+    names = ["jpeg_2000", "jpeg_ls", "jpeg_lossless", "tiff_lzw", "rle"]
+    for name in names:
+        (images / name).write_bytes(formats[name])
+    script = tmp_path / "script.py"
+    # Set by the program, because it must not be started with such a path itself.
+    script.write_text(f"import os; os.environ['PYTHONPATH'] = {path!r}\n{DECODE}")
+    result = subprocess.run(
+        [sys.executable, str(script), str(ROOT), *names],
+        cwd=images,
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.stdout.count("(60, 80)") == len(names), result.stderr
+    assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
+
+
+def test_a_safe_environment_keeps_absolute_paths(monkeypatch, tmp_path):
+    paths = [str(tmp_path), "", ".", "lib"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    environment = isolation.safe_environment()
+    assert environment["PYTHONPATH"] == str(tmp_path)
+    code = "import sys; print(sys.path[0], '' in sys.path)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == [str(tmp_path), "False"]
+
+
+ORPHANS = r"""
+import os, sys, time
+sys.path.append(sys.argv[1])
+from data_pipeline.decode import isolation, read_radiograph
+
+def sleep(_):
+    os.write(1, b"%d\n" % os.getpid())
+    time.sleep(120)
+
+if __name__ == "__main__":
+    read_radiograph(sys.argv[2])
+    os.write(1, b"%d\n" % isolation._pool._idle[0]._process.pid)
+    with isolation.process_pool(2) as pool:
+        list(pool.map(sleep, range(2)))
+"""
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    (tmp_path / "image").write_bytes(every_format()["jpeg_2000"])
+    script = tmp_path / "script.py"
+    script.write_text(ORPHANS)
+    command = [sys.executable, str(script), str(ROOT), str(tmp_path / "image")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        workers = [int(process.stdout.readline()) for _ in range(3)]
+        assert all(alive(worker) for worker in workers)
+        process.kill()
+    end = time.monotonic() + 20
+    while any(alive(worker) for worker in workers) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(alive(worker) for worker in workers)

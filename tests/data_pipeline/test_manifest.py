@@ -1,16 +1,21 @@
 import csv
 import math
 import os
-import unicodedata
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.cells import NO_VALUE, SELDOM_AGES, is_formula_error
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Box, Records, read_manifest, spelled_apart, write_manifest
-from data_pipeline.splits import patient_keys
+from data_pipeline.manifest import (
+    Box,
+    Records,
+    read_manifest,
+    unused_age_columns,
+    write_manifest,
+)
 
 COLUMNS = ("image_path", "patient_id", "sex", "view", "label", "split", "site")
 
@@ -131,13 +136,19 @@ def test_usual_names_of_splits(tmp_path, word, split):
     [
         ("path,label\na.png,mass\n", r"no column 'image_path' \(columns found: path, label\)"),
         ("", "no column 'image_path'"),
-        ("image_path,age_months\na.png,3 months\n", "line 2: age_months is '3 months'"),
-        ("image_path,age_months\na.png,1\nb.png,-1\n", "line 3: age_months is -1"),
-        ("image_path,age_months\na.png,inf\n", "age_months is inf"),
-        ("image_path,age_months\na.png,20000\n", "age_months is 20000"),
+        ("image_path,age_months\na.png,3 moons\n", "line 2: age_months is '3 moons'; expected mon"),
+        ("image_path,age_months\na.png,1\nb.png,-1\n", "line 3: age_months is '-1'; a usual code"),
+        ("image_path,age_months\na.png,inf\n", "age_months is 'inf'"),
+        ("image_path,age_months\na.png,20000\n", "age_months is '20000'; expected months from 0"),
         ("image_path,age_months\na.png,1_5\n", "line 2: age_months is '1_5'"),
-        ("image_path;label\na.png;mass\n", "is separated by semicolons; save it as CSV UTF-8"),
-        ("Label\tImage_Path\nmass\ta.png\n", "is separated by tabs; save it as CSV UTF-8"),
+        ("image_path;label\na.png;mass;left\n", "a value that holds a semicolon must stand in quo"),
+        (
+            "image_path,label\nC:\\x\\a.png,mass\n",
+            r"is 'C:\\\\x.*path of a Windows machine; write it rel",
+        ),
+        ("image_path\n\\\\server\\a.png\n", "a path of a Windows machine"),
+        ("image_path\ns3://bucket/a.png\n", "an address, not a path; download the files"),
+        ("image_path,box_x0\na.png,1\n", "has columns of boxes, but no 'box_y0'"),
         ("PatientID,patientid,image_path\np,p,a.png\n", "more than once: PatientID, patientid"),
         ('image_path,label\na.png,"ma"ss\n', "line 2: not valid CSV"),
         ('image_path,label\na.png,"mass\nleft"\n', "line 2: the value of 'label' goes on over sev"),
@@ -248,12 +259,6 @@ def test_names_of_files_need_not_be_utf8(tmp_path):
         read_manifest(tmp_path / "m.csv")
 
 
-def test_spelled_apart():
-    names = ["P17", "p17 ", "p\u200b17", "p18", "Müller", unicodedata.normalize("NFD", "müller")]
-    assert spelled_apart(names) == [("Müller", names[-1]), ("P17", "p17 ", "p\u200b17")]
-    assert spelled_apart(["017", "17", "17"]) == []
-
-
 class TestPatients:
     records = Records.concatenate(
         Records.create(["x/a", "x/b", "x/c"], source=source, patient_id=["p1", "p1", ""])
@@ -263,10 +268,19 @@ class TestPatients:
     def test_an_image_without_an_id_is_a_person_of_its_own(self):
         assert self.records.patient.tolist() == ["patient:p1", "patient:p1", "image:x/c"] * 2
 
-    @pytest.mark.parametrize("mode", ["shared", "source"])
-    def test_they_are_resolved_as_splits_resolves_them(self, mode):
+    @pytest.mark.parametrize(
+        ("mode", "expected"),
+        [
+            ("shared", ["patient:p1", "patient:p1", "image:x/c"] * 2),
+            (
+                "source",
+                [key for s in ("one", "two") for key in (*[f"patient:{s}:p1"] * 2, "image:x/c")],
+            ),
+        ],
+    )
+    def test_ids_are_those_of_all_sources_or_of_one(self, mode, expected):
         found = self.records.with_patients(mode)
-        assert found.patient.tolist() == patient_keys(self.records, mode).tolist()
+        assert found.patient.tolist() == expected
         # They stay with their rows.
         assert found.take([4, 1]).patient.tolist() == [found.patient[4], found.patient[1]]
         joined = Records.concatenate([found, found.replace(label=found.patient_id)])
@@ -307,12 +321,12 @@ def test_extra_columns_are_written_beside(tmp_path):
 
 _text = (
     st.text(
-        st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="\u2028\u2029\x85"),
+        st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="|\u2028\u2029\x85"),
         max_size=12,
     )
     .map(str.strip)
     # Words for a missing value come back empty, with a warning: tested above.
-    .filter(lambda text: text.lower() not in {"nan", "na", "n/a", "#n/a", "<na>", "null"})
+    .filter(lambda text: text.lower() not in NO_VALUE and not is_formula_error(text))
 )
 
 
@@ -324,7 +338,10 @@ _text = (
         st.tuples(
             st.from_regex(r"[a-z]{1,8}( ,|\"|é)?\.png", fullmatch=True),
             _text,
-            st.one_of(st.just(math.nan), st.floats(0, 1500, width=32)),
+            st.one_of(
+                st.just(math.nan),
+                st.floats(0, 1500, width=32).filter(lambda age: age not in SELDOM_AGES),
+            ),
             st.sampled_from(["", "F", "M"]),
             _text,
             st.sampled_from(["", "train", "validation", "test"]),
@@ -356,3 +373,178 @@ def test_a_relative_manifest_moves_with_its_images(tmp_path):
     (tmp_path / "here").rename(tmp_path / "there")
     moved = read_manifest(tmp_path / "there" / "m.csv")
     assert moved.image_path.tolist() == [str(tmp_path / "there" / "i" / "a.png")]
+
+
+def test_ids_that_a_spreadsheet_shortened_are_named(tmp_path, caplog):
+    read_manifest(_write(tmp_path, "image_path,patient_id\na.png,1.23457E+11\nb.png,7\n"))
+    assert "has shortened patient ids, such as '1.23457E+11'" in caplog.text
+
+
+def test_ages_with_their_units(tmp_path):
+    cells = {"6 months": 6, "006M": 6, "2y": 24, "18 d": 18 * 12 / 365.25, "1 yr, 3 mo": 15}
+    cells |= {"2 weeks": 14 * 12 / 365.25, "6개월": 6, "058Y": 696, "3.5": 3.5, "1 Year": 12}
+    rows = "".join(f'a.png,"{cell}"\n' for cell in cells)
+    records = read_manifest(_write(tmp_path, "image_path,age_months\n" + rows))
+    assert records.age_months.tolist() == pytest.approx(list(cells.values()))
+
+
+def test_all_cells_that_cannot_be_used_are_listed_at_once(tmp_path):
+    rows = [*("a.png,3 moons,F",) * 8, "a.png,x,W", "a.png,999,F", "a.png,5,M", "a.png,-9,F"]
+    text = "image_path,age_months,sex\n" + "\n".join(rows)
+    with pytest.raises(DataError) as caught:
+        read_manifest(_write(tmp_path, text))
+    message = str(caught.value)
+    assert (
+        "lines 2, 3, 4, 5, 6 and 3 more: age_months is '3 moons', line 10: age_months is 'x'; ex"
+        in (message)
+    )
+    assert (
+        "line 11: age_months is '999', line 13: age_months is '-9'; a usual code for an" in message
+    )
+    assert "line 10: sex is 'W'; expected F, M or empty" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("ages", "refused"),
+    [
+        ("1 2 999", "999"),  # Infants.
+        ("30 999 999", "999"),
+        ("30 888", "888"),
+        ("700 999 850", ""),  # Adults.
+        ("3 30 99 99", "99"),
+        ("3 30 99", ""),  # One child of eight years is possible.
+        ("99 99", ""),
+        ("60 99 99", ""),
+        ("999", "999"),
+    ],
+)
+def test_codes_for_an_unknown_age(tmp_path, ages, refused):
+    path = _write(tmp_path, "image_path,age_months\n" + "".join(f"a,{a}\n" for a in ages.split()))
+    if refused:
+        with pytest.raises(DataError, match=f"age_months is '{refused}'; a usual code"):
+            read_manifest(path)
+    else:
+        assert read_manifest(path).age_months.tolist() == [float(age) for age in ages.split()]
+
+
+def test_columns_of_ages_in_an_unknown_unit_are_named(tmp_path, caplog):
+    path = _write(tmp_path, "image_path,Age,age_years,PatientAge,agent,page\na,1,2,3,4,5\n")
+    assert unused_age_columns(path) == ["Age", "age_years", "PatientAge"]
+    assert not read_manifest(path).has_age.any()
+    assert "no age is read from Age, age_years, PatientAge, whose unit is unknown" in caplog.text
+    path = _write(tmp_path, "image_path,age,age_months\na,1,2\n")
+    assert unused_age_columns(path) == []
+
+
+class TestSpreadsheets:
+    def test_backslashes_are_slashes(self, tmp_path, caplog):
+        caplog.set_level("INFO", logger="data_pipeline")
+        records = read_manifest(_write(tmp_path, "image_path\nx\\a.png\n.\\y\\b.png\n"))
+        assert records.image_path.tolist() == [f"{tmp_path}/x/a.png", f"{tmp_path}/y/b.png"]
+        assert "backslashes in image_path are read as slashes" in caplog.text
+
+    def test_unless_a_file_has_such_a_name(self, tmp_path):
+        (tmp_path / "x\\a.png").write_bytes(b"")
+        records = read_manifest(_write(tmp_path, "image_path\nx\\a.png\n"))
+        assert records.image_path.tolist() == [f"{tmp_path}/x\\a.png"]
+
+    def test_the_home_folder(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", "/home/someone")
+        records = read_manifest(_write(tmp_path, "image_path\n~/x/a.png\n~\\b.png\n~c.png\n"))
+        expected = ["/home/someone/x/a.png", "/home/someone/b.png", f"{tmp_path}/~c.png"]
+        assert records.image_path.tolist() == expected
+
+    @pytest.mark.parametrize("first", ["sep=;\n", '"sep=;"\r\n', "SEP=;\n", ""])
+    def test_semicolons(self, tmp_path, first):
+        text = f"{first}Image_Path;label;age_months\na.png;mass, left;3,5\n"
+        records = read_manifest(_write(tmp_path, text))
+        assert records.label.tolist() == ["mass, left"]
+        assert records.age_months.tolist() == [3.5]
+        with pytest.raises(DataError, match=f"line {3 + bool(first)}: age_months is 'x'"):
+            read_manifest(_write(tmp_path, text + "b.png;;x\n"))
+
+    def test_tabs_and_bars(self, tmp_path):
+        for separator in "\t|":
+            path = _write(tmp_path, f"label{separator}image_path\nmass{separator}a,b.png\n")
+            records = read_manifest(path)
+            assert records.image_path.tolist() == [f"{tmp_path}/a,b.png"]
+
+    def test_failed_formulas_are_refused_with_their_lines(self, tmp_path):
+        text = "image_path,patient_id,label\na,#VALUE!,x\nb,#VALUE!,#REF!\nc,p,y\n"
+        with pytest.raises(
+            DataError, match=r"lines 2, 3: patient_id is '#VALUE!'; a formula that f"
+        ):
+            read_manifest(_write(tmp_path, text))
+        with pytest.raises(
+            DataError, match=r"Also line 3: label is '#REF!'; a formula that failed"
+        ):
+            read_manifest(_write(tmp_path, text))
+
+    @pytest.mark.parametrize(
+        "cell", ["#DIV/0!", "#name?", "#BEZUG!", "#¡VALOR!", "####", "Err:502"]
+    )
+    def test_failed_formulas_in_other_languages(self, tmp_path, cell):
+        for name in ("label", "age_months", "sex"):
+            with pytest.raises(DataError, match="a formula that failed"):
+                read_manifest(_write(tmp_path, f"image_path,{name}\na,{cell}\n"))
+        assert read_manifest(_write(tmp_path, "image_path,label\na,#1\n")).label[0] == "#1"
+
+    def test_a_dash_is_no_value(self, tmp_path, caplog):
+        text = "image_path,patient_id,age_months,sex,view,label,split\na,-,-,–,-,-,--\n"
+        records = read_manifest(_write(tmp_path, text))
+        assert [getattr(records, name)[0] for name in COLUMNS[1:6]] == [""] * 5
+        assert not records.has_age[0]
+        assert (
+            "taken as empty: age_months in 1 rows, label in 1 rows, patient_id in 1" in caplog.text
+        )
+
+    def test_unless_it_is_the_opposite_of_plus(self, tmp_path):
+        records = read_manifest(_write(tmp_path, "image_path,label\na,+\nb,-\n"))
+        assert records.label.tolist() == ["+", "-"]
+
+
+def test_several_findings_are_one_label_in_one_order(tmp_path):
+    text = "image_path,label,uncertain\na,b | a|b,d|c\nb,|a,\n"
+    records = read_manifest(_write(tmp_path, text))
+    assert records.label.tolist() == ["a|b", "a"]
+    assert records.uncertain.tolist() == [("c", "d"), ()]
+    write_manifest(tmp_path / "out.csv", records)
+    again = read_manifest(tmp_path / "out.csv")
+    assert again.uncertain.tolist() == records.uncertain.tolist()
+
+
+def test_boxes(tmp_path):
+    text = (
+        "image_path,label,box_x0,box_y0,box_x1,box_y1\n"
+        "a,mass,1,2,30.25,4\nb,a|b,1|5,2|6,3|7,4|8\nc,normal,,,,\n"
+    )
+    records = read_manifest(_write(tmp_path, text))
+    first, second, third = records.boxes
+    assert first == (Box(1, 2, 30.25, 4, "mass"),)
+    assert second == (Box(1, 2, 3, 4, "a"), Box(5, 6, 7, 8, "b"))
+    assert third == ()
+    write_manifest(tmp_path / "out.csv", records)
+    assert read_manifest(tmp_path / "out.csv").boxes.tolist() == records.boxes.tolist()
+    for row in ("a,m,5,2,3,4", "a,m,1,,3,4", "a,m,x,2,3,4", "a,m,1,2,inf,4", "a,m,1|2,2,3,4"):
+        with pytest.raises(
+            DataError, match=r"line 2: box_x0 is .*; expected four numbers of pixels"
+        ):
+            read_manifest(_write(tmp_path, text.splitlines()[0] + f"\n{row}\n"))
+
+
+def test_formulas_in_names_are_written_as_text_and_read_back(tmp_path):
+    names = ['=HYPERLINK("x")', "+1-1", "@a", "'=b", "-5"]
+    written = Records.create(
+        [f"{tmp_path}/{name}.png" for name in ("=1", "'-1", "@", "+", "ok")],
+        source="s",
+        patient_id=names,
+        label=[f"{name} x" for name in names],
+        site=names,
+    )
+    for relative in (True, False):
+        write_manifest(tmp_path / "out.csv", written, {"note": names}, relative=relative)
+        _assert_equal(read_manifest(tmp_path / "out.csv"), written)
+        with (tmp_path / "out.csv").open(newline="") as file:
+            cells = [cell for row in csv.reader(file) for cell in row]
+        assert not any(cell.startswith(tuple("=+-@")) and cell != "-5" for cell in cells)

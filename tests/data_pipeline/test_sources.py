@@ -10,7 +10,20 @@ def test_parse():
         ("manifest", "/a.csv"),
         ("phantom", "infant:films=5:seed=1"),
     ]
-    assert parse_sources("") == []
+    assert parse_sources("") == parse_sources(" , ") == []
+
+
+def test_a_comma_in_a_path(tmp_path):
+    assert parse_sources(r"folder:/a\,b/c,manifest:/d\,e.csv") == [
+        ("folder", "/a,b/c"),
+        ("manifest", "/d,e.csv"),
+    ]
+    (tmp_path / "com,ma").mkdir()
+    (tmp_path / "com,ma" / "a.png").write_bytes(b"")
+    (path,) = open_sources(f"folder:{tmp_path}/com\\,ma").image_path
+    assert path == f"{tmp_path}/com,ma/a.png"
+    with pytest.raises(DataError, match=r"'ma' is not of the form .* comma in a path as \\,"):
+        parse_sources(f"folder:{tmp_path}/com,ma")
 
 
 @pytest.mark.parametrize(

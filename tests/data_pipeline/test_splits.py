@@ -13,7 +13,6 @@ from data_pipeline.splits import (
     check_unseen,
     divide,
     keep_labels,
-    patient_keys,
     read_split,
     split_by_patient,
     write_split,
@@ -42,10 +41,10 @@ def cohort(n_patients=60, source="s", classes=("mass", "normal"), images_each=2,
 
 def roles(records, patient_ids="shared", seed=0, fractions=FRACTIONS):
     """Patient key -> split."""
-    done = split_by_patient(records, **fractions, seed=seed, patient_ids=patient_ids)
+    done = split_by_patient(records.with_patients(patient_ids), **fractions, seed=seed)
     assert done.image_path.tolist() == records.image_path.tolist()
     result = {}
-    for key, role in zip(patient_keys(done, patient_ids), done.split, strict=True):
+    for key, role in zip(done.patient, done.split, strict=True):
         assert result.setdefault(key, role) == role, f"{key} is on two sides"
     return result
 
@@ -249,18 +248,18 @@ def test_no_patient_is_ever_on_two_sides(
     ).replace(source=np.array([source for _, _, source in rows], dtype=object))
     fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
     try:
-        split = divide(records, **fractions, seed=seed, patient_ids=patient_ids)
+        split = divide(records.with_patients(patient_ids), **fractions, seed=seed)
     except DataError as error:
         assert "left to train on" in str(error)  # noqa: PT017
         return
     paths = [p for role in SPLITS for p in split[role].image_path]
     assert sorted(paths) == sorted(records.image_path)
-    keys = [set(patient_keys(split[role], patient_ids)) for role in SPLITS]
+    keys = [set(split[role].patient) for role in SPLITS]
     assert not keys[0] & keys[1]
     assert not keys[0] & keys[2]
     assert not keys[1] & keys[2]
     of_patient: dict[str, set[str]] = {}
-    for key, label in zip(patient_keys(records, patient_ids), records.label, strict=True):
+    for key, label in zip(records.with_patients(patient_ids).patient, records.label, strict=True):
         of_patient.setdefault(key, set()).add(label)
     # Neither people of two sources nor of two conditions, who count for the rarest alone.
     if patient_ids == "source" and max(map(len, of_patient.values())) == 1:
@@ -288,8 +287,8 @@ def test_a_given_test_set_with_a_training_patient_is_an_error():
         divide(train, None, images(["p3"], ["mass"], "b"), validation_fraction=0.0,
                test_fraction=0.0, seed=0)  # fmt: skip
     split = divide(
-        train, None, images(["p3"], ["mass"], "b"), validation_fraction=0.0, test_fraction=0.0,
-        seed=0, patient_ids="source",
+        train.with_patients("source"), None, images(["p3"], ["mass"], "b").with_patients("source"),
+        validation_fraction=0.0, test_fraction=0.0, seed=0,
     )  # fmt: skip
     assert len(split.test) == 1
 
@@ -317,7 +316,7 @@ def test_smaller_label_fractions_are_subsets_of_larger_ones_by_patient():
     records = records.replace(age_months=np.full(200, 5.0, np.float32))
     before = set(records.patient_id)
     for fraction, expected in ((1.0, 100), (0.5, 50), (0.2, 20), (0.01, 2)):
-        kept = keep_labels(records, fraction, seed=3, patient_ids="shared")
+        kept = keep_labels(records, fraction, seed=3)
         patients = labelled_patients(kept)
         assert len(patients) == expected
         assert patients <= before
@@ -327,14 +326,14 @@ def test_smaller_label_fractions_are_subsets_of_larger_ones_by_patient():
         np.testing.assert_array_equal(kept.has_age, kept.has_label)
         assert kept.image_path.tolist() == records.image_path.tolist()
         before = patients
-    assert labelled_patients(keep_labels(records, 0.2, 3, "shared")) != labelled_patients(
-        keep_labels(records, 0.2, 4, "shared")
+    assert labelled_patients(keep_labels(records, 0.2, 3)) != labelled_patients(
+        keep_labels(records, 0.2, 4)
     )
 
 
 def test_other_draws_label_other_patients_of_the_same_strata():
     records = cohort(100, classes=("mass",) + ("normal",) * 9)
-    draws = [keep_labels(records, 0.2, 3, "shared", draw=draw) for draw in (0, 1, 1, 2)]
+    draws = [keep_labels(records, 0.2, 3, draw=draw) for draw in (0, 1, 1, 2)]
     patients = [frozenset(labelled_patients(kept)) for kept in draws]
     assert patients[1] == patients[2]
     assert len(set(patients)) == 3
@@ -354,14 +353,14 @@ def test_the_same_images_keep_their_labels_wherever_they_lie(patient_ids):
             image_path=np.array([f"{root}/{i}.png" for i in range(60)], dtype=object),
             source=np.full(60, f"manifest:{root}/films.csv", dtype=object),
         )
-        kept.append(keep_labels(records, 0.3, 0, patient_ids).has_label)
+        kept.append(keep_labels(records.with_patients(patient_ids), 0.3, 0).has_label)
     assert 10 < kept[0].sum() < 26
     np.testing.assert_array_equal(*kept)
 
 
 def test_ages_without_label_are_reduced_too():
     records = images([f"p{i}" for i in range(20)], [""] * 20, ages=[4.0] * 20)
-    assert keep_labels(records, 0.25, 0, "shared").has_age.sum() == 5
+    assert keep_labels(records, 0.25, 0).has_age.sum() == 5
 
 
 def test_split_csv_round_trip(tmp_path):
@@ -425,7 +424,7 @@ def test_moving_the_data_moves_nobody(patients):
             patient_id=[patients[i % 2] and f"{patients[i % 2]}{i // 3}" for i in range(60)],
             label=["a", "b", "c"] * 20,
         )
-        split = divide(records, **FRACTIONS, seed=0, patient_ids=patient_ids)
+        split = divide(records.with_patients(patient_ids), **FRACTIONS, seed=0)
         return [path.removeprefix(root) for path in split.test.image_path]
 
     for patient_ids in ("shared", "source"):
@@ -448,7 +447,7 @@ def test_one_file_under_two_names_is_one_file(tmp_path, monkeypatch):
     (tmp_path / "test.csv").write_text("image_path,label\n" + rows)
     monkeypatch.chdir(tmp_path / "run")
     test = open_sources("manifest:../test.csv")
-    for place in ("../films", f"{tmp_path}/films", "../link"):
+    for place in ("../images", f"{tmp_path}/images", "../link"):
         with pytest.raises(DataError, match=r"image '/.*png' is in \w+ and in test"):
             divide(open_sources(f"folder:{place}"), test=test, **FRACTIONS, seed=0)
 
@@ -462,13 +461,13 @@ def test_a_source_is_divided_alike_however_it_is_spelled(tmp_path, monkeypatch):
         split = divide(open_sources(f"folder:{place}"), **FRACTIONS, seed=0)
         return set(split.test.image_path)
 
-    plain = tested(f"{tmp_path}/films")
+    plain = tested(f"{tmp_path}/images")
     assert len(plain) == 12
-    for place in ("images", "./films/", f"{tmp_path}/films/", f"{tmp_path}/films:headers=no"):
+    for place in ("images", "./images/", f"{tmp_path}/images/", f"{tmp_path}/images:headers=no"):
         assert tested(place) == plain
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "images").rename(tmp_path / "elsewhere" / "images")
-    moved = {path.replace("/elsewhere", "") for path in tested("elsewhere/films:headers=no")}
+    moved = {path.replace("/elsewhere", "") for path in tested("elsewhere/images:headers=no")}
     assert moved == plain
 
 
@@ -491,7 +490,7 @@ def test_names_of_files_need_not_be_utf8(tmp_path):
     write_split(tmp_path / "split.csv", split)
     again = read_split(tmp_path / "split.csv")
     assert sorted(path for role in SPLITS for path in again[role].image_path) == sorted(paths)
-    keep_labels(split.train, 0.5, 0, "shared")
+    keep_labels(split.train, 0.5, 0)
 
 
 def test_images_that_are_left_out_for_a_role_given_besides_are_counted(caplog):
@@ -511,5 +510,5 @@ def test_patients_whose_ids_are_spelled_much_like_those_trained_on_are_named(tmp
     check_unseen(path, images(["p19", "P19"], ["m", "n"], "t"), "shared", "it was trained on")
     assert caplog.text == ""
     check_unseen(path, images(["p17 "], ["m"], "t"), "shared", "it was trained on")
-    assert "it was trained on patients whose ids are spelled much like some of" in caplog.text
+    assert "it was trained on patients whose ids differ from some of these only in spelling" in caplog.text
     assert "'P17' and 'p17 '" in caplog.text

@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 
 from infantxray.evaluation import intervals as statistics
-from infantxray.evaluation.intervals import Resampling, Sampled, holm, weighted_figures
-from infantxray.evaluation.metrics import HEADLINES, Predictions, headline, summarise
+from infantxray.evaluation.intervals import (
+    Resampling,
+    Sampled,
+    bootstrap,
+    holm,
+    mean_interval,
+    percentile_interval,
+)
+from infantxray.evaluation.metrics import HEADLINES, headline, weighted_metrics
+from infantxray.evaluation.predictions import Predictions
+from infantxray.evaluation.summary import summarise
 
 
 def make_runs(seeds=3, n=60, k=3, skill=1.5, spread=0.0):
@@ -34,12 +43,12 @@ def make_runs(seeds=3, n=60, k=3, skill=1.5, spread=0.0):
     return runs
 
 
-def test_weighted_figures_are_those_of_repeated_images():
+def test_weighted_metrics_are_those_of_repeated_images():
     """Brute force: a patient of weight 2 is a patient whose images are there twice."""
     (run,) = make_runs(seeds=1)
     keys = np.unique(run.patient)
     weights = np.random.default_rng(1).multinomial(len(keys), np.full(30, 1 / 30), size=40)
-    fast = weighted_figures(run, weights)
+    fast = weighted_metrics(run, weights)
     for i, weight in enumerate(weights):
         copies = [
             np.repeat(np.flatnonzero(run.patient == k), w)
@@ -52,7 +61,7 @@ def test_weighted_figures_are_those_of_repeated_images():
 
 def test_figures_of_a_class_are_those_of_metrics():
     (run,) = make_runs(seeds=1)
-    figures = weighted_figures(run, np.ones((1, 30)))
+    figures = weighted_metrics(run, np.ones((1, 30)))
     for name, row in summarise(run, bootstrap_samples=0)["per_class"].items():
         for figure in ("recall", "precision", "f1", "roc_auc"):
             assert figures[f"{figure}/{name}"][0] == pytest.approx(row[figure], abs=1e-6)
@@ -65,7 +74,7 @@ def test_a_class_that_is_not_drawn_does_not_count():
     weights = np.where(of_class, 0, 1)[None]
     kept = np.isin(run.patient, keys[weights[0] > 0])
     slow = headline(run.take(np.flatnonzero(kept)))
-    fast = weighted_figures(run, weights)
+    fast = weighted_metrics(run, weights)
     for name in HEADLINES:
         assert fast[name][0] == pytest.approx(slow[name], abs=1e-6), name
     assert np.isnan(fast["recall/a"][0])
@@ -73,7 +82,7 @@ def test_a_class_that_is_not_drawn_does_not_count():
 
 def test_figures_that_cannot_be_computed_are_nan():
     (run,) = make_runs(seeds=1)
-    nothing = weighted_figures(run, np.zeros((2, 30)))
+    nothing = weighted_metrics(run, np.zeros((2, 30)))
     assert all(np.isnan(values).all() for values in nothing.values())
 
 
@@ -197,3 +206,91 @@ def test_the_mean_over_models_is_taken_draw_by_draw():
     one = Resampling(runs[0].patient, 2, samples=50, seed=0).figures(runs)
     both = statistics.average([one, one])
     assert both.estimate("f1") == one.estimate("f1")
+
+
+def make(label, probabilities=None, age=None, predicted_age=None, patient=None, k=3):
+    n = len(label)
+    unknown = np.full(n, np.nan)
+    return Predictions(
+        classes=tuple("abcdef"[:k]),
+        probabilities=np.eye(k)[label] if probabilities is None else probabilities,
+        label=np.asarray(label),
+        age_months=unknown if age is None else age,
+        age_predicted_months=unknown if predicted_age is None else predicted_age,
+        patient=np.arange(n) if patient is None else patient,
+    )
+
+
+def random_case(seed, n=60, k=4):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(k, size=n)
+    logits = rng.normal(size=(n, k)) + 1.5 * np.eye(k)[label] * rng.random((n, 1))
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True), label
+
+
+def brute_force_bootstrap(predictions, figure, samples, seed):
+    """The same draws, image by image in plain Python."""
+    patients = sorted(set(predictions.patient.tolist()))
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(samples):
+        rows = []
+        for i in rng.integers(len(patients), size=len(patients)):
+            rows += [j for j, p in enumerate(predictions.patient) if p == patients[i]]
+        values.append(figure(predictions.take(np.array(rows))))
+    return np.percentile([v for v in values if np.isfinite(v)], [2.5, 97.5])
+
+
+def test_bootstrap_against_brute_force():
+    probabilities, label = random_case(5, n=40)
+    patient = np.random.default_rng(0).choice([f"p{i}" for i in range(12)], 40).astype(object)
+    predictions = make(
+        label, probabilities, age=np.arange(40.0), predicted_age=np.arange(40.0) ** 1.1,
+        patient=patient, k=4,
+    )  # fmt: skip
+    intervals = bootstrap(predictions, samples=60, seed=3)
+    assert set(intervals) >= set(HEADLINES)
+    for name in HEADLINES:
+        expected = brute_force_bootstrap(predictions, lambda p, name=name: headline(p)[name], 60, 3)
+        np.testing.assert_allclose(intervals[name], expected, err_msg=name)
+    assert intervals == bootstrap(predictions, samples=60, seed=3)
+
+
+def test_images_of_one_patient_are_not_independent():
+    """Twenty copies of the same image of each patient do not make the interval shorter."""
+    probabilities, label = random_case(2, n=15)
+
+    def width(copies):
+        predictions = make(
+            np.repeat(label, copies), np.repeat(probabilities, copies, 0),
+            patient=np.repeat(np.arange(15), copies), k=4,
+        )  # fmt: skip
+        low, high = bootstrap(predictions, samples=200, seed=0)["accuracy"]
+        return high - low
+
+    assert width(20) == pytest.approx(width(1))
+
+
+def test_an_interval_that_no_sample_can_compute_is_nan():
+    intervals = bootstrap(make([0, 0, 0]), samples=10, seed=0)
+    assert np.isnan(intervals["roc_auc"]).all()
+    assert np.isfinite(intervals["accuracy"]).all()
+
+
+def test_a_percentile_interval_is_numpys_over_finite_values():
+    values = np.random.default_rng(0).normal(size=500)
+    expected = np.percentile(values, [2.5, 97.5])
+    assert percentile_interval(values) == pytest.approx(tuple(expected))
+    assert percentile_interval(np.append(values, [np.nan] * 9)) == pytest.approx(tuple(expected))
+    assert np.isnan(percentile_interval(np.full(3, np.nan))).all()
+
+
+def test_the_interval_of_a_mean_resamples_patients():
+    """Copies of a patient's image make it no shorter, and it is that of the normal theory."""
+    rng = np.random.default_rng(0)
+    values, patient = rng.normal(size=200), np.arange(200)
+    low, high = mean_interval(values, patient, samples=4000, seed=0)
+    half = 1.96 * values.std() / np.sqrt(200)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
+    copies = mean_interval(np.repeat(values, 5), np.repeat(patient, 5), samples=4000, seed=0)
+    assert copies == pytest.approx((low, high))

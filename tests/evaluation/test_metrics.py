@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from infantxray.evaluation import metrics
 from infantxray.evaluation.metrics import Predictions
+from infantxray.evaluation.summary import baseline, by_age_band, summarise, to_json
 
 NAN = float("nan")
 
@@ -61,24 +62,50 @@ def test_against_scikit_learn(seed, ties, absent):
             "roc_auc": np.mean(areas),
         }
     )
-    each = metrics.per_class(metrics.confusion_matrix(label, predicted, 4))
+    each = metrics.weighted_metrics(make(label, probabilities, k=4))
     values = reference.precision_recall_fscore_support(
         label, predicted, labels=present, zero_division=0
     )
     for name, column in zip(("precision", "recall", "f1"), values, strict=False):
-        np.testing.assert_allclose(each[name][present], column)
-        assert np.isnan(np.delete(each[name], present)).all()
+        found = np.array([each[f"{name}/{c}"][0] for c in "abcd"])
+        np.testing.assert_allclose(found[present], column)
+        assert np.isnan(np.delete(found, present)).all()
+    for c, area in zip(present, areas, strict=True):
+        assert each[f"roc_auc/{'abcd'[c]}"][0] == pytest.approx(area)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_against_scikit_learn(seed):
+    """A weighting of the patients is `sample_weight`."""
+    probabilities, label = random_case(seed, ties=True)
+    predicted, patient = probabilities.argmax(1), np.arange(60) // 3
+    weights = np.random.default_rng(seed).integers(5, size=(4, 20))
+    found = metrics.weighted_metrics(make(label, probabilities, patient=patient, k=4), weights)
+    for i, weight in enumerate(weights[:, patient]):
+        kept = weight > 0
+        options = {"sample_weight": weight[kept]}
+        present = sorted(set(label[kept]))
+        expected = {"accuracy": reference.accuracy_score(label[kept], predicted[kept], **options)}
+        names = ("precision", "recall", "f1")
+        values = reference.precision_recall_fscore_support(
+            label[kept], predicted[kept], labels=present, average="macro", zero_division=0,
+            **options,
+        )  # fmt: skip
+        expected |= dict(zip(names, values[:3], strict=True))
+        areas = [
+            reference.roc_auc_score(label[kept] == c, probabilities[kept, c], **options)
+            for c in present
+        ]
+        expected["roc_auc"] = np.mean(areas)
+        for name, value in expected.items():
+            assert found[name][i] == pytest.approx(value, abs=1e-12), name
 
 
 def test_confusion_matrix_is_scikit_learns():
     probabilities, label = random_case(0, k=5)
-    predicted = probabilities.argmax(1)
-    np.testing.assert_array_equal(
-        metrics.confusion_matrix(label, predicted, 5),
-        reference.confusion_matrix(label, predicted, labels=range(5)),
-    )
-    # Rows are the truth.
-    assert metrics.confusion_matrix(np.array([0]), np.array([2]), 3)[0, 2] == 1
+    found = summarise(make(label, probabilities, k=5), bootstrap_samples=0)["confusion_matrix"]
+    expected = reference.confusion_matrix(label, probabilities.argmax(1), labels=range(5))
+    np.testing.assert_array_equal(found, expected)
 
 
 _scores = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=2, max_size=30).filter(
@@ -88,7 +115,7 @@ _scores = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=2, max_
 
 @settings(max_examples=100, deadline=None)
 @given(_scores)
-def test_area_and_curve_against_counting_pairs(rows):
+def test_area_against_counting_pairs(rows):
     positive = np.array([p for p, _ in rows])
     score = np.array([s for _, s in rows], float)
     pairs = [
@@ -96,27 +123,6 @@ def test_area_and_curve_against_counting_pairs(rows):
     ]
     area = metrics.roc_auc(positive, score)
     assert area == pytest.approx(np.mean(pairs))
-    false, true = metrics.roc_curve(positive, score)
-    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
-    assert (np.diff(false) >= 0).all()
-    assert (np.diff(true) >= 0).all()
-    assert np.trapezoid(true, false) == pytest.approx(area)
-
-
-def test_curve_is_scikit_learns():
-    probabilities, label = random_case(3, ties=True)
-    ours = metrics.roc_curve(label == 1, probabilities[:, 1])
-    theirs = reference.roc_curve(label == 1, probabilities[:, 1], drop_intermediate=False)[:2]
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b)
-
-
-def test_precision_and_recall_are_scikit_learns():
-    probabilities, label = random_case(3, ties=True)
-    recall, precision = metrics.pr_curve(label == 1, probabilities[:, 1])
-    theirs = reference.precision_recall_curve(label == 1, probabilities[:, 1])
-    np.testing.assert_allclose(precision, theirs[0][:-1][::-1])
-    np.testing.assert_allclose(recall, theirs[1][:-1][::-1])
 
 
 def test_area_needs_both_sides():
@@ -133,23 +139,27 @@ def test_unknown_labels_are_left_out():
 
 
 def test_a_class_never_predicted_has_precision_zero_and_one_without_cases_none():
-    confusion = np.array([[3, 0, 1], [2, 0, 0], [0, 0, 0]])
-    scores = metrics.per_class(confusion)
-    np.testing.assert_allclose(scores["recall"], [0.75, 0.0, NAN])
-    np.testing.assert_allclose(scores["precision"], [0.6, 0.0, NAN])
-    np.testing.assert_allclose(scores["f1"], [2 / 3, 0.0, NAN])
+    # Class a three times right and once taken for c; class b twice taken for a; no class c.
+    label, predicted = np.array([0, 0, 0, 0, 1, 1]), [0, 0, 0, 2, 0, 0]
+    found = metrics.weighted_metrics(make(label, np.eye(3)[predicted]))
+    for name, expected in (
+        ("recall", [0.75, 0.0, NAN]),
+        ("precision", [0.6, 0.0, NAN]),
+        ("f1", [2 / 3, 0.0, NAN]),
+    ):
+        np.testing.assert_allclose([found[f"{name}/{c}"][0] for c in "abc"], expected)
 
 
 def test_age_error_is_over_images_of_known_age():
     predictions = make([0, 0, 0], age=[10, NAN, 4], predicted_age=[13, 99, 3])
-    assert metrics.age_mae(predictions) == pytest.approx(2.0)
-    assert math.isnan(metrics.age_mae(make([0, 1])))
+    assert metrics.headline(predictions)["age_mae_months"] == pytest.approx(2.0)
+    assert math.isnan(metrics.headline(make([0, 1]))["age_mae_months"])
 
 
 def test_age_bands_share_out_every_image_once():
     ages = [0.0, 0.5, 0.91, 0.93, 11.99, 12.0, 23.9, 24, 59, 60, 143, 144, 215, 216, 900, NAN]
     predictions = make([0] * len(ages), age=ages, predicted_age=np.nan_to_num(ages) + 1)
-    bands = metrics.by_age_band(predictions)
+    bands = by_age_band(predictions)
     assert [(b["band"], b["n"]) for b in bands] == [
         ("0-28 days", 3),
         ("1-12 months", 2),
@@ -162,67 +172,14 @@ def test_age_bands_share_out_every_image_once():
     ]
     assert bands[0]["age_mae_months"] == pytest.approx(1.0)
     assert math.isnan(bands[-1]["age_mae_months"])
-    assert [b["band"] for b in metrics.by_age_band(make([0, 0], age=[1.5, 30]))] == [
+    assert [b["band"] for b in by_age_band(make([0, 0], age=[1.5, 30]))] == [
         "1-12 months",
         "2-5 years",
     ]
 
 
-def brute_force_bootstrap(predictions, figure, samples, seed):
-    """The same draws, image by image in plain Python."""
-    patients = sorted(set(predictions.patient.tolist()))
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(samples):
-        rows = []
-        for i in rng.integers(len(patients), size=len(patients)):
-            rows += [j for j, p in enumerate(predictions.patient) if p == patients[i]]
-        values.append(figure(predictions.take(np.array(rows))))
-    return np.percentile([v for v in values if np.isfinite(v)], [2.5, 97.5])
-
-
-def test_bootstrap_against_brute_force():
-    probabilities, label = random_case(5, n=40)
-    patient = np.random.default_rng(0).choice([f"p{i}" for i in range(12)], 40).astype(object)
-    predictions = make(
-        label, probabilities, age=np.arange(40.0), predicted_age=np.arange(40.0) ** 1.1,
-        patient=patient, k=4,
-    )  # fmt: skip
-    intervals = metrics.bootstrap(predictions, metrics.headline, samples=60, seed=3)
-    assert set(intervals) == set(metrics.HEADLINES)
-    for name in metrics.HEADLINES:
-        expected = brute_force_bootstrap(
-            predictions, lambda p, name=name: metrics.headline(p)[name], 60, 3
-        )
-        np.testing.assert_allclose(intervals[name], expected, err_msg=name)
-    assert intervals == metrics.bootstrap(predictions, metrics.headline, samples=60, seed=3)
-
-
-def test_images_of_one_patient_are_not_independent():
-    """Twenty copies of the same image of each patient do not make the interval shorter."""
-    probabilities, label = random_case(2, n=15)
-
-    def width(copies):
-        predictions = make(
-            np.repeat(label, copies), np.repeat(probabilities, copies, 0),
-            patient=np.repeat(np.arange(15), copies), k=4,
-        )  # fmt: skip
-        low, high = metrics.bootstrap(predictions, metrics.headline, samples=200, seed=0)[
-            "accuracy"
-        ]
-        return high - low
-
-    assert width(20) == pytest.approx(width(1))
-
-
-def test_an_interval_that_no_sample_can_compute_is_nan():
-    intervals = metrics.bootstrap(make([0, 0, 0]), metrics.headline, samples=10, seed=0)
-    assert np.isnan(intervals["roc_auc"]).all()
-    assert np.isfinite(intervals["accuracy"]).all()
-
-
 def summary(predictions, **options):
-    result = metrics.to_json(metrics.summarise(predictions, **options))
+    result = to_json(summarise(predictions, **options))
     json.dumps(result, allow_nan=False)
     return result
 
@@ -302,14 +259,14 @@ def test_to_json():
         "a": (np.float32(0.5), NAN, math.inf),
         "b": [np.int64(3), {"c": None, "d": "text", "e": True}],
     }
-    assert metrics.to_json(value) == {
+    assert to_json(value) == {
         "a": [0.5, None, None],
         "b": [3, {"c": None, "d": "text", "e": True}],
     }
 
 
 def test_the_baseline_never_looks_at_the_image():
-    predictions = metrics.Predictions(
+    predictions = Predictions(
         classes=("a", "b"),
         probabilities=np.array([[0.9, 0.1]] * 4, np.float32),
         label=np.array([0, 1, 1, -1]),
@@ -317,13 +274,13 @@ def test_the_baseline_never_looks_at_the_image():
         age_predicted_months=np.zeros(4),
         patient=np.array(list("wxyz"), dtype=object),
     )
-    result = metrics.baseline(predictions, np.array([1, 1, 0, -1]), 4.0)
+    result = baseline(predictions, np.array([1, 1, 0, -1]), 4.0)
     assert result == {
         "majority_class": "b",
         "accuracy": pytest.approx(2 / 3),
         "age_mae_months": pytest.approx((3 + 1 + 5) / 3),
     }
-    nothing = metrics.baseline(predictions, np.array([-1]), None)
+    nothing = baseline(predictions, np.array([-1]), None)
     assert nothing["majority_class"] is None
     assert math.isnan(nothing["accuracy"])
     assert math.isnan(nothing["age_mae_months"])
@@ -332,12 +289,12 @@ def test_the_baseline_never_looks_at_the_image():
 def test_baseline_is_the_guess_of_who_never_looks():
     predictions = make([0, 1, 1, -1], age=[2, NAN, 8, 5])
     trained = np.array([2, 1, 1, -1, -1, -1])
-    result = metrics.baseline(predictions, trained, 4.0)
+    result = baseline(predictions, trained, 4.0)
     # Named by the training images, scored on the test images.
     assert result["majority_class"] == "b"
     assert result["accuracy"] == pytest.approx(2 / 3)
     assert result["age_mae_months"] == pytest.approx((2 + 4 + 1) / 3)
-    nothing = metrics.baseline(make([-1, -1]), trained, None)
+    nothing = baseline(make([-1, -1]), trained, None)
     assert nothing["majority_class"] is None
     assert math.isnan(nothing["accuracy"])
     assert math.isnan(nothing["age_mae_months"])

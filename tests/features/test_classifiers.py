@@ -3,7 +3,7 @@ import pytest
 from frozen_features import clusters
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from infantxray.features.classifiers import fit_linear, fit_ridge, fit_ridge_by_patient
+from infantxray.features.classifiers import fit_linear, fit_ridge, fit_ridge_by_patient, nearest
 
 
 @pytest.mark.parametrize("l2", [1e-2, 1.0])
@@ -93,3 +93,24 @@ def test_a_feature_that_hardly_varied_does_not_run_away():
     other[:, 1] = 1.0
     assert targets.min() <= predict(other).min() <= predict(other).max() <= targets.max()
     assert np.abs(fit_ridge(features, targets, 1e-3)(other)).max() > 100 * np.abs(targets).max()
+
+
+def test_neighbours_are_those_of_all_cosines():
+    features, _ = clusters(90, 0)
+    other, _ = clusters(20, 1)
+    rows, weights = nearest(features, other)
+    mean, std = features.mean(0), features.std(0) + 1e-6
+    a, b = (features - mean) / std, (other - mean) / std
+    cosine = (b @ a.T) / np.linalg.norm(b, axis=1)[:, None] / np.linalg.norm(a, axis=1)[None]
+    expected = np.argsort(-cosine, axis=1)[:, :20]
+    assert [set(row) for row in rows] == [set(row) for row in expected]
+    np.testing.assert_allclose(weights.sum(1), 1.0, rtol=1e-5)
+    votes = np.exp((np.take_along_axis(cosine, expected, 1) - 1) / 0.07)
+    np.testing.assert_allclose(weights, votes / votes.sum(1, keepdims=True), rtol=1e-3, atol=1e-6)
+
+
+def test_fewer_images_than_neighbours():
+    features, _ = clusters(3, 0)
+    rows, weights = nearest(features, features)
+    assert rows.shape == weights.shape == (3, 3)
+    assert rows[:, 0].tolist() == [0, 1, 2]  # Each is nearest to itself.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import warnings
 
 
@@ -42,15 +43,19 @@ def reference_map(network, name: str, image):
 
 
 def _define_missing_operators(torch) -> None:
-    """torchvision without its compiled half imports once these two names exist."""
-    for schema in (
-        "nms(Tensor d, Tensor s, float t) -> Tensor",
-        "qnms(Tensor d, Tensor s, float t) -> Tensor",
-    ):
-        if not hasattr(torch.ops.torchvision, schema.partition("(")[0]):
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(schema)
-            _KEPT.append(library)  # a library that is collected takes its names with it
+    """Lets torchvision be imported without its compiled half: its import wants these two names.
+
+    An ordinary torchvision defines them itself, and the process aborts if they are there already.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError, OSError):
+        for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]  # half imported
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define("nms(Tensor d, Tensor s, float t) -> Tensor")
+        library.define("qnms(Tensor d, Tensor s, float t) -> Tensor")
+        _KEPT.append(library)  # a library that is collected takes its names with it
 
 
 _KEPT = []

@@ -1,5 +1,6 @@
 """Weights travel to and from the PyTorch references' files without loss."""
 
+import pickle
 import re
 from functools import cache
 
@@ -9,10 +10,17 @@ import numpy as np
 import pytest
 from absl import logging as absl_logging
 from flax import traverse_util
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from infantxray.models import ENCODERS, create_encoder
-from infantxray.models.torch_weights import WeightsError, export_encoder, import_encoder
+from infantxray.models.input_scale import IMAGENET, SYMMETRIC, TORCHXRAYVISION, InputScale
+from infantxray.models.torch_weights import (
+    WeightsError,
+    export_encoder,
+    import_encoder,
+    read_encoder,
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +55,7 @@ def test_round_trip(name, tmp_path):
     back = import_encoder(name, tmp_path / "a.safetensors", in_channels=3)
     assert_same(back, variables)
     export_encoder(name, back, tmp_path / "b.safetensors")
-    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert_same(load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors"))
 
 
 # One key of each kind, as the references' own state dicts have them.
@@ -93,8 +101,8 @@ def test_colours_fold_into_grey_and_spread_again(tmp_path, shufflenet):
 def test_other_keys_are_skipped_and_reported(tmp_path, shufflenet, caplog):
     path = tmp_path / "w.safetensors"
     export_encoder("shufflenet", shufflenet, path)
-    weights = {f"module.{key}": value for key, value in load_file(path).items()}
-    weights["module.output.weight"] = np.zeros((1000, 960), np.float32)
+    weights = load_file(path)
+    weights["output.weight"] = np.zeros((1000, 960), np.float32)
     save_file(weights, path)
     absl_logging.set_verbosity(absl_logging.INFO)
     with caplog.at_level("INFO"):
@@ -170,3 +178,145 @@ def test_pth_round_trip(tmp_path, shufflenet):
     (tmp_path / "bad.pth").write_bytes(b"not this")
     with pytest.raises(WeightsError, match="weights alone"):
         import_encoder("shufflenet", tmp_path / "bad.pth")
+    scale = InputScale(0.3, 0.2)
+    export_encoder("shufflenet", shufflenet, tmp_path / "w.pth", scale=scale)
+    assert read_encoder("shufflenet", tmp_path / "w.pth")[1] == scale
+
+
+class Payload:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_pickles_are_never_executed(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    state = {"state_dict": {"conv1.weight": torch.ones(1)}, "extra": Payload(tmp_path / "ran")}
+    torch.save(state, tmp_path / "zip.pth")
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
+    for name in ("zip.pth", "old.pth", "plain.pt"):
+        with pytest.raises(WeightsError, match="weights alone"):
+            import_encoder("shufflenet", tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+    # The payload works: a reader that executes pickles would be found out.
+    pickle.loads((tmp_path / "plain.pt").read_bytes()).close()
+    assert (tmp_path / "ran").exists()
+
+
+def test_lightning_checkpoints(tmp_path, shufflenet):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    export_encoder("shufflenet", shufflenet, tmp_path / "w.safetensors")
+    weights = {
+        f"model.encoder.{key}": torch.from_numpy(value)
+        for key, value in load_file(tmp_path / "w.safetensors").items()
+    }
+    checkpoint = {"epoch": 3, "state_dict": weights, "optimizer_states": [{}]}
+    torch.save(checkpoint, tmp_path / "w.ckpt")
+    assert_same(import_encoder("shufflenet", tmp_path / "w.ckpt"), shufflenet)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.", "model.", "backbone.", "encoder.", "_orig_mod.module.net.features."],
+)
+def test_common_prefixes_are_removed_and_reported(tmp_path, shufflenet, caplog, prefix):
+    path = tmp_path / "w.safetensors"
+    export_encoder("shufflenet", shufflenet, path)
+    weights = {prefix + key: value for key, value in load_file(path).items()}
+    save_file({**weights, "head.weight": np.zeros(3, np.float32)}, path)
+    absl_logging.set_verbosity(absl_logging.INFO)
+    with caplog.at_level("INFO"):
+        assert_same(import_encoder("shufflenet", path), shufflenet)
+    assert f"the prefix {prefix} of its keys is removed" in caplog.text
+
+
+def test_two_networks_in_one_file_are_refused(tmp_path, shufflenet):
+    path = tmp_path / "w.safetensors"
+    export_encoder("shufflenet", shufflenet, path)
+    weights = load_file(path)
+    save_file({p + k: v for p in ("student.", "teacher.") for k, v in weights.items()}, path)
+    with pytest.raises(WeightsError, match=r"2 networks.*\(student\., teacher\.\)"):
+        import_encoder("shufflenet", path)
+    # One of them is complete: that is the one.
+    save_file({**weights, **{f"teacher.{k}": v for k, v in list(weights.items())[:9]}}, path)
+    assert_same(import_encoder("shufflenet", path), shufflenet)
+
+
+def without_metadata(path, **added):
+    """As another program writes the file."""
+    save_file({**load_file(path), **added}, path)
+
+
+def test_the_input_scale_travels_with_the_weights(tmp_path, shufflenet):
+    path = tmp_path / "w.safetensors"
+    scale = InputScale(mean=0.123456789, std=1 / 3)
+    export_encoder("shufflenet", shufflenet, path, scale=scale)
+    variables, found = read_encoder("shufflenet", path)
+    assert_same(variables, shufflenet)
+    assert found == scale
+    assert read_encoder("shufflenet", path, scale=SYMMETRIC)[1] == SYMMETRIC
+    with safe_open(path, "numpy") as file:
+        assert file.metadata() == {
+            "format": "pt",
+            "encoder": "shufflenet",
+            "input_mean": "0.123456789",
+            "input_std": repr(1 / 3),
+        }
+    weights = load_file(path)
+    for metadata in ({"input_mean": "x", "input_std": "1"}, {"input_mean": "0"}):
+        save_file(weights, path, metadata)
+        with pytest.raises(WeightsError, match="metadata"):
+            read_encoder("shufflenet", path)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("shufflenet", IMAGENET), ("xception", SYMMETRIC)])
+def test_references_have_their_own_scale(tmp_path, name, expected):
+    path = tmp_path / "w.safetensors"
+    export_encoder(name, random_variables(name, 3), path)
+    without_metadata(path)
+    assert read_encoder(name, path)[1] == expected
+    # Grey weights without metadata are from this project, as it wrote them before.
+    for channels in (1, 3):
+        export_encoder(name, random_variables(name, 1), path, in_channels=channels)
+        without_metadata(path)
+        assert read_encoder(name, path)[1] == IMAGENET
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "classifier", "features"),
+    [("densenet121", "", "classifier", 1024), ("resnet50", "model.", "fc", 2048)],
+)
+def test_torchxrayvision_is_recognised(tmp_path, name, prefix, classifier, features):
+    """Keys and shapes as its `densenet121-res224-all` and `resnet50-res512-all` have them."""
+    path = tmp_path / "w.safetensors"
+    export_encoder(name, random_variables(name, 1), path)
+    weights = load_file(path)
+    first = "features.conv0.weight" if name == "densenet121" else "conv1.weight"
+    assert weights[first].shape == (64, 1, 7, 7)
+    head = {
+        f"{classifier}.weight": np.zeros((18, features), np.float32),
+        f"{classifier}.bias": np.zeros(18, np.float32),
+    }
+    renamed = {prefix + key: value for key, value in (weights | head).items()}
+    save_file({**renamed, "op_threshs": np.zeros(18, np.float32)}, path)
+    variables, scale = read_encoder(name, path)
+    assert_same(variables, random_variables(name, 1))
+    assert scale == TORCHXRAYVISION
+    # Its [-1024, 1024].
+    np.testing.assert_allclose((np.array([0.0, 1.0]) - scale.mean) / scale.std, [-1024, 1024])
+    save_file(renamed, path)  # the file that it downloads has no thresholds
+    assert read_encoder(name, path)[1] == TORCHXRAYVISION
+    # Colour, or other outputs: not torchxrayvision's.
+    save_file(weights | {f"{classifier}.weight": np.zeros((5, features), np.float32)}, path)
+    assert read_encoder(name, path)[1] == IMAGENET
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 0.0), (0.5, -1.0), (np.nan, 1.0), (0.5, np.inf)])
+def test_impossible_scales_are_refused(mean, std):
+    with pytest.raises(ValueError, match="no scale"):
+        InputScale(mean, std)

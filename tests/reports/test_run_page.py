@@ -1,4 +1,4 @@
-"""figures.py and page.py: what stands in `report.html`."""
+"""The page of a run: what `report.html` shows."""
 
 import base64
 import dataclasses
@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from configs import finetune
-from infantxray.evaluation import metrics
 from infantxray.evaluation.calibration import calibration
-from infantxray.evaluation.metrics import Predictions
+from infantxray.evaluation.metrics import HEADLINES
+from infantxray.evaluation.predictions import Predictions
 from infantxray.evaluation.saliency import Example
-from infantxray.reports import figures
-from infantxray.reports import run_page as page
+from infantxray.evaluation.summary import summarise as summarise_predictions
+from infantxray.evaluation.summary import to_json
+from infantxray.reports import page, plots, run_page
 
 HOSTILE = '<script>alert("x")</script> & Söhne'
 CLASSES = ("normal", "mass", HOSTILE)
@@ -41,8 +42,7 @@ def make_predictions(n=60, labelled=True, aged=True, classes=CLASSES):
 
 
 def summarise(predictions):
-    result = metrics.summarise(predictions, bootstrap_samples=20)
-    result["baseline"] = metrics.baseline(predictions, predictions.label, 6.0)
+    result = summarise_predictions(predictions, bootstrap_samples=20)
     if predictions.classes:
         result["calibration"] = calibration(predictions.probabilities, predictions.label)
     result |= {
@@ -53,7 +53,7 @@ def summarise(predictions):
         "n_without_patient_id": 7,
         "stage_one_known": True,
     }
-    return metrics.to_json(result)
+    return to_json(result)
 
 
 HISTORY = [
@@ -63,11 +63,26 @@ HISTORY = [
 ]
 EXAMPLE = Example(
     image=np.full((64, 64), 100, np.uint8),
-    saliency=np.eye(64),
+    predicted_map=np.eye(64),
+    true_map=np.eye(64)[::-1],
+    boxes=[(3, 4, 20, 30)],
     truth="mass",
     predicted=HOSTILE,
     probability=0.75,
 )
+
+
+def settings(**changes):
+    return json.loads(finetune.get_config().to_json_best_effort()) | changes
+
+
+def write(folder, summary, figures=(), **changes):
+    """The text of the page, with and without its markup."""
+    run_page.write(
+        folder / "report.html", settings=settings(**changes), summary=summary, figures=figures
+    )
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    return text, " ".join("".join(parse(text).text).split())
 
 
 @pytest.fixture(scope="module")
@@ -75,24 +90,32 @@ def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     predictions = make_predictions()
     summary = summarise(predictions)
-    pictures = figures.draw_all(
-        str(folder / "figures"), predictions, summary, HISTORY, [EXAMPLE] * 7
+    figures = run_page.draw(
+        str(folder / "figures"), predictions, summary, HISTORY, [EXAMPLE] * 7, [EXAMPLE]
     )
-    config = json.loads(finetune.get_config().to_json_best_effort())
-    config["pretrained"] = "runs/<pre>"
-    page.write(str(folder / "report.html"), config, summary, pictures)
-    return (folder / "report.html").read_text(encoding="utf-8"), summary, pictures
+    text, shown = write(folder, summary, figures, pretrained="runs/<pre>")
+    return text, shown, summary, figures, folder
 
 
-def test_every_figure_is_a_picture_with_something_on_it(report):
-    _, _, pictures = report
-    assert list(pictures) == [
-        "learning_curves", "confusion_matrix", "roc", "calibration", "age", "saliency",
+def test_every_figure_is_there_in_all_forms_with_something_on_it(report):
+    *_, figures, folder = report
+    names = [
+        "learning_curves", "confusion_matrix", "roc", "calibration", "age", "saliency", "mistakes",
     ]  # fmt: skip
-    for name, path in pictures.items():
-        picture = np.asarray(Image.open(path).convert("L"))
-        assert min(picture.shape) > 200, name
-        assert picture.std() > 5, name
+    assert [figure.light for figure in figures] == [
+        str(folder / "figures" / f"{name}.svg") for name in names
+    ]
+    for name in names:
+        with Image.open(folder / "figures" / f"{name}.png") as image:
+            assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+            pixels = np.asarray(image.convert("L"))
+        assert min(pixels.shape) > 400, name
+        assert pixels.std() > 5, name
+        for end in ("", "_dark"):
+            svg = (folder / "figures" / f"{name}{end}.svg").read_text(encoding="utf-8")
+            assert svg.count("<path") + svg.count("<image") > 3
+    dark = (folder / "figures" / "roc_dark.svg").read_text(encoding="utf-8")
+    assert "#16181b" in dark
 
 
 class _Parser(html.parser.HTMLParser):
@@ -117,16 +140,18 @@ def parse(text):
 
 
 def test_the_page_needs_nothing_else(report):
-    text, _, pictures = report
-    parser = parse(text)
-    assert len(parser.links) == len(pictures)
-    for link, path in zip(parser.links, pictures.values(), strict=True):
-        kind, _, data = link.partition(",")
-        assert kind == "data:image/png;base64"
-        with open(path, "rb") as file:
-            assert base64.b64decode(data) == file.read()
-    assert not {"script", "link", "iframe", "object"} & set(parser.tags)
+    text, _, _, figures, _ = report
+    links = [link for link in parse(text).links if not link.startswith("#")]
+    assert len(links) == 2 * len(figures)
+    for figure in figures:
+        for path in (figure.light, figure.dark):
+            with open(path, "rb") as file:
+                data = base64.b64encode(file.read()).decode()
+            assert f"data:image/svg+xml;base64,{data}" in links
+    assert not {"script", "link", "iframe", "object"} & set(parse(text).tags)
     assert not re.search(r"https?://|@import|url\(", text)
+    for what in ("prefers-color-scheme: dark", "@media print", "max-width: 40rem"):
+        assert what in text
 
 
 def test_the_header_counts_what_is_known(tmp_path):
@@ -135,10 +160,7 @@ def test_the_header_counts_what_is_known(tmp_path):
     label, age = predictions.label.copy(), predictions.age_months.copy()
     label[:50], age[:11] = -1, np.nan
     predictions = dataclasses.replace(predictions, label=label, age_months=age)
-    summary = summarise(predictions) | {"stage_one_known": False}
-    config = json.loads(finetune.get_config().to_json_best_effort())
-    page.write(str(tmp_path / "report.html"), config, summary, {})
-    shown = "".join(parse((tmp_path / "report.html").read_text(encoding="utf-8")).text)
+    _, shown = write(tmp_path, summarise(predictions) | {"stage_one_known": False})
     assert "60 test images" in shown
     assert "10 images with a known condition" in shown
     assert "49 images with a known age" in shown
@@ -146,28 +168,33 @@ def test_the_header_counts_what_is_known(tmp_path):
     assert "cannot be checked" in shown
 
 
+def test_the_title_says_external(tmp_path):
+    summary = summarise(make_predictions())
+    assert "resnet50 on 60 test images" in write(tmp_path, summary)[1]
+    external = write(tmp_path, summary | {"external": True})[1]
+    assert "resnet50 on 60 external test images" in external
+    assert "from another source than its training data" in external
+
+
 def test_pictures_of_stage_one_are_named_by_its_objective(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "panels.png")
-    config = json.loads(finetune.get_config().to_json_best_effort())
-    pictures = {"panels": str(tmp_path / "panels.png")}
-    summary = summarise(make_predictions())
-    page.write(str(tmp_path / "r.html"), config, summary, pictures, ("input", "first_view"))
-    text = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "Validation images; from above: input, first view." in text
+    figures = [run_page.panels(str(tmp_path / "panels.png"), ("input", "first_view"))]
+    text, shown = write(tmp_path, summarise(make_predictions()), figures)
+    assert "Validation images; from above: input, first view." in shown
+    assert 'class="pixels"' in text
 
 
 def test_names_are_escaped(report):
-    text, _, _ = report
+    text, shown, _, _, _ = report
     assert "<script" not in text
     assert "<pre>" not in text.replace("<pre>--config", "")
-    assert HOSTILE in "".join(parse(text).text)
-    assert "runs/<pre>" in "".join(parse(text).text)
+    assert HOSTILE in shown
+    assert "runs/<pre>" in shown
 
 
 def test_the_page_shows_the_numbers(report):
-    text, summary, _ = report
-    shown = "".join(parse(text).text)
-    for name in metrics.HEADLINES:
+    _, shown, summary, _, _ = report
+    for name in HEADLINES:
         digits = 1 if name == "age_mae_months" else 3
         low, high = summary["ci95"][name]
         assert f"{summary[name]:.{digits}f}" in shown
@@ -187,6 +214,73 @@ def test_the_page_shows_the_numbers(report):
     assert "--config.optimizer.learning_rate=0.001" in shown
 
 
+def test_in_short_has_the_question_the_result_the_floor_and_the_doubt(tmp_path):
+    summary = summarise(make_predictions())
+    summary["baseline"]["pixels"] = {"roc_auc": 0.7, "accuracy": 0.95, "age_mae_months": 3.0}
+    summary["n_without_patient_id"] = 0
+    asked, result, floor, doubt = run_page.in_short(settings(), summary)
+    assert asked == "Can resnet50 tell 3 conditions apart and predict the age on 30 new patients?"
+    low, high = summary["ci95"]["roc_auc"]
+    assert f"ROC AUC {summary['roc_auc']:.3f} (95 % interval {low:.3f} to {high:.3f})" in result
+    assert "months" in result
+    for part in ("ROC AUC 0.500 for a blind guess and 0.700 for ridge on pixels", "9.0 months for"):
+        assert part in floor
+    assert "the accuracy is no better than ridge on pixels" in doubt
+    _, shown = write(tmp_path, summary)
+    assert "ridge on pixels: 0.950" in shown
+    assert doubt in shown
+    worse = summary | {"age_mae_months": 9.5}
+    assert "the age head is no better than the mean age" in run_page.in_short(settings(), worse)[3]
+    close = summary | {"ci95": summary["ci95"] | {"age_mae_months": [0.1, 9.2]}}
+    assert (
+        "the age head is not surely better than the mean age"
+        in run_page.in_short(settings(), close)[3]
+    )
+
+
+def test_saliency_scores_are_shown_with_their_intervals(tmp_path):
+    scores = {"pointing_game": 0.4, "mass_in_box": 0.25,
+              "ci95": {"pointing_game": [0.3, 0.5], "mass_in_box": [0.2, 0.3]}}  # fmt: skip
+    saliency = {
+        "n": 80, "n_patients": 41, "level": 1, "box_share": 0.1, **scores,
+        "integrated_gradients": scores, "randomisation": {"heads": 0.2, "all": None},
+    }  # fmt: skip
+    _, shown = write(tmp_path, summarise(make_predictions()) | {"saliency": saliency})
+    assert "80 test images of 41 patients" in shown
+    assert "pyramid level 1 (stride 8)" in shown
+    assert "0.400 [0.300, 0.500]" in shown
+    assert "with random parameters throughout –" in shown
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [("0", "1", "2"), ("$a$", "$b", "c_{d}"), ("정상", "폐렴", "\U0001f916"), ("a\nb", " ", "-")],
+)
+def test_any_class_name_can_be_drawn(tmp_path, classes):
+    """As itself, or as a number with a legend where no font has its letters; never as a box."""
+    predictions = make_predictions(classes=classes)
+    summary = summarise(predictions)
+    example = dataclasses.replace(EXAMPLE, truth=classes[0], predicted=classes[2])
+    figures = run_page.draw(str(tmp_path / "figures"), predictions, summary, [], [example])
+    text, _ = write(tmp_path, summary, figures)
+    legend = dict(figures[0].legend)
+    drawn = (tmp_path / "figures" / "confusion_matrix.svg").read_text(encoding="utf-8")
+    for k, name in enumerate(classes, start=1):
+        if plots.fonts_for(name) is None:
+            assert legend[f"#{k}"] == name
+            assert f"#{k} = {name}" in text
+            assert f"#{k}" in drawn
+        elif name.isalnum() and name.isascii():
+            assert f">{name}</text>" in drawn
+
+
+def test_a_letter_that_no_font_has_is_numbered(monkeypatch):
+    monkeypatch.setattr(plots.font_manager.fontManager, "ttflist", [])
+    plots.fonts_for.cache_clear()
+    assert plots.class_labels(("normal", "정상")) == (("normal", "#2"), [("#2", "정상")])
+    plots.fonts_for.cache_clear()
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -197,18 +291,26 @@ def test_the_page_shows_the_numbers(report):
         {"n": 1},
     ],
 )
-def test_figures_that_are_missing_are_given_with_the_reason(tmp_path, case):
+def test_metrics_that_are_missing_are_given_with_the_reason(tmp_path, case):
     predictions = make_predictions(**case)
     summary = summarise(predictions)
-    pictures = figures.draw_all(str(tmp_path / "figures"), predictions, summary, [], [])
-    config = json.loads(finetune.get_config().to_json_best_effort())
-    page.write(str(tmp_path / "report.html"), config, summary, pictures)
-    shown = "".join(parse((tmp_path / "report.html").read_text(encoding="utf-8")).text)
-    for name in metrics.HEADLINES:
+    figures = run_page.draw(str(tmp_path / "figures"), predictions, summary, [])
+    _, shown = write(tmp_path, summary, figures)
+    for name in HEADLINES:
         if summary[name] is None:
             assert summary["not_computed"][name] in shown
     assert "None" not in shown
     assert "nan" not in shown
+    drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     if not case.get("labelled", True):
-        assert not {"roc", "confusion_matrix", "calibration"} & pictures.keys()
-    assert ("age" in pictures) == case.get("aged", True)
+        assert not {"roc", "confusion_matrix", "calibration"} & drawn
+    assert ("age" in drawn) == case.get("aged", True)
+
+
+def test_numbers_and_plurals():
+    assert page.plural(1, "image") == "1 image"
+    assert page.plural(2000, "image") == "2,000 images"
+    assert page.number(2050.4, "age_mae_months") == "2050.4"
+    assert page.number(-0.0312, "roc_auc", sign=True) == "−0.031"
+    assert page.number(None) == page.number(float("nan")) == "–"
+    assert page.listed(["a", "b", "c"]) == "a, b and c"

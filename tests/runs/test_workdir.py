@@ -9,13 +9,14 @@ from configs import finetune, pretrain
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import UserError
 from infantxray.runs import workdir
-from infantxray.runs.workdir import ModelCard
+from infantxray.runs.model_spec import ModelSpec
+from infantxray.runs.settings import to_dict
 
 
 def test_the_same_command_may_come_again(tmp_path):
     folder = str(tmp_path / "new" / "run")
-    workdir.prepare(folder, finetune.get_config())
-    workdir.prepare(folder, finetune.get_config())
+    workdir.prepare(folder, to_dict(finetune.get_config()))
+    workdir.prepare(folder, to_dict(finetune.get_config()))
     saved = workdir.read_config(folder)
     assert saved["task"] == "finetune"
     assert saved["data"]["image_size"] == 64
@@ -25,8 +26,8 @@ def test_the_same_command_may_come_again(tmp_path):
 def test_tuples_and_types_survive_the_comparison(tmp_path):
     config = finetune.get_config()
     config.data.classes = ("mass", "normal")
-    workdir.prepare(str(tmp_path), config)
-    workdir.prepare(str(tmp_path), config)
+    workdir.prepare(str(tmp_path), to_dict(config))
+    workdir.prepare(str(tmp_path), to_dict(config))
     assert workdir.read_config(str(tmp_path))["data"]["classes"] == ["mass", "normal"]
 
 
@@ -37,7 +38,7 @@ def result(request):
 
 
 def test_another_setting_is_refused_and_named(tmp_path, result):
-    workdir.prepare(str(tmp_path), finetune.get_config())
+    workdir.prepare(str(tmp_path), to_dict(finetune.get_config()))
     (tmp_path / result).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / result).touch()
     before = (tmp_path / "config.json").read_text()
@@ -45,7 +46,7 @@ def test_another_setting_is_refused_and_named(tmp_path, result):
     changed.optimizer.learning_rate = 0.5
     changed.batch_size = 8
     with pytest.raises(UserError) as caught:
-        workdir.prepare(str(tmp_path), changed)
+        workdir.prepare(str(tmp_path), to_dict(changed))
     message = str(caught.value)
     assert "batch_size (16 -> 8)" in message
     assert "optimizer.learning_rate (0.001 -> 0.5)" in message
@@ -53,31 +54,32 @@ def test_another_setting_is_refused_and_named(tmp_path, result):
     assert (tmp_path / "config.json").read_text() == before
     changed.seed, changed.data.resize = 5, "crop"
     with pytest.raises(UserError, match="and 1 more"):
-        workdir.prepare(str(tmp_path), changed)
+        workdir.prepare(str(tmp_path), to_dict(changed))
 
 
 def test_a_run_that_came_to_nothing_is_forgotten(tmp_path):
     """Over a mistyped path, say: the right one is another setting."""
-    workdir.prepare(str(tmp_path), finetune.get_config())
+    workdir.prepare(str(tmp_path), to_dict(finetune.get_config()))
     (tmp_path / "split.csv").write_text("of the wrong data")
     (tmp_path / "events.out.1").touch()
     (tmp_path / "checkpoints" / "50.orbax-checkpoint-tmp").mkdir(parents=True)
     changed = finetune.get_config()
     changed.data.train = "manifest:/data/right.csv"
-    assert workdir.changed_settings(str(tmp_path), changed) == []
-    workdir.prepare(str(tmp_path), changed)
+    assert workdir.changed_settings(str(tmp_path), to_dict(changed)) == []
+    workdir.prepare(str(tmp_path), to_dict(changed))
     assert workdir.read_config(str(tmp_path))["data"]["train"] == "manifest:/data/right.csv"
     assert not (tmp_path / "split.csv").exists()
     assert not (tmp_path / "events.out.1").exists()
 
 
 def test_another_task_and_another_process_are_kept_out(tmp_path):
-    workdir.prepare(str(tmp_path / "one"), finetune.get_config())
+    workdir.prepare(str(tmp_path / "one"), to_dict(finetune.get_config()))
     with pytest.raises(UserError, match="another task, finetune"):
-        workdir.prepare(str(tmp_path / "one"), pretrain.get_config())
+        workdir.prepare(str(tmp_path / "one"), to_dict(pretrain.get_config()))
     script = (
-        "import sys; from configs import finetune; from infantxray.runs import workdir; "
-        "workdir.prepare(sys.argv[1], finetune.get_config()); print('in', flush=True); input()"
+        "import sys; from configs import finetune; from infantxray.runs import settings, workdir; "
+        "workdir.prepare(sys.argv[1], settings.to_dict(finetune.get_config())); "
+        "print('in', flush=True); input()"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "two")]
     with subprocess.Popen(
@@ -85,26 +87,26 @@ def test_another_task_and_another_process_are_kept_out(tmp_path):
         cwd=Path(__file__).parents[2],
     ) as other:  # fmt: skip
         assert other.stdout.readline() == "in\n"
-        with pytest.raises(UserError, match="another process is at work in"):
-            workdir.prepare(str(tmp_path / "two"), finetune.get_config())
+        with pytest.raises(UserError, match="another process uses"):
+            workdir.prepare(str(tmp_path / "two"), to_dict(finetune.get_config()))
         other.communicate("\n")
-    workdir.prepare(str(tmp_path / "two"), finetune.get_config())
+    workdir.prepare(str(tmp_path / "two"), to_dict(finetune.get_config()))
 
 
 def test_files_that_are_not_of_a_run_are_kept(tmp_path):
     (tmp_path / "split.csv").write_text("mine")
-    workdir.prepare(str(tmp_path), finetune.get_config())
+    workdir.prepare(str(tmp_path), to_dict(finetune.get_config()))
     assert (tmp_path / "split.csv").read_text() == "mine"
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"mine": 1}')
-    with pytest.raises(UserError, match="is not of a run of this program"):
-        workdir.prepare(str(other), finetune.get_config())
+    with pytest.raises(UserError, match="was not written by this program"):
+        workdir.prepare(str(other), to_dict(finetune.get_config()))
     assert (other / "config.json").read_text() == '{"mine": 1}'
 
 
 def test_settings_that_do_not_change_the_result_may_change(tmp_path):
-    workdir.prepare(str(tmp_path), finetune.get_config())
+    workdir.prepare(str(tmp_path), to_dict(finetune.get_config()))
     (tmp_path / "metrics.json").touch()
     changed = finetune.get_config()
     changed.data.on_error = "skip"
@@ -112,25 +114,25 @@ def test_settings_that_do_not_change_the_result_may_change(tmp_path):
     changed.data.num_threads = 1
     changed.data.cache = "/cache"
     changed.data.memory_mb = 0
-    workdir.prepare(str(tmp_path), changed)
+    workdir.prepare(str(tmp_path), to_dict(changed))
     assert workdir.read_config(str(tmp_path))["data"]["cache"] == "/cache"
 
 
 def test_a_folder_of_something_else(tmp_path):
     with pytest.raises(UserError, match=r"not the workdir of a run: it has no config\.json"):
         workdir.read_config(str(tmp_path))
-    with pytest.raises(UserError, match=r"it has no preprocessing\.json"):
-        ModelCard.read(str(tmp_path))
+    with pytest.raises(UserError, match=r"it has no model\.json"):
+        ModelSpec.read(str(tmp_path))
     (tmp_path / "config.json").write_text('{"task": ')
     with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
         workdir.read_config(str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    "card",
+    "spec",
     [
-        ModelCard("vgg19", "float32", Preprocessing(image_size=64)),
-        ModelCard(
+        ModelSpec("vgg19", "float32", Preprocessing(image_size=64)),
+        ModelSpec(
             "resnet50",
             "bfloat16",
             Preprocessing(image_size=96, resize="crop", trim_borders=True),
@@ -140,19 +142,19 @@ def test_a_folder_of_something_else(tmp_path):
         ),
     ],
 )
-def test_card_round_trip(tmp_path, card):
-    card.write(str(tmp_path))
-    assert ModelCard.read(str(tmp_path)) == card
-    assert json.loads((tmp_path / "preprocessing.json").read_text())["encoder"] == card.encoder
+def test_spec_round_trip(tmp_path, spec):
+    spec.write(str(tmp_path))
+    assert ModelSpec.read(str(tmp_path)) == spec
+    assert json.loads((tmp_path / "model.json").read_text())["encoder"] == spec.encoder
 
 
 def test_home_folders_are_understood(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    card = ModelCard("vgg19", "float32", Preprocessing(image_size=64))
-    card.write(str(tmp_path))
-    assert ModelCard.read("~") == card
+    spec = ModelSpec("vgg19", "float32", Preprocessing(image_size=64))
+    spec.write(str(tmp_path))
+    assert ModelSpec.read("~") == spec
 
 
 def test_nothing_half_written_is_left(tmp_path):
-    workdir.prepare(str(tmp_path), finetune.get_config())
+    workdir.prepare(str(tmp_path), to_dict(finetune.get_config()))
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "run.lock"}

@@ -10,10 +10,11 @@ from scipy.ndimage import gaussian_filter
 from skimage.feature import hog as skimage_hog
 
 from configs import pretrain
-from infantxray.commands.pretrain import effective_rank
+from infantxray.commands.pretrain import _objective_settings
 from infantxray.stage_one.objectives import OBJECTIVES
 from infantxray.stage_one.objectives.masking import hog, patch_size
 from infantxray.stage_one.objectives.views import blur, two_views
+from infantxray.stage_one.probe import effective_rank
 from infantxray.training.augment import MEAN, STD
 from infantxray.training.sharding import DataParallel
 
@@ -46,7 +47,7 @@ class Says(nn.Module):
 def build(name, dtype=jnp.float32, image_size=SIDE):
     config = pretrain.get_config()
     config.data.image_size = image_size
-    return OBJECTIVES[name](Encoder(dtype=dtype), dtype, config)
+    return OBJECTIVES[name](Encoder(dtype=dtype), dtype, _objective_settings(config))
 
 
 def answering(name, shape):
@@ -207,7 +208,7 @@ def textures(count=2, side=2 * SIDE, seed=0):
 
 @jax.jit
 def make_views(image, key):
-    return two_views(image, key, pretrain.get_config().views)
+    return two_views(image, key, _objective_settings(pretrain.get_config()))
 
 
 def reference_hog(image, cell):

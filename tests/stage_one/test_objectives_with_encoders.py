@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import pretrain
 from infantxray.models import ENCODERS, create_encoder
-from infantxray.stage_one.objectives import OBJECTIVES
+from infantxray.stage_one.objectives import OBJECTIVES, ObjectiveSettings
 
 SIDE, IMAGES = 32, 4
 STEPS = 3
@@ -38,9 +37,8 @@ class Elsewhere(nn.Module):
 
 def objective_loss(name, width):
     """Shapes of its variables, and variables, images, key -> mean loss and statistics."""
-    config = pretrain.get_config()
-    config.data.image_size = SIDE
-    objective = OBJECTIVES[name](Elsewhere(width), jnp.float32, config)
+    settings = ObjectiveSettings(image_size=SIDE)
+    objective = OBJECTIVES[name](Elsewhere(width), jnp.float32, settings)
 
     def loss(params, batch_stats, images, key):
         variables = {"params": params, "batch_stats": batch_stats}

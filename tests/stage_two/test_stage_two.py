@@ -16,14 +16,14 @@ from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import UserError
 from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
-from infantxray.evaluation.metrics import Predictions
+from infantxray.evaluation.predictions import Predictions, write_predictions
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.models.encoders.vgg import VGG, Stage
-from infantxray.runs.workdir import ModelCard
-from infantxray.stage_two import inference as diagnosis
-from infantxray.stage_two import loss as diagnosis_loss
-from infantxray.stage_two import transfer
+from infantxray.runs import settings
+from infantxray.runs.model_spec import ModelSpec
+from infantxray.stage_two import inference, loss, transfer
 from infantxray.training import augment
+from infantxray.training.augment import Augmentation
 from infantxray.training.checkpoints import Checkpoints
 from infantxray.training.state import TrainState
 
@@ -44,16 +44,16 @@ class Encoder(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _small_encoder(monkeypatch):
-    monkeypatch.setattr(diagnosis, "create_encoder", lambda name, dtype: Encoder(dtype=dtype))
+    monkeypatch.setattr(inference, "create_encoder", lambda name, dtype: Encoder(dtype=dtype))
 
 
-def make_card(classes=CLASSES, ages=(20.0, 8.0), dtype="float32"):
-    return ModelCard("resnet50", dtype, HOW, classes, *ages)
+def make_spec(classes=CLASSES, ages=(20.0, 8.0), dtype="float32"):
+    return ModelSpec("resnet50", dtype, HOW, classes, *ages)
 
 
-def make_variables(card, seed=0, scale=1.0):
-    model = diagnosis.build_model(card)
-    variables = diagnosis.init_variables(model, SIDE, jax.random.key(seed))
+def make_variables(spec, seed=0, scale=1.0):
+    model = inference.build_model(spec)
+    variables = inference.init_variables(model, SIDE, jax.random.key(seed))
     # Away from the heads' small start, so that images differ.
     return jax.tree.map(
         lambda x: x + scale * jnp.cos(jnp.arange(x.size)).reshape(x.shape), variables
@@ -83,9 +83,9 @@ READABLE = [0, 1, 2, 4, 5, 6]
 
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
 def test_images_come_back_in_order_without_padding_and_damage(source, batch_size):
-    card = make_card()
-    variables = make_variables(card)
-    predictor = diagnosis.Predictor(card, batch_size=batch_size, num_threads=2)
+    spec = make_spec()
+    variables = make_variables(spec)
+    predictor = inference.Predictor(spec, batch_size=batch_size, num_threads=2)
     predictions, records = predictor(variables, source)
     assert records.image_path.tolist() == source.records.image_path[READABLE].tolist()
     assert predictions.label.tolist() == [1, -1, 0, 2, -1, 0]
@@ -96,7 +96,7 @@ def test_images_come_back_in_order_without_padding_and_damage(source, batch_size
     ]  # fmt: skip
     assert predictions.classes == CLASSES
     # Each image by itself, without the pipeline.
-    model = diagnosis.build_model(card)
+    model = inference.build_model(spec)
     for i, row in enumerate(READABLE):
         image = np.asarray(Image.open(source.records.image_path[row]))[None, ..., None]
         x = (image / 255.0 - augment.MEAN) / augment.STD
@@ -111,25 +111,25 @@ def test_images_come_back_in_order_without_padding_and_damage(source, batch_size
 
 
 def test_without_age_head_ages_are_unknown(source):
-    card = make_card(ages=(None, None))
-    predictor = diagnosis.Predictor(card, batch_size=4, num_threads=1)
-    predictions, _ = predictor(make_variables(card), source)
+    spec = make_spec(ages=(None, None))
+    predictor = inference.Predictor(spec, batch_size=4, num_threads=1)
+    predictions, _ = predictor(make_variables(spec), source)
     assert np.isnan(predictions.age_predicted_months).all()
     assert predictions.probabilities.shape == (6, 3)
 
 
 def test_without_condition_head_there_are_no_probabilities(source):
-    card = make_card(classes=())
-    predictor = diagnosis.Predictor(card, batch_size=4, num_threads=1)
-    predictions, _ = predictor(make_variables(card), source)
+    spec = make_spec(classes=())
+    predictor = inference.Predictor(spec, batch_size=4, num_threads=1)
+    predictions, _ = predictor(make_variables(spec), source)
     assert predictions.probabilities.shape == (6, 0)
     assert np.isfinite(predictions.age_predicted_months).all()
 
 
 def test_a_source_of_damaged_images_gives_empty_predictions(source):
     bad = ImageSource(source.records.take(np.array([3])), CLASSES, HOW, on_error="skip")
-    predictions, records = diagnosis.Predictor(make_card(), batch_size=4, num_threads=1)(
-        make_variables(make_card()), bad
+    predictions, records = inference.Predictor(make_spec(), batch_size=4, num_threads=1)(
+        make_variables(make_spec()), bad
     )
     assert len(predictions) == len(records) == 0
     assert predictions.probabilities.shape == (0, 3)
@@ -148,7 +148,7 @@ def test_predictions_csv(tmp_path):
         age_predicted_months=np.array([101.25, np.nan]),
         patient=np.array(["p", "c"]),
     )
-    diagnosis.write_predictions(str(tmp_path / "p.csv"), predictions, records)
+    write_predictions(str(tmp_path / "p.csv"), predictions, records)
     with open(tmp_path / "p.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows == [
@@ -159,54 +159,54 @@ def test_predictions_csv(tmp_path):
     ]  # fmt: skip
 
 
-def save(folder, card, step, variables, best_step):
+def save(folder, spec, step, variables, best_step):
     state = TrainState.create(variables, optax.sgd(0.1), ema=False)
     manager = Checkpoints(str(folder))
     manager.save(step, state, {"best_step": best_step, "finished": True})
     manager.close()
-    card.write(str(folder))
+    spec.write(str(folder))
 
 
 def test_the_best_checkpoint_is_used_and_not_the_latest(tmp_path):
-    card = make_card()
-    best, latest = make_variables(card, 0), make_variables(card, 1)
-    save(tmp_path, card, 10, best, 10)
-    save(tmp_path, card, 20, latest, 10)
-    assert diagnosis.read_card(str(tmp_path)) == card
-    variables, step = diagnosis.restore(str(tmp_path), card)
+    spec = make_spec()
+    best, latest = make_variables(spec, 0), make_variables(spec, 1)
+    save(tmp_path, spec, 10, best, 10)
+    save(tmp_path, spec, 20, latest, 10)
+    assert inference.read_spec(str(tmp_path)) == spec
+    variables, step = inference.restore(str(tmp_path), spec)
     assert step == 10
     jax.tree.map(np.testing.assert_array_equal, variables, best)
 
 
 def test_workdirs_that_cannot_predict_say_why(tmp_path):
     with pytest.raises(UserError, match="not the workdir of a run"):
-        diagnosis.read_card(str(tmp_path))
-    make_card(classes=(), ages=(None, None)).write(str(tmp_path))
+        inference.read_spec(str(tmp_path))
+    make_spec(classes=(), ages=(None, None)).write(str(tmp_path))
     with pytest.raises(UserError, match="is a stage-one workdir"):
-        diagnosis.read_card(str(tmp_path))
-    make_card().write(str(tmp_path))
+        inference.read_spec(str(tmp_path))
+    make_spec().write(str(tmp_path))
     with pytest.raises(UserError, match="no checkpoint yet"):
-        diagnosis.read_card(str(tmp_path))
+        inference.read_spec(str(tmp_path))
 
 
 class TestAgeAsACondition:
     """FiLM: the age modulates what the condition head reads."""
 
-    CARD = dataclasses.replace(make_card(), age_film=True)
+    SPEC = dataclasses.replace(make_spec(), age_film=True)
 
     def outputs(self, variables, age):
-        model = diagnosis.build_model(self.CARD)
+        model = inference.build_model(self.SPEC)
         image = jnp.asarray(np.random.default_rng(0).normal(size=(3, SIDE, SIDE, 1)), jnp.float32)
         return model.apply(variables, image, train=False, age=age)
 
     def test_at_first_it_changes_nothing(self):
-        model = diagnosis.build_model(self.CARD)
-        variables = diagnosis.init_variables(model, SIDE, jax.random.key(0))
+        model = inference.build_model(self.SPEC)
+        variables = inference.init_variables(model, SIDE, jax.random.key(0))
         young, old = (self.outputs(variables, jnp.full(3, age)) for age in (-1.0, 2.0))
         np.testing.assert_array_equal(young["logits"], old["logits"])
 
     def test_the_true_age_counts_where_it_is_known_and_else_the_predicted(self):
-        variables = make_variables(self.CARD)
+        variables = make_variables(self.SPEC)
         predicted = self.outputs(variables, None)
         mixed = self.outputs(variables, jnp.array([jnp.nan, 5.0, predicted["age"][2]]))
         np.testing.assert_allclose(mixed["logits"][0], predicted["logits"][0], rtol=1e-5)
@@ -214,7 +214,7 @@ class TestAgeAsACondition:
         np.testing.assert_allclose(mixed["logits"][2], predicted["logits"][2], rtol=1e-4)
 
     def test_the_condition_does_not_bend_the_age(self):
-        variables = make_variables(self.CARD)
+        variables = make_variables(self.SPEC)
 
         def total(params):
             return self.outputs(variables | {"params": params}, None)["logits"].sum()
@@ -222,7 +222,7 @@ class TestAgeAsACondition:
         grads = jax.grad(total)(variables["params"])
         for leaf in jax.tree.leaves(grads["age_prediction_net"]):
             np.testing.assert_array_equal(leaf, 0.0)
-        assert np.abs(grads["age_modulation"]["image"]["kernel"]).max() > 0
+        assert np.abs(grads["age_modulation"]["film"]["kernel"]).max() > 0
 
 
 def test_heads_do_not_feel_the_scale_of_an_encoder_without_batchnorm():
@@ -256,22 +256,22 @@ def test_heads_do_not_feel_the_scale_of_an_encoder_without_batchnorm():
 
 
 def test_distribution_regression_predicts_within_its_range(source):
-    card = dataclasses.replace(make_card(), age_range_months=(1.0, 31.0))
-    predictions, _ = diagnosis.Predictor(card, batch_size=4, num_threads=1)(
-        make_variables(card), source
+    spec = dataclasses.replace(make_spec(), age_range_months=(1.0, 31.0))
+    predictions, _ = inference.Predictor(spec, batch_size=4, num_threads=1)(
+        make_variables(spec), source
     )
     assert (predictions.age_predicted_months >= 1).all()
     assert (predictions.age_predicted_months <= 31).all()
     # Before training every age in the range is as likely: the middle.
-    fresh = diagnosis.init_variables(diagnosis.build_model(card), SIDE, jax.random.key(0))
-    predictions, _ = diagnosis.Predictor(card, batch_size=4, num_threads=1)(fresh, source)
+    fresh = inference.init_variables(inference.build_model(spec), SIDE, jax.random.key(0))
+    predictions, _ = inference.Predictor(spec, batch_size=4, num_threads=1)(fresh, source)
     np.testing.assert_allclose(predictions.age_predicted_months, 16.0, atol=1.0)
 
 
-def test_the_card_comes_back(tmp_path):
-    card = dataclasses.replace(make_card(), age_film=True, age_range_months=(1.0, 31.0))
-    card.write(str(tmp_path))
-    assert ModelCard.read(str(tmp_path)) == card
+def test_the_spec_comes_back(tmp_path):
+    spec = dataclasses.replace(make_spec(), age_film=True, age_range_months=(1.0, 31.0))
+    spec.write(str(tmp_path))
+    assert ModelSpec.read(str(tmp_path)) == spec
 
 
 class TestLoss:
@@ -285,12 +285,9 @@ class TestLoss:
     }
     LABELS = np.array([0, 0, 0, 1, 2, -1], np.int32)
 
-    def task(self, card=None, **values):
-        config = finetune_config.get_config()
-        for name in config.augment:
-            config.augment[name] = type(config.augment[name])(0)
-        config.update(values)
-        return diagnosis_loss.make_task(config, card or make_card(), self.LABELS, None)
+    def task(self, spec=None, **values):
+        loss_settings = loss.LossSettings(**values)
+        return loss.make_task(spec or make_spec(), loss_settings, Augmentation(), self.LABELS, None)
 
     def test_what_counts_is_what_is_known(self):
         weights = self.task().weights(self.BATCH)
@@ -299,10 +296,10 @@ class TestLoss:
 
     def test_coefficients_are_alpha_and_one(self):
         assert self.task(age_weight=0.3).coefficients == {"cross_entropy": 1.0, "age_mse": 0.3}
-        no_age = self.task(make_card(ages=(None, None)))
+        no_age = self.task(make_spec(ages=(None, None)))
         assert no_age.coefficients == {"cross_entropy": 1.0}
         assert set(no_age.weights(self.BATCH)) == {"cross_entropy"}
-        ages = self.task(make_card(classes=()))
+        ages = self.task(make_spec(classes=()))
         assert ages.coefficients == {"age_mse": 1.0}
         assert set(ages.weights(self.BATCH)) == {"age_mse"}
 
@@ -369,16 +366,15 @@ class TestLoss:
         weights = jnp.array([0.5, 2.0, 1.0])
         batch = {"label": np.full(4, -1), "soft_label": soft}
 
-        def loss(logits):
+        def total(logits):
             outputs = {"logits": jnp.broadcast_to(logits, (4, 3))}
-            return diagnosis_loss.loss_terms(make_card(), outputs, batch, weights)[
-                "cross_entropy"
-            ].sum()
+            terms = loss.loss_terms(make_spec(), outputs, batch, weights)
+            return terms["cross_entropy"].sum()
 
         expected = soft[0] * weights / (soft[0] * weights).sum()
         minimum = jnp.log(expected + 1e-7)
-        np.testing.assert_allclose(jax.grad(loss)(minimum), 0.0, atol=1e-5)
-        assert loss(minimum) < loss(jnp.log(soft[0] + 1e-7)) - 0.1
+        np.testing.assert_allclose(jax.grad(total)(minimum), 0.0, atol=1e-5)
+        assert total(minimum) < total(jnp.log(soft[0] + 1e-7)) - 0.1
 
     def test_learned_weighing_of_the_tasks(self):
         task = self.task(age_weighting="uncertainty")
@@ -395,8 +391,8 @@ class TestLoss:
         assert all(np.isfinite(g) and g != 0 for g in grads.values())
 
     def test_distribution_regression_has_its_own_term(self):
-        card = dataclasses.replace(make_card(), age_range_months=(1.0, 40.0))
-        task = self.task(card, age_loss="distribution")
+        spec = dataclasses.replace(make_spec(), age_range_months=(1.0, 40.0))
+        task = self.task(spec, age_loss="distribution")
         assert task.coefficients == {"cross_entropy": 1.0, "age_distribution": 0.8}
         variables = task.init(jax.random.key(0))
         values, _ = task.losses(
@@ -414,7 +410,12 @@ def test_learning_rate_factors(monkeypatch):
     def factors(**values):
         config = finetune_config.get_config()
         config.update(values)
-        return transfer.learning_rate_factors(config, params)
+        rates = settings.build(
+            transfer.LearningRates,
+            config,
+            factor_without_batchnorm=config.optimizer.factor_without_batchnorm,
+        )
+        return rates(params)
 
     head = {"kernel": 1.0}
     params["task_weighting"] = {"log_variance": {"cross_entropy": 5}}

@@ -1,4 +1,4 @@
-"""Cells that were never trained: what a run leaves, with answers drawn at random.
+"""Runs that were never trained: the files of a run, with predictions drawn at random.
 
 python tests/studies/fake_study.py FOLDER    # a report of eight encoders, to look at
 """
@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
 
 from configs import study as study_config  # noqa: E402
-from data_pipeline import dataset as data
-from data_pipeline.splits import keep_labels, patient_keys, write_split  # noqa: E402
-from infantxray.commands import probe
-from infantxray.evaluation import metrics  # noqa: E402
-from infantxray.evaluation.metrics import Predictions  # noqa: E402
-from infantxray.runs import workdir  # noqa: E402
-from infantxray.stage_two.inference import write_predictions  # noqa: E402
+from data_pipeline.dataset import DataSettings, divide_sources  # noqa: E402
+from data_pipeline.splits import keep_labels, write_split  # noqa: E402
+from infantxray.commands import study  # noqa: E402
+from infantxray.evaluation.predictions import Predictions, write_predictions  # noqa: E402
+from infantxray.evaluation.summary import summarise, to_json  # noqa: E402
+from infantxray.features.classifiers import METHODS  # noqa: E402
+from infantxray.runs import settings, workdir  # noqa: E402
 from infantxray.studies import plan  # noqa: E402
 
 SKILL = {"without_pretraining": 0.9, "without_apn": 1.1, "full": 1.3}
@@ -52,18 +52,39 @@ def answer(records, classes, skill, rng, aged=True):
         label=label,
         age_months=records.age_months,
         age_predicted_months=ages if aged else np.full(len(records), np.nan),
-        patient=patient_keys(records),
+        patient=records.patient,
     )
 
 
-def finish(cell, split, classes):
-    """Leaves in the folder of a cell what its run would."""
-    folder = Path(cell.folder)
-    rng = np.random.default_rng(cell.index)
-    workdir.prepare(str(folder), cell.config)
+def divide(config):
+    """The split of a study's stage two."""
+    return divide_sources(settings.build(DataSettings, config.data))
+
+
+def write_report(config, folder, planned, failed):
+    """The report of a study, as the command writes it."""
+    from infantxray.reports import study_report
+
+    return study_report.write(
+        str(folder),
+        planned,
+        failed,
+        data=settings.build(DataSettings, config.data),
+        best_metric=config.finetune.best_metric,
+        bootstrap_samples=config.bootstrap_samples,
+        seed=config.seed,
+        settings=settings.to_dict(config),
+    )
+
+
+def finish(run, split, classes):
+    """Writes into the folder of a run what it would have written."""
+    folder = Path(run.folder)
+    rng = np.random.default_rng(run.index)
+    workdir.prepare(str(folder), run.settings)
     (folder / "figures").mkdir(exist_ok=True)
     (folder / "finished").touch()
-    cell.write_record({"seconds": 60.0 + cell.index, "finished": True})
+    run.write_record({"seconds": 60.0 + run.index, "finished": True})
     panels = rng.integers(256, size=(96, 256), dtype=np.uint8)
     with open(folder / "history.jsonl", "w") as file:
         for step in range(0, 101, 20):
@@ -71,36 +92,36 @@ def finish(cell, split, classes):
             row["validation/l1"] = 0.2 * np.exp(-step / 50) + 0.01 * rng.random()
             row["validation/roc_auc"] = 0.5 + 0.2 * step / 100 + 0.05 * rng.random()
             file.write(json.dumps(row) + "\n")
-    if cell.task == "pretrain":
+    if run.task == "pretrain":
         Image.fromarray(panels).save(folder / "figures" / "panels.png")
         return
-    train = keep_labels(split.train, cell.label_fraction, 0, "shared")
+    train = keep_labels(split.train, run.label_fraction, 0)
     write_split(folder / "split.csv", type(split)(train, split.validation, split.test))
-    if cell.task == "probe":
-        for method in probe.METHODS:
+    if run.task == "probe":
+        for method in METHODS:
             answers = answer(split.test, classes, 0.5, rng)
             write_predictions(folder / f"predictions_{method}.csv", answers, split.test)
         (folder / "metrics.json").write_text("{}")
         return
-    skill = SKILL[cell.name] * (0.5 + 0.5 * cell.label_fraction) + 0.1 * rng.normal()
-    answers = answer(split.test, classes, skill, rng, aged=cell.config.age_head)
+    skill = SKILL[run.name] * (0.5 + 0.5 * run.label_fraction) + 0.1 * rng.normal()
+    answers = answer(split.test, classes, skill, rng, aged=run.settings["age_head"])
     write_predictions(folder / "predictions.csv", answers, split.test)
-    summary = metrics.summarise(answers, bootstrap_samples=0)
+    summary = summarise(answers, bootstrap_samples=0)
     summary["checkpoint_step"] = 100
     summary["saliency"] = {"n": 80, "pointing_game": 0.3, "mass_in_box": 0.2, "box_share": 0.1}
-    (folder / "metrics.json").write_text(json.dumps(metrics.to_json(summary)))
+    (folder / "metrics.json").write_text(json.dumps(to_json(summary)))
     (folder / "report.html").touch()
     Image.fromarray(panels).save(folder / "figures" / "saliency.png")
 
 
 def finish_all(config, folder):
-    """Finishes every cell of a study; returns the plan."""
-    cells = plan.make_plan(config, str(folder))
-    split = data.divide_sources(config.data)
+    """Finishes every run of a study; returns the plan."""
+    planned = study.make_plan(config, str(folder))
+    split = divide(config)
     classes = tuple(sorted(set(split.train.label)))
-    for cell in cells:
-        finish(cell, split, classes)
-    return cells
+    for run in planned.runs:
+        finish(run, split, classes)
+    return planned
 
 
 def read_csv(path):
@@ -109,8 +130,6 @@ def read_csv(path):
 
 
 def main(folder):
-    from infantxray.reports import study_report as report
-
     plan.checkpoints.is_finished = lambda folder: Path(folder, "finished").exists()
     config = small_config()
     config.study.encoders = study_config.ENCODERS
@@ -118,7 +137,7 @@ def main(folder):
     config.study.label_fractions = (0.02, 0.1, 1.0)
     config.data.train = "phantom:infant:films=600:site=both"
     config.bootstrap_samples = 2000
-    print(report.write(config, folder, finish_all(config, folder), {5: "a reason"}))
+    print(write_report(config, folder, finish_all(config, folder), {5: "a reason"}))
 
 
 if __name__ == "__main__":

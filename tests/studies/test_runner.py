@@ -1,4 +1,4 @@
-"""Running cells: order, failures, stops and locks, with small processes in place of training."""
+"""Executing runs: order, failures, stops and locks, with small processes in place of training."""
 
 import os
 import signal
@@ -9,32 +9,35 @@ import time
 from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
 
 from data_pipeline.errors import UserError
-from infantxray.studies import runner as cells
-from infantxray.studies.plan import Cell
+from infantxray.studies import runner as runners
+from infantxray.studies.plan import Run
 
 DONE = "import os, sys, time; folder = sys.argv[1]; open(folder + '/done', 'w')"
 
 
-class Stub(Cell):
+class Stub(Run):
     def is_finished(self):
         return Path(self.folder, "done").exists()
 
 
 def stub(tmp_path, index, script=DONE, needs=()):
     folder = str(tmp_path / str(index))
-    command = [sys.executable, "-c", script, folder]
-    config = ConfigDict()
+    (tmp_path / f"stub_{index}.py").write_text(script)
+    command = [sys.executable, "-m", f"stub_{index}", folder]
     return Stub(
-        index, "finetune", "shufflenet", "full", 1.0, index, folder, config, command, tuple(needs)
+        index, "finetune", "shufflenet", "full", 1.0, index, folder, {}, command, tuple(needs)
     )
 
 
+def stub_environment(tmp_path):
+    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+
 @pytest.fixture
-def runner():
-    runner = cells.LocalRunner(1, dict(os.environ))
+def runner(tmp_path):
+    runner = runners.LocalRunner(1, stub_environment(tmp_path))
     yield runner
     runner.close()
 
@@ -43,20 +46,20 @@ def append(tmp_path, text):
     return f"open({str(tmp_path / 'order')!r}, 'a').write('{text} ')"
 
 
-def test_cells_run_after_those_they_need(tmp_path, runner):
+def test_runs_run_after_those_they_need(tmp_path, runner):
     plan = [
         stub(tmp_path, 0, f"{DONE}; {append(tmp_path, 'tuned')}", needs=[1]),
         stub(tmp_path, 1, f"{DONE}; {append(tmp_path, 'learned')}"),
     ]
     finished = set()
-    assert cells.run_cells(plan, plan, finished, runner) == {}
+    assert runners.run_all(plan, plan, finished, runner) == {}
     assert finished == {0, 1}
     assert (tmp_path / "order").read_text().split() == ["learned", "tuned"]
     assert plan[0].read_record()["finished"]
     assert plan[0].read_record()["seconds"] > 0
 
 
-def test_a_failed_cell_is_tried_once_more_and_the_others_go_on(tmp_path, runner):
+def test_a_failed_run_is_tried_once_more_and_the_others_go_on(tmp_path, runner):
     once = (
         "import os, sys; first = not os.path.exists(sys.argv[1] + '/seen'); "
         "open(sys.argv[1] + '/seen', 'w'); sys.exit('a bad day') if first else None; "
@@ -72,18 +75,18 @@ def test_a_failed_cell_is_tried_once_more_and_the_others_go_on(tmp_path, runner)
         stub(tmp_path, 5),
     ]
     finished = set()
-    failed = cells.run_cells(plan, plan, finished, runner)
+    failed = runners.run_all(plan, plan, finished, runner)
     assert finished == {2, 5}
     assert failed == {
         0: "no luck",
-        1: "needs cell 0, which failed",
+        1: "needs run 0, which failed",
         3: "it ended without being finished",
         4: "killed by SIGKILL, most often because memory ran out",
     }
     assert (tmp_path / "order").read_text().split() == ["never", "never"]
 
 
-def test_cells_run_side_by_side_with_shares_of_the_memory(tmp_path):
+def test_runs_run_side_by_side_with_shares_of_the_memory(tmp_path):
     wait = "; ".join(
         [
             DONE,
@@ -94,9 +97,9 @@ def test_cells_run_side_by_side_with_shares_of_the_memory(tmp_path):
         ]
     )
     plan = [stub(tmp_path, 0, wait), stub(tmp_path, 1, wait)]
-    runner = cells.LocalRunner(2, dict(os.environ))
+    runner = runners.LocalRunner(2, stub_environment(tmp_path))
     try:
-        assert cells.run_cells(plan, plan, set(), runner) == {}
+        assert runners.run_all(plan, plan, set(), runner) == {}
     finally:
         runner.close()
     assert (tmp_path / "0" / "share").read_text() == "0.450"
@@ -106,9 +109,9 @@ def test_gpus_are_counted_from_zero(tmp_path, monkeypatch):
     """In a container that is given the machine's GPUs 3 and 5 alone."""
     for name in ("nvidia3", "nvidia5", "nvidiactl"):
         (tmp_path / name).touch()
-    monkeypatch.setattr(cells, "_GPU_FILES", str(tmp_path / "nvidia[0-9]*"))
-    assert cells.visible_gpus({}) == ["0", "1"]
-    assert cells.visible_gpus({"CUDA_VISIBLE_DEVICES": "7"}) == ["7"]
+    monkeypatch.setattr(runners, "_GPU_FILES", str(tmp_path / "nvidia[0-9]*"))
+    assert runners.visible_gpus({}) == ["0", "1"]
+    assert runners.visible_gpus({"CUDA_VISIBLE_DEVICES": "7"}) == ["7"]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +124,7 @@ def test_gpus_are_counted_from_zero(tmp_path, monkeypatch):
         ("4,5", 1, ["4,5 whole"]),
     ],
 )
-def test_cells_are_dealt_out_to_the_gpus(tmp_path, gpus, slots, expected):
+def test_runs_are_dealt_out_to_the_gpus(tmp_path, gpus, slots, expected):
     say = (
         "name = os.environ['CUDA_VISIBLE_DEVICES']; "
         "share = os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', 'whole'); "
@@ -131,10 +134,12 @@ def test_cells_are_dealt_out_to_the_gpus(tmp_path, gpus, slots, expected):
         "[time.sleep(0.02) for _ in range(3000) if not all(map(os.path.exists, others))]"
     )
     plan = [stub(tmp_path, i, f"{DONE}; {say}") for i in range(slots)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("XLA_PYTHON")}
-    runner = cells.LocalRunner(slots, environment | {"CUDA_VISIBLE_DEVICES": gpus})
+    environment = {
+        k: v for k, v in stub_environment(tmp_path).items() if not k.startswith("XLA_PYTHON")
+    }
+    runner = runners.LocalRunner(slots, environment | {"CUDA_VISIBLE_DEVICES": gpus})
     try:
-        assert cells.run_cells(plan, plan, set(), runner) == {}
+        assert runners.run_all(plan, plan, set(), runner) == {}
     finally:
         runner.close()
     found = sorted((tmp_path / str(i) / "gpu").read_text() for i in range(slots))
@@ -165,49 +170,79 @@ def test_a_stop_is_handed_on_and_is_no_failure(tmp_path, runner):
 
     threading.Thread(target=stop).start()
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(cells.Stopped, match="the same command goes on"):
-        cells.run_cells(plan, plan, set(), runner)
+    with pytest.raises(runners.Stopped, match="the same command resumes"):
+        runners.run_all(plan, plan, set(), runner)
     assert (tmp_path / "0" / "saved").exists()
     assert not (tmp_path / "1").exists()  # Nothing new was begun.
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_cell_that_outlived_its_study_is_waited_for(tmp_path, runner):
+STARTER = (
+    "import os; from infantxray.studies import runner; "
+    "runner.run_command({command!r}, {folder!r}, dict(os.environ))"
+)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_saves_and_ends_when_its_study_is_killed(tmp_path, runner, how):
     slow = (
-        "import os, sys, time; open(sys.argv[1] + '/started', 'w'); "
-        "[time.sleep(0.02) for _ in range(3000) if not os.path.exists(sys.argv[1] + '/go')]; "
-    ) + f"{append(tmp_path, 'first')}; {DONE}"
-    cell = stub(tmp_path, 0, slow)
-    starter = (
-        "import os, sys; from infantxray.studies import cells; "
-        f"cells.run_command({cell.command!r}, {cell.folder!r}, dict(os.environ))"
+        "import os, signal, sys, time; folder = sys.argv[1]; "
+        "signal.signal(signal.SIGTERM, lambda *_: ("
+        "[time.sleep(0.02) for _ in range(3000) if not os.path.exists(folder + '/go')], "
+        f"{append(tmp_path, 'saved')}, sys.exit(2))); "
+        "open(folder + '/pid', 'w').write(str(os.getpid())); "
+        "open(folder + '/ready', 'w'); time.sleep(60)"
     )
+    run = stub(tmp_path, 0, slow)
+    starter = STARTER.format(command=run.command, folder=run.folder)
     root = Path(__file__).resolve().parents[2]
-    study = subprocess.Popen([sys.executable, "-c", starter], cwd=root)
-    wait_for(tmp_path / "0" / "started")
-    study.kill()
+    study = subprocess.Popen(
+        [sys.executable, "-c", starter], cwd=root, env=stub_environment(tmp_path)
+    )
+    wait_for(tmp_path / "0" / "ready")
+    study.send_signal(how)
     study.wait()
-    with open(tmp_path / "0" / "cell.lock") as lock:
-        assert not cells._try_lock(lock)  # Held by the orphan alone.
-    threading.Timer(0.3, (tmp_path / "0" / "go").touch).start()
-    again = stub(tmp_path, 0, f"{append(tmp_path, 'second')}; {DONE}")
-    assert cells.run_cells([again], [again], set(), runner) == {}
-    assert (tmp_path / "order").read_text().split() == ["first", "second"]
+    with open(tmp_path / "0" / "study_run.lock") as lock:
+        assert not runners._try_lock(lock)  # Held by the orphan alone, which is saving.
+    # A study that is started again waits for it.
+    threading.Timer(0.5, (tmp_path / "0" / "go").touch).start()
+    again = stub(tmp_path, 0, f"{append(tmp_path, 'again')}; {DONE}")
+    assert runners.run_all([again], [again], set(), runner) == {}
+    assert (tmp_path / "order").read_text().split() == ["saved", "again"]
+    pid = int((tmp_path / "0" / "pid").read_text())
+    for _ in range(200):
+        if not Path(f"/proc/{pid}").exists():
+            break
+        time.sleep(0.02)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_nothing_in_the_working_folder_is_executed(tmp_path, runner, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("numpy", "runpy", "sitecustomize", "data_pipeline", "signal"):
+        (here / f"{name}.py").write_text(f"open({str(tmp_path / 'seen')!r}, 'w')")
+    monkeypatch.chdir(here)
+    runner._environment["PYTHONPATH"] += os.pathsep + "." + os.pathsep
+    run = stub(tmp_path, 0, "import numpy, signal, data_pipeline.errors; " + DONE)
+    assert runners.run_all([run], [run], set(), runner) == {}
+    assert not (tmp_path / "seen").exists()
 
 
 def test_the_last_line_of_an_error_is_told(tmp_path):
-    assert cells.last_error(str(tmp_path)) == "it left no log"
-    log = tmp_path / "cell.log"
+    assert runners.last_error(str(tmp_path)) == "it left no log"
+    log = tmp_path / "study_run.log"
     log.write_text("step 3\nerror: the disk is full; make room\n\n")
-    assert cells.last_error(str(tmp_path)) == "the disk is full; make room"
+    assert runners.last_error(str(tmp_path)) == "the disk is full; make room"
     log.write_text("Traceback (most recent call last):\n  File ...\nValueError: odd\n")
-    assert cells.last_error(str(tmp_path)) == "ValueError: odd"
+    assert runners.last_error(str(tmp_path)) == "ValueError: odd"
 
 
 def test_ray_is_asked_for_and_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="pip install ray=="):
-        cells.RayRunner("auto", {})
+        runners.RayRunner("auto", {})
 
 
 class FakeRay:
@@ -257,12 +292,12 @@ class FakeRay:
 
 
 @pytest.mark.parametrize(("gpus", "wanted"), [(2, {"num_gpus": 1}), (0, {"num_cpus": 4.0})])
-def test_cells_are_tasks_of_a_ray_cluster(tmp_path, monkeypatch, gpus, wanted):
+def test_runs_are_tasks_of_a_ray_cluster(tmp_path, monkeypatch, gpus, wanted):
     ray = FakeRay(gpus)
     monkeypatch.setitem(sys.modules, "ray", ray)
-    runner = cells.RayRunner("auto", dict(os.environ))
+    runner = runners.RayRunner("auto", stub_environment(tmp_path))
     plan = [stub(tmp_path, 0), stub(tmp_path, 1, needs=[0])]
-    assert cells.run_cells(plan, plan, set(), runner) == {}
+    assert runners.run_all(plan, plan, set(), runner) == {}
     runner.close()
     assert ray.initialised["address"] == "auto"
     assert ray.options == {"max_retries": 0, **wanted}
@@ -271,8 +306,8 @@ def test_cells_are_tasks_of_a_ray_cluster(tmp_path, monkeypatch, gpus, wanted):
 
 def test_a_study_on_ray_itself(tmp_path):
     ray = pytest.importorskip("ray", reason="Ray is not installed")
-    runner = cells.RayRunner("local", dict(os.environ))
+    runner = runners.RayRunner("local", stub_environment(tmp_path))
     plan = [stub(tmp_path, 0), stub(tmp_path, 1, "import sys; sys.exit('error: no')", needs=[0])]
-    assert cells.run_cells(plan, plan, set(), runner) == {1: "no"}
+    assert runners.run_all(plan, plan, set(), runner) == {1: "no"}
     runner.close()
     assert not ray.is_initialized()

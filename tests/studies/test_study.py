@@ -1,4 +1,4 @@
-"""The task itself, and what stands in the tables and on the page, from cells never trained."""
+"""The command `study`, its tables and its page, from runs that were never trained."""
 
 import copy
 import html.parser
@@ -17,14 +17,13 @@ sys.path[:0] = [str(Path(__file__).parent)]
 
 import fake_study  # noqa: E402
 
-from data_pipeline import dataset as data
 from data_pipeline import splits  # noqa: E402
 from data_pipeline.errors import DataError, UserError  # noqa: E402
+from data_pipeline.manifest import Records, write_manifest  # noqa: E402
 from infantxray.commands import study  # noqa: E402
-from infantxray.reports import study_page as page
-from infantxray.reports import study_report as report
-from infantxray.studies import comparisons, plan, results  # noqa: E402
-from infantxray.studies import runner as cells
+from infantxray.reports import comparisons  # noqa: E402
+from infantxray.reports import study_report as report  # noqa: E402
+from infantxray.studies import plan, results, runner  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +34,9 @@ def written(tmp_path_factory):
     config.study.label_fractions = (0.5, 1.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan.checkpoints, "is_finished", marked)
-        cells_ = fake_study.finish_all(config, folder)
-        report.write(config, str(folder), cells_, {})
-    return config, folder, cells_
+        planned = fake_study.finish_all(config, folder)
+        fake_study.write_report(config, folder, planned, {})
+    return config, folder, planned
 
 
 def marked(folder):
@@ -46,30 +45,30 @@ def marked(folder):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Cells finish at once, but for those in the returned set; a report is an empty file."""
+    """Runs finish at once, except those in the returned set; a report lists the failures."""
     broken = set()
     monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
     ready = {}
 
-    def run_cells(todo, planned, finished, runner):
+    def run_all(todo, planned, finished, runner):
         if not ready:
-            ready["split"] = data.divide_sources(fake_study.small_config().data)
+            ready["split"] = fake_study.divide(fake_study.small_config())
             ready["classes"] = tuple(sorted(set(ready["split"].train.label)))
         failed = {}
-        for cell in todo:
-            if cell.index in broken:
-                failed[cell.index] = "a reason <b>"
+        for run in todo:
+            if run.index in broken:
+                failed[run.index] = "a reason <b>"
             else:
-                fake_study.finish(cell, ready["split"], ready["classes"])
-                finished.add(cell.index)
+                fake_study.finish(run, ready["split"], ready["classes"])
+                finished.add(run.index)
         return failed
 
-    def write(config, folder, planned, failed):
+    def write(folder, planned, failed, **settings):
         path = Path(folder, "report.html")
         path.write_text(json.dumps(failed))
         return str(path)
 
-    monkeypatch.setattr(cells, "run_cells", run_cells)
+    monkeypatch.setattr(runner, "run_all", run_all)
     monkeypatch.setattr(report, "write", write)
     return broken
 
@@ -105,10 +104,10 @@ def test_table_1_holds_the_mean_and_sd_of_the_seeds(written):
     table = {row["encoder"]: row for row in rows(folder, "table1_encoders")}
     for encoder in ("shufflenet", "mobilenet_v2"):
         accuracies = []
-        for cell in planned:
-            kind = (cell.task, cell.encoder, cell.name, cell.label_fraction)
+        for run in planned.runs:
+            kind = (run.task, run.encoder, run.name, run.label_fraction)
             if kind == ("finetune", encoder, "full", 1.0):
-                scores = json.loads(Path(cell.folder, "metrics.json").read_text())
+                scores = json.loads(Path(run.folder, "metrics.json").read_text())
                 accuracies.append(scores["accuracy"])
         assert len(accuracies) == 2
         row = table[encoder]
@@ -121,7 +120,7 @@ def test_table_1_holds_the_mean_and_sd_of_the_seeds(written):
 
 def test_baselines_stand_in_the_tables(written):
     config, folder, _ = written
-    split = data.divide_sources(config.data)
+    split = fake_study.divide(config)
     (majority,) = [
         row for row in rows(folder, "table1_encoders") if row["encoder"].startswith("majority")
     ]
@@ -169,10 +168,10 @@ def test_differences_are_those_of_table_2(written):
 def test_a_seed_that_one_side_lacks_is_left_out_and_said(written, monkeypatch):
     config, _, planned = written
     lost = next(
-        cell
-        for cell in planned
-        if (cell.task, cell.encoder, cell.name) == ("finetune", "shufflenet", "without_apn")
-        and cell.label_fraction == 1.0
+        run
+        for run in planned.runs
+        if (run.task, run.encoder, run.name) == ("finetune", "shufflenet", "without_apn")
+        and run.label_fraction == 1.0
     )
     monkeypatch.setattr(
         plan.checkpoints, "is_finished", lambda folder: marked(folder) and folder != lost.folder
@@ -183,10 +182,12 @@ def test_a_seed_that_one_side_lacks_is_left_out_and_said(written, monkeypatch):
     kept = {}
     for name in ("full", "without_apn"):
         model = found.model("shufflenet", name)
-        (run,) = [
-            run for cell, run in zip(model.cells, model.runs, strict=True) if cell.seed != lost.seed
+        (kept_one,) = [
+            found
+            for run, found in zip(model.runs, model.predictions, strict=True)
+            if run.seed != lost.seed
         ]
-        kept[name] = (run.probabilities.argmax(1) == run.label).mean()
+        kept[name] = (kept_one.probabilities.argmax(1) == kept_one.label).mean()
     (row,) = [row for row in table.rows if row[:3] == ["full − without APN", "shufflenet", "100%"]]
     assert row[3].estimate.mean == pytest.approx(kept["full"] - kept["without_apn"])
 
@@ -195,14 +196,14 @@ def test_captions_say_whose_labels_are_kept(written, monkeypatch):
     config, folder, planned = written
     monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
 
-    def caption(cells):
-        found = results.read_results(cells, config.data.patient_ids)
+    def caption(plan):
+        found = results.read_results(plan, config.data.patient_ids)
         return comparisons.Comparisons(found, {}, samples=50, seed=0).differences().caption
 
-    assert "one draw of patients, the same for all" in caption(planned)
+    assert "are one draw, the same for all models" in caption(planned)
     config = copy.deepcopy(config)
     config.study.label_draw = "seed"
-    assert "drawn anew for each seed" in caption(plan.make_plan(config, str(folder)))
+    assert "drawn anew for each seed" in caption(study.make_plan(config, str(folder)))
 
 
 def test_fewer_labels_make_a_table_and_a_figure(written):
@@ -214,7 +215,7 @@ def test_fewer_labels_make_a_table_and_a_figure(written):
 
 def test_parts_of_the_test_set_add_up(written):
     config, folder, _ = written
-    images = len(data.divide_sources(config.data).test)
+    images = len(fake_study.divide(config).test)
     for name in ("age_bands", "conditions"):
         table = rows(folder, name)
         assert sum(int(row["images"]) for row in table) == images
@@ -240,11 +241,11 @@ def test_every_table_is_there_in_three_forms(written):
 def test_every_figure_is_there_in_both_forms_with_something_on_it(written):
     _, folder, _ = written
     pictures = sorted((folder / "figures").glob("*.png"))
-    assert len(pictures) == 18
+    assert len(pictures) == 9
     for path in pictures:
         assert np.asarray(Image.open(path).convert("L")).std() > 3, path.name
-        if not path.stem.endswith("_dark"):
-            assert path.with_suffix(".svg").read_text(encoding="utf-8").count("<") > 50
+        for name in (f"{path.stem}.svg", f"{path.stem}_dark.svg"):
+            assert path.with_name(name).read_text(encoding="utf-8").count("<") > 50
 
 
 class Parser(html.parser.HTMLParser):
@@ -257,7 +258,7 @@ class Parser(html.parser.HTMLParser):
         self.sources += [v for k, v in attributes.items() if k in ("src", "srcset")]
         self.links += [attributes["href"]] if tag == "a" else []
         self.ids += [attributes["id"]] if "id" in attributes else []
-        if tag not in ("meta", "img", "source", "br"):
+        if tag not in ("meta", "img", "source", "br", "line", "rect"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -270,28 +271,29 @@ def test_the_page_needs_nothing_else(written):
     found = Parser()
     found.feed(text)
     assert found.sources
-    assert all(source.startswith("data:image/png;base64,") for source in found.sources)
+    kinds = {source.partition(",")[0] for source in found.sources}
+    assert kinds == {"data:image/png;base64", "data:image/svg+xml;base64"}
     assert all(link.startswith("#") for link in found.links)
     assert {link[1:] for link in found.links} <= set(found.ids)
     assert len(set(found.ids)) == len(found.ids)
-    assert "http" not in re.sub(r"data:image/png;base64,[^']*", "", text)
+    assert "http" not in re.sub(r'data:image/[^"]*', "", text)
     for what in ("data fingerprint", "jax", "prefers-color-scheme: dark", "@media print"):
         assert what in text
 
 
 def test_hparams_are_there_for_every_tuned_cell(written):
     _, folder, planned = written
-    tuned = [cell for cell in planned if cell.task == "finetune"]
+    tuned = [run for run in planned.runs if run.task == "finetune"]
     assert len(list((folder / "hparams").iterdir())) == len(tuned)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util
 
-    cell = tuned[-1]
-    events = EventAccumulator(str(folder / "hparams" / f"cell{cell.index:04d}")).Reload()
+    run = tuned[-1]
+    events = EventAccumulator(str(folder / "hparams" / f"run{run.index:04d}")).Reload()
     assert (
         "hparams" in events.summary_metadata["_hparams_/session_start_info"].plugin_data.plugin_name
     )
-    scores = json.loads(Path(cell.folder, "metrics.json").read_text())
+    scores = json.loads(Path(run.folder, "metrics.json").read_text())
     (event,) = events.Tensors("test/accuracy")
     assert tensor_util.make_ndarray(event.tensor_proto) == pytest.approx(scores["accuracy"])
 
@@ -301,19 +303,19 @@ def test_another_set_of_images_is_refused(written, tmp_path, monkeypatch):
     monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
     config = config.copy_and_resolve_references()
     config.study.frozen = False
-    planned = plan.make_plan(config, str(tmp_path))
-    split = data.divide_sources(config.data)
+    planned = study.make_plan(config, str(tmp_path))
+    split = fake_study.divide(config)
     classes = tuple(sorted(set(split.train.label)))
-    tuned = [cell for cell in planned if cell.task == "finetune"]
+    tuned = [run for run in planned.runs if run.task == "finetune"]
     fake_study.finish(tuned[0], split, classes)
     shorter = splits.Split(split.train, split.validation, split.test.take(np.arange(5)))
     fake_study.finish(tuned[1], shorter, classes)
-    with pytest.raises(UserError, match="answers for other images"):
+    with pytest.raises(UserError, match="predictions for other images"):
         results.read_results(planned, "shared")
 
 
 def test_nothing_finished_is_nothing_to_report(tmp_path, fake):
-    planned = plan.make_plan(one_encoder(), str(tmp_path))
+    planned = study.make_plan(one_encoder(), str(tmp_path))
     with pytest.raises(UserError, match="nothing to report"):
         results.read_results(planned, "shared")
 
@@ -326,13 +328,13 @@ def test_a_study_runs_reports_and_is_done(tmp_path, fake, capsys, caplog):
     assert "to run" in capsys.readouterr().out
     study.run(config, str(tmp_path))
     assert "to run" not in capsys.readouterr().out
-    assert "0 to run now" in caplog.text
+    assert "0 to do now" in caplog.text
 
 
 def test_failures_are_told_and_the_rest_is_reported(tmp_path, fake):
     config = one_encoder()
-    planned = plan.make_plan(config, str(tmp_path))
-    fake.update(c.index for c in planned if c.name == "without_apn" and c.seed == 1)
+    planned = study.make_plan(config, str(tmp_path))
+    fake.update(c.index for c in planned.runs if c.name == "without_apn" and c.seed == 1)
     with pytest.raises(SystemExit) as ended:
         study.run(config, str(tmp_path))
     assert ended.value.code == 1
@@ -357,22 +359,24 @@ def test_the_page_tells_failures_first(tmp_path, written):
     _, _, planned = written
     path = str(tmp_path / "report.html")
     failed = {3: "a reason <b>"}
-    parts = {"short": ["a sentence"], "parts": [None], "cells": planned, "config": {"seed": 0}}
-    page.write(path, title="title", subtitle="", failed=failed, **parts)
+    parts = {
+        "sentences": ["a sentence"], "parts": [None], "runs": planned.runs, "settings": {"seed": 0},
+    }  # fmt: skip
+    report.write_study_page(path, title="title", subtitle="", failed=failed, **parts)
     text = Path(path).read_text(encoding="utf-8")
-    assert f"Failed twice: 1 of {len(planned)} runs" in text
+    assert f"Failed twice: 1 of {len(planned.runs)} runs" in text
     assert "a reason &lt;b&gt;" in text
     assert text.index("Failed twice") < text.index("a sentence")
-    page.write(path, title="title", subtitle="", failed={}, **parts)
+    report.write_study_page(path, title="title", subtitle="", failed={}, **parts)
     assert "Failed" not in Path(path).read_text(encoding="utf-8")
 
 
 def test_selected_cells_make_no_report_until_all_are_finished(tmp_path, fake, caplog):
     caplog.set_level(logging.INFO)
     config = one_encoder()
-    last = len(plan.make_plan(config, str(tmp_path))) - 1
+    last = len(study.make_plan(config, str(tmp_path)).runs) - 1
     config.study.cells = str(last)
-    with pytest.raises(UserError, match=f"cell {last} needs cell"):
+    with pytest.raises(UserError, match=f"run {last} needs run"):
         study.run(config, str(tmp_path))
     config.study.cells = f"0-{last - 1}"
     study.run(config, str(tmp_path))
@@ -402,16 +406,39 @@ def test_a_study_may_grow_and_its_settings_may_not_change(tmp_path, fake):
         study.run(config, str(tmp_path))
 
 
+def test_without_ages_the_report_names_the_variant_that_was_not_run(tmp_path, monkeypatch, capsys):
+    """A manifest without ages: the age head has nothing to learn."""
+    monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
+    config = one_encoder()
+    records = fake_study.divide(config)
+    everyone = Records.concatenate([records[name] for name in splits.SPLITS])
+    manifest = tmp_path / "manifest.csv"
+    write_manifest(manifest, everyone.replace(age_months=np.full(len(everyone), np.nan)))
+    config.data.train = f"manifest:{manifest}"
+    config.study.dry_run = True
+    study.run(config, str(tmp_path / "study"))
+    assert "without_apn is identical to full" in capsys.readouterr().out
+    planned = study.make_plan(config, str(tmp_path / "study"), has_ages=False)
+    split = fake_study.divide(config)
+    for run in planned.runs:
+        fake_study.finish(run, split, tuple(sorted(set(split.train.label))))
+    fake_study.write_report(config, tmp_path / "study", planned, {})
+    table = rows(tmp_path / "study", "differences")
+    assert {row["difference"] for row in table} == {"full − without pretraining"}
+    page = (tmp_path / "study" / "report.html").read_text(encoding="utf-8")
+    assert "“without APN” is identical to “full” and was not run" in page
+
+
 def test_ages_alone_and_one_seed(tmp_path, monkeypatch):
     """No conditions, one seed: what cannot be computed is left out, not zero."""
     config = one_encoder()
     config.study.seeds = (0,)
     monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
-    planned = plan.make_plan(config, str(tmp_path))
-    split = data.divide_sources(config.data)
-    for cell in planned:
-        fake_study.finish(cell, split, ())
-    report.write(config, str(tmp_path), planned, {})
+    planned = study.make_plan(config, str(tmp_path))
+    split = fake_study.divide(config)
+    for run in planned.runs:
+        fake_study.finish(run, split, ())
+    fake_study.write_report(config, tmp_path, planned, {})
     (row, *_) = rows(tmp_path, "table1_encoders")
     assert row["accuracy"] == ""
     assert float(row["age_mae_months"]) > 0
@@ -428,17 +455,17 @@ def test_ages_alone_and_one_seed(tmp_path, monkeypatch):
 def test_a_test_set_of_one_condition_or_without_labels_is_reported(tmp_path, monkeypatch, known):
     config = one_encoder()
     monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
-    planned = plan.make_plan(config, str(tmp_path))
-    split = data.divide_sources(config.data)
+    planned = study.make_plan(config, str(tmp_path))
+    split = fake_study.divide(config)
     classes = tuple(sorted(set(split.train.label)))
     if known:
         test = split.test.take(np.isin(split.test.label, known))
     else:
         test = split.test.replace(label=np.full(len(split.test), "", dtype=object))
     split = splits.Split(split.train, split.validation, test)
-    for cell in planned:
-        fake_study.finish(cell, split, classes)
-    report.write(config, str(tmp_path), planned, {})
+    for run in planned.runs:
+        fake_study.finish(run, split, classes)
+    fake_study.write_report(config, tmp_path, planned, {})
     row = rows(tmp_path, "table1_encoders")[0]
     assert row["roc_auc"] == ""
     assert float(row["age_mae_months"]) > 0
@@ -450,9 +477,9 @@ def test_details_are_of_the_encoder_that_validation_prefers(monkeypatch, metric,
     """By the metric that checkpoints are chosen by, in its own direction."""
     values = {"a": [7.0, 8.0, None], "b": [9.0, 5.0, 7.5]}
     monkeypatch.setattr(
-        report, "history", lambda cell: [{f"validation/{metric}": v} for v in values[cell]] + [{}]
+        report, "history", lambda run: [{f"validation/{metric}": v} for v in values[run]] + [{}]
     )
-    models = {name: types.SimpleNamespace(name=name, cells=[name]) for name in values}
+    models = {name: types.SimpleNamespace(name=name, runs=[name]) for name in values}
     if metric == "roc_auc":
         values |= {"a": [0.7, 0.9, None], "b": [0.8, 0.8, 0.8]}
     found = types.SimpleNamespace(

@@ -13,11 +13,13 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
 from data_pipeline.errors import UserError
 from infantxray.training import checkpoints, loop, optimizer
+from infantxray.training.loop import LoopSettings
+from infantxray.training.optimizer import OptimizerSettings
 from infantxray.training.sharding import DataParallel
 from infantxray.training.state import TrainState
+from infantxray.training.train_step import make_train_step
 
 BATCH, FEATURES = 8, 4
 
@@ -45,7 +47,7 @@ class Net(nn.Module):
         return nn.Dense(1, dtype=jnp.float32, name="head")(nn.tanh(x))[..., 0]
 
 
-def make_task(net=None, evaluate=lambda variables: {"loss": 1.0}, noise=0.0, **callbacks):
+def make_task(net=None, evaluate=lambda variables: {"loss": 1.0}, noise=0.0):
     """Two terms: a squared error, and one that is there for some examples alone."""
     net = net or Net()
 
@@ -63,7 +65,6 @@ def make_task(net=None, evaluate=lambda variables: {"loss": 1.0}, noise=0.0, **c
         losses=losses,
         coefficients={"error": 1.0, "size": 0.5},
         evaluate=evaluate,
-        **callbacks,
     )
 
 
@@ -108,7 +109,7 @@ def update(task, *, tx=None, devices=None, steps=1, ema=False, **options):
     tx = tx or optax.sgd(0.1)
     sharding = DataParallel(devices)
     state = make_state(task, sharding, tx, ema)
-    step = loop.make_train_step(task, tx, sharding, **options)
+    step = make_train_step(task, tx, sharding, **options)
     for i in range(steps):
         state, metrics = step(state, sharding.put(make_batch(i)), jax.random.key(7))
     return jax.device_get((state, metrics))
@@ -182,7 +183,7 @@ class TestTrainStep:
         state = make_state(task, sharding, tx)
         before = jax.device_get(state.params)
         batch = make_batch() | {"mask": np.zeros(BATCH, np.float32)}
-        step = loop.make_train_step(task, tx, sharding)
+        step = make_train_step(task, tx, sharding)
         state, metrics = step(state, sharding.put(batch), jax.random.key(0))
         assert metrics["train/loss"] == 0.0
         assert_identical(jax.device_get(state.params), before)
@@ -218,7 +219,7 @@ class TestTrainStep:
     def test_the_old_state_is_donated(self):
         task, sharding, tx = make_task(), DataParallel(), optax.sgd(0.1)
         old = make_state(task, sharding, tx)
-        new, _ = loop.make_train_step(task, tx, sharding)(
+        new, _ = make_train_step(task, tx, sharding)(
             old, sharding.put(make_batch()), jax.random.key(0)
         )
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
@@ -228,7 +229,7 @@ class TestTrainStep:
         task = make_task(noise=1.0)
         sharding, tx = DataParallel(), optax.set_to_zero()
         state = make_state(task, sharding, tx)
-        step = loop.make_train_step(task, tx, sharding)
+        step = make_train_step(task, tx, sharding)
         seen = []
         for _ in range(3):
             state, metrics = step(state, sharding.put(make_batch()), jax.random.key(0))
@@ -236,25 +237,26 @@ class TestTrainStep:
         assert len(set(seen)) == 3
 
 
-def config(**values):
-    result = common.training()
-    result.update(
-        {
-            "batch_size": BATCH,
-            "log_every_steps": 2,
-            "eval_every_steps": 4,
-            "checkpoint_every_steps": 3,
-        }
-    )
-    result.optimizer.learning_rate = 0.01
-    result.update(values)
-    return result
+def settings(learning_rate=0.01, **values):
+    values = {
+        "total_steps": 10,
+        "batch_size": BATCH,
+        "log_every_steps": 2,
+        "eval_every_steps": 4,
+        "checkpoint_every_steps": 3,
+        "optimizer": OptimizerSettings(learning_rate=learning_rate),
+    } | values
+    return LoopSettings(**values)
 
 
-def fit(folder, task, *, settings=None, steps=10, batches=None, **options):
-    options = {"best_metric": "loss", "lower_is_better": True} | options
+def fit(folder, task, *, batches=None, hook=None, loop_settings=None, **options):
     state, progress = loop.fit(
-        settings or config(), str(folder), task, batches or Batches(), total_steps=steps, **options
+        task,
+        batches or Batches(),
+        loop_settings or settings(),
+        str(folder),
+        hooks=[hook] if hook else [],
+        **options,
     )
     return jax.device_get(state), progress
 
@@ -274,13 +276,12 @@ def scripted(values):
 
 
 def kill_at(step, signum=signal.SIGTERM):
-    def on_step(now, state, writer):
-        del state, writer
-        if now == step:
+    def hook(moment):
+        if moment.step == step:
             os.kill(os.getpid(), signum)
-        return {"on/step": float(now)} if now % 5 == 0 else {}
+        return {"on/step": float(moment.step)} if moment.every(5) else {}
 
-    return on_step
+    return hook
 
 
 def weight_size(variables):
@@ -290,17 +291,17 @@ def weight_size(variables):
 class TestFit:
     @pytest.mark.parametrize("accumulate_steps", [1, 2])
     def test_stopped_and_started_again_is_bit_identical(self, tmp_path, accumulate_steps):
-        settings = config(accumulate_steps=accumulate_steps)
-        options = {"settings": settings, "ema_decay": 0.9}
+        task = make_task(noise=0.1, evaluate=weight_size)
 
-        def task(stop):
-            return make_task(noise=0.1, evaluate=weight_size, on_step=kill_at(stop))
+        def run(name, stop=None):
+            loop_settings = settings(accumulate_steps=accumulate_steps, ema_decay=0.9)
+            return fit(tmp_path / name, task, loop_settings=loop_settings, hook=kill_at(stop))
 
-        whole, progress = fit(tmp_path / "whole", task(None), **options)
-        with pytest.raises(loop.Interrupted, match=r"stopped at step 5 of 10, saved"):
-            fit(tmp_path / "parts", task(5), **options)
+        whole, progress = run("whole")
+        with pytest.raises(loop.Interrupted, match=r"stopped at step 5 of 10 and saved"):
+            run("parts", stop=5)
         assert checkpoints.checkpoint_steps(str(tmp_path / "parts"))[-1] == 5
-        resumed, other = fit(tmp_path / "parts", task(None), **options)
+        resumed, other = run("parts")
         assert_identical(whole, resumed)
         assert progress == other
         rows = history(tmp_path / "parts")
@@ -316,15 +317,14 @@ class TestFit:
             assert pick[0] == pick[1]
 
     def test_killed_without_warning_goes_on_from_the_last_checkpoint(self, tmp_path):
-        def die(now, state, writer):
-            del state, writer
-            if now == 5:
+        def die(moment):
+            if moment.step == 5:
                 raise KeyError("the machine is gone")
             return {}
 
         whole, _ = fit(tmp_path / "whole", make_task(evaluate=weight_size))
         with pytest.raises(KeyError):
-            fit(tmp_path / "parts", make_task(evaluate=weight_size, on_step=die))
+            fit(tmp_path / "parts", make_task(evaluate=weight_size), hook=die)
         assert checkpoints.checkpoint_steps(str(tmp_path / "parts"))[-1] == 4
         resumed, _ = fit(tmp_path / "parts", make_task(evaluate=weight_size))
         assert_identical(whole, resumed)
@@ -333,29 +333,28 @@ class TestFit:
         )
 
     def test_killed_before_the_first_checkpoint_leaves_no_double_rows(self, tmp_path):
-        def on_step(now, state, writer, die=False):
-            del state, writer
-            if die and now == 2:
+        def hook(moment, die=False):
+            if die and moment.step == 2:
                 raise KeyError("the machine is gone")
-            return {"probe": 1.0} if now % 5 == 0 else {}
+            return {"probe": 1.0} if moment.every(5) else {}
 
         with pytest.raises(KeyError):
-            fit(tmp_path, make_task(on_step=lambda *a: on_step(*a, die=True)))
-        fit(tmp_path, make_task(on_step=on_step))
+            fit(tmp_path, make_task(), hook=lambda moment: hook(moment, die=True))
+        fit(tmp_path, make_task(), hook=hook)
         assert [r["step"] for r in history(tmp_path) if "probe" in r] == [0, 5, 10]
 
     @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
     def test_signals_save_and_give_the_handlers_back(self, tmp_path, signum):
         before = signal.getsignal(signum)
         with pytest.raises(loop.Interrupted) as caught:
-            fit(tmp_path, make_task(on_step=kill_at(2, signum)))
+            fit(tmp_path, make_task(), hook=kill_at(2, signum))
         assert isinstance(caught.value, UserError)
         assert checkpoints.checkpoint_steps(str(tmp_path)) == [2]
         assert signal.getsignal(signum) is before
         assert not checkpoints.is_finished(str(tmp_path))
 
     def test_a_signal_at_the_last_step_is_too_late(self, tmp_path):
-        _, progress = fit(tmp_path, make_task(on_step=kill_at(10)))
+        _, progress = fit(tmp_path, make_task(), hook=kill_at(10))
         assert progress.finished
 
     def test_the_last_step_is_saved_also_where_nothing_could_be_evaluated(self, tmp_path):
@@ -370,7 +369,8 @@ class TestFit:
         calls = []
         again, progress = fit(
             tmp_path,
-            make_task(evaluate=calls.append, on_step=lambda *a: calls.append(a)),
+            make_task(evaluate=calls.append),
+            hook=calls.append,
             initialise=calls.append,
         )
         assert_identical(first, again)
@@ -384,7 +384,7 @@ class TestFit:
             return jax.tree.map(jnp.zeros_like, variables)
 
         with pytest.raises(loop.Interrupted):
-            fit(tmp_path, make_task(on_step=kill_at(1)), initialise=initialise)
+            fit(tmp_path, make_task(), hook=kill_at(1), initialise=initialise)
         state = fit(tmp_path, make_task(), initialise=initialise)[0]
         assert len(calls) == 1
         # With all weights zero nothing but the last bias has a gradient.
@@ -402,30 +402,34 @@ class TestFit:
         ],
     )
     def test_the_best_and_the_latest_checkpoint_are_kept(self, tmp_path, values, lower, best):
-        settings = config(eval_every_steps=2, checkpoint_every_steps=1)
+        loop_settings = settings(
+            eval_every_steps=2, checkpoint_every_steps=1, lower_is_better=lower
+        )
         task = make_task(evaluate=scripted(values))
-        _, progress = fit(tmp_path, task, settings=settings, lower_is_better=lower)
+        _, progress = fit(tmp_path, task, loop_settings=loop_settings)
         assert progress.best_step == 2 * best
         assert progress.best == values[best - 1]
         assert checkpoints.best_step(str(tmp_path)) == 2 * best
         assert checkpoints.checkpoint_steps(str(tmp_path)) == sorted({2 * best, 10})
 
     def test_without_a_metric_to_choose_by_the_latest_counts_as_the_best(self, tmp_path):
-        settings = config(eval_every_steps=2, checkpoint_every_steps=1)
+        loop_settings = settings(
+            eval_every_steps=2, checkpoint_every_steps=1, best_metric=None, early_stopping_evals=1
+        )
         task = make_task(evaluate=scripted((0.1, 0.2, 0.3, 0.4, 0.5)))
-        options = {"best_metric": None, "early_stopping_evals": 1}
-        _, progress = fit(tmp_path, task, settings=settings, **options)
+        _, progress = fit(tmp_path, task, loop_settings=loop_settings)
         assert (progress.best, progress.finished) == (None, True)
         assert checkpoints.checkpoint_steps(str(tmp_path)) == [10]
         assert checkpoints.best_step(str(tmp_path)) == 10
 
     def test_the_best_survives_a_resumption(self, tmp_path):
-        settings = config(eval_every_steps=2, checkpoint_every_steps=1)
-        task = make_task(evaluate=scripted([0.1, 0.5]), on_step=kill_at(5))
+        loop_settings = settings(eval_every_steps=2, checkpoint_every_steps=1)
+        task = make_task(evaluate=scripted([0.1, 0.5]))
         with pytest.raises(loop.Interrupted):
-            fit(tmp_path, task, settings=settings)
+            fit(tmp_path, task, loop_settings=loop_settings, hook=kill_at(5))
         assert checkpoints.checkpoint_steps(str(tmp_path)) == [2, 5]
-        _, progress = fit(tmp_path, make_task(evaluate=scripted([0.4] * 3)), settings=settings)
+        task = make_task(evaluate=scripted([0.4] * 3))
+        _, progress = fit(tmp_path, task, loop_settings=loop_settings)
         assert (progress.best, progress.best_step) == (0.1, 2)
         assert checkpoints.checkpoint_steps(str(tmp_path)) == [2, 10]
 
@@ -435,14 +439,12 @@ class TestFit:
         assert checkpoints.best_step(str(tmp_path)) == 10
 
     def test_early_stopping_counts_evaluations_also_over_a_stop(self, tmp_path):
-        settings = config(eval_every_steps=2)
-        options = {"settings": settings, "steps": 100, "early_stopping_evals": 3}
+        options = {
+            "loop_settings": settings(eval_every_steps=2, total_steps=100, early_stopping_evals=3)
+        }
+        task = make_task(evaluate=scripted([0.5, 0.1, 0.2]))
         with pytest.raises(loop.Interrupted):
-            fit(
-                tmp_path,
-                make_task(evaluate=scripted([0.5, 0.1, 0.2]), on_step=kill_at(7)),
-                **options,
-            )
+            fit(tmp_path, task, hook=kill_at(7), **options)
         _, progress = fit(tmp_path, make_task(evaluate=scripted([0.3, 0.1, 0.0])), **options)
         # Best at 4; 6, 8 and 10 are no better. Of equals the last is kept.
         assert (progress.finished, progress.best_step) == (True, 10)
@@ -452,9 +454,10 @@ class TestFit:
         def poison(index, batch):
             return batch | {"y": batch["y"] * np.float32(np.nan)} if index == 6 else batch
 
-        settings = config(log_every_steps=4, dtype="bfloat16")
+        loop_settings = settings(log_every_steps=4)
+        options = {"loop_settings": loop_settings, "advice": ", or use config.dtype=float32"}
         with pytest.raises(loop.NonFiniteLossError) as caught:
-            fit(tmp_path, make_task(), settings=settings, batches=Batches(poison))
+            fit(tmp_path, make_task(), batches=Batches(poison), **options)
         message = str(caught.value)
         assert "at step 6" in message
         assert "learning_rate (0.01)" in message
@@ -465,9 +468,9 @@ class TestFit:
         def poison(index, batch):
             return batch | {"y": batch["y"] * np.float32(np.nan)} if index >= 2 else batch
 
-        settings = config(log_every_steps=4, checkpoint_every_steps=100)
+        loop_settings = settings(log_every_steps=4, checkpoint_every_steps=100)
         with pytest.raises(loop.NonFiniteLossError, match=r"steps 2, 3, 4; .* step none"):
-            fit(tmp_path, make_task(), settings=settings, batches=Batches(poison))
+            fit(tmp_path, make_task(), loop_settings=loop_settings, batches=Batches(poison))
 
     def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(self, tmp_path):
         """The loss of that step is still finite: only the next one would be NaN."""
@@ -489,14 +492,14 @@ class TestFit:
             coefficients=task.coefficients,
             evaluate=task.evaluate,
         )
-        settings = config(log_every_steps=3)
+        loop_settings = settings(log_every_steps=3)
         with pytest.raises(loop.NonFiniteLossError, match="at step 3"):
-            fit(tmp_path, poisoned, settings=settings, batches=Batches(edge))
+            fit(tmp_path, poisoned, loop_settings=loop_settings, batches=Batches(edge))
         assert checkpoints.checkpoint_steps(str(tmp_path)) == []
 
     def test_what_is_logged(self, tmp_path):
-        settings = config(eval_every_steps=5, log_every_steps=2, checkpoint_every_steps=100)
-        fit(tmp_path, make_task(evaluate=scripted([0.5, math.nan])), settings=settings)
+        loop_settings = settings(eval_every_steps=5, log_every_steps=2, checkpoint_every_steps=100)
+        fit(tmp_path, make_task(evaluate=scripted([0.5, math.nan])), loop_settings=loop_settings)
         rows = history(tmp_path)
         train = [row for row in rows if "train/loss" in row]
         assert [row["step"] for row in train] == [2, 4, 5, 6, 8, 10]
@@ -507,7 +510,7 @@ class TestFit:
             "train/learning_rate",
             "train/images_per_second",
         } <= train[0].keys()
-        rate = optimizer.learning_rate_schedule(settings.optimizer, 10)
+        rate = optimizer.learning_rate_schedule(loop_settings.optimizer, 10)
         for row in train:
             assert row["train/learning_rate"] == pytest.approx(float(rate(row["step"] - 1)))
             assert row["train/images_per_second"] > 0
@@ -515,8 +518,13 @@ class TestFit:
         assert validation == [(5, 0.5), (10, None)]
 
     def test_the_loss_falls_and_frozen_encoders_stay(self, tmp_path):
-        settings = config(log_every_steps=1, eval_every_steps=100, checkpoint_every_steps=100)
-        settings.optimizer.learning_rate = 0.05
+        loop_settings = settings(
+            learning_rate=0.05,
+            total_steps=60,
+            log_every_steps=1,
+            eval_every_steps=100,
+            checkpoint_every_steps=100,
+        )
         start = []
 
         def initialise(variables):
@@ -530,7 +538,7 @@ class TestFit:
             }
 
         state, _ = fit(
-            tmp_path, make_task(), settings=settings, steps=60, learning_rate_factors=freeze,
+            tmp_path, make_task(), loop_settings=loop_settings, learning_rate_factors=freeze,
             initialise=initialise,
         )  # fmt: skip
         losses = [row["train/loss"] for row in history(tmp_path) if "train/loss" in row]
@@ -539,4 +547,4 @@ class TestFit:
 
     def test_batches_that_the_devices_cannot_share_are_refused_first(self, tmp_path):
         with pytest.raises(UserError, match="multiple of the 4 devices"):
-            fit(tmp_path, make_task(), settings=config(batch_size=6))
+            fit(tmp_path, make_task(), loop_settings=settings(batch_size=6))

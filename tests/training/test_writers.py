@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from infantxray.training import writers
-from infantxray.training.writers import EventFileWriter, History, create_writer, read_history
+from infantxray.training.writers import EventFileWriter, ScalarLog, create_writer, read_history
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_where_tensorflow_is_missing_the_other_writer_is_chosen(
     with caplog.at_level("INFO", "infantxray"):
         writer = create_writer(str(tmp_path / "new" / "folder"))
     assert isinstance(writer, EventFileWriter)
-    assert "no TensorFlow" in caplog.text
+    assert "TensorFlow is not installed" in caplog.text
     write_all(writer, images)
     assert read_all(tmp_path / "new" / "folder")[0]["train/loss"] == [(3, 0.5), (4, 0.125)]
 
@@ -120,26 +120,71 @@ assert "clu.metric_writers" not in sys.modules
     assert {"b", "c"} <= values.keys()
 
 
-def test_history_is_json_lines_with_null_for_nan(tmp_path):
-    path = str(tmp_path / "history.jsonl")
-    history = History(path, 0)
-    history.write(2, {"train/loss": np.float32(0.5), "validation/f1": math.nan, "x": math.inf})
-    history.write(4, {"train/loss": 0.25})
-    with open(path) as file:
-        rows = [json.loads(line, parse_constant=pytest.fail) for line in file]
-    assert rows == [
-        {"step": 2, "train/loss": 0.5, "validation/f1": None, "x": None},
-        {"step": 4, "train/loss": 0.25},
-    ]
-    assert read_history(path) == rows
+@pytest.fixture
+def _no_tensorflow(monkeypatch):
+    """Its import takes seconds."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "tensorflow" else find(name)
+    )
 
 
-def test_history_forgets_what_came_after_the_checkpoint_and_torn_lines(tmp_path):
-    path = tmp_path / "history.jsonl"
-    path.write_text('{"step": 2, "a": 1.0}\n{"step": 4, "a": 2.0}\n{"step": 6, "a": 3.0}\n{"st')
-    history = History(str(path), 4)
-    history.write(5, {"a": 9.0})
-    assert [(r["step"], r["a"]) for r in read_history(str(path))] == [(2, 1.0), (4, 2.0), (5, 9.0)]
+@pytest.mark.usefixtures("_no_tensorflow")
+class TestScalarLog:
+    def test_history_is_json_lines_with_null_for_nan(self, tmp_path):
+        log = ScalarLog(str(tmp_path), 0)
+        log(2, {"train/loss": np.float32(0.5), "validation/f1": math.nan, "x": math.inf})
+        log(3, {})
+        log(4, {"train/loss": 0.25})
+        log.close()
+        path = tmp_path / "history.jsonl"
+        rows = [
+            json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()
+        ]
+        assert rows == [
+            {"step": 2, "train/loss": 0.5, "validation/f1": None, "x": None},
+            {"step": 4, "train/loss": 0.25},
+        ]
+        assert read_history(str(path)) == rows
+
+    def test_damaged_lines_of_history_do_not_stop_a_run(self, tmp_path):
+        path = tmp_path / "history.jsonl"
+        path.write_text(
+            '{"step": 2, "a": 1.0}\n\0\0\n{"step": 4, "a": 2.0}\n[1]\n{"step": 6}\n{"st'
+        )
+        log = ScalarLog(str(tmp_path), 4)
+        log(5, {"a": 9.0})
+        log.close()
+        rows = [(r["step"], r["a"]) for r in read_history(str(path))]
+        assert rows == [(2, 1.0), (4, 2.0), (5, 9.0)]
+
+    @pytest.mark.parametrize("torn", [False, True])
+    def test_a_resumed_run_shows_every_step_once(self, tmp_path, torn):
+        """A killed run logged 6 steps; it resumes from the checkpoint of step 4."""
+        log = ScalarLog(str(tmp_path), 0)
+        for step in range(1, 7):
+            log(step, {"a": float(step)})
+        log.close()
+        if torn:
+            (events,) = tmp_path.glob("events.*")
+            events.write_bytes(events.read_bytes()[:-7])
+        log = ScalarLog(str(tmp_path), 4)
+        for step in range(5, 8):
+            log(step, {"a": float(10 * step)})
+        log.close()
+        expected = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 50.0), (6, 60.0), (7, 70.0)]
+        values, _ = read_all(tmp_path)
+        assert sorted(values["a"]) == expected
+        rows = read_history(str(tmp_path / "history.jsonl"))
+        assert [(row["step"], row["a"]) for row in rows] == expected
+
+    def test_a_run_that_starts_again_forgets_everything(self, tmp_path):
+        for _ in range(2):
+            log = ScalarLog(str(tmp_path), 0)
+            log(0, {"a": 1.0})
+            log.close()
+        assert read_all(tmp_path)[0]["a"] == [(0, 1.0)]
+        assert len(read_history(str(tmp_path / "history.jsonl"))) == 1
 
 
 def test_no_history_yet(tmp_path):

@@ -6,13 +6,28 @@ An encoder is a linen module with
   `num_features`, those of the last;
 - `__call__(image, *, train)`, which maps [B, H, W, in_channels] to the four maps,
   fine to coarse, after activation. H and W are multiples of 32;
-- `normalised = False` where no BatchNorm keeps the last map in scale (see `has_batchnorm`).
+- `normalised = False` where no BatchNorm keeps the last map in scale (see `has_batchnorm`);
+- `levels`, patterns of module names and the pyramid level at which each enters, for learning
+  rates that fall with depth (see `infantxray.models.depth`).
 
 Parameters and BatchNorm statistics are float32 whatever the dtype of the computation.
+
+To add an encoder:
+
+1. Write its family in a module here: a table of stages in a frozen dataclass, a linen module with
+   the members above, layers from `layers`, parameters named by the paper's terms.
+2. Enter it in `ENCODERS`.
+3. In `infantxray.models.torch_weights`, map its names to the reference implementation's (`RULES`)
+   and, if it was not trained with ImageNet's mean and deviation, state its input scale
+   (`REFERENCE_SCALES`).
+4. In `tests/models`, enter its parameter count in `test_encoders.py` and its reference in
+   `reference_networks.py`. The tests then check shapes, gradients, levels, weights and, where
+   PyTorch is installed, that both networks compute the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax.numpy as jnp
@@ -33,7 +48,7 @@ def has_batchnorm(encoder: nn.Module) -> bool:
     return getattr(encoder, "normalised", True)
 
 
-ENCODERS = {
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "vgg19": VGG,
     "mobilenet_v2": MobileNetV2,
     "shufflenet": ShuffleNet,

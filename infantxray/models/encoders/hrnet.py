@@ -7,7 +7,8 @@ TPAMI 2020: branches of four resolutions side by side, exchanged again and again
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from flax import linen as nn
 
 from infantxray.models.encoders import layers
 from infantxray.models.encoders.resnet import Bottleneck
+from infantxray.models.forms import current_forms
 
 STEM_FEATURES = 64
 HEAD_FEATURES = (128, 256, 512, 1024)
@@ -29,14 +31,20 @@ class Stage:
     widths: tuple[int, ...]
 
 
+# Pyramid level at which a module enters, by the start of its name; 0 for all others.
+LEVELS = (
+    (r"stage4_3_fuse_\dto2|head_increase2|head_downsample1", 1),
+    (r"stage4_3_fuse_\dto3|head_increase3|head_downsample2", 2),
+    (r"stage4_3_fuse_\dto4|head_increase4|head_downsample3|head_final", 3),
+)
 HRNET_W32 = (Stage(1, (32, 64)), Stage(4, (32, 64, 128)), Stage(3, (32, 64, 128, 256)))
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions, added to their input."""
 
-    conv: partial
-    norm: partial
+    conv: partial[Any]
+    norm: partial[Any]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -63,6 +71,8 @@ class HRNet(nn.Module):
     stages: tuple[Stage, ...] = HRNET_W32
     units: int = 4
 
+    levels = LEVELS
+
     @property
     def pyramid_features(self) -> tuple[int, ...]:
         return (*HEAD_FEATURES[:-1], LAST_FEATURES)
@@ -78,14 +88,21 @@ class HRNet(nn.Module):
         conv = partial(layers.Conv, dtype=self.dtype)
         norm = partial(layers.BatchNorm, use_running_average=not train, dtype=self.dtype)
 
-        def conv_norm(x, features, kernel_size, name, strides=1, use_bias=False):
+        def conv_norm(
+            x: jax.Array,
+            features: int,
+            kernel_size: int,
+            name: str,
+            strides: int = 1,
+            use_bias: bool = False,
+        ) -> jax.Array:
             x = conv(features, kernel_size, strides, use_bias=use_bias, name=f"{name}_conv")(x)
             return norm(name=f"{name}_norm")(x)
 
-        def bottleneck(x, width, name):
+        def bottleneck(x: jax.Array, width: int, name: str) -> jax.Array:
             return Bottleneck(width, 4 * width, 1, 1, conv, norm, name=name)(x)
 
-        def fuse(branches, target, name):
+        def fuse(branches: list[jax.Array], target: int, name: str) -> jax.Array:
             """All branches, brought to the target's resolution and width, summed."""
             features, terms = branches[target].shape[-1], []
             for source, y in enumerate(branches):
@@ -97,9 +114,13 @@ class HRNet(nn.Module):
                     y = y if last else nn.relu(y)
                 if source > target:  # finer by repeating pixels
                     y = conv_norm(y, features, 1, path)
-                    y = layers.repeat_pixels(y, 2 ** (source - target))
                 terms.append(y)
-            return layers.relu_sum(sum(terms[:-1]), terms[-1])
+            own, coarser = terms[: target + 1], terms[target + 1 :]
+            if coarser and current_forms().fusion == "nested":
+                coarser = [reduce(lambda y, fine: layers.add_upsampled(fine, y), coarser[::-1])]
+            height = own[-1].shape[1]
+            terms = own + [layers.repeat_pixels(y, height // y.shape[1]) for y in coarser]
+            return layers.relu_sum(reduce(jnp.add, terms[:-1]), terms[-1])
 
         x = nn.relu(conv_norm(image, STEM_FEATURES, 3, "stem1", strides=2))
         x = nn.relu(conv_norm(x, STEM_FEATURES, 3, "stem2", strides=2))
@@ -129,7 +150,7 @@ class HRNet(nn.Module):
                     for target in range(len(branches))
                 ]
 
-        maps = []
+        maps: list[jax.Array] = []
         for index, features in enumerate(HEAD_FEATURES):
             y = bottleneck(branches[index], features // 4, f"head_increase{index + 1}")
             if index > 0:

@@ -1,4 +1,4 @@
-"""What every encoder is built from: convolution, normalisation, pooling, and the input's check."""
+"""Layers of the encoders: convolution, batch normalisation, sums, upsampling, the input check."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jax import lax
 from infantxray.models.convolution import convolve
 
 Dtype = jnp.dtype | type
+Moments = tuple[jax.Array, jax.Array]
 
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -87,8 +88,13 @@ class BatchNorm(nn.Module):
     scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises each channel of [..., C]."""
+    def __call__(self, x: jax.Array, moments: Moments | None = None) -> jax.Array:
+        """Normalises each channel of [..., C].
+
+        Args:
+          x: the maps.
+          moments: `channel_moments(x)` if known; used with the batch's statistics only.
+        """
         shape = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
@@ -99,9 +105,8 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             mean, var = running_mean.value, running_var.value
         else:
-            outer = tuple(range(x.ndim - 1))
-            mean = x.mean(outer)
-            var = jnp.maximum((x * x).mean(outer) - mean * mean, 0)
+            mean, mean_square = channel_moments(x) if moments is None else moments
+            var = jnp.maximum(mean_square - mean * mean, 0)
             if not self.is_initializing():
                 kept = self.momentum
                 running_mean.value = kept * running_mean.value + (1 - kept) * mean
@@ -111,6 +116,13 @@ class BatchNorm(nn.Module):
         per_channel = (*(1,) * (x.ndim - 1), -1)
         x = x * multiplier.reshape(per_channel) + offset.reshape(per_channel)
         return x.astype(self.dtype)
+
+
+def channel_moments(x: jax.Array) -> Moments:
+    """Mean and mean square of each channel of [..., C], float32 [C]."""
+    x = x.astype(jnp.float32)
+    outer = tuple(range(x.ndim - 1))
+    return x.mean(outer), (x * x).mean(outer)
 
 
 @jax.custom_vjp
@@ -123,12 +135,12 @@ def relu_sum(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.maximum(x, -y) + y
 
 
-def _relu_sum_forward(x, y):
+def _relu_sum_forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     z = relu_sum(x, y)
     return z, z
 
 
-def _relu_sum_backward(z, gradient):
+def _relu_sum_backward(z: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     gradient = jnp.where(z > 0, gradient, 0)
     return gradient, gradient
 
@@ -139,6 +151,14 @@ relu_sum.defvjp(_relu_sum_forward, _relu_sum_backward)
 def repeat_pixels(x: jax.Array, times: int) -> jax.Array:
     """[B, H, W, C] to [B, times H, times W, C]: upsampling to the nearest neighbour."""
     return x.repeat(times, axis=1).repeat(times, axis=2)
+
+
+def add_upsampled(fine: jax.Array, coarse: jax.Array) -> jax.Array:
+    """fine [B, H, W, C] plus coarse [B, H / n, W / n, C], whose pixels are repeated n x n."""
+    batch, height, width, channels = coarse.shape
+    times = fine.shape[1] // height
+    blocks = fine.reshape(batch, height, times, width, times, channels)
+    return (blocks + coarse[:, :, None, :, None, :]).reshape(fine.shape)
 
 
 def check_image(image: jax.Array, in_channels: int) -> None:

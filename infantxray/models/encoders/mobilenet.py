@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,14 +41,23 @@ MOBILENET_V2 = (
 )
 
 
+# Pyramid level at which a module enters, by the start of its name; 0 for all others. A level
+# ends with the expansion of the first bottleneck of the next resolution.
+LEVELS = (
+    (r"bottleneck(4/[dp]|[56]/|7/e)", 1),
+    (r"bottleneck(7/[dp]|([89]|1[0-3])/|14/e)", 2),
+    (r"bottleneck(14/[dp]|1[5-7]/)|conv2/|norm2/", 3),
+)
+
+
 class Bottleneck(nn.Module):
     """Inverted residual: expand, filter every channel by itself, project linearly."""
 
     expansion: int
     features: int
     strides: int
-    conv: partial
-    norm: partial
+    conv: partial[Any]
+    norm: partial[Any]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -81,6 +91,8 @@ class MobileNetV2(nn.Module):
     in_channels: int = 1
     dtype: layers.Dtype = jnp.float32
     stages: tuple[Stage, ...] = MOBILENET_V2
+
+    levels = LEVELS
 
     @property
     def pyramid_features(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,10 @@ RESNET50 = (
 )
 
 
+# Pyramid level at which a module enters, by the start of its name; 0 for all others.
+LEVELS = (("conv3_", 1), ("conv4_", 2), ("conv5_", 3))
+
+
 class Bottleneck(nn.Module):
     """1x1 reduce, 3x3 (in groups), 1x1 expand, added to the shortcut."""
 
@@ -46,8 +51,8 @@ class Bottleneck(nn.Module):
     features: int
     strides: int
     groups: int
-    conv: partial
-    norm: partial
+    conv: partial[Any]
+    norm: partial[Any]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -81,6 +86,8 @@ class ResNet(nn.Module):
     stages: tuple[Stage, ...] = RESNET50
     groups: int = 1
     group_width: int = 64
+
+    levels = LEVELS
 
     @property
     def pyramid_features(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,10 @@ class Stage:
 SHUFFLENET = (Stage("stage2", 4, 240), Stage("stage3", 8, 480), Stage("stage4", 4, 960))
 
 
+# Pyramid level at which a module enters, by the start of its name; 0 for all others.
+LEVELS = (("stage2_", 1), ("stage3_", 2), ("stage4_", 3))
+
+
 def shuffle_channels(x: jax.Array, groups: int) -> jax.Array:
     """Deals the channels of [B, H, W, C] out so that each group gets some of every group."""
     *outer, channels = x.shape
@@ -45,8 +50,8 @@ class Unit(nn.Module):
     features: int
     strides: int
     first_groups: int
-    conv: partial
-    norm: partial
+    conv: partial[Any]
+    norm: partial[Any]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -78,6 +83,8 @@ class ShuffleNet(nn.Module):
     in_channels: int = 1
     dtype: layers.Dtype = jnp.float32
     stages: tuple[Stage, ...] = SHUFFLENET
+
+    levels = LEVELS
 
     @property
     def pyramid_features(self) -> tuple[int, ...]:

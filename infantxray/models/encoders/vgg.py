@@ -27,6 +27,11 @@ class Stage:
 VGG19 = (Stage(2, 64), Stage(2, 128), Stage(4, 256), Stage(4, 512), Stage(4, 512))
 
 
+# Pyramid level at which a module enters, by the start of its name; 0 for all others. None enters
+# at level 3: that map is pooled from level 2.
+LEVELS = (("conv4_", 1), ("conv5_", 2))
+
+
 class VGG(nn.Module):
     """A VGG. The three finer maps are taken before their pooling, the last after it.
 
@@ -41,6 +46,7 @@ class VGG(nn.Module):
     stages: tuple[Stage, ...] = VGG19
 
     normalised = False
+    levels = LEVELS
 
     @property
     def pyramid_features(self) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +29,15 @@ ENTRY_FLOW = (Stage((128, 128), 2), Stage((256, 256), 2), Stage((728, 728), 2))
 MIDDLE_FLOW = (Stage((728, 728, 728), 1),) * 8
 EXIT_FLOW = (Stage((728, 1024), 2),)
 LAST_FEATURES = (1536, 2048)
+# Pyramid level at which a module enters, by the start of its name; 0 for all others.
+LEVELS = ((r"block2/", 1), (r"block([3-9]|10|11)/", 2), (r"block12/|conv[34]/|norm[34]/", 3))
 
 
 class SeparableConv(nn.Module):
     """A 3x3 filter for every channel, then a 1x1 convolution, with nothing between them."""
 
     features: int
-    conv: partial
+    conv: partial[Any]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -53,8 +56,8 @@ class Block(nn.Module):
 
     stage: Stage
     activated: bool
-    conv: partial
-    norm: partial
+    conv: partial[Any]
+    norm: partial[Any]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -89,6 +92,8 @@ class Xception(nn.Module):
     in_channels: int = 1
     dtype: layers.Dtype = jnp.float32
     stages: tuple[Stage, ...] = ENTRY_FLOW + MIDDLE_FLOW + EXIT_FLOW
+
+    levels = LEVELS
 
     @property
     def pyramid_features(self) -> tuple[int, ...]:

@@ -1,8 +1,11 @@
-"""Stage one by the name of its objective."""
+"""Objectives of stage one, by name.
+
+A new objective is a subclass of `Objective` in a file here, and an entry of `OBJECTIVES`.
+"""
 
 from __future__ import annotations
 
-from infantxray.stage_one.objectives.base import Objective
+from infantxray.stage_one.objectives.base import Objective, ObjectiveSettings
 from infantxray.stage_one.objectives.denoise import Denoise
 from infantxray.stage_one.objectives.l1 import L1
 from infantxray.stage_one.objectives.masking import MaskedHOG, MaskedPixels
@@ -12,4 +15,4 @@ OBJECTIVES: dict[str, type[Objective]] = {
     objective.name: objective for objective in (L1, Denoise, MaskedPixels, MaskedHOG, SimSiam)
 }
 
-__all__ = ["OBJECTIVES", "Objective"]
+__all__ = ["OBJECTIVES", "Objective", "ObjectiveSettings"]

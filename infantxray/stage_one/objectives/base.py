@@ -1,23 +1,49 @@
-"""What every objective of stage one offers."""
+"""The interface of stage one's objectives."""
 
 from __future__ import annotations
 
 import abc
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from infantxray.training.augment import Augmentation
+
 PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveSettings:
+    """The settings of all objectives; each reads its own.
+
+    Attributes:
+      image_size: side of the images in pixels.
+      noise: of `denoise`, standard deviation, of the intensity range.
+      mask_fraction: of masked prediction, share of the patches that are hidden.
+      patch_size: of masked prediction, pixels; 0 = about an eighth of the image's side.
+      views: of `simsiam`, the changes that make its two views.
+      blur: of `simsiam`, largest standard deviation of a Gaussian blur, of the image side.
+    """
+
+    image_size: int
+    noise: float = 0.2
+    mask_fraction: float = 0.6
+    patch_size: int = 0
+    views: Augmentation = dataclasses.field(default_factory=Augmentation)
+    blur: float = 0.0
 
 
 class Objective(abc.ABC):
     """Learns an encoder from images without labels.
 
+    Subclasses take the encoder, the dtype of the computation, and `ObjectiveSettings`.
+
     Attributes:
       name: of the loss, as it is logged.
-      panel_names: of the pictures that `panels` makes.
+      panel_names: of the pictures that `panels` returns.
       model: a module with the encoder as its submodule `encoder`.
     """
 
@@ -25,9 +51,8 @@ class Objective(abc.ABC):
     panel_names: tuple[str, ...]
     model: nn.Module
 
-    @abc.abstractmethod
-    def __init__(self, encoder: nn.Module, dtype, config):
-        """For the encoder, the type to compute in, and stage one's settings."""
+    def __init__(self, encoder: nn.Module, dtype: Any, settings: ObjectiveSettings):
+        self.settings = settings
 
     @abc.abstractmethod
     def loss(
@@ -35,17 +60,17 @@ class Objective(abc.ABC):
     ) -> tuple[jax.Array, PyTree]:
         """Image `[B, H, W, 1]`, intensities in [0, 1] -> loss of each, `[B]`, and batch_stats.
 
-        What is random about an example depends on the key and its place in the batch alone.
+        The random numbers of an example depend on the key and its place in the batch alone.
         """
 
     @abc.abstractmethod
     def panels(self, variables: PyTree, image: jax.Array) -> tuple[jax.Array, ...]:
         """Image `[B, H, W, 1]` -> pictures in [0, 1], to compare by eye.
 
-        All have the shape `[B, k H, k W, 1]`, k a whole number: some drawings need more pixels.
+        All have the shape `[B, k H, k W, 1]` with an integer k: some drawings need more pixels.
         """
 
 
 def example_keys(key: jax.Array, batch_size: int) -> jax.Array:
-    """A key for each example, `[B]`: the same however the batch is spread over devices."""
+    """A key for each example, `[B]`, which does not depend on the number of devices."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch_size))

@@ -5,7 +5,6 @@ Vincent et al., "Stacked denoising autoencoders", JMLR 11, 2010.
 
 from __future__ import annotations
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -20,15 +19,10 @@ class Denoise(L1):
     name = "denoise"
     panel_names = ("input", "noisy", "reconstruction", "difference")
 
-    def __init__(self, encoder: nn.Module, dtype, config):
-        super().__init__(encoder, dtype, config)
-        settings = config.denoise
-        self._noise = settings.noise
-
     def _add_noise(self, image, key):
         keys = example_keys(key, image.shape[0])
         noise = jax.vmap(lambda k: jax.random.normal(k, image.shape[1:]))(keys)
-        return image + self._noise * noise
+        return image + self.settings.noise * noise
 
     def loss(self, variables, image, key, *, train):
         noisy = self._add_noise(image, key)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from infantxray.models import Decoder
 from infantxray.models.autoencoder import Autoencoder
-from infantxray.stage_one.objectives.base import Objective
+from infantxray.stage_one.objectives.base import Objective, ObjectiveSettings
 from infantxray.training import losses
 from infantxray.training.augment import denormalise, normalise
 
@@ -18,8 +20,8 @@ class L1(Objective):
     name = "l1"
     panel_names = ("input", "reconstruction", "difference")
 
-    def __init__(self, encoder: nn.Module, dtype, config):
-        del config
+    def __init__(self, encoder: nn.Module, dtype: Any, settings: ObjectiveSettings):
+        super().__init__(encoder, dtype, settings)
         self.model = Autoencoder(encoder, Decoder(dtype=dtype))
 
     def _reconstruct(self, variables, image, *, train):

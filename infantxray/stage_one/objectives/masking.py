@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from infantxray.models.autoencoder import Autoencoder
 from infantxray.models.encoders.layers import repeat_pixels
 from infantxray.models.heads import CellHead
-from infantxray.stage_one.objectives.base import Objective, example_keys
+from infantxray.stage_one.objectives.base import Objective, ObjectiveSettings, example_keys
 from infantxray.training.augment import MEAN, normalise
 
 STRIDE = 32  # Of the encoder's last map, from which everything is predicted.
@@ -49,10 +50,9 @@ class Masked(Objective):
 
     panel_names = ("input", "masked", "target", "prediction")
 
-    def __init__(self, encoder: nn.Module, dtype, config):
-        settings = config.masking
-        self._fraction = settings.fraction
-        self._patch = patch_size(settings.patch_size, config.data.image_size)
+    def __init__(self, encoder: nn.Module, dtype: Any, settings: ObjectiveSettings):
+        super().__init__(encoder, dtype, settings)
+        self._patch = patch_size(settings.patch_size, settings.image_size)
         head = CellHead(STRIDE // self.cell, features=self.features, dtype=dtype)
         self.model = Autoencoder(encoder, head)
 
@@ -76,7 +76,9 @@ class Masked(Objective):
 
     def hide(self, image: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Image -> what the encoder sees of it, and the hidden cells `[B, H / cell, W / cell]`."""
-        mask = random_mask(key, image.shape[0], image.shape[1] // self._patch, self._fraction)
+        mask = random_mask(
+            key, image.shape[0], image.shape[1] // self._patch, self.settings.mask_fraction
+        )
         mask = mask[..., None]
         seen = jnp.where(repeat_pixels(mask, self._patch), MEAN, image)
         return seen, repeat_pixels(mask, self._patch // self.cell)[..., 0]

@@ -1,16 +1,18 @@
-"""SimSiam: two views of one image should say the same.
+"""SimSiam: two views of an image should have the same representation.
 
 Chen and He, "Exploring simple Siamese representation learning", CVPR 2021.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from infantxray.models.heads import Siamese
-from infantxray.stage_one.objectives.base import Objective
+from infantxray.stage_one.objectives.base import Objective, ObjectiveSettings
 from infantxray.stage_one.objectives.views import two_views
 from infantxray.training.augment import normalise
 
@@ -30,12 +32,12 @@ class SimSiam(Objective):
     name = "simsiam"
     panel_names = ("input", "first_view", "second_view")
 
-    def __init__(self, encoder: nn.Module, dtype, config):
-        self._views = config.views
+    def __init__(self, encoder: nn.Module, dtype: Any, settings: ObjectiveSettings):
+        super().__init__(encoder, dtype, settings)
         self.model = Siamese(encoder, dtype=dtype)
 
     def loss(self, variables, image, key, *, train):
-        views = two_views(image, key, self._views)
+        views = two_views(image, key, self.settings)
         # Both views of an image stay on its device; BatchNorm sees all of them at once.
         both = normalise(views.reshape(-1, *image.shape[1:]))
         (projection, prediction), updated = self.model.apply(
@@ -48,7 +50,7 @@ class SimSiam(Objective):
 
     def panels(self, variables, image):
         del variables
-        views = two_views(image, jax.random.key(0), self._views)
+        views = two_views(image, jax.random.key(0), self.settings)
         return image, views[:, 0], views[:, 1]
 
 

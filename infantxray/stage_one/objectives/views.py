@@ -7,17 +7,17 @@ import math
 import jax
 import jax.numpy as jnp
 
-from infantxray.stage_one.objectives.base import example_keys
+from infantxray.stage_one.objectives.base import ObjectiveSettings, example_keys
 from infantxray.training.augment import augment
 
 
-def two_views(image: jax.Array, key: jax.Array, settings) -> jax.Array:
+def two_views(image: jax.Array, key: jax.Array, settings: ObjectiveSettings) -> jax.Array:
     """Two independent variations of each image: `augment`, then blur.
 
     Args:
       image: intensities in [0, 1], `[B, H, W, 1]`.
       key: one key for the batch.
-      settings: `config.views`.
+      settings: its `views` and `blur`.
 
     Returns:
       `[B, 2, H, W, 1]`, in [0, 1].
@@ -25,7 +25,7 @@ def two_views(image: jax.Array, key: jax.Array, settings) -> jax.Array:
     views = []
     for view_key in jax.random.split(key):
         augment_key, blur_key = jax.random.split(view_key)
-        view = augment(image, augment_key, settings)
+        view = augment(image, augment_key, settings.views)
         if settings.blur:
             view = blur(view, blur_key, settings.blur * image.shape[1])
         views.append(view)

@@ -45,7 +45,7 @@ def test_reads_back_to_the_same_pictures_and_columns(tmp_path, form):
 
 def test_the_folder_source_reads_the_same_pictures(tmp_path):
     export(tmp_path, "dicom")
-    records = open_sources(f"folder:{tmp_path / 'films'}")
+    records = open_sources(f"folder:{tmp_path / 'images'}")
     original = {render(address, 96).tobytes() for address in open_phantom(PLACE).image_path}
     how = Preprocessing(image_size=96)
     assert {load_image(path, how).tobytes() for path in records.image_path} == original
@@ -87,11 +87,13 @@ def test_the_manifest_has_the_boxes(tmp_path):
 def test_exporting_again_writes_nothing_new(tmp_path):
     export(tmp_path, "dicom")
     before = {
-        p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "films").iterdir()
+        p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "images").iterdir()
     }
     manifest = (tmp_path / "manifest.csv").read_bytes()
     export(tmp_path, "dicom")
-    after = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "films").iterdir()}
+    after = {
+        p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "images").iterdir()
+    }
     assert after == before
     assert (tmp_path / "manifest.csv").read_bytes() == manifest
 
@@ -99,6 +101,6 @@ def test_exporting_again_writes_nothing_new(tmp_path):
 def test_an_unknown_format_and_other_data_are_refused(tmp_path):
     with pytest.raises(UserError, match="png, png16, dicom"):
         export(tmp_path, "jpeg")
-    export(tmp_path / "films", "png")
-    with pytest.raises(DataError, match="only phantom films"):
-        export(tmp_path / "again", "png", f"folder:{tmp_path / 'films' / 'films'}")
+    export(tmp_path / "images", "png")
+    with pytest.raises(DataError, match="only phantom images"):
+        export(tmp_path / "again", "png", f"folder:{tmp_path / 'images' / 'images'}")

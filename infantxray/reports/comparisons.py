@@ -1,15 +1,18 @@
-"""The tables of a study: which figures of which models stand in them."""
+"""Tables of a study: metrics of models, paired differences, intervals and tests."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from infantxray.evaluation.intervals import Estimate, Resampling, Sampled, average, holm
-from infantxray.evaluation.metrics import HEADLINES, Predictions
+from infantxray.evaluation.metrics import HEADLINES
+from infantxray.evaluation.predictions import Predictions
 from infantxray.reports.tables import NAMES, NOTHING, Difference, Table
-from infantxray.studies.plan import Cell
+from infantxray.studies.plan import Run
 from infantxray.studies.results import Model, Results
 
 # What the paper reports, on its own data, which is gated.
@@ -20,51 +23,54 @@ _MEAN = "mean of all encoders"
 TESTED = ("accuracy", "f1", "roc_auc", "age_mae_months")
 
 
+References = Mapping[float, Mapping[str, Predictions]]
+
+
 class Comparisons:
-    """Computes tables; figures of a model are resampled once.
+    """Computes tables; the metrics of a model are resampled once.
 
     Args:
       results: of the study.
-      references: answers of the baselines, `{label_fraction: {name: Predictions}}`.
+      references: predictions of the baselines, `{label_fraction: {name: Predictions}}`.
       samples: bootstrap samples.
       seed: of the resampling.
     """
 
-    def __init__(self, results: Results, references: dict, samples: int, seed: int):
+    def __init__(self, results: Results, references: References, samples: int, seed: int):
         self.results = results
         self._references = references
         self.resampling = Resampling(
-            results.models[0].runs[0].patient, results.seeds, samples, seed
+            results.models[0].predictions[0].patient, results.seeds, samples, seed
         )
         self._groups = _stages_one(results)
         self._done: dict[int, Sampled] = {}
 
     def sampled(self, model: Model) -> Sampled:
         if id(model) not in self._done:
-            self._done[id(model)] = self._figures(model.runs, model.cells)
+            self._done[id(model)] = self._metrics(model.predictions, model.runs)
         return self._done[id(model)]
 
-    def _figures(self, runs: list[Predictions], cells: list[Cell]) -> Sampled:
-        groups = [self._groups[cell.seed] for cell in cells if cell.seed in self._groups]
-        return self.resampling.figures(runs, groups if len(groups) == len(runs) else ())
+    def _metrics(self, predictions: Sequence[Predictions], runs: Sequence[Run]) -> Sampled:
+        groups = [self._groups[run.seed] for run in runs if run.seed in self._groups]
+        return self.resampling.figures(predictions, groups if len(groups) == len(runs) else ())
 
-    def reference_estimate(self, name: str, figure: str) -> Estimate:
-        """A figure of a baseline that was fitted on all labels."""
-        return self.resampling.figures([self.reference(name)]).estimate(figure)
+    def reference_estimate(self, name: str, metric: str) -> Estimate:
+        """A metric of a baseline that was fitted on all labels."""
+        return self.resampling.figures([self.reference(name)]).estimate(metric)
 
-    def _headline(self, model: Model | None) -> list:
+    def _headline(self, model: Model | None) -> list[Any]:
         if model is None:
             return [NOTHING] * len(HEADLINES)
         sampled = self.sampled(model)
         return [sampled.estimate(name) for name in HEADLINES]
 
-    def _baseline_rows(self, lead: int) -> list[list]:
+    def _baseline_rows(self, lead: int) -> list[list[Any]]:
         """A row a baseline, behind `lead` columns of text."""
         rows = []
-        for name, answers in self._references[self.results.top_fraction].items():
-            sampled = self.resampling.figures([answers])
+        for name, predictions in self._references[self.results.top_fraction].items():
+            sampled = self.resampling.figures([predictions])
             blank = [NOTHING] * (lead - 1)
-            rows.append([name, *blank, *(sampled.estimate(figure) for figure in HEADLINES)])
+            rows.append([name, *blank, *(sampled.estimate(metric) for metric in HEADLINES)])
         return rows
 
     def encoders(self) -> Table:
@@ -79,8 +85,8 @@ class Comparisons:
         return Table(
             "table1_encoders",
             "Table 1: encoders",
-            f"Variant “{results.reference}”. {self._explain()} The paper's best encoder stands "
-            "below: its data is another one, so the two cannot be compared.",
+            f"Variant “{results.reference}”. {self._explain()} The last row is the paper's best "
+            "encoder, on other data: the two cannot be compared.",
             ["Encoder", *(NAMES[name] for name in HEADLINES)],
             rows,
             frozenset([len(rows) - 1]),
@@ -104,7 +110,7 @@ class Comparisons:
         return Table(
             "table2_ablation",
             "Table 2: what each part adds",
-            self._explain(),
+            self._explain() + self._identical(),
             ["Encoder", "Variant", *(NAMES[name] for name in HEADLINES)],
             rows,
             frozenset(range(first, len(rows))),
@@ -125,7 +131,7 @@ class Comparisons:
                     if not ours or not theirs:
                         continue
                     seeds = _common_seeds(ours, theirs)
-                    if len(seeds) < max(len(ours.cells), len(theirs.cells)):
+                    if len(seeds) < max(len(ours.runs), len(theirs.runs)):
                         missing.append(f"{encoder}, {words(other)}, {fraction:.0%} of the labels")
                     if seeds:
                         difference = self._of_seeds(ours, seeds) - self._of_seeds(theirs, seeds)
@@ -171,7 +177,7 @@ class Comparisons:
             + "For the age error, negative is better."
             + self._given()
             + (
-                f" Seeds that one side lacks are left out (where one is left, the interval covers "
+                " Seeds that one side lacks are left out (if one seed remains, the interval covers "
                 f"patients alone): {'; '.join(missing)}."
                 if missing
                 else ""
@@ -181,11 +187,11 @@ class Comparisons:
         )
 
     def _of_seeds(self, model: Model, seeds: list[int]) -> Sampled:
-        if len(seeds) == len(model.cells):
+        if len(seeds) == len(model.runs):
             return self.sampled(model)
-        runs = zip(model.cells, model.runs, strict=True)
-        kept = [(cell, run) for cell, run in runs if cell.seed in seeds]
-        return self._figures([run for _, run in kept], [cell for cell, _ in kept])
+        pairs = zip(model.runs, model.predictions, strict=True)
+        kept = [(run, predictions) for run, predictions in pairs if run.seed in seeds]
+        return self._metrics([predictions for _, predictions in kept], [run for run, _ in kept])
 
     def frozen(self) -> Table | None:
         """Linear probe and nearest neighbours on frozen features, beside fine-tuning."""
@@ -198,13 +204,13 @@ class Comparisons:
                 if model.encoder == encoder:
                     rows.append([encoder, f"frozen, {model.name}", *self._headline(model)])
             for variant in results.variants:
-                model = results.model(encoder, variant)
-                if model:
-                    rows.append([encoder, f"fine-tuned, {words(variant)}", *self._headline(model)])
+                tuned = results.model(encoder, variant)
+                if tuned:
+                    rows.append([encoder, f"fine-tuned, {words(variant)}", *self._headline(tuned)])
         rows += self._baseline_rows(2)
         return Table(
             "frozen_features",
-            "What the encoders know before fine-tuning",
+            "Frozen features, before fine-tuning",
             "Frozen: a linear classifier and ridge regression, or the 20 nearest neighbours, on "
             f"the encoder's pooled last map. {self._explain()}",
             ["Encoder", "Method", *(NAMES[name] for name in HEADLINES)],
@@ -224,26 +230,26 @@ class Comparisons:
                     row = [encoder, words(variant), f"{fraction:.0%}", *self._headline(model)]
                     rows.append(row)
         for fraction in results.fractions:
-            for name, answers in self._references[fraction].items():
-                sampled = self.resampling.figures([answers])
-                figures = [sampled.estimate(figure) for figure in HEADLINES]
-                rows.append([name, NOTHING, f"{fraction:.0%}", *figures])
+            for name, predictions in self._references[fraction].items():
+                sampled = self.resampling.figures([predictions])
+                estimates = [sampled.estimate(metric) for metric in HEADLINES]
+                rows.append([name, NOTHING, f"{fraction:.0%}", *estimates])
         return Table(
             "label_fractions",
             "Fewer labels",
-            "Share of the training patients whose labels and ages stage two may use. "
+            "Share of the training patients whose labels and ages stage two uses. "
             + self._explain(),
             ["Encoder", "Variant", "Labels", *(NAMES[name] for name in HEADLINES)],
             rows,
         )
 
     def reference(self, name: str) -> Predictions:
-        """The answers of a baseline that was fitted on all labels."""
+        """The predictions of a baseline that was fitted on all labels."""
         return self._references[self.results.top_fraction][name]
 
     def _explain(self) -> str:
         results = self.results
-        patients = len(set(results.models[0].runs[0].patient))
+        patients = len(set(results.models[0].predictions[0].patient))
         spread = (
             f"Mean ± standard deviation over {results.seeds} seeds (n − 1)"
             if results.seeds > 1
@@ -252,57 +258,65 @@ class Comparisons:
         over = "patients and seeds" if results.seeds > 1 else "patients alone"
         return (
             f"{spread}; in brackets the 95 % interval over {over} (bootstrap), on "
-            f"{len(results.films):,} images of {patients:,} test patients."
+            f"{len(results.images):,} images of {patients:,} test patients."
             + " Recall, precision, F1 and ROC AUC are means over conditions."
             * bool(results.classes)
             + self._given()
         )
 
+    def _identical(self) -> str:
+        """Which variants were not run because the data cannot tell them apart."""
+        return "".join(
+            f" No training image has an age: “{words(name)}” is identical to “{words(other)}” and "
+            "was not run."
+            for name, other in self.results.same_as.items()
+        )
+
     def _given(self) -> str:
-        """What intervals and tests take as it is."""
+        """What intervals and tests are conditional on."""
         results = self.results
         text = ""
         if self._groups:
             text = (
-                " Seeds share stages one, and are resampled within each: intervals and tests are "
-                "about these stages one, and say little of others."
+                " Seeds share runs of stage one and are resampled within each: intervals and tests "
+                "are about these runs of stage one, and say little about others."
             )
         if min(results.fractions) < 1:
-            cells = [cell for model in results.models for cell in model.cells]
-            if len({cell.config.data.label_seed for cell in cells}) > 1:
+            runs = [run for model in results.models for run in model.runs]
+            if len({run.settings["data"]["label_seed"] for run in runs}) > 1:
                 text += (
-                    " Who keeps the labels is drawn anew for each seed, the same for all models; "
-                    "baselines have the first draw."
+                    " The patients who keep their labels are drawn anew for each seed, the same "
+                    "for all models; baselines use the first draw."
                 )
             else:
-                text += " Who keeps the labels is one draw of patients, the same for all."
+                text += " The patients who keep their labels are one draw, the same for all models."
         return text
 
 
 def _stages_one(results: Results) -> dict[int, int]:
-    """Which stage one each seed starts from, `{seed: number}`; empty where no two share one.
+    """The stage one that each seed starts from, `{seed: number}`; empty where no two share one.
 
     They take turns in the same order for all variants.
     """
     folder = {}
     for model in results.models:
-        for cell in model.cells:
-            if cell.config.pretrained:
-                folder[cell.seed] = os.path.basename(cell.config.pretrained)
+        for run in model.runs:
+            if run.settings["pretrained"]:
+                folder[run.seed] = os.path.basename(run.settings["pretrained"])
     names = sorted(set(folder.values()))
     shared = len(names) < len(folder)
     return {seed: names.index(name) for seed, name in folder.items()} if shared else {}
 
 
-def _paper_row(accuracy: float) -> list:
+def _paper_row(accuracy: float) -> list[Any]:
     return [f"{accuracy:.4f}", *[NOTHING] * (len(HEADLINES) - 1)]
 
 
 def words(name: str) -> str:
-    """A variant for people."""
+    """The name of a variant as a reader sees it."""
     return name.replace("_", " ").replace("apn", "APN")
 
 
 def _common_seeds(one: Model, other: Model) -> list[int]:
-    theirs = {cell.seed for cell in other.cells}
-    return [cell.seed for cell in one.cells if cell.seed in theirs]
+    theirs = {run.seed for run in other.runs}
+    return [run.seed for run in one.runs if run.seed in theirs]

@@ -1,0 +1,75 @@
+"""The command line: flags, messages, and dispatch on `config.task`."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+import configs
+from data_pipeline.errors import UserError
+from infantxray.runs import accidents, settings
+from infantxray.runs import console as messages
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file of configs/, such as configs/pretrain.py.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where results go; runs/<task> where it is left out."
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; settings are --config.key=value")
+    if _CONFIG.value is None:
+        raise UserError("name a task, for example --config=configs/pretrain.py")
+    config = _CONFIG.value
+    settings.check(config)
+    workdir = os.path.abspath(os.path.expanduser(_WORKDIR.value or f"runs/{config.task}"))
+    logging.getLogger("infantxray").info("%s in %s", config.task, workdir)
+    importlib.import_module(f"infantxray.commands.{config.task}").run(config, workdir)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    argv = [_find_config(argument) for argument in argv]
+    try:
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is not None:
+            _ = _CONFIG.value.task  # A file that failed to load raises here, not above.
+        return rest
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        accidents.fail(settings.explain_flag_error(error, argv))
+
+
+def _find_config(argument: str) -> str:
+    """`--config=configs/x.py` names the installed file where the current folder has none."""
+    flag, equals, path = argument.partition("=")
+    file, colon, variant = path.partition(":")
+    installed = os.path.join(os.path.dirname(configs.__file__ or ""), os.path.basename(file))
+    if flag != "--config" or os.path.exists(file) or not os.path.exists(installed):
+        return argument
+    return f"{flag}{equals}{installed}{colon}{variant}"
+
+
+def console() -> None:
+    """The entry point of `main.py` and of the installed `infantxray`."""
+    messages.setup()
+    with accidents.signals_raise():
+        app.run(_guarded, flags_parser=_parse)
+
+
+def _guarded(argv: list[str]) -> None:
+    try:
+        main(argv)
+    except BaseException as error:
+        workdir = _WORKDIR.value or (f"runs/{_CONFIG.value.task}" if _CONFIG.value else None)
+        sys.exit(accidents.report(error, workdir))
+
+
+if __name__ == "__main__":
+    console()

@@ -1,0 +1,320 @@
+"""The Python API: load a trained model, then predict, embed, explain and reconstruct."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from data_pipeline.decode import load_image
+from data_pipeline.decode.preprocessing import to_square
+from data_pipeline.errors import UserError
+from infantxray.evaluation import saliency
+from infantxray.features.extraction import encoder_variables, pooled_map
+from infantxray.models import create_encoder
+from infantxray.runs import workdir as run_folder
+from infantxray.runs.model_spec import ModelSpec
+from infantxray.stage_one.objectives import OBJECTIVES, ObjectiveSettings
+from infantxray.stage_two import inference
+from infantxray.training import augment, checkpoints
+
+if TYPE_CHECKING:
+    import pandas
+
+PyTree = Any
+Path = str | os.PathLike[str]
+Images = Path | Sequence[Path] | np.ndarray
+
+_BATCH = 32
+_RECONSTRUCTING = ("l1", "denoise")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Predictions for N images.
+
+    Attributes:
+      classes: names of the K conditions; empty for a model of ages alone.
+      probabilities: float32 `[N, K]`.
+      age_months: float32 `[N]`; NaN for a model without an age head.
+      image_path: the N files; empty where arrays were given.
+    """
+
+    classes: tuple[str, ...]
+    probabilities: np.ndarray
+    age_months: np.ndarray
+    image_path: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    @property
+    def predicted(self) -> list[str]:
+        """The most probable condition of each image; empty without conditions."""
+        if not self.classes:
+            return []
+        return [self.classes[k] for k in self.probabilities.argmax(1)]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The columns of `predictions.csv` that are known without the truth.
+
+        Raises:
+          UserError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise UserError("Result.to_pandas needs pandas: pip install pandas") from None
+        columns: dict[str, Any] = {}
+        if self.image_path:
+            columns["image_path"] = self.image_path
+        if self.classes:
+            columns["predicted"] = self.predicted
+        columns |= {f"p_{name}": self.probabilities[:, k] for k, name in enumerate(self.classes)}
+        columns["age_predicted_months"] = self.age_months
+        return pandas.DataFrame(columns)
+
+
+class Model:
+    """A trained model. Made by `load`.
+
+    Images are file paths, which go through the same decoder as in training, or uint8 arrays
+    `[B, H, W]` of grey levels (bright = dense), which are resized as files are. Everything runs on
+    all images of a call in batches of 32.
+
+    Attributes:
+      spec: all that is needed to use the weights: classes, preprocessing, input scale, ages.
+      variables: `params` and `batch_stats`, as NumPy arrays.
+    """
+
+    def __init__(self, spec: ModelSpec, variables: PyTree, step: int):
+        self.spec, self.variables, self.step = spec, variables, step
+        self._encoder = create_encoder(spec.encoder, dtype=jnp.dtype(spec.dtype))
+
+    def __repr__(self) -> str:
+        kind = f"{len(self.classes)} conditions" if self.classes else "no conditions"
+        ages = "ages" if self.spec.has_age else "no ages"
+        return f"Model({self.spec.encoder}, {kind}, {ages}, step {self.step})"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the conditions; empty for a model of stage one or of ages alone."""
+        return self.spec.classes
+
+    @property
+    def encoder(self) -> tuple[Any, PyTree]:
+        """The encoder as a Flax module, and its variables, for heads of your own.
+
+            encoder, variables = model.encoder
+            maps = encoder.apply(variables, x, train=False)   # strides 4, 8, 16, 32
+
+        `x` `[B, H, W, 1]` has the input scale of `model.spec`: (image / 255 - mean) / std.
+        """
+        return self._encoder, encoder_variables(self.variables)
+
+    def read(self, images: Images) -> np.ndarray:
+        """Reads images as the model sees them: uint8 `[B, S, S]`.
+
+        Raises:
+          UnreadableImage: a file cannot be read.
+          ValueError: an array is not uint8 `[B, H, W]`.
+        """
+        how = self.spec.preprocessing
+        if isinstance(images, np.ndarray) and images.dtype != object:
+            if images.dtype != np.uint8 or images.ndim != 3:
+                raise ValueError(
+                    f"expected uint8 [B, H, W]; got {images.dtype} {list(images.shape)}"
+                )
+            return np.stack([to_square(image, how) for image in images])
+        return np.stack([load_image(path, how) for path in _paths(images)])
+
+    def predict(self, images: Images) -> Result:
+        """Predicts conditions and ages.
+
+        Raises:
+          UserError: the model is of stage one and has no heads.
+        """
+        self._need_heads("predict")
+        outputs = self._map(self._predict, images)
+        n = len(outputs["features"])
+        ages = outputs.get("age", np.full(n, np.nan, np.float32))
+        return Result(
+            classes=self.classes,
+            probabilities=outputs.get("probabilities", np.zeros((n, 0), np.float32)),
+            age_months=np.asarray(self.spec.age_in_months(ages) if self.spec.has_age else ages),
+            image_path=() if _are_arrays(images) else tuple(map(str, _paths(images))),
+        )
+
+    def embed(self, images: Images) -> np.ndarray:
+        """The mean of the encoder's last map, float32 `[N, C]`."""
+        return self._map(self._embed, images)
+
+    def explain(
+        self,
+        image: Path | np.ndarray,
+        condition: str | None = None,
+        *,
+        method: str = "grad_cam",
+        level: int | None = None,
+    ) -> np.ndarray:
+        """Saliency of a condition.
+
+        Args:
+          image: a file, or uint8 `[H, W]`.
+          condition: a name of `classes`; None = the predicted one.
+          method: `"grad_cam"`, or `"integrated_gradients"`.
+          level: of the encoder's pyramid, 0 (stride 4) to 3 (stride 32), for Grad-CAM; None = the
+            deepest with at least six cells a side.
+
+        Returns:
+          float32 `[S, S]` in [0, 1], over the image as `read` gives it.
+
+        Raises:
+          UserError: the model has no such condition.
+          ValueError: the method or the level is unknown.
+        """
+        self._need_heads("explain")
+        if condition is not None and condition not in self.classes:
+            raise UserError(
+                f"the model has no condition {condition!r}; it has "
+                f"{', '.join(self.classes) or 'none'}"
+            )
+        if method not in ("grad_cam", "integrated_gradients"):
+            raise ValueError(f"method is {method!r}; expected grad_cam or integrated_gradients")
+        size = self.spec.preprocessing.image_size
+        level = saliency.default_level(size) if level is None else level
+        if level not in range(4):
+            raise ValueError(f"level is {level}; expected 0 to 3")
+        pixels = self.read(image[None] if isinstance(image, np.ndarray) else image)
+        if condition is None:
+            target = int(self.predict(pixels).probabilities[0].argmax())
+        else:
+            target = self.classes.index(condition)
+        arguments = (self._model, self.variables, pixels[..., None], np.array([target]))
+        scale = {"mean": self.spec.input_mean, "std": self.spec.input_std}
+        if method == "integrated_gradients":
+            heat = saliency.integrated_gradients(*arguments, **scale)
+        else:
+            heat = saliency.grad_cam(*arguments, level=level, **scale)
+        large = Image.fromarray(np.asarray(heat[0], np.float32))
+        large = large.resize((size, size), Image.Resampling.BICUBIC)
+        return np.clip(np.asarray(large), 0.0, 1.0)
+
+    def reconstruct(self, images: Images) -> np.ndarray:
+        """Reconstructions by the autoencoder of stage one, uint8 `[N, S, S]`.
+
+        Raises:
+          UserError: the model is not an autoencoder.
+        """
+        if self.spec.objective not in _RECONSTRUCTING:
+            raise UserError(
+                "only a stage-one model with the objective l1 or denoise reconstructs images; "
+                f"this is {self.spec.objective or 'a stage-two model'}"
+            )
+        return self._map(self._reconstruct, images)
+
+    def _need_heads(self, verb: str) -> None:
+        if not self.spec.has_heads:
+            raise UserError(
+                f"{verb} needs a stage-two model; this one is of stage one, which can embed"
+                + (" and reconstruct" if self.spec.objective in _RECONSTRUCTING else "")
+            )
+
+    def _map(self, function: Callable[[PyTree, jax.Array], PyTree], images: Images) -> Any:
+        """Applies a jitted function to all images, batch by batch."""
+        listed = images if _are_arrays(images) else _paths(images)
+        if not len(listed):
+            raise ValueError("no images were given")
+        parts = []
+        for start in range(0, len(listed), _BATCH):
+            pixels = self.read(listed[start : start + _BATCH])
+            # A few shapes: a single image, and whole batches.
+            missing = -len(pixels) % _BATCH if len(listed) > 1 else 0
+            padded = np.pad(pixels, ((0, missing), (0, 0), (0, 0)))[..., None]
+            outputs = jax.device_get(function(self.variables, padded))
+            parts.append(jax.tree.map(operator.itemgetter(slice(len(pixels))), outputs))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        return inference.build_model(self.spec)
+
+    @functools.cached_property
+    def _predict(self) -> Callable[[PyTree, jax.Array], PyTree]:
+        return jax.jit(inference.predict_function(self.spec))
+
+    @functools.cached_property
+    def _embed(self) -> Callable[[PyTree, jax.Array], PyTree]:
+        pooled = pooled_map(self._encoder, mean=self.spec.input_mean, std=self.spec.input_std)
+
+        def embed(variables: PyTree, image: jax.Array) -> jax.Array:
+            return pooled(encoder_variables(variables), image, jax.random.key(0))
+
+        return jax.jit(embed)
+
+    @functools.cached_property
+    def _reconstruct(self) -> Callable[[PyTree, jax.Array], PyTree]:
+        objective = _objective(self.spec)
+
+        def reconstruct(variables: PyTree, image: jax.Array) -> jax.Array:
+            x = augment.to_intensity(image)
+            x = objective.panels(variables, x)[objective.panel_names.index("reconstruction")]
+            return jnp.rint(x[..., 0] * 255).astype(jnp.uint8)
+
+        return jax.jit(reconstruct)
+
+
+def load(workdir: Path) -> Model:
+    """Loads a trained model.
+
+    Args:
+      workdir: of a run of stage two (its best checkpoint is loaded), or of stage one (its last):
+        then the model can embed, and reconstruct where it is an autoencoder.
+
+    Raises:
+      UserError: the folder is not such a workdir, or has no checkpoint.
+    """
+    folder = os.path.expanduser(os.fspath(workdir))
+    spec = ModelSpec.read(folder)
+    if spec.has_heads:
+        spec = inference.read_spec(folder)
+        return Model(spec, *inference.restore(folder, spec))
+    if not spec.objective:  # A run of an earlier version.
+        objective = run_folder.read_config(folder).get("objective", "")
+        spec = dataclasses.replace(spec, objective=objective)
+    steps = checkpoints.checkpoint_steps(folder)
+    if not steps:
+        raise UserError(f"{folder} has no checkpoint yet; run configs/pretrain.py to its end")
+    size = spec.preprocessing.image_size
+    module = _objective(spec).model
+    abstract = jax.eval_shape(
+        lambda: module.init(jax.random.key(0), jnp.zeros((1, size, size, 1)), train=False)
+    )
+    variables, _ = checkpoints.restore_variables(folder, steps[-1], abstract)
+    return Model(spec, variables, steps[-1])
+
+
+def _objective(spec: ModelSpec) -> Any:
+    """The objective of a stage-one model; an unknown one counts as an autoencoder."""
+    dtype = jnp.dtype(spec.dtype)
+    kind = OBJECTIVES.get(spec.objective, OBJECTIVES["l1"])
+    settings = ObjectiveSettings(image_size=spec.preprocessing.image_size, noise=0.0)
+    return kind(create_encoder(spec.encoder, dtype=dtype), dtype, settings)
+
+
+def _are_arrays(images: Images) -> bool:
+    return isinstance(images, np.ndarray) and images.dtype != object
+
+
+def _paths(images: Images) -> list[str]:
+    if isinstance(images, str | os.PathLike):
+        images = [images]
+    return [os.path.expanduser(os.fspath(path)) for path in images]

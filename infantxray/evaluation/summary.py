@@ -1,0 +1,135 @@
+"""What `metrics.json` holds: metrics with intervals, by class and age band, and the blind guess.
+
+A metric that cannot be computed is null there, with its reason in `not_computed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from infantxray.evaluation.intervals import bootstrap
+from infantxray.evaluation.metrics import (
+    CLASS_METRICS,
+    HEADLINES,
+    age_groups,
+    headline,
+    weighted_metrics,
+)
+from infantxray.evaluation.predictions import Predictions
+
+
+def summarise(
+    predictions: Predictions, *, bootstrap_samples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Everything in `metrics.json` but the calibration and the baselines.
+
+    Args:
+      predictions: of the test set.
+      bootstrap_samples: for the intervals; 0 leaves them out.
+      seed: of the resampling.
+    """
+    metrics = headline(predictions)
+    result: dict[str, Any] = {
+        "n": len(predictions),
+        "n_patients": len(set(predictions.patient.tolist())),
+        "n_with_condition": int((predictions.label >= 0).sum()),
+        "n_with_age": int(np.isfinite(predictions.age_months).sum()),
+    }
+    result |= metrics
+    result["not_computed"] = missing_reasons(predictions)
+    if predictions.classes:
+        result |= _classes(predictions)
+    result["age_bands"] = by_age_band(predictions)
+    if any(not np.isfinite(row[name]) for row in result["age_bands"] for name in HEADLINES):
+        result["not_computed"]["age_bands"] = "no label, no second class or no age in some bands"
+    if bootstrap_samples:
+        intervals = bootstrap(predictions, samples=bootstrap_samples, seed=seed)
+        result["ci95"] = {name: list(intervals[name]) for name in HEADLINES}
+    return result
+
+
+def _classes(predictions: Predictions) -> dict[str, Any]:
+    known = predictions.label >= 0
+    label, k = predictions.label[known], len(predictions.classes)
+    outcome = label * k + predictions.probabilities[known].argmax(1)
+    confusion = np.bincount(outcome, minlength=k * k).reshape(k, k)  # Rows are the truth.
+    found = weighted_metrics(predictions)
+    table: dict[str, dict[str, float]] = {}
+    for i, name in enumerate(predictions.classes):
+        table[name] = {"n": int(confusion[i].sum())}
+        table[name] |= {metric: float(found[f"{metric}/{name}"][0]) for metric in CLASS_METRICS}
+    return {"per_class": table, "confusion_matrix": confusion.tolist()}
+
+
+def by_age_band(predictions: Predictions) -> list[dict[str, Any]]:
+    """The headline metrics within each age band that has images; unknown ages are a band too."""
+    return [
+        {"band": name, "n": int(rows.sum())} | headline(predictions.take(rows))
+        for name, rows in age_groups(predictions.age_months)
+    ]
+
+
+def baseline(
+    predictions: Predictions, train_label: np.ndarray, age_mean_months: float | None
+) -> dict[str, Any]:
+    """Scores of a blind guess, which never looks at the image.
+
+    Args:
+      predictions: of the test set.
+      train_label: int `[M]` of the training images, -1 = unknown.
+      age_mean_months: mean age of the training images; None without an age head.
+
+    Returns:
+      `majority_class`, the most frequent in training; the `accuracy` of always predicting it; and
+      the `age_mae_months` of always predicting the mean age. NaN where one cannot be computed.
+    """
+    result = {"majority_class": None, "accuracy": float("nan"), "age_mae_months": float("nan")}
+    known, trained = predictions.label[predictions.label >= 0], train_label[train_label >= 0]
+    if len(known) and len(trained):
+        majority = int(np.bincount(trained).argmax())
+        result["majority_class"] = predictions.classes[majority]
+        result["accuracy"] = float((known == majority).mean())
+    ages = predictions.age_months[np.isfinite(predictions.age_months)]
+    if age_mean_months is not None and len(ages):
+        result["age_mae_months"] = float(np.abs(ages - age_mean_months).mean())
+    return result
+
+
+def missing_reasons(predictions: Predictions) -> dict[str, str]:
+    """Why a headline metric, or a class, has no value: `{name: reason}`."""
+    reasons = {}
+    if not predictions.classes:
+        why = "the model has no condition head"
+    elif not (predictions.label >= 0).any():
+        why = "no image has a known label of one of the model's classes"
+    else:
+        why = ""
+        present = np.unique(predictions.label[predictions.label >= 0])
+        for k, name in enumerate(predictions.classes):
+            if k not in present:
+                reasons[f"per_class.{name}"] = "no image of this class"
+        if len(present) == 1:
+            reasons["roc_auc"] = "images of one class alone"
+    if why:
+        reasons |= dict.fromkeys(HEADLINES[:-1], why)
+    if not np.isfinite(predictions.age_predicted_months).any():
+        reasons["age_mae_months"] = "the model has no age head"
+    elif not np.isfinite(predictions.age_months).any():
+        reasons["age_mae_months"] = "no image has a known age"
+    return reasons
+
+
+def to_json(value: Any) -> Any:
+    """NaN -> None (null), tuples -> lists, NumPy scalars -> numbers, all the way down."""
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [to_json(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    return value

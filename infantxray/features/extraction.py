@@ -1,0 +1,136 @@
+"""Features of a frozen encoder: pooled last maps of many images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipeline.loader import ImageSource
+from data_pipeline.manifest import Records
+from infantxray.training import augment
+from infantxray.training.augment import Augmentation
+from infantxray.training.batches import map_batches
+
+PyTree = Any
+FeatureFunction = Callable[[PyTree, jax.Array, jax.Array], jax.Array]
+
+_PIXELS_SIDE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features of the images that could be read.
+
+    Attributes:
+      values: `[N, C]`, such as pooled last maps.
+      label: int `[N]`, -1 unknown.
+      rows: `[N]`, rows of the source.
+      records: of the images.
+    """
+
+    values: np.ndarray
+    label: np.ndarray
+    rows: np.ndarray
+    records: Records
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, rows: np.ndarray) -> Features:
+        """Some of the images, by integer index or boolean mask."""
+        return Features(
+            self.values[rows], self.label[rows], self.rows[rows], self.records.take(rows)
+        )
+
+    @classmethod
+    def concatenate(cls, parts: list[Features]) -> Features:
+        return cls(
+            np.concatenate([part.values for part in parts]),
+            np.concatenate([part.label for part in parts]),
+            np.concatenate([part.rows for part in parts]),
+            Records.concatenate([part.records for part in parts]),
+        )
+
+
+def encoder_variables(variables: PyTree) -> PyTree:
+    """The encoder's part of a model's variables. VGG19 has no `batch_stats`."""
+    return {name: tree["encoder"] for name, tree in variables.items() if "encoder" in tree}
+
+
+def pooled_map(
+    encoder: Any,
+    *,
+    mean: float = augment.MEAN,
+    std: float = augment.STD,
+    changes: Augmentation | None = None,
+) -> FeatureFunction:
+    """The function from images to means of an encoder's last map.
+
+    Args:
+      encoder: see `infantxray.models.create_encoder`.
+      mean, std: the input scale of its weights.
+      changes: augmentation of the images; None = the images as they are.
+
+    Returns:
+      A function of the encoder's variables, images uint8 `[B, S, S, 1]` and a key, to features
+      float32 `[B, C]`.
+    """
+
+    def pooled(variables: PyTree, image: jax.Array, key: jax.Array) -> jax.Array:
+        x = augment.to_intensity(image)
+        if changes is not None:
+            x = augment.augment(x, key, changes)
+        maps = encoder.apply(variables, augment.normalise(x, mean, std), train=False)
+        return maps[-1].mean(axis=(1, 2)).astype(jnp.float32)
+
+    return pooled
+
+
+def pixels(variables: PyTree, image: jax.Array, key: jax.Array) -> jax.Array:
+    """Means of 32 x 32 squares: images `[B, S, S, 1]` -> `[B, 1024]`, float32."""
+    del variables, key  # Nothing is learned, and nothing random.
+    batch, side = image.shape[:2]
+    times = side // _PIXELS_SIDE
+    x = image.reshape(batch, _PIXELS_SIDE, times, _PIXELS_SIDE, times).astype("float32")
+    return x.mean(axis=(2, 4)).reshape(batch, -1)
+
+
+class Extractor:
+    """Computes features of many images, on all devices.
+
+    Args:
+      function: from variables, images uint8 `[B, S, S, 1]` and a key to features `[B, C]`.
+      batch_size: images at a time.
+      num_threads: that decode.
+    """
+
+    def __init__(self, function: FeatureFunction, *, batch_size: int, num_threads: int):
+        self._function = jax.jit(function)
+        self._batch_size, self._num_threads = batch_size, num_threads
+
+    def __call__(self, source: ImageSource, variables: PyTree = None, seed: int = 0) -> Features:
+        """The features of a source; `seed` is that of the augmentation."""
+        key = jax.random.key(seed)
+        values: list[np.ndarray] = []
+        rows: list[np.ndarray] = []
+        batches = map_batches(
+            lambda image, i: self._function(variables, image, jax.random.fold_in(key, i)),
+            source,
+            batch_size=self._batch_size,
+            num_threads=self._num_threads,
+        )
+        for part, kept in batches:
+            values.append(part)
+            rows.append(kept)
+        kept = np.concatenate(rows) if rows else np.zeros(0, int)
+        return Features(
+            np.concatenate(values) if values else np.zeros((0, 0), np.float32),
+            source.labels[kept],
+            kept,
+            source.records.take(kept),
+        )

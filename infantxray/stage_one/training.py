@@ -1,0 +1,91 @@
+"""Stage one as a training task: an objective's loss, on augmented images without labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from data_pipeline.loader import ImageSource, evaluation_batches
+from infantxray.models.encoders import has_batchnorm
+from infantxray.stage_one.objectives import Objective
+from infantxray.training import augment
+from infantxray.training.augment import Augmentation
+from infantxray.training.sharding import DataParallel
+from infantxray.training.train_step import Task
+
+PyTree = Any
+
+
+def make_task(
+    objective: Objective,
+    validation: ImageSource,
+    augmentation: Augmentation,
+    *,
+    batch_size: int,
+    num_threads: int,
+    seed: int,
+) -> Task:
+    """The task of training one objective.
+
+    Args:
+      objective: of stage one.
+      validation: images on which the mean loss is computed.
+      augmentation: of training images, before the objective changes them.
+      batch_size: of validation.
+      num_threads: that decode.
+      seed: of what is random in validation: the same masks every time.
+    """
+    size = objective.settings.image_size
+    sharding = DataParallel()
+
+    def init(key: jax.Array) -> PyTree:
+        return objective.model.init(key, jnp.zeros((1, size, size, 1)), train=False)
+
+    def losses(params: PyTree, batch_stats: PyTree, batch: Any, key: jax.Array) -> Any:
+        augment_key, loss_key = jax.random.split(key)
+        image = augment.to_intensity(batch["image"])
+        image = augment.augment(image, augment_key, augmentation)
+        variables = {"params": params, "batch_stats": batch_stats}
+        values, batch_stats = objective.loss(variables, image, loss_key, train=True)
+        return {objective.name: values}, batch_stats
+
+    @jax.jit
+    def validation_loss(variables: PyTree, batch: Any, key: jax.Array) -> Any:
+        image = augment.to_intensity(batch["image"])
+        values, _ = objective.loss(variables, image, key, train=False)
+        return (values * batch["mask"]).sum(), batch["mask"].sum()
+
+    def evaluate(variables: PyTree) -> dict[str, float]:
+        total = count = 0.0
+        key = jax.random.key(seed)
+        padded = sharding.evaluation_batch_size(batch_size)
+        for batch in evaluation_batches(validation, padded, num_threads=num_threads):
+            value, weight = validation_loss(variables, sharding.put(batch), key)
+            total, count = total + float(value), count + float(weight)
+        return {objective.name: total / count if count else float("nan")}
+
+    return Task(
+        init=init,
+        weights=lambda batch: {objective.name: batch["mask"]},
+        losses=losses,
+        coefficients={objective.name: 1.0},
+        evaluate=evaluate,
+    )
+
+
+def learning_rate_factors(encoder: nn.Module, factor: float, params: PyTree) -> PyTree | None:
+    """What multiplies the learning rate of each parameter; None = 1 for all.
+
+    Args:
+      encoder: of stage one.
+      factor: of its parameters where it has no BatchNorm.
+      params: of the objective's model.
+    """
+    if has_batchnorm(encoder):
+        return None
+    factors = jax.tree.map(lambda _: 1.0, params)
+    factors["encoder"] = jax.tree.map(lambda _: factor, params["encoder"])
+    return factors
