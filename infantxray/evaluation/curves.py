@@ -7,6 +7,7 @@ Calster et al., Lancet Digit Health 2025;7:100916). Intervals are over patients.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,8 +26,8 @@ from infantxray.evaluation.estimates import (
     inner,
     patient_interval,
     patient_share,
-    patient_weights,
 )
+from infantxray.evaluation.intervals import patient_draws
 from infantxray.evaluation.roc import _same_images
 
 _NAN = float("nan")
@@ -346,9 +347,10 @@ def calibration_curve(
     design, factor = np.linalg.qr(_spline(centre, knots))
     design, factor = design * np.sqrt(len(size)), factor / np.sqrt(len(size))
     points = np.linalg.solve(factor.T, _spline(grid, knots).T).T
-    draws = patient_weights(scores.num_patients, samples, seed)
+    draws = itertools.chain.from_iterable(patient_draws(scores.num_patients, samples, seed))
     count, hits = np.empty((samples + 1, len(size))), np.empty((samples + 1, len(size)))
-    for row, weight in enumerate((np.ones(scores.num_patients, int), *draws)):
+    everyone = np.ones(scores.num_patients, int)
+    for row, weight in enumerate(itertools.chain([everyone], draws)):
         each = weight[scores.patient].astype(np.float64)
         both = np.bincount(2 * group + scores.positive, each, 2 * len(size)).reshape(-1, 2)
         count[row], hits[row] = both.sum(1), both[:, 1]

@@ -10,12 +10,11 @@ influences, whether two models share the images or two groups share the patients
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 from scipy.special import expit, logit, ndtri, stdtr, stdtrit
 
-from infantxray.evaluation.metrics import Predictions
+from infantxray.evaluation.predictions import Predictions
 
 _NAN = float("nan")
 # Below this, some intervals cover less than 93 % of the true values, and below the second number
@@ -352,10 +351,3 @@ def difference(first: Metric, second: Metric, factor: float, correlation: float)
         for sign, (a, b) in ((-1, down), (1, up))
     ]
     return Metric(value, float(ends[0]), float(ends[1]), note=first.note or second.note)
-
-
-def patient_weights(num_patients: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each patient is drawn, `[num_patients]`, in each bootstrap sample."""
-    rng = np.random.default_rng(seed)
-    for _ in range(samples):
-        yield np.bincount(rng.integers(num_patients, size=num_patients), minlength=num_patients)

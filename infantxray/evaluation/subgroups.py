@@ -24,7 +24,8 @@ from infantxray.evaluation.estimates import (
     patient_index,
 )
 from infantxray.evaluation.intervals import holm
-from infantxray.evaluation.metrics import AGE_BANDS, Predictions
+from infantxray.evaluation.metrics import AGE_BANDS
+from infantxray.evaluation.predictions import Predictions
 from infantxray.evaluation.roc import auc_linearised
 
 _NAN = float("nan")
