@@ -56,7 +56,7 @@ def main() -> None:
     with sync_playwright() as driver:
         chromium = shutil.which("chromium")
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 860})
+        page = browser.new_page(viewport={"width": 1280, "height": 905})
         began = time.perf_counter()
         page.goto(f"http://127.0.0.1:{server.server_port}/reader.html")
         page.wait_for_selector("body[data-ready]", timeout=300_000)
@@ -69,6 +69,7 @@ def main() -> None:
         if args.screenshot:
             if page.is_visible("#opacity"):
                 page.fill("#opacity", "60")
+                page.locator("#opacity").blur()
             page.wait_for_timeout(1000)
             page.screenshot(path=args.screenshot)
         browser.close()

@@ -38,9 +38,14 @@ def all_keys():
     return {key for name in NAMES for config in variants(name) for key in keys(config)}
 
 
-def sources():
+def all_sources():
     folders = (ROOT / "infantxray", ROOT / "data_pipeline")
-    paths = [ROOT / "main.py", *(p for folder in folders for p in folder.rglob("*.py"))]
+    return [ROOT / "main.py", *(p for folder in folders for p in folder.rglob("*.py"))]
+
+
+def sources():
+    """All but the rules of settings, which name every key."""
+    paths = all_sources()
     return [p for p in paths if p != ROOT / "infantxray" / "runs" / "settings.py"]
 
 
@@ -93,6 +98,8 @@ _HOLDERS = {
     "augment",
     "study",
     "self_training",
+    "masking",
+    "views",
 }
 
 
@@ -119,11 +126,29 @@ def _reads(tree):
             yield getattr(node.args[0], "value", None)
 
 
+def _built(trees):
+    """Fields of the dataclasses that `settings.build` fills, as far as some code reads them."""
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    calls = [n for n in nodes if isinstance(n, ast.Call) and n.args]
+    classes = {
+        getattr(call.args[0], "id", getattr(call.args[0], "attr", None))
+        for call in calls
+        if getattr(call.func, "attr", getattr(call.func, "id", "")) == "build"
+    }
+    fields = {
+        statement.target.id
+        for node in nodes
+        if isinstance(node, ast.ClassDef) and node.name in classes
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign)
+    }
+    return fields & {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+
+
 def test_every_key_is_read_somewhere():
     """A setting that does nothing is worse than none: the user believes it does something."""
-    read = {
-        name for path in sources() for name in _reads(ast.parse(path.read_text(encoding="utf-8")))
-    }
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in all_sources()]
+    read = {name for tree in trees for name in _reads(tree)} | _built(trees)
     dead = sorted(key for key in all_keys() if key.split(".")[-1] not in read)
     assert dead == []
 
@@ -133,11 +158,11 @@ def test_messages_name_settings_that_exist():
     known = all_keys()
     groups = {key.rsplit(".", 1)[0] for key in known if "." in key}
     wrong = []
-    for path in [*sources(), ROOT / "infantxray" / "runs" / "settings.py"]:
+    for path in all_sources():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 for key in re.findall(r"\bconfig\.([a-z]\w*(?:\.[a-z]\w*)*)", node.value):
-                    if key not in known | groups | {"key", "json"}:
+                    if key not in known | groups | {"key", "json", "variants"}:
                         wrong.append(f"{path.name}: config.{key}")
     assert not wrong, "\n".join(wrong)
 

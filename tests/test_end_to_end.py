@@ -120,9 +120,7 @@ def finetuned(tmp_path_factory, pretrained):
 
 
 def test_stage_one_leaves_what_it_promises(pretrained):
-    assert {"config.json", "split.csv", "model.json", "checkpoints"} <= set(
-        os.listdir(pretrained)
-    )
+    assert {"config.json", "split.csv", "model.json", "checkpoints"} <= set(os.listdir(pretrained))
     tags = set().union(*(row.keys() for row in read_history(str(pretrained / "history.jsonl"))))
     assert {
         "train/loss",
@@ -262,7 +260,7 @@ def test_prediction_takes_a_folder_and_skips_what_is_no_image(finetuned, tmp_pat
 
 
 def stop_after(steps, monkeypatch):
-    """Sends SIGTERM after so many steps of this process."""
+    """Sends SIGTERM at that step of this process, and at every later one."""
     compile_step = loop._compile
     left = [steps]
 
@@ -271,7 +269,7 @@ def stop_after(steps, monkeypatch):
 
         def wrapped(state, batch, key):
             left[0] -= 1
-            if left[0] == 0:
+            if left[0] <= 0:
                 os.kill(os.getpid(), signal.SIGTERM)
             return step(state, batch, key)
 

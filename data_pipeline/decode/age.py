@@ -1,4 +1,4 @@
-"""A patient's age at the image, from the age string and the dates of a DICOM header."""
+"""Age of a patient when the image was taken, from the age string and dates of a DICOM header."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import datetime
 import math
 import re
 
-# PS3.5 6.2 wants three digits and a capital; many writers do not.
+# PS3.5 6.2 requires three digits and a capital; many writers omit one or the other.
 _AGE_STRING = re.compile(r"\s*(\d{1,3})\s*([DWMY])\s*", re.ASCII | re.IGNORECASE)
 _DAYS_A_MONTH = 30.4375
 _MONTHS = {"D": 1 / _DAYS_A_MONTH, "W": 7 / _DAYS_A_MONTH, "M": 1.0, "Y": 12.0}
@@ -17,19 +17,19 @@ _MAX_AGE_MONTHS = 120 * 12
 
 
 def age_months(text: str, birth: str, study: str, notes: list[str]) -> float:
-    """Age in months; NaN where it is unknown.
+    """Age in months; NaN if it is unknown.
 
-    Days, weeks and months are taken as the age string states them. Whole years are too coarse for
-    an infant: there the dates decide, as they do where there is no age string, unless they lie more
-    than a year beside it. Then they are taken for placeholders, because de-identification changes
-    dates and leaves ages, and the string stands. Zero years are unknown without dates that agree,
-    and so is any zero that the dates contradict: both are written for a missing age as well.
+    An age string in days, weeks or months is taken as it stands. Whole years are too coarse for an
+    infant: the dates decide, as they do without an age string. Dates that differ from the string by
+    more than a year are taken for placeholders, because de-identification changes dates and leaves
+    ages; then the string stands. Zero years without dates that agree is unknown, and so is any zero
+    that the dates contradict: writers use both for a missing age.
 
     Args:
       text: PatientAge.
       birth: PatientBirthDate.
       study: StudyDate.
-      notes: gets a note, beginning with "age", where something had to be decided.
+      notes: gets a note that begins with "age" for every decision.
     """
     from_dates = _months_between(_date(birth), _date(study))
     match = _AGE_STRING.fullmatch(text)

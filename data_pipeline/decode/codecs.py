@@ -106,6 +106,8 @@ def decode(
             return _jpeg(frame, jpeg, layout, least)
         if jpeg.marker == _JPEG_LS:
             decoder = "jpeg_ls"
+        elif not jpeg.tidy:  # GDCM aborts on bytes between segments.
+            raise _undecodable("JPEG", whole=True)
         else:
             decoder = "gdcm"
             args = (_JPEG_LOSSLESS if jpeg.marker == _LOSSLESS else _JPEG_EXTENDED,)
@@ -212,7 +214,7 @@ def jpeg_2000(frame: bytes, layout: Layout) -> tuple[np.ndarray, bool]:
     whole = frame.rfind(END) > frame.rfind(b"\xff\x93")  # The last start of data.
     # OpenJPEG insists on an end marker and on complete data. The marker alone may be missing, and
     # a byte of padding stand in its place.
-    for candidate in (frame,) if whole else (frame, frame + END, frame[:-1] + END):
+    for candidate in (frame,) if whole else (frame + END, frame[:-1] + END):
         try:
             data = bytes(decode_pixel_data(candidate, version=2))
             break

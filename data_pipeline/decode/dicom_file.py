@@ -55,9 +55,9 @@ class DicomFile:
     encapsulated: bool
     words: bool
 
-    def text(self, tag: int) -> str:
+    def text(self, tag: int, limit: int = 1024) -> str:
         """The value as text without padding; empty if absent."""
-        return bytes(self.value(tag, 1024)).decode("ascii", "replace").strip(" \0\t\r\n")
+        return bytes(self.value(tag, limit)).decode("ascii", "replace").strip(" \0\t\r\n")
 
     def value(self, tag: int, limit: int) -> memoryview:
         """The first `limit` bytes of a value; empty if absent."""
@@ -71,7 +71,7 @@ class DicomFile:
     def decimals(self, tag: int) -> list[float]:
         """The values of a decimal string; those that are no number are left out."""
         numbers = []
-        for part in self.text(tag).split("\\"):
+        for part in self.text(tag, 2**16).split("\\"):
             try:
                 number = float(part)
             except ValueError:

@@ -53,7 +53,7 @@ def shutter(
     if "POLYGONAL" in shapes:
         numbers = np.array(dicom.decimals(_VERTICES))
         points = numbers[: len(numbers) // 2 * 2].reshape(-1, 2)
-        points = (points - 0.5) * (np.array(shape) / np.array(size)) - 0.5
+        points = (points.clip(-1e5, 1e5) - 0.5) * (np.array(shape) / np.array(size)) - 0.5
         drawn = Image.new("L", shape[::-1])
         if len(points) >= 3:
             ImageDraw.Draw(drawn).polygon([(column, row) for row, column in points], fill=1)

@@ -90,7 +90,7 @@ def read_file(path: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> byte
             raise Refused("not a regular file")
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size > MAX_FILE_BYTES:
+            if size > MAX_FILE_BYTES <= limit:
                 raise Refused(f"the file is larger than {MAX_FILE_BYTES // 2**20} MiB")
             data = file.read(min(size, limit))  # `limit` alone would be allocated.
     except FileNotFoundError:

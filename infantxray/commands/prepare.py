@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import logging
 import os
 import random
@@ -21,6 +20,7 @@ from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.processes import WorkerPool, child_environment
 from data_pipeline.sources import open_sources
+from data_pipeline.tables import write_csv
 from infantxray.training.stopping import StopOnSignal
 
 _log = logging.getLogger(__name__)
@@ -160,8 +160,7 @@ def _report(workdir: str, total: int, bad: Sequence[tuple[str, str]], on_error: 
             os.remove(listed)  # Of an earlier run; the images have been corrected since.
         _log.info("%s images ready: --config.data.cache=%s", f"{total:,}", workdir)
         return
-    with open(listed, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([("image_path", "reason"), *sorted(bad)])
+    write_csv(listed, ("image_path", "reason"), sorted(bad))
     if on_error == "raise":
         raise DataError(
             f"{len(bad):,} of {total:,} images could not be read, listed in {listed}; correct or "

@@ -20,6 +20,7 @@ from infantxray.stage_one.probe import RunningProbe, probe_classes
 from infantxray.stage_one.training import learning_rate_factors, make_task
 from infantxray.training import checkpoints, loop
 from infantxray.training.augment import Augmentation
+from infantxray.training.hooks import Hook
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def run(config, folder: str) -> None:
         num_threads=data.num_threads,
         seed=config.seed,
     )
-    hooks = [Panels(objective, validation, folder, config.images_every_steps)]
+    hooks: list[Hook] = [Panels(objective, validation, folder, config.images_every_steps)]
     if config.probe_every_steps:
         classes = probe_classes(split)
         if len(classes) < 2:
@@ -106,11 +107,12 @@ def run(config, folder: str) -> None:
 
 
 def _objective_settings(config) -> ObjectiveSettings:
+    data, denoise, masking, views = config.data, config.denoise, config.masking, config.views
     return ObjectiveSettings(
-        image_size=config.data.image_size,
-        noise=config.denoise.noise,
-        mask_fraction=config.masking.fraction,
-        patch_size=config.masking.patch_size,
-        views=settings.build(Augmentation, config.views),
-        blur=config.views.blur,
+        image_size=data.image_size,
+        noise=denoise.noise,
+        mask_fraction=masking.fraction,
+        patch_size=masking.patch_size,
+        views=settings.build(Augmentation, views),
+        blur=views.blur,
     )

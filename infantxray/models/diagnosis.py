@@ -98,7 +98,7 @@ class ConditionHead(nn.Module):
 class DiagnosisModel(nn.Module):
     """Encoder, condition head and, unless switched off, AgePredictionNet.
 
-    The pooled map of an encoder that has no BatchNorm (VGG19) goes through one of its own.
+    The pooled map of an encoder that has no BatchNorm (VGG19) goes through a separate BatchNorm.
 
     Attributes:
       encoder: see `infantxray.models.create_encoder`.
@@ -155,7 +155,7 @@ class DiagnosisModel(nn.Module):
           age: standardised, `[B]`, NaN = unknown. `age_film` uses it in training, so that the
             condition head does not learn from the first, wrong predictions. Where it is unknown,
             and in use, the predicted age replaces it.
-          train: normalise by this batch, where the encoder has no BatchNorm of its own.
+          train: normalise by this batch, where the encoder has no BatchNorm.
         """
         # Logits are computed in float32: so is the mean that they are read from.
         pooled = latent.mean(axis=(1, 2), dtype=jnp.float32)

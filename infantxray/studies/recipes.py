@@ -119,8 +119,8 @@ def find_variants(recipe: str, extra: Mapping[str, Mapping[str, Any]]) -> dict[s
             found[name] = Variant(**fields)
         except TypeError:
             raise UserError(
-                f"config.variants.{name} has the fields {', '.join(fields)}; a variant has "
-                "pretrained, pretrain and finetune"
+                f"the variant {name} has the fields {', '.join(fields)}; a variant has pretrained, "
+                "pretrain and finetune"
             ) from None
     return found
 

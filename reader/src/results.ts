@@ -33,6 +33,13 @@ export function ageText(months: number): string {
     : plural(Math.round(months / 12), "year");
 }
 
+/** A range of ages in one unit: days, months or years. */
+function rangeText(low: number, high: number): string {
+  const [factor, unit] = high < 1 ? [30.4375, "days"] : high < 36 ? [1, "months"] : [1 / 12, "years"];
+  const short = (value: number) => String(value < 10 ? Number(value.toFixed(1)) : Math.round(value));
+  return `${short(low * factor)} to ${short(high * factor)} ${unit}`;
+}
+
 /** The classes by probability, and which belong to the conformal set (LAC: 1 − p ≤ threshold). */
 export function ranked(model: ModelFile, probabilities: Float32Array) {
   const limit = model.conformal?.threshold;
@@ -129,7 +136,7 @@ export function showAge(model: ModelFile, months: number | null): void {
   element("age-value").textContent = ageText(months);
   const outside = months < least || months > most;
   element("age-interval").textContent =
-    (half === null ? "" : `${coverage} % interval: ${ageText(low)} to ${ageText(high)}`) +
+    (half === null ? "" : `${coverage} % interval: ${rangeText(low, high)}`) +
     (outside ? `${half === null ? "" : ". "}Outside the ages of training.` : "");
   element("age-scale").replaceChildren(scale(months, [low, high], [least, most]));
 }
@@ -145,7 +152,7 @@ function scale(
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("role", "img");
-  svg.setAttribute("aria-label", `Growth scale: ${ageText(months)}, from ${ageText(interval[0])} to ${ageText(interval[1])}`);
+  svg.setAttribute("aria-label", `Growth scale: ${ageText(months)}, from ${rangeText(...interval)}`);
   const draw = (tag: string, attributes: Record<string, string | number>, text = "") => {
     const node = document.createElementNS(SVG, tag);
     for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, String(value));

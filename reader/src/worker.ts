@@ -48,7 +48,6 @@ async function start(base: string): Promise<ort.InferenceSession> {
   ort.env.wasm.numThreads = self.crossOriginIsolated
     ? Math.min(4, navigator.hardwareConcurrency || 1)
     : 1;
-  ort.env.logLevel = "error";
   if (model.outliers) {
     const { file, rows, cols } = model.outliers;
     const bytes = await fetched(file);
@@ -59,6 +58,7 @@ async function start(base: string): Promise<ort.InferenceSession> {
   const created = await ort.InferenceSession.create(await fetched("model.onnx"), {
     executionProviders: ["wasm"],
     graphOptimizationLevel: "all",
+    logSeverityLevel: 3, // Errors.
   });
   // The first run allocates: it is not left to the first image.
   await run(created, new Uint8Array(model.preprocessing.image_size ** 2));

@@ -50,10 +50,7 @@ def test_every_encoder_is_probed_on_the_same_draws(config, tmp_path):
     assert counts[:4] == counts[4:]
     # The draws are those of data.label_seed, and so those of studies.
     split = read_split(tmp_path / "split.csv")
-    expected = [
-        keep_labels(split.train, 0.5, config.data.split_seed, draw)
-        for draw in range(3)
-    ]
+    expected = [keep_labels(split.train, 0.5, config.data.split_seed, draw) for draw in range(3)]
     assert counts[:3] == [str(kept.has_label.sum()) for kept in expected]
     assert counts[3] == str(split.train.has_label.sum())
     summary = json.loads((tmp_path / "metrics.json").read_text())

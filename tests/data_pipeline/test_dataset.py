@@ -93,9 +93,7 @@ def test_spellings_that_may_be_meant_as_one_are_named(tmp_path, caplog):
 
 def test_describe_counts_what_is_unknown():
     known = records(["a", ""], [1.0, np.nan])
-    assert data.describe(known) == (
-        "2 images of 2 patients, 1 without label, 1 without age"
-    )
+    assert data.describe(known) == ("2 images of 2 patients, 1 without label, 1 without age")
     anonymous = known.replace(patient_id=np.array(["", "p"], dtype=object))
     assert "1 images have no patient id" in data.describe(anonymous)
 

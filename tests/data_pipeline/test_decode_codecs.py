@@ -154,6 +154,13 @@ def test_damaged_streams_are_not_called_cut_short(tmp_path):
         read_radiograph(path)
 
 
+def test_junk_between_segments_does_not_reach_gdcm():
+    frame, replace = stream(FILES["jpeg lossless"][1]())
+    at = frame.index(b"\xff\xc3")
+    with pytest.raises(Refused, match="JPEG data is damaged"):
+        stored(replace(frame[:at] + b"junk" + frame[at:]))
+
+
 def test_other_compressions_are_refused(tmp_path):
     path = tmp_path / "image"
     path.write_bytes(dicom_bytes(ramp(), syntax=JPEGLosslessSV1, compressed=bytes(100)))

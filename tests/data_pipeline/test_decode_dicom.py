@@ -337,6 +337,17 @@ def test_a_shutter_follows_the_scale_of_decoding_and_goes_for_colours(read):
         )  # fmt: skip
 
 
+def test_a_shutter_of_many_vertices(read):
+    turn = np.linspace(0, 2 * np.pi, 2000)
+    vertices = np.stack([30 + 20 * np.sin(turn), 41 + 20 * np.cos(turn)], -1).round().astype(int)
+    shutter = {"VerticesOfThePolygonalShutter": vertices.ravel().tolist()}
+    pixels = read(dicom_bytes(ramp() + 50, ShutterShape="POLYGONAL", **shutter)).pixels
+    inside = shutter_mask((60, 80), SHUTTERS["circular"][1])
+    assert (inside ^ (pixels > 0)).mean() < 0.02
+    far = [-(10**11), -(10**11), 10**11, 10**11, 10**11, 0]
+    assert read(dicom_bytes(ramp(), ShutterShape="POLYGONAL", VerticesOfThePolygonalShutter=far))
+
+
 @pytest.mark.parametrize(
     "elements",
     [

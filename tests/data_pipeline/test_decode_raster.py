@@ -381,6 +381,14 @@ def test_many_progressive_scans_are_refused(read):
         read(data[:at] + data[at:-2] * 60 + data[-2:])
 
 
+def test_junk_between_the_segments_of_a_jpeg_is_skipped(read):
+    data = picture_bytes(SMALL, "JPEG")
+    wanted = read(data).pixels
+    at = 4 + int.from_bytes(data[4:6], "big")
+    for junk in (b"junk", b"\xff\xff", b"\xff\0\0"):
+        np.testing.assert_array_equal(read(data[:at] + junk + data[at:]).pixels, wanted)
+
+
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(UnreadableImage, match="does not exist") as caught:
         load_image(str(tmp_path / "none.png"), Preprocessing(32))

@@ -510,5 +510,8 @@ def test_patients_whose_ids_are_spelled_much_like_those_trained_on_are_named(tmp
     check_unseen(path, images(["p19", "P19"], ["m", "n"], "t"), "shared", "it was trained on")
     assert caplog.text == ""
     check_unseen(path, images(["p17 "], ["m"], "t"), "shared", "it was trained on")
-    assert "it was trained on patients whose ids differ from some of these only in spelling" in caplog.text
+    assert (
+        "it was trained on patients whose ids differ from some of these only in spelling"
+        in caplog.text
+    )
     assert "'P17' and 'p17 '" in caplog.text

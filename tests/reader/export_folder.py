@@ -1,5 +1,6 @@
 """An export folder with a small network, as reader/README.md describes it."""
 
+import functools
 import json
 import shutil
 
@@ -15,8 +16,10 @@ PHANTOM = "phantom:infant:seed=0:site=a:split=train:film={}"
 PREPROCESSING = {"image_size": 64, "resize": "pad", "trim_borders": False}
 
 
-def network(classes, size):
+@functools.cache
+def network(size):
     """An ONNX model with all outputs; its features are the pixels themselves, 0 to 1."""
+    classes = CLASSES
     onnx = pytest.importorskip("onnx")
     rng = np.random.default_rng(3)
     channels = 8
@@ -66,6 +69,7 @@ def network(classes, size):
     return model.SerializeToString()
 
 
+@functools.cache
 def outlier_rows(size):
     """The mean of phantom images and whitened random projections around it: `[1 + 12, S·S]`."""
     images = np.stack([render(PHANTOM.format(i), size).ravel() / 255 for i in range(24)])
@@ -84,7 +88,7 @@ def write_export(folder, preprocessing=PREPROCESSING, examples=(), **changes):
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(assets, folder, dirs_exist_ok=True)
     size = preprocessing["image_size"]
-    (folder / "model.onnx").write_bytes(network(CLASSES, size))
+    (folder / "model.onnx").write_bytes(network(size))
     rows = outlier_rows(size)
     rows.tofile(folder / "outliers.bin")
     model = {

@@ -279,7 +279,7 @@ def test_real_files_are_read_as_python_reads_them(tmp_path, open_page, real_imag
             continue
         read += 1
         apart = np.abs(np.rint(np.asarray(answer["features"]) * 255).reshape(image.shape) - image)
-        if apart.max() > 1 or apart.mean() > 0.02:
+        if apart.max() > 1 or (apart.any() and "jpegbaseline" not in path.name):
             wrong.append(f"{path.name}: pixels differ by up to {apart.max():.0f}")
     assert not wrong, "\n".join(wrong)
     assert read > 10

@@ -69,9 +69,10 @@ export async function decodePixels(
     if (header.marker === LOSSLESS) return whole(lossless(frame, header.precision), "JPEG Lossless");
     if (header.marker !== JPEG_LS)
       throw new Refused("JPEG of 12 bits, which this page does not read; convert it first");
-    const { data: values, planar } = await decodeFrame("jpegLs", frame).catch(() => {
-      throw new Refused("its JPEG-LS data is damaged or cut short");
-    });
+    // Without its end, CharLS looks for it for many seconds.
+    const decoded = ends(frame) ? await decodeFrame("jpegLs", frame).catch(() => null) : null;
+    if (!decoded) throw new Refused("its JPEG-LS data is damaged or cut short");
+    const { data: values, planar } = decoded;
     return whole(values, "JPEG-LS", planar);
   }
   const start = frame.findIndex((_, at) => at < 4096 && JPEG_2000.every((byte, i) => frame[at + i] === byte));
