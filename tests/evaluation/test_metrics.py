@@ -8,9 +8,18 @@ import sklearn.metrics as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infantxray.evaluation import metrics
+from data_pipeline.manifest import Records
+from infantxray.evaluation import metrics, operating_points
+from infantxray.evaluation.estimates import Scores
 from infantxray.evaluation.metrics import Predictions
-from infantxray.evaluation.summary import baseline, by_age_band, summarise, to_json
+from infantxray.evaluation.predictions import read_predictions, write_predictions
+from infantxray.evaluation.summary import (
+    baseline,
+    by_age_band,
+    calibration_of,
+    summarise,
+    to_json,
+)
 
 NAN = float("nan")
 
@@ -358,3 +367,62 @@ class TestSeveralFindings:
         one, two = metrics.weighted_metrics(run), metrics.weighted_metrics(other)
         for name in one:
             np.testing.assert_array_equal(one[name], two[name])
+
+    def test_operating_points_are_those_of_each_finding(self):
+        run = self.predictions()
+        scores = Scores.of_class(run, 1)
+        known = np.isfinite(run.findings[:, 1])
+        assert len(scores) == known.sum()
+        assert (scores.positive == (run.findings[known, 1] == 1)).all()
+        point = operating_points.choose("b", scores, operating_points.Rule("sensitivity", 0.9))
+        called = run.probabilities[known, 1] >= point.threshold
+        assert called[scores.positive].mean() == pytest.approx(point.sensitivity)
+        assert point.sensitivity >= 0.9
+        assert (
+            operating_points.choose("d", Scores.of_class(run, 3), operating_points.Rule("youden"))
+            is None
+        )
+
+    def test_calibration_counts_every_known_finding(self):
+        run = self.predictions()
+        found = calibration_of(run)
+        known = np.isfinite(run.findings)
+        truth, p = run.findings[known], run.probabilities[known]
+        assert found["log_loss"] == pytest.approx(reference.log_loss(truth, p))
+        assert found["brier"] == pytest.approx(reference.brier_score_loss(truth, p))
+        assert sum(b["n"] for b in found["bins"]) == known.sum()
+
+    def test_summary_and_blind_guess(self):
+        run = self.predictions()
+        found = to_json(summarise(run, bootstrap_samples=5))
+        assert found["multi_label"]
+        assert found["per_class"]["a"]["n"] == int((run.findings[:, 0] == 1).sum())
+        assert found["not_computed"] == {
+            "per_class.d": "no image in which it is known to be present",
+            "age_mae_months": "the model has no age head",
+            "age_bands": "no label, no second class or no age in some bands",
+        }
+        right = (run.probabilities >= 0.5) == (run.findings == 1)
+        assert found["exact_match"] == (right | np.isnan(run.findings)).all(1).mean()
+        train = np.array([[1, 0, 1, 0], [1, 0, np.nan, 0]], np.float32)
+        guess = baseline(run, run.label, None, train)["accuracy"]
+        known = np.isfinite(run.findings)
+        assert guess == ((run.findings == 1) == np.array([[1, 0, 1, 0]]))[known].mean()
+
+    def test_the_file_gives_the_same_back(self, tmp_path):
+        run = self.predictions()
+        names = [
+            "|".join(n for n, value in zip(run.classes, row, strict=True) if value == 1) or "normal"
+            for row in run.findings
+        ]
+        records = Records.create(
+            [f"{i}.png" for i in range(60)],
+            source="s",
+            label=names,
+            patient_id=list(run.patient),
+        )
+        write_predictions(tmp_path / "predictions.csv", run, records)
+        found, _ = read_predictions(tmp_path / "predictions.csv")
+        np.testing.assert_array_equal(found.findings, run.findings)
+        np.testing.assert_allclose(found.probabilities, run.probabilities, atol=1e-6)
+        assert found.names() == run.names()
