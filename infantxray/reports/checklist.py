@@ -250,8 +250,9 @@ def facts(
             "The pixels of one image; no other variable enters the model.", "made"
         ),
         "output": Fact(
-            "A probability for each condition (softmax), and an age in months where there is an "
-            "age head.",
+            "A probability for each condition "
+            f"({'sigmoid' if settings.get('labels') == 'multi' else 'softmax'}), and an age in "
+            "months where there is an age head.",
             "operating_points",
         ),
         "software": Fact(versions(), "made"),

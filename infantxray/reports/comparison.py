@@ -92,8 +92,12 @@ def read(folders: Mapping[str, str]) -> Tested:
             raise UserError(f"{first} and {name} know other conditions")
         place = {path: row for row, path in enumerate(images)}
         predictions = predictions.take(np.array([place[path] for path in paths]))
+        truths = [
+            np.stack([np.where(*p.outcome(k), -1) for k in range(len(p.classes))] or [p.label])
+            for p in (predictions, reference)
+        ]
         if not (
-            np.array_equal(predictions.label, reference.label)
+            np.array_equal(*truths)
             and np.array_equal(predictions.age_months, reference.age_months, equal_nan=True)
             and np.array_equal(predictions.patient, reference.patient)
         ):

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,11 +18,11 @@ from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
 from data_pipeline.files import replaced, write_json
+from data_pipeline.labels import FindingNames
 from data_pipeline.loader import ImageSource, class_indices
 from data_pipeline.manifest import Records
 from data_pipeline.splits import read_split
 from infantxray.evaluation import diagnostics, operating_points
-from infantxray.evaluation.calibration import calibration
 from infantxray.evaluation.metrics import HEADLINES, headline
 from infantxray.evaluation.operating_points import OperatingPoint
 from infantxray.evaluation.predictions import Predictions, write_predictions
@@ -33,7 +34,7 @@ from infantxray.evaluation.saliency import (
     localisation,
     mistakes,
 )
-from infantxray.evaluation.summary import baseline, summarise, to_json
+from infantxray.evaluation.summary import baseline, calibration_of, summarise, to_json
 from infantxray.features.baselines import RIDGE, baselines
 from infantxray.reports import checklist, demographics, plots, run_page, run_sections
 from infantxray.reports.page import NAMES, Figure, number
@@ -72,10 +73,12 @@ def evaluate(
     predictor: Predictor,
     bootstrap_samples: int,
     seed: int,
+    data: DataSettings,
     stage_one_known: bool = True,
     validation: ImageSource | None = None,
     review: Review = Review(),
-    num_threads: int = 4,
+    names: FindingNames | None = None,
+    label_notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes `metrics.json`, `predictions.csv`, `figures/`, `tables/` and `report.html`.
 
@@ -88,10 +91,12 @@ def evaluate(
       predictor: runs its model.
       bootstrap_samples: for the intervals.
       seed: of the resampling.
+      data: how the training images of the baseline are read.
       stage_one_known: whether it could be checked which patients stage one was trained on.
       validation: images on which thresholds are fixed, where the checkpoint has none yet.
       review: what else the report shows.
-      num_threads: that decode images for the baseline.
+      names: by which labels become findings, where an image may have several.
+      label_notes: what was done to labels, for the report.
 
     Returns:
       The contents of `metrics.json`.
@@ -105,10 +110,8 @@ def evaluate(
         raise DataError("none of the test images could be read")
     points = _operating_points(folder, checkpoint, predictor, variables, validation, review)
     split = read_split(os.path.join(checkpoint, "split.csv"))
-    how = DataSettings(
-        resize=spec.preprocessing.resize,
-        trim_borders=spec.preprocessing.trim_borders,
-        num_threads=num_threads,
+    how = dataclasses.replace(
+        data, resize=spec.preprocessing.resize, trim_borders=spec.preprocessing.trim_borders
     )
     _log.info("ridge on pixels of %d training images", len(split.train))
     pixels = _readable(baselines(how, split, predictions, records)[RIDGE])
@@ -116,7 +119,7 @@ def evaluate(
     summary = summarise(predictions, bootstrap_samples=bootstrap_samples, seed=seed)
     curves: dict[str, Any] = {}
     if spec.classes:
-        summary["calibration"] = calibration(predictions.probabilities, predictions.label)
+        summary["calibration"] = calibration_of(predictions)
         ridge = None if pixels is None or np.isnan(pixels.probabilities).any() else pixels
         summary["findings"], curves = diagnostics.findings(predictions, ridge, seed=seed)
         prevalences = operating_points.parse_prevalences(review.prevalence)
@@ -125,13 +128,20 @@ def evaluate(
     summary["subgroups"] = diagnostics.by_subgroup(
         predictions, demographics.groups(records, columns), points
     )
-    train_label = class_indices(split.train.label, spec.classes)
+    train = split.train
+    train_label = class_indices(train.label, spec.classes)
     sources = list(dict.fromkeys(records.source.tolist()))
     external = not set(sources) & set(split.train.source.tolist())
     parts = {"train": split.train, "validation": split.validation, "test": source.records}
     parts = {("external test" if external and n == "test" else n): p for n, p in parts.items()}
     summary |= {
-        "baseline": baseline(predictions, train_label, spec.age_mean_months),
+        "baseline": baseline(
+            predictions,
+            train_label,
+            spec.age_mean_months,
+            names.matrix(train) if names is not None else None,
+        ),
+        "label_notes": list(label_notes),
         "sources": sources,
         "external": external,
         "partitions": {name: len(part) for name, part in parts.items()},
