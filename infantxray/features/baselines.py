@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 import numpy as np
+from tqdm import tqdm
 
 from data_pipeline.dataset import DataSettings, Reader, finding_names
 from data_pipeline.decode import Preprocessing
@@ -133,7 +134,9 @@ def _pixels(
         truth, unknown = source.findings, np.nan
     if not len(records):
         return np.zeros((0, _SIDE**2)), truth, records.age_months
-    batches = list(evaluation_batches(source, 64, num_threads=settings.num_threads))
+    steps = evaluation_batches(source, 64, num_threads=settings.num_threads)
+    total = -(-len(records) // 64)
+    batches = list(tqdm(steps, total=total, desc="pixels", unit="batch", delay=5, leave=False))
     image = np.concatenate([batch["image"] for batch in batches])[: len(records)]
     readable = np.concatenate([batch["mask"] for batch in batches])[: len(records)] > 0
     return (

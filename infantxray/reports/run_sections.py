@@ -87,7 +87,9 @@ def tables(summary: Mapping[str, Any]) -> dict[str, list[Table]]:
 
 
 def _points(rows: Sequence[Mapping[str, Any]]) -> Table:
-    names = _POINT | {key: key.upper().replace("@", " at ") for key in rows[0] if "@" in key}
+    names = _POINT | {
+        key: key.upper().replace("@", " at prevalence ") for key in rows[0] if "@" in key
+    }
     cells = [
         [row["finding"], row["rule"], f"{row['threshold']:.3g}", *(estimate(row[n]) for n in names)]
         for row in rows
