@@ -20,6 +20,13 @@ def data() -> ConfigDict:
     config.patient_ids = "shared"
     # Class names, separated by commas. Empty: the labels found in the training data.
     config.classes = ()
+    # Other names for labels: "normal=No Finding|no finding,mass=Mass", or a file with such a line
+    # for each. The log and the report say what was mapped.
+    config.label_map = ""
+    config.normal_names = "normal,no finding,no findings"  # No finding, with config.labels=multi.
+    # Uncertain findings of training images, with config.labels=multi: "ignore", "positive" or
+    # "negative". Those of validation and test images are ignored.
+    config.uncertain = "ignore"
     # Share of the training patients who keep labels and ages; the others keep their images only.
     # It applies to both stages (stage one uses labels in its probe only).
     config.label_fraction = 1.0
@@ -42,6 +49,16 @@ def test_data() -> ConfigDict:
     config.cache = ""
     config.num_threads = 4
     return config
+
+
+def review(config: ConfigDict) -> None:
+    """Adds what a report shows beside the headline metrics."""
+    # Rules for thresholds, which are fixed on validation patients: sensitivity:X, specificity:X and
+    # youden, separated by commas. Empty: none.
+    config.operating_points = "sensitivity:0.95,youden"
+    config.prevalence = ""  # Predictive values are also stated at these, such as "0.01,0.1".
+    # Columns of subgroups: sex, age, view, site, source, and manufacturer (of DICOM files).
+    config.subgroups = "sex,age,view,site"
 
 
 def augment() -> ConfigDict:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from infantxray.evaluation.estimates import FEW_PATIENTS, Metric, Scores, proportion, ratio
+from infantxray.evaluation.estimates import FEW_PATIENTS, Metric, Scores, inner, proportion, ratio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,21 @@ def parse_rules(text: str) -> tuple[Rule, ...]:
     if len(set(rules)) < len(rules):
         raise ValueError(f"operating points {text!r}: a rule is given twice")
     return tuple(rules)
+
+
+def parse_prevalences(text: str) -> tuple[float, ...]:
+    """Prevalences from a comma-separated text such as `0.01,0.1`.
+
+    Raises:
+      ValueError: one is not a number within (0, 1).
+    """
+    try:
+        values = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        values = (float("nan"),)
+    if not all(0 < value < 1 for value in values):
+        raise ValueError(f"prevalences {text!r}: give shares between 0 and 1, such as 0.01,0.1")
+    return values
 
 
 def choose(finding: str, scores: Scores, rule: Rule) -> OperatingPoint | None:
@@ -166,8 +181,8 @@ def accuracy_at(
             np.bincount(scores.patient[rows], named[rows] - rate.value, scores.num_patients)
             for rows, rate in ((positive, result["sensitivity"]), (~positive, alarms))
         ]
-        scale = np.sqrt((residuals[0] ** 2).sum() * (residuals[1] ** 2).sum())
-        correlation = float(residuals[0] @ residuals[1] / scale) if scale else 0.0
+        scale = np.sqrt(inner(residuals[0], residuals[0]) * inner(residuals[1], residuals[1]))
+        correlation = inner(residuals[0], residuals[1]) / scale if scale else 0.0
     else:
         correlation = 0.0
     result["lr_positive"] = ratio(result["sensitivity"], alarms, correlation)

@@ -20,10 +20,12 @@ from infantxray.evaluation.estimates import (
     Scores,
     count_patients,
     difference,
+    inner,
     patient_index,
 )
 from infantxray.evaluation.intervals import holm
-from infantxray.evaluation.metrics import AGE_BANDS, Predictions
+from infantxray.evaluation.metrics import AGE_BANDS
+from infantxray.evaluation.predictions import Predictions
 from infantxray.evaluation.roc import auc_linearised
 
 _NAN = float("nan")
@@ -38,7 +40,7 @@ def measures(
     """The metrics that subgroups are compared by: `{name: (Measure, bounds)}`.
 
     `accuracy`, macro `recall` and macro `roc_auc` (over the classes that the group has), and
-    `age_mae_months`.
+    `age_mae_months`. Where an image may have several findings, no `accuracy` and `recall`.
 
     Args:
       predictions: of N test images.
@@ -67,13 +69,14 @@ def measures(
     share = (0.0, 1.0)
     result: dict[str, tuple[Measure, tuple[float, float] | None]] = {}
     if predictions.classes:
-        result = {"accuracy": (accuracy, share), "recall": (recall, share)}
-        outcome = truth[:, None] == np.arange(len(predictions.classes))
+        if not predictions.multi_label:
+            result = {"accuracy": (accuracy, share), "recall": (recall, share)}
+        outcomes = [predictions.outcome(k) for k in range(len(predictions.classes))]
         result |= finding_measures(
             predictions.classes,
             predictions.probabilities,
-            outcome,
-            np.broadcast_to(known[:, None], outcome.shape),
+            np.stack([positive for _, positive in outcomes], 1),
+            np.stack([known for known, _ in outcomes], 1),
             patient,
             operating,
         )
@@ -236,7 +239,7 @@ def _gap(
         return gap
     # The interval from those of the two shares holds near 0 and 1 too.
     sums = [np.bincount(patient, part.influence) for part in (one, other)]
-    scale = np.sqrt((sums[0] ** 2).sum() * (sums[1] ** 2).sum())
-    correlation = float(sums[0] @ sums[1] / scale) if scale else 0.0
+    scale = np.sqrt(inner(sums[0], sums[0]) * inner(sums[1], sums[1]))
+    correlation = inner(sums[0], sums[1]) / scale if scale else 0.0
     from_shares = difference(one.share, other.share, 1.0, correlation)
     return dataclasses.replace(gap, low=from_shares.low, high=from_shares.high)

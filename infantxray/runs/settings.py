@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from data_pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from data_pipeline.dataset import DataSettings
     from infantxray.training.loop import LoopSettings
 
 _log = logging.getLogger(__name__)
@@ -34,8 +35,10 @@ TASKS = (
     "probe",
     "label_efficiency",
     "study",
+    "compare",
 )
 OBJECTIVES = ("l1", "denoise", "masked_pixels", "masked_hog", "simsiam")
+SUBGROUPS = ("sex", "age", "view", "site", "source", "manufacturer")
 RANDOM, PIXELS = "random", "pixels"  # Of config.encoders, beside stages one.
 OPTIMIZERS = ("adamw", "sgd")
 DTYPES = ("float32", "bfloat16")
@@ -68,6 +71,15 @@ def build(cls: type[T], config: Any, **values: Any) -> T:
             value = config[field.name]
             values[field.name] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
+
+
+def data_settings(config: Any, **values: Any) -> DataSettings:
+    """The data settings of a task; `config.labels`, where the task has it, is one of them."""
+    from data_pipeline.dataset import DataSettings
+
+    if "labels" in config:
+        values.setdefault("labels", config.labels)
+    return build(DataSettings, config.data, **values)
 
 
 def total_steps(config: Any, num_images: int) -> int:
@@ -107,6 +119,14 @@ def _is_fraction(value) -> bool:
     return 0 <= value < 1
 
 
+def _listed(text: str, pattern: str) -> bool:
+    """Whether a comma-separated text has parts of this pattern alone, each once."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return len(set(parts)) == len(parts) and all(re.fullmatch(pattern, part) for part in parts)
+
+
+_SHARE = r"0?\.\d*[1-9]\d*"  # Above 0 and below 1.
+
 # What a setting must satisfy, and that in words. Settings that a task lacks are passed over.
 _RULES = {
     "task": (lambda v: v in TASKS, f"one of {', '.join(TASKS)}"),
@@ -125,6 +145,7 @@ _RULES = {
     "probe_every_steps": (lambda v: v >= 0, "0 (never) or more"),
     "probe_images": (lambda v: v >= 1, "at least 1"),
     "train_films": (lambda v: v >= 1, "at least 1"),
+    "permutations": (lambda v: v >= 1, "at least 1"),
     "draws": (lambda v: v >= 1, "at least 1"),
     "label_fractions": (
         lambda v: v and all(0 < x <= 1 for x in v),
@@ -142,10 +163,25 @@ _RULES = {
     "self_training.teachers": (lambda v: v >= 1, "1 or more"),
     "labelled_fraction": (lambda v: 0 < v < 1, "above 0 and below 1"),
     "class_weights": (lambda v: v in ("none", "balanced"), "none or balanced"),
+    "labels": (lambda v: v in ("single", "multi"), "single or multi"),
+    "condition_on": (
+        lambda v: v in ("", "sex", "view", "sex,view", "view,sex"),
+        "sex, view, both separated by a comma, or empty",
+    ),
+    "data.uncertain": (
+        lambda v: v in ("ignore", "positive", "negative"),
+        "ignore, positive or negative",
+    ),
     "ema_decay": (_is_fraction, "at least 0 and below 1"),
     "best_metric": (lambda v: v in BEST_METRICS, f"one of {', '.join(BEST_METRICS)}"),
     "early_stopping_evals": (lambda v: v >= 0, "0 (never) or more"),
     "bootstrap_samples": (lambda v: v >= 0, "0 (no intervals) or more"),
+    "operating_points": (
+        lambda v: _listed(v, f"youden|(sensitivity|specificity):{_SHARE}"),
+        "youden, sensitivity:X and specificity:X, such as sensitivity:0.95,youden",
+    ),
+    "prevalence": (lambda v: _listed(v, _SHARE), "shares between 0 and 1, such as 0.01,0.1"),
+    "subgroups": (lambda v: _listed(v, "|".join(SUBGROUPS)), f"of {', '.join(SUBGROUPS)}"),
     "optimizer.name": (lambda v: v in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
     "optimizer.learning_rate": (lambda v: v > 0, "above 0"),
     "optimizer.warmup_fraction": (_is_fraction, "at least 0 and below 1"),

@@ -23,6 +23,12 @@ _HARMLESS = (
     "data.cache",
     "data.on_error",
 )
+# Settings that earlier versions did not have, as these behaved.
+_LATER = {
+    "operating_points": "sensitivity:0.95,youden",
+    "prevalence": "",
+    "subgroups": "sex,age,view,site",
+}
 # Files that a run writes before its first checkpoint.
 _BEGUN = (
     "config.json",
@@ -86,6 +92,7 @@ def changed_settings(workdir: str, config: Mapping[str, Any]) -> list[str]:
     if not os.path.exists(os.path.join(workdir, "config.json")) or not _has_results(workdir):
         return []
     before, after = _flat(read_config(workdir)), _flat(json.loads(json.dumps(config)))
+    before = {key: value for key, value in _LATER.items() if key in after} | before
     return [
         f"{key} ({before.get(key)!r} -> {after.get(key)!r})"
         for key in sorted(before.keys() | after.keys())

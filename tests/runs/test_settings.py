@@ -58,6 +58,9 @@ BAD = {
     "best_metric": ["auc"],
     "early_stopping_evals": [-1],
     "bootstrap_samples": [-1],
+    "operating_points": ["sensitivity", "sensitivity:1", "specificity:0", "youden,youden", "best"],
+    "prevalence": ["1", "0", "0.0", "ten"],
+    "subgroups": ["colour", "sex,sex"],
     "optimizer__name": ["adam"],
     "optimizer__learning_rate": [0.0, -1e-3, float("inf")],
     "optimizer__warmup_fraction": [-0.1, 1.0],
@@ -71,6 +74,9 @@ BAD = {
     "augment__gamma": [-0.1],
     "augment__noise": [-0.1],
     "augment__erase": [-0.1, 1.1],
+    "labels": ["several", ""],
+    "condition_on": ["age", "sex,sex", "sex view"],
+    "data__uncertain": ["ones"],
     "data__image_size": [0, 16, 100, -32],
     "data__resize": ["stretch"],
     "data__validation_fraction": [-0.1, 1.0],
@@ -97,6 +103,9 @@ GOOD = {
     "optimizer__name": ["sgd"],
     "optimizer__clip_norm": [0.0],
     "augment__rotation_degrees": [0.0, 180.0],
+    "labels": ["multi"],
+    "condition_on": ["sex", "view,sex"],
+    "data__uncertain": ["positive", "negative"],
     "data__image_size": [32, 224],
     "data__label_fraction": [0.01, 1.0],
     "data__test_fraction": [0.0],
@@ -124,7 +133,7 @@ def test_every_rule_is_tested():
     stage_one |= {"denoise__noise", "masking__fraction", "masking__patch_size", "views__blur"}
     views = {key.replace("augment", "views") for key in BAD if key.startswith("augment__")}
     others = {"study__size", "study__parallel_cells", "study__label_draw", "train_films"}
-    others |= {"draws", "label_fractions"}
+    others |= {"draws", "label_fractions", "permutations"}
     rules = {key.replace(".", "__") for key in settings._RULES}
     assert rules == BAD.keys() | stage_one | views | others
 

@@ -1,0 +1,148 @@
+"""Baselines without a network: the most frequent class, and ridge regression on 32 x 32 pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+import numpy as np
+from tqdm import tqdm
+
+from data_pipeline.dataset import DataSettings, Reader, finding_names
+from data_pipeline.decode import Preprocessing
+from data_pipeline.files import replaced
+from data_pipeline.labels import FindingNames
+from data_pipeline.loader import ImageSource, class_indices, evaluation_batches
+from data_pipeline.manifest import Records
+from data_pipeline.splits import Split
+from infantxray.evaluation.metrics import classification, findings_metrics
+from infantxray.evaluation.predictions import Predictions
+from infantxray.features.classifiers import ridge_path
+
+MAJORITY = "majority class, mean age"
+RIDGE = "ridge on 32 x 32 pixels"
+_SIDE = 32
+_PENALTIES = (0.01, 0.1, 1.0, 10.0)
+_MOST_IMAGES = 20_000
+
+
+def baselines(
+    settings: DataSettings, split: Split, like: Predictions, images: Records, cache: str = ""
+) -> dict[str, Predictions]:
+    """Predictions of the baselines for the test images.
+
+    Args:
+      settings: how images are read.
+      split: with the labels that may be trained on.
+      like: predictions of any model, for the truth.
+      images: the test images, in the order of `like`.
+      cache: file to keep the predictions in; empty = none.
+
+    Returns:
+      `{name: Predictions}`.
+    """
+    if cache and os.path.exists(cache):
+        with np.load(cache) as saved:
+            probabilities, ages = saved["probabilities"], saved["ages"]
+    else:
+        probabilities, ages = _ridge(settings, split, like.classes, images)
+        if cache:
+            os.makedirs(os.path.dirname(cache), exist_ok=True)
+            with replaced(cache, "wb") as file:
+                np.savez(file, probabilities=probabilities, ages=ages)
+    ridge = dataclasses.replace(like, probabilities=probabilities, age_predicted_months=ages)
+    names = finding_names(settings, split, like.classes)
+    return {MAJORITY: _majority(split.train, like, names), RIDGE: ridge}
+
+
+def _majority(train: Records, like: Predictions, names: FindingNames | None) -> Predictions:
+    label = class_indices(train.label, like.classes)
+    probabilities = np.zeros_like(like.probabilities)
+    if names is not None:
+        findings = names.matrix(train)
+        present, absent = (findings == 1).sum(0), (findings == 0).sum(0)
+        probabilities[:] = present / np.maximum(present + absent, 1)
+    elif (label >= 0).any():
+        probabilities[:, np.bincount(label[label >= 0]).argmax()] = 1.0
+    ages = np.full(len(like), np.nan)
+    if train.has_age.any():
+        ages[:] = train.age_months[train.has_age].astype(np.float64).mean()
+    return dataclasses.replace(like, probabilities=probabilities, age_predicted_months=ages)
+
+
+def _ridge(
+    settings: DataSettings, split: Split, classes: tuple[str, ...], images: Records
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores `[N, K]` (one class against the rest) and ages `[N]`.
+
+    The penalty is the one that does best on the validation images.
+    """
+    train = split.train.take(split.train.has_label | split.train.has_age)
+    if len(train) > _MOST_IMAGES:
+        rows = np.random.default_rng(0).permutation(len(train))[:_MOST_IMAGES]
+        train = train.take(np.sort(rows))
+    reader = Reader(
+        dataclasses.replace(settings, on_error="skip", cache="", memory_mb=0),
+        classes,
+        Preprocessing(_SIDE, settings.resize, settings.trim_borders),
+        names=finding_names(settings, split, classes),
+    )
+    parts = [_pixels(settings, reader(part)) for part in (train, split.validation, images)]
+    (x, truth, age), (x_val, truth_val, age_val), (x_test, _, _) = parts
+
+    def best(
+        rows: np.ndarray, targets: np.ndarray, score: Callable[[np.ndarray], float]
+    ) -> np.ndarray:
+        fits = ridge_path(x[rows], targets, _PENALTIES)
+        scores = [score(fit(x_val)) for fit in fits]
+        return fits[int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0](x_test)
+
+    probabilities = np.full((len(images), len(classes)), np.nan)
+    several = truth.ndim == 2
+    known = np.isfinite(truth).any(1) if several else truth >= 0
+    if classes and known.any():
+        if several:  # An unknown finding is taken to be as frequent as among the known ones.
+            share = np.nan_to_num(np.nanmean(truth[known], axis=0))
+            targets = np.where(np.isfinite(truth[known]), truth[known], share[None])
+        else:
+            targets = np.eye(len(classes))[truth[known]]
+        score = findings_metrics if several else classification
+        probabilities = best(known, targets, lambda scores: score(scores, truth_val)["roc_auc"])
+    ages = np.full(len(images), np.nan)
+    aged = np.isfinite(age)
+    if aged.any():
+
+        def closeness(found: np.ndarray) -> float:
+            error = np.abs(found[:, 0] - age_val)
+            return -float(error[np.isfinite(error)].mean()) if np.isfinite(error).any() else np.nan
+
+        ages = best(aged, age[aged, None].astype(np.float64), closeness)[:, 0]
+    return probabilities, ages
+
+
+def _pixels(
+    settings: DataSettings, source: ImageSource
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels `[N, 1024]` in [0, 1], labels and ages; unreadable images are black and unknown.
+
+    Labels are findings `[N, K]` where an image may have several.
+    """
+    records = source.records
+    truth, unknown = source.labels, -1.0
+    if source.findings is not None:
+        truth, unknown = source.findings, np.nan
+    if not len(records):
+        return np.zeros((0, _SIDE**2)), truth, records.age_months
+    steps = evaluation_batches(source, 64, num_threads=settings.num_threads)
+    total = -(-len(records) // 64)
+    batches = list(tqdm(steps, total=total, desc="pixels", unit="batch", delay=5, leave=False))
+    image = np.concatenate([batch["image"] for batch in batches])[: len(records)]
+    readable = np.concatenate([batch["mask"] for batch in batches])[: len(records)] > 0
+    return (
+        image.reshape(len(records), -1) / 255.0,
+        np.where(readable[:, None] if truth.ndim == 2 else readable, truth, unknown).astype(
+            truth.dtype
+        ),
+        np.where(readable, records.age_months, np.nan),
+    )
