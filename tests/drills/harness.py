@@ -103,17 +103,17 @@ class Command:
     def poll(self, *, block: bool = False) -> int | None:
         """The exit code, negative for a signal; None while the command works."""
         if self._code is None:
-            pid, status, usage = os.wait4(self.pid, 0 if block else os.WNOHANG)
+            with contextlib.suppress(OSError, IndexError):
+                fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+                self._cpu_seconds = sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+            pid, status = os.waitpid(self.pid, 0 if block else os.WNOHANG)
             if pid:
                 self._code = os.waitstatus_to_exitcode(status)
-                self._cpu_seconds = usage.ru_utime + usage.ru_stime
         return self._code
 
     def cpu_seconds(self) -> float:
-        """CPU time so far: a measure of progress on a machine that is busy with other work."""
-        if self.poll() is None:
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-            self._cpu_seconds = sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+        """CPU time of the process itself: its progress on a machine that is busy with others."""
+        self.poll()
         return self._cpu_seconds
 
     def wait(self, seconds: float = 600) -> int:
