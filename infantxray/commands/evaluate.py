@@ -16,6 +16,7 @@ from infantxray.reports.run_report import evaluate
 from infantxray.runs import runtime, settings, workdir
 from infantxray.stage_two import transfer
 from infantxray.stage_two.inference import Predictor, read_spec
+from infantxray.training import processes
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def run(config, folder: str) -> None:
             stage_one_known=stage_one is not None,
         )
     finally:
-        reader.write_bad_files(folder)
+        reader.write_bad_files(folder, processes.part())
 
 
 def _test_part(data: DataSettings) -> Records:

@@ -28,7 +28,7 @@ from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import self_training, transfer
 from infantxray.stage_two.inference import Predictor
 from infantxray.stage_two.loss import LossSettings, TaskWeights, learns_weights, make_task
-from infantxray.training import checkpoints, loop
+from infantxray.training import checkpoints, loop, processes
 from infantxray.training.augment import Augmentation
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,8 @@ def run(config, folder: str) -> None:
         _log.info("%s is finished: see %s", folder, report)
         return
 
-    split = open_split(data, folder)
+    with processes.main_first():
+        split = open_split(data, folder)
     spec = _specify(config, data, split)
     spec.write(folder)
     reader = Reader(data, spec.classes)
@@ -84,6 +85,7 @@ def run(config, folder: str) -> None:
         num_labelled=num_labelled,
         seed=config.seed,
         num_threads=data.num_threads,
+        part=processes.part(),
     )
     best_metric = _best_metric(config, validation)
     try:
@@ -120,6 +122,7 @@ def run(config, folder: str) -> None:
                     batch_size=config.batch_size,
                     seed=config.seed,
                     num_threads=data.num_threads,
+                    part=processes.part(),
                 )
             fit(loop_settings, folder, batches(informative))
         evaluate(
@@ -131,7 +134,7 @@ def run(config, folder: str) -> None:
             seed=config.seed,
         )
     finally:
-        reader.write_bad_files(folder)
+        reader.write_bad_files(folder, processes.part())
 
 
 def _fit(task, loop_settings, folder, batches, **options):

@@ -32,6 +32,7 @@ from infantxray.reports.page import NAMES, number
 from infantxray.runs import workdir
 from infantxray.stage_one.objectives import OBJECTIVES
 from infantxray.stage_two.inference import Predictor, restore
+from infantxray.training import processes
 from infantxray.training.writers import read_history
 
 _log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def evaluate(
       stage_one_known: whether it could be checked which patients stage one was trained on.
 
     Returns:
-      The contents of `metrics.json`.
+      The contents of `metrics.json`; nothing on processes that do not write.
     """
     spec = predictor.spec
     checkpoint = os.path.expanduser(checkpoint)
@@ -67,6 +68,8 @@ def evaluate(
     predictions, records = predictor(variables, source)
     if not len(records):
         raise DataError("none of the test images could be read")
+    if not processes.is_main():
+        return {}
     summary = summarise(predictions, bootstrap_samples=bootstrap_samples, seed=seed)
     if spec.classes:
         summary["calibration"] = calibration(predictions.probabilities, predictions.label)

@@ -14,7 +14,7 @@ import jax
 
 from data_pipeline.errors import UserError
 from infantxray.training import hooks as loop_hooks
-from infantxray.training import optimizer, writers
+from infantxray.training import optimizer, processes, writers
 from infantxray.training.checkpoints import Checkpoints
 from infantxray.training.hooks import Clock, Hook, Moment, NonFiniteLossError, Progress
 from infantxray.training.sharding import DataParallel
@@ -94,7 +94,7 @@ def fit(
 
     Args:
       task: what to train.
-      batches: a Grain iterator over training batches.
+      batches: a Grain iterator over training batches, or this process's part of them.
       settings: length and rhythm.
       workdir: checkpoints, TensorBoard files and `history.jsonl` go there.
       hooks: called before the first update and after every update.
@@ -109,7 +109,7 @@ def fit(
 
     Raises:
       NonFiniteLossError: the loss or its gradient became NaN or infinite.
-      Interrupted: SIGTERM or SIGINT came; a checkpoint was saved.
+      Interrupted: SIGTERM or SIGINT came, to any of the processes; a checkpoint was saved.
     """
     sharding = DataParallel()
     sharding.check_batch_size(settings.batch_size, settings.accumulate_steps)
@@ -131,7 +131,7 @@ def fit(
             task, tx, batches, settings, checkpoints, sharding, initialise, init_key
         )
         start = int(state.step)
-        log = writers.ScalarLog(workdir, start)
+        log = writers.ScalarLog(workdir, start) if processes.is_main() else writers.SilentLog()
         stack.callback(log.close)
         bar = loop_hooks.progress_bar(start, settings.total_steps)
         stack.callback(bar.close)
@@ -148,7 +148,8 @@ def fit(
         metrics_log = loop_hooks.MetricsLog(settings.logs, schedule, clock, bar, explain_non_finite)
         validation = loop_hooks.Validation(
             settings.evaluates,
-            task.evaluate,
+            # All processes must stop at the same evaluation: one of them decides.
+            lambda variables: processes.from_main(task.evaluate(variables)),
             settings.best_metric,
             settings.lower_is_better,
             settings.early_stopping_evals,
@@ -180,7 +181,10 @@ def fit(
                 for hook in (*hooks, validation):
                     log(step, hook(moment))
             # Read once: a signal may come at any moment. Steps are checked before they are saved.
-            moment = dataclasses.replace(moment, stopping=stop.requested)
+            stopping = stop.requested
+            if processes.count() > 1:  # They agree where they wait for the devices anyway.
+                stopping = settings.logs(moment) and processes.any_of(stopping)
+            moment = dataclasses.replace(moment, stopping=stopping)
             log(step, metrics_log(moment))
             with clock.paused():
                 saving(moment)
@@ -221,7 +225,7 @@ def _start(
         return TrainState.create(variables, tx, ema=settings.ema_decay > 0)
 
     if checkpoints.latest_step is None:
-        variables = initialise(jax.jit(task.init)(init_key))
+        variables = sharding.replicate(initialise(jax.jit(task.init)(init_key)))
         state = jax.jit(create, out_shardings=sharding.replicated)(variables)
         return state, Progress(data=batches.get_state())
     abstract = jax.tree.map(
