@@ -41,7 +41,7 @@ class DataParallel:
         else:
             if self.num_devices != self.part.count * jax.local_device_count():
                 raise UserError("all processes of a run must have the same number of devices")
-            # `make_mesh` may order devices by their network; a process reads rows that are together.
+            # A process reads rows that lie together; `make_mesh` may order devices otherwise.
             ordered = sorted(self.devices, key=lambda device: (device.process_index, device.id))
             mesh = Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
         self.replicated = NamedSharding(mesh, PartitionSpec())
@@ -65,9 +65,7 @@ class DataParallel:
         """Sends this process's part of a batch to its devices; returns before it has arrived."""
         if self.part.count == 1:
             return jax.device_put(batch, self.batch)
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(self.batch, x), batch
-        )
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.batch, x), batch)
 
     def gather(self, outputs: PyTree) -> PyTree:
         """Arrays divided as batches are -> arrays that every process can read as a whole."""
@@ -75,4 +73,6 @@ class DataParallel:
 
     def replicate(self, tree: PyTree) -> PyTree:
         """Arrays that are equal on all processes -> the same on all devices of a run."""
-        return tree if self.part.count == 1 else jax.device_put(jax.device_get(tree), self.replicated)
+        if self.part.count == 1:
+            return tree
+        return jax.device_put(jax.device_get(tree), self.replicated)
