@@ -115,7 +115,7 @@ def fit(
     sharding = DataParallel()
     sharding.check_batch_size(settings.batch_size, settings.accumulate_steps)
     init_key, step_key = jax.random.split(jax.random.key(settings.seed))
-    step_key = jax.device_put(step_key, sharding.replicated)
+    step_key = sharding.replicate(step_key)
     factors = learning_rate_factors(jax.eval_shape(task.init, init_key)["params"])
     tx = optimizer.create_optimizer(settings.optimizer, settings.total_steps, factors)
     train_step = make_train_step(
@@ -226,7 +226,9 @@ def _start(
         return TrainState.create(variables, tx, ema=settings.ema_decay > 0)
 
     if checkpoints.latest_step is None:
-        variables = sharding.replicate(change(initialise(task.init, init_key)))
+        variables = change(initialise(task.init, init_key))
+        if sharding.part.count > 1:
+            variables = sharding.replicate(variables)
         state = jax.jit(create, out_shardings=sharding.replicated)(variables)
         return state, Progress(data=batches.get_state())
     abstract = jax.tree.map(

@@ -72,7 +72,9 @@ class DataParallel:
         return outputs if self.part.count == 1 else self._everywhere(outputs)
 
     def replicate(self, tree: PyTree) -> PyTree:
-        """Arrays that are equal on all processes -> the same on all devices of a run."""
+        """Arrays, or one key, that all processes have -> the same on all devices of a run."""
         if self.part.count == 1:
-            return tree
-        return jax.device_put(jax.device_get(tree), self.replicated)
+            return jax.device_put(tree, self.replicated)
+        if jax.dtypes.issubdtype(getattr(tree, "dtype", None), jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(self.replicate(jax.random.key_data(tree)))
+        return self._everywhere(jax.device_get(tree))
