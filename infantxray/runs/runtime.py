@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from data_pipeline.errors import UserError
-from infantxray.runs import cpu_memory
+from infantxray.runs import cpu_memory, native_messages
 from infantxray.training import processes
 
 _log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ def join(
         coordinator_address = None
     elif None in flags and flags != (None, None, None):
         raise UserError("give --coordinator_address, --num_processes and --process_id together")
+    native_messages.filter_stderr()
     try:
         jax.distributed.initialize(
             coordinator_address,

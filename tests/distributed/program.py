@@ -1,6 +1,6 @@
 """`main.py` with a narrow encoder, `small`, for tests that start it as several processes.
 
-    python program.py NUM_DEVICES --config=... [--coordinator_address=... ...]
+python program.py NUM_DEVICES --config=... [--coordinator_address=... ...]
 """
 
 import functools
