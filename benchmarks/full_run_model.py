@@ -199,8 +199,8 @@ def main() -> None:
         f"1. Without a cache, decoding: {mean_rate * DECODE_MS['JPEG, 1024 px'] / 1e3:.0f} cores "
         "of JPEG for every GPU. `prepare` first.",
         f"2. With the cache on a network disk, the disk: 64 GPUs read {64 * feed / 1e9:.0f} "
-        f"GB/s. The cache of {cache / 1e9:.0f} GB fits in the memory or on the disk of each machine: "
-        "copy it there, and nothing is read over the network.",
+        f"GB/s. The cache of {cache / 1e9:.0f} GB fits in the memory or on the disk of each "
+        "machine: copy it there, and nothing is read over the network.",
         "3. Then the GPUs' memory traffic (the steps run at .15 to .47 of its floor), up to the "
         f"number of runs: {runs_one} of stage one keep {runs_one} GPUs busy.",
         f"4. On 64 GPUs the longest chain of runs, HRNet's {longest:.1f} hours.",

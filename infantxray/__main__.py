@@ -25,7 +25,7 @@ _COORDINATOR = flags.DEFINE_string(
     "coordinator_address",
     None,
     "Of a run over several processes: host:port that process 0 serves at, or auto = ask the "
-    "machine (Cloud TPU). Slurm, Open MPI, Kubernetes and GKE need none of these three flags.",
+    "machine (Cloud TPU). Slurm, Open MPI and GKE with TPUs need none of these three flags.",
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes share the run.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")

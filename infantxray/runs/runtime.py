@@ -46,7 +46,7 @@ def join(
     Args:
       task: name of the command.
       coordinator_address: `host:port` that process 0 serves at; `"auto"` = JAX finds out the three
-        on a Cloud TPU; None = of Slurm, Open MPI, Kubernetes or GKE, where one started the program.
+        on a Cloud TPU; None = of Slurm, Open MPI or GKE (TPU), where one started the program.
       num_processes: of the run; 1 = never look for others.
       process_id: of this one.
 
@@ -95,7 +95,6 @@ def _launched_with_others() -> bool:
         or int(value("OMPI_COMM_WORLD_SIZE") or 1) > 1
         or "," in value("TPU_WORKER_HOSTNAMES", "")
         or "," in value("TPU_PROCESS_ADDRESSES", "")
-        or bool(value("JAX_COORDINATOR_ADDRESS"))  # Kubernetes, beside JAX's own detection.
     )
 
 
