@@ -49,7 +49,9 @@ def write_manifest(folder: Path, images: int) -> Path:
         writer = csv.writer(file)
         writer.writerow(["image_path", "patient_id", "age_months", "label"])
         for i in range(images):
-            writer.writerow([f"{i}.png", f"{folder.name}-{i}", i % 36 + 1, ("mass", "normal")[i % 2]])
+            writer.writerow(
+                [f"{i}.png", f"{folder.name}-{i}", i % 36 + 1, ("mass", "normal")[i % 2]]
+            )
     return folder / "manifest.csv"
 
 

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipeline.context import context_matrix
 from data_pipeline.decode import load_image
 from data_pipeline.decode.preprocessing import to_square
 from data_pipeline.errors import UserError
 from infantxray.evaluation import saliency
+from infantxray.evaluation.predictions import joined_findings
 from infantxray.features.extraction import encoder_variables, pooled_map
 from infantxray.models import create_encoder
 from infantxray.runs import workdir as run_folder
@@ -45,21 +47,28 @@ class Result:
       probabilities: float32 `[N, K]`.
       age_months: float32 `[N]`; NaN for a model without an age head.
       image_path: the N files; empty where arrays were given.
+      multi_label: whether an image may have several conditions.
     """
 
     classes: tuple[str, ...]
     probabilities: np.ndarray
     age_months: np.ndarray
     image_path: tuple[str, ...] = ()
+    multi_label: bool = False
 
     def __len__(self) -> int:
         return len(self.probabilities)
 
     @property
     def predicted(self) -> list[str]:
-        """The most probable condition of each image; empty without conditions."""
+        """The most probable condition of each image; empty without conditions.
+
+        Where an image may have several: those of probability 0.5 and more, joined by `|`.
+        """
         if not self.classes:
             return []
+        if self.multi_label:
+            return [joined_findings(self.classes, row) for row in self.probabilities]
         return [self.classes[k] for k in self.probabilities.argmax(1)]
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -135,14 +144,32 @@ class Model:
             return np.stack([to_square(image, how) for image in images])
         return np.stack([load_image(path, how) for path in _paths(images)])
 
-    def predict(self, images: Images) -> Result:
+    def predict(
+        self, images: Images, *, sex: str | Sequence[str] = "", view: str | Sequence[str] = ""
+    ) -> Result:
         """Predicts conditions and ages.
+
+        Args:
+          images: files, or uint8 `[B, H, W]`.
+          sex, view: of each image, or of all, such as `"F"` and `"AP"`; empty = unknown. They
+            matter to models that were trained with `config.condition_on`.
 
         Raises:
           UserError: the model is of stage one and has no heads.
+          ValueError: there are more or fewer sexes or views than images.
         """
         self._need_heads("predict")
-        outputs = self._map(self._predict, images)
+        context = None
+        if self.spec.context:
+            shown: Any = images if _are_arrays(images) else _paths(images)
+            n = len(shown)
+            known = {"sex": sex, "view": view}
+            listed = {k: [v] * n if isinstance(v, str) else list(v) for k, v in known.items()}
+            for name, values in listed.items():
+                if len(values) != n:
+                    raise ValueError(f"{len(values)} values of {name} for {n} images")
+            context = context_matrix(self.spec.context, **listed)
+        outputs = self._map(self._predict, images, context)
         n = len(outputs["features"])
         ages = outputs.get("age", np.full(n, np.nan, np.float32))
         return Result(
@@ -150,6 +177,7 @@ class Model:
             probabilities=outputs.get("probabilities", np.zeros((n, 0), np.float32)),
             age_months=np.asarray(self.spec.age_in_months(ages) if self.spec.has_age else ages),
             image_path=() if _are_arrays(images) else tuple(map(str, _paths(images))),
+            multi_label=self.spec.multi_label,
         )
 
     def embed(self, images: Images) -> np.ndarray:
@@ -226,8 +254,10 @@ class Model:
                 + (" and reconstruct" if self.spec.objective in _RECONSTRUCTING else "")
             )
 
-    def _map(self, function: Callable[..., PyTree], images: Images) -> Any:
-        """Applies a jitted function to all images, batch by batch."""
+    def _map(
+        self, function: Callable[..., PyTree], images: Images, context: np.ndarray | None = None
+    ) -> Any:
+        """Applies a jitted function to all images, batch by batch, and to rows of `context`."""
         listed: Any = images if _are_arrays(images) else _paths(images)
         if not len(listed):
             raise ValueError("no images were given")
@@ -237,7 +267,11 @@ class Model:
             # A few shapes: a single image, and whole batches.
             missing = -len(pixels) % _BATCH if len(listed) > 1 else 0
             padded = np.pad(pixels, ((0, missing), (0, 0), (0, 0)))[..., None]
-            outputs = jax.device_get(function(self.variables, padded))
+            arguments = [self.variables, padded]
+            if context is not None:
+                rows = context[start : start + _BATCH]
+                arguments.append(np.pad(rows, ((0, missing), (0, 0))))
+            outputs = jax.device_get(function(*arguments))
             parts.append(jax.tree.map(operator.itemgetter(slice(len(pixels))), outputs))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 

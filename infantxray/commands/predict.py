@@ -25,7 +25,7 @@ def run(config, folder: str) -> None:
     data = settings.build(DataSettings, config.data)
     records = open_sources(data.test)
     workdir.prepare(folder, settings.to_dict(config))
-    reader = Reader(data, spec.classes, spec.preprocessing)
+    reader = Reader(data, spec.classes, spec.preprocessing, context=spec.context)
     predictor = Predictor(spec, batch_size=config.batch_size, num_threads=data.num_threads)
     variables, _ = restore(config.checkpoint, spec)
     try:

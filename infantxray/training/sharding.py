@@ -6,6 +6,8 @@ own devices compute on, and a computed array is gathered before it is read.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +18,11 @@ from data_pipeline.errors import UserError
 from infantxray.training import processes
 
 PyTree = Any
+
+
+@functools.cache  # One function for all instances: it is compiled once for each shape.
+def _copy_to(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
+    return jax.jit(lambda tree: tree, out_shardings=sharding)
 
 
 class DataParallel:
@@ -47,7 +54,6 @@ class DataParallel:
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.batch = NamedSharding(mesh, PartitionSpec("data"))
         self.micro_batches = NamedSharding(mesh, PartitionSpec(None, "data"))
-        self._everywhere = jax.jit(lambda tree: tree, out_shardings=self.replicated)
 
     def check_batch_size(self, batch_size: int, accumulate_steps: int = 1) -> None:
         """Raises `UserError` if the devices cannot share a batch evenly."""
@@ -69,7 +75,7 @@ class DataParallel:
 
     def gather(self, outputs: PyTree) -> PyTree:
         """Arrays divided as batches are -> arrays that every process can read as a whole."""
-        return outputs if self.part.count == 1 else self._everywhere(outputs)
+        return outputs if self.part.count == 1 else _copy_to(self.replicated)(outputs)
 
     def replicate(self, tree: PyTree) -> PyTree:
         """Arrays, or one key, that all processes have -> the same on all devices of a run."""
@@ -77,4 +83,4 @@ class DataParallel:
             return jax.device_put(tree, self.replicated)
         if jax.dtypes.issubdtype(getattr(tree, "dtype", None), jax.dtypes.prng_key):
             return jax.random.wrap_key_data(self.replicate(jax.random.key_data(tree)))
-        return self._everywhere(jax.device_get(tree))
+        return _copy_to(self.replicated)(jax.device_get(tree))

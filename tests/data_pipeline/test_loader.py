@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.decode import Preprocessing
-from data_pipeline.errors import DataError, UnreadableImage
+from data_pipeline.errors import DataError, UnreadableImage, UserError
 from data_pipeline.loader import (
     BadFiles,
     ImageSource,
@@ -298,5 +298,5 @@ def test_the_parts_of_an_evaluation_are_padded_alike(folder):
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(folder):
-    with pytest.raises(ValueError, match="batch of 4 cannot be cut into 3"):
+    with pytest.raises(UserError, match=r"batch_size \(4\).*3 processes"):
         training_batches(source(folder), 4, seed=0, num_threads=1, part=Part(0, 3))
