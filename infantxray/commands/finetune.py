@@ -30,7 +30,7 @@ from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import self_training, transfer
 from infantxray.stage_two.inference import Predictor
 from infantxray.stage_two.loss import LossSettings, TaskWeights, learns_weights, make_task
-from infantxray.training import checkpoints, loop
+from infantxray.training import checkpoints, loop, processes
 from infantxray.training.augment import Augmentation
 
 _log = logging.getLogger(__name__)
@@ -48,7 +48,8 @@ def run(config, folder: str) -> None:
         return
 
     notes: list[str] = []
-    split = open_split(data, folder, notes)
+    with processes.main_first():
+        split = open_split(data, folder, notes)
     spec = _specify(config, data, split)
     spec.write(folder)
     names = finding_names(data, split, spec.classes)
@@ -92,6 +93,7 @@ def run(config, folder: str) -> None:
         num_labelled=num_labelled,
         seed=config.seed,
         num_threads=data.num_threads,
+        part=processes.part(),
     )
     best_metric = _best_metric(config, validation)
     try:
@@ -128,6 +130,7 @@ def run(config, folder: str) -> None:
                     batch_size=config.batch_size,
                     seed=config.seed,
                     num_threads=data.num_threads,
+                    part=processes.part(),
                 )
             fit(loop_settings, folder, batches(informative))
         evaluate(
@@ -144,7 +147,7 @@ def run(config, folder: str) -> None:
             label_notes=notes,
         )
     finally:
-        reader.write_bad_files(folder)
+        reader.write_bad_files(folder, processes.part())
 
 
 def _fit(task, loop_settings, folder, batches, **options):

@@ -11,6 +11,7 @@ from data_pipeline.sources import open_sources
 from infantxray.evaluation.predictions import write_predictions
 from infantxray.runs import runtime, settings, workdir
 from infantxray.stage_two.inference import Predictor, read_spec, restore
+from infantxray.training import processes
 
 _log = logging.getLogger(__name__)
 
@@ -30,9 +31,11 @@ def run(config, folder: str) -> None:
     try:
         predictions, records = predictor(variables, reader(records))
     finally:
-        reader.write_bad_files(folder)
+        reader.write_bad_files(folder, processes.part())
     if not len(records):
         raise DataError("none of the images could be read; bad_files.csv says why")
+    if not processes.is_main():
+        return
     path = os.path.join(folder, "predictions.csv")
     write_predictions(path, predictions, records)
     _log.info("%d predictions: %s", len(records), path)

@@ -42,6 +42,7 @@ from infantxray.reports.tables import Table
 from infantxray.runs import workdir
 from infantxray.stage_one.objectives import OBJECTIVES
 from infantxray.stage_two.inference import Predictor, restore
+from infantxray.training import processes
 from infantxray.training.writers import read_history
 
 _log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def evaluate(
       label_notes: what was done to labels, for the report.
 
     Returns:
-      The contents of `metrics.json`.
+      The contents of `metrics.json`; nothing on processes that do not write.
     """
     spec = predictor.spec
     checkpoint = os.path.expanduser(checkpoint)
@@ -109,6 +110,8 @@ def evaluate(
     if not len(records):
         raise DataError("none of the test images could be read")
     points = _operating_points(folder, checkpoint, predictor, variables, validation, review)
+    if not processes.is_main():
+        return {}
     split = read_split(os.path.join(checkpoint, "split.csv"))
     how = dataclasses.replace(
         data, resize=spec.preprocessing.resize, trim_borders=spec.preprocessing.trim_borders

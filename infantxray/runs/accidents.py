@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from data_pipeline.errors import UserError
+from infantxray.runs import native_messages
 
 USER_ERROR, INTERNAL_ERROR = 2, 1
 ERROR_LOG = "error.log"
@@ -83,6 +84,9 @@ def report(error: BaseException, workdir: str | None) -> int:
         _print(f"error: {line}")
         return USER_ERROR
     log = _write_log(error, workdir)
+    if line == native_messages.LOST:
+        native_messages.say_lost()
+        return INTERNAL_ERROR
     where = f"; the details are in {log}" if log else ""
     _print(f"error: {line}{where}")
     if not log:
@@ -101,6 +105,8 @@ def explain(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text
+    if any(word in text for word in ("Gloo", "CoordinationService", "coordination service")):
+        return native_messages.LOST
     number = os_error(error)
     if number is not None:
         name = getattr(error, "filename", None)

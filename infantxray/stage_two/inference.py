@@ -136,7 +136,9 @@ class Predictor:
             rows = np.zeros((len(image), source.context.shape[1]), np.float32)
             here = source.context[number * len(image) :][: len(image)]
             rows[: len(here)] = here
-            return self._apply(variables, image, jax.device_put(rows, DataParallel().batch))
+            sharding = DataParallel()
+            part = sharding.part.of(rows, len(rows))
+            return self._apply(variables, image, sharding.put(part))
 
         batches = map_batches(
             apply,
