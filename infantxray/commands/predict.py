@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import os
 import sys
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from data_pipeline import tables
 from data_pipeline.adapters import ADAPTERS
 from data_pipeline.dataset import DataSettings, Reader
+from data_pipeline.decode import load_image
 from data_pipeline.errors import DataError, UnreadableImage, UserError
 from data_pipeline.files import write_json
 from data_pipeline.loader import ImageSource
@@ -193,6 +193,7 @@ class Extras:
             member.variables,
             mean=self._spec.input_mean,
             std=self._spec.input_std,
+            batch_size=1,
         )
 
     def add(self, row: dict[str, Any], answers: Answers, i: int) -> None:
@@ -204,8 +205,6 @@ class Extras:
         wanted = self._pages and len(self._cards) < MOST_PICTURES
         if not (wanted or self._dicom):
             return
-        from data_pipeline.decode import load_image
-
         image = load_image(row["image_path"], self._spec.preprocessing)
         heat = None
         if self._spec.classes:

@@ -185,11 +185,7 @@ def _model_json(
         "conformal": conformal,
         "outliers": outliers,
         "thresholds": trust.thresholds or None,
-        "metrics": {
-            key: metrics[key]
-            for key in ("n", *HEADLINES)
-            if metrics.get(key) is not None
-        },
+        "metrics": {key: metrics[key] for key in ("n", *HEADLINES) if metrics.get(key) is not None},
         "examples": examples,
     }
 

@@ -41,6 +41,14 @@ def answer_function(
     def heads(latent: jax.Array, age: jax.Array | None = None) -> dict[str, jax.Array]:
         return model.apply(variables, latent, age, method=DiagnosisModel.heads)  # type: ignore
 
+    # The logits are an affine function of the pooled map: its slope is `[K, C]`. It is computed
+    # here, because converters replace layers by operations of their own, without derivatives.
+    slope = np.zeros((0, 0))
+    if spec.classes and not spec.age_film:
+        channels = model.encoder.num_features
+        gradient = jax.jacobian(lambda z: heads(z[None, None, None])["logits"][0])
+        slope = np.asarray(gradient(np.zeros(channels, np.float32)))
+
     def answer(image: jax.Array) -> tuple[jax.Array, ...]:
         x = normalise(image.astype(jnp.float32) / 255.0, spec.input_mean, spec.input_std)
         latent = model.apply(variables, x, method=DiagnosisModel.latent)
@@ -58,10 +66,7 @@ def answer_function(
 
     def activation(latent: jax.Array, outputs: dict[str, jax.Array]) -> jax.Array:
         if not spec.age_film:
-            # The logits are an affine function of the pooled map: its slope is `[K, C]`.
-            slope = jax.jacobian(lambda z: heads(z[None, None, None])["logits"][0])
-            weights = np.asarray(slope(np.zeros(latent.shape[-1], np.float32)))
-            return jnp.einsum("bhwc,kc->bkhw", latent, weights)
+            return jnp.einsum("bhwc,kc->bkhw", latent, slope)
         height, width = latent.shape[1:3]  # The slope depends on the age: cell by cell.
         empty = heads(jnp.zeros_like(latent[:, :1, :1]), outputs["age"])["logits"]
         cells = [

@@ -10,7 +10,6 @@ import jinja2
 from infantxray.evaluation.metrics import HEADLINES
 
 
-
 def model_card(
     name: str,
     *,

@@ -34,20 +34,19 @@ def to_onnx(
     Raises:
       UserError: jax2onnx is not installed.
     """
-    logger = logging.getLogger("jax2onnx")
-    level = logger.level
+    logging.disable(logging.WARNING)  # It warns of plugins that other networks would need.
     try:
-        logger.setLevel(logging.ERROR)  # It warns of plugins that other networks would need.
         from jax2onnx import to_onnx as convert
+
+        image = jax.ShapeDtypeStruct(("B", image_size, image_size, 1), jnp.uint8)
+        with use_forms("onnx"):
+            model = convert(
+                function, [image], opset=opset, input_names=["image"], output_names=list(names)
+            )
     except ImportError:
         raise UserError(f"the export to ONNX needs jax2onnx: {INSTALL}") from None
     finally:
-        logger.setLevel(level)
-    image = jax.ShapeDtypeStruct(("B", image_size, image_size, 1), jnp.uint8)
-    with use_forms("onnx"):
-        model = convert(
-            function, [image], opset=opset, input_names=["image"], output_names=list(names)
-        )
+        logging.disable(logging.NOTSET)
     return model.SerializeToString()  # type: ignore[no-any-return]
 
 
