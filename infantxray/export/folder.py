@@ -84,6 +84,7 @@ def write_export(
         str(place / "encoder.safetensors"),
         scale=InputScale(spec.input_mean, spec.input_std),
     )
+    (place / "encoder.safetensors").chmod(0o644)  # Its library makes it private.
     shown = _write_page(place, spec.classes) if page else []
     metrics = _metrics(member.folder)
     model = _model_json(member, trust, name, licence, metrics, shown)
@@ -279,8 +280,8 @@ def _write_bytes(path: Path, data: bytes) -> None:
 
 
 def _write_checksums(place: Path) -> None:
-    files = sorted(p for p in place.rglob("*") if p.is_file() and p.name != "SHA256SUMS")
-    skipped = ("run.lock", "config.json.tmp", "error.log")
+    files = sorted(p for p in place.rglob("*") if p.is_file())
+    skipped = ("SHA256SUMS", "error.log")
     lines = [
         f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(place).as_posix()}\n"
         for p in files

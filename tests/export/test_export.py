@@ -45,14 +45,14 @@ def test_the_exported_function_is_the_calibrated_prediction(small, changes):
     member = make_member(small, **changes)
     function, names = answer_function(member.spec, member.variables, temperature=2.0)
     found = dict(zip(names, jax.jit(function)(images(3)), strict=True))
-    expected = inference.predict_function(member.spec)(member.variables, images(3))
+    expected = jax.jit(inference.predict_function(member.spec))(member.variables, images(3))
     root = np.sqrt(expected["probabilities"])
     np.testing.assert_allclose(
         found["probabilities"], root / root.sum(1, keepdims=True), rtol=1e-4, atol=1e-6
     )
     months = member.spec.age_in_months(expected["age"])
     np.testing.assert_allclose(found["age_months"], months, rtol=1e-5)
-    np.testing.assert_allclose(found["features"], expected["features"], rtol=1e-5)
+    np.testing.assert_allclose(found["features"], expected["features"], rtol=1e-4, atol=1e-5)
     # Class activation maps sum to the logits, up to a constant of the class.
     mean = np.asarray(found["saliency"]).mean((2, 3))
     logits = np.log(np.asarray(expected["probabilities"]))
