@@ -1,6 +1,6 @@
 # make demo   both stages on embedded data, to runs/demo/finetune/report.html
 # make test   all tests
-# make lint   style
+# make lint   style and types
 # make reader the page of an export, from the sources in reader/; needs npm
 # Each creates .venv where it is not there or a requirements file has changed.
 
@@ -11,10 +11,11 @@ READER := infantxray/export_assets/built/reader.html
 
 .PHONY: demo test lint reader
 
-.venv/installed: requirements.txt requirements-dev.txt
+.venv/installed: requirements.txt requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	$(RUN) -m pip install --quiet --no-deps --editable .
 	touch $@
 
 demo: .venv/installed
@@ -35,3 +36,4 @@ test: .venv/installed $(if $(shell command -v npm),$(READER))
 lint: .venv/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy

@@ -18,6 +18,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import datetime
+import functools
 import gc
 import importlib.metadata
 import importlib.util
@@ -288,7 +289,7 @@ def first_step(size: Size, forms: str) -> dict:
         compiling = pool.submit(compile_job, job, size, forms)
         _, model, optimizer, batch = make_step(job, size, forms)
         image = jnp.zeros((1, size.image, size.image, 1))
-        variables = initialise(model, jax.random.key(0), image, train=False)
+        variables = initialise(functools.partial(model.init, train=False), jax.random.key(0), image)
         params = variables["params"]
         state = params, variables.get("batch_stats", {}), optimizer.init(params)
         compiled = compiling.result()[0]

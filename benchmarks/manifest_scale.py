@@ -5,8 +5,8 @@ From the repository's root, about a minute:
     python benchmarks/manifest_scale.py --output benchmarks/results/manifest_scale.md
 
 312,000 rows are the paper's scale, three million ten times it. What is timed, in a process of its
-own: reading the manifest, dividing it by patient, opening the images and the first shuffled batch of
-32 at 224 pixels. Memory is the process's peak, interpreter and libraries included.
+own: reading the manifest, dividing it by patient, opening the images and the first shuffled batch
+of 32 at 224 pixels. Memory is the process's peak, interpreter and libraries included.
 """
 
 from __future__ import annotations

@@ -124,7 +124,8 @@ def row(name: str, paths: list[str]) -> str:
     low, half, high = np.percentile(radiographs, (5, 50, 95))
     mean, sd = radiographs.mean(), radiographs.std(axis=(1, 2)).mean()
     return (
-        f"| {name} | {len(radiographs)} | {mean:.0f} | {sd:.0f} | {low:.0f} | {half:.0f} | {high:.0f} | "
+        f"| {name} | {len(radiographs)} | {mean:.0f} | {sd:.0f} | {low:.0f} | {half:.0f} "
+        f"| {high:.0f} | "
         f"{contrast:.1f} | {slope(radiographs):.2f} | {noise:.1f} |"
     )
 

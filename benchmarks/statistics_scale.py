@@ -31,6 +31,7 @@ from infantxray.evaluation import (  # noqa: E402
     outliers,
     roc,
     subgroups,
+    summary,
     temperature,
 )
 from infantxray.evaluation.calibration import calibration  # noqa: E402
@@ -104,6 +105,10 @@ def steps(validation: metrics.Predictions, test: metrics.Predictions, other: met
 
     hits = [p.probabilities.argmax(1) == p.label for p in (test, other)]
     confidence = test.probabilities.max(1)
+    yield (
+        "metrics.json with its bootstrap of 1,000 samples",
+        lambda: summary.summarise(test, bootstrap_samples=1000),
+    )
     yield "calibration", lambda: calibration(test.probabilities, test.label)
     yield "operating points, 3 rules", points
     yield "ROC AUC", each(roc.auc)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -36,7 +36,7 @@ def class_indices(label: np.ndarray, classes: Sequence[str]) -> np.ndarray:
 class BadFiles:
     """Files that could not be read, with the reason; shared by all threads."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._reasons: dict[str, str] = {}
         self._lock = threading.Lock()
 
@@ -49,7 +49,7 @@ class BadFiles:
     def __len__(self) -> int:
         return len(self._reasons)
 
-    def write(self, path: str | os.PathLike) -> None:
+    def write(self, path: str | os.PathLike[str]) -> None:
         """Writes `bad_files.csv`, if there are any."""
         with self._lock:
             rows = sorted(self._reasons.items())
@@ -159,7 +159,7 @@ class ImageSource:
         }
         if self.soft_labels is not None:
             batch["soft_label"] = self.soft_labels[rows]
-        missing = range(len(rows))
+        missing: Iterable[int] = range(len(rows))
         if self._cache is not None and self._memory is None:
             paths = self.records.image_path[rows]
             missing = np.flatnonzero(~self._cache.read_into(paths, batch["image"][..., 0]))

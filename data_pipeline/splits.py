@@ -97,7 +97,13 @@ def split_by_patient(
     return records.replace(split=np.array([role[key] for key in keys], dtype=object))
 
 
-def _split_source(records, keys, validation_fraction, test_fraction, seed) -> dict[str, str]:
+def _split_source(
+    records: Records,
+    keys: np.ndarray,
+    validation_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> dict[str, str]:
     name_of = dict(zip(keys, _portable_names(records), strict=True))
     given: dict[str, str] = {}
     label_of: dict[str, str] = {}
@@ -136,7 +142,9 @@ def _split_source(records, keys, validation_fraction, test_fraction, seed) -> di
     return role
 
 
-def _too_few_to_validate(records, keys, role, fraction: float) -> set[str]:
+def _too_few_to_validate(
+    records: Records, keys: np.ndarray, role: dict[str, str], fraction: float
+) -> set[str]:
     """The training patients with an answer, where a source has few of them among many without.
 
     A validation part would then hold too few answers to choose a checkpoint by; they are better
@@ -150,7 +158,9 @@ def _too_few_to_validate(records, keys, role, fraction: float) -> set[str]:
     return patients if partly and few else set()
 
 
-def _take(strata, role, name: str, fraction: float, seed: int) -> None:
+def _take(
+    strata: dict[str, list[str]], role: dict[str, str], name: str, fraction: float, seed: int
+) -> None:
     """Moves `fraction` of the patients of every stratum from training to `name`.
 
     `fraction` is of all patients at hand. What rounding leaves over goes to the strata with the
@@ -369,10 +379,10 @@ def read_split(path: str | os.PathLike[str]) -> Split:
     return Split(**{name: records.take(records.split == name) for name in SPLITS})
 
 
-def check_unchanged(path: str | os.PathLike, split: Split) -> None:
+def check_unchanged(path: str | os.PathLike[str], split: Split) -> None:
     """Raises `DataError` if `split.csv` of a run says otherwise than the data does now."""
 
-    def rows(split: Split) -> set[tuple]:
+    def rows(split: Split) -> set[tuple[str, ...]]:
         return {
             (name, path, label, "" if age != age else f"{age:.9g}")
             for name in SPLITS

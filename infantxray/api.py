@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from data_pipeline.decode import load_image
 from data_pipeline.decode.preprocessing import to_square
@@ -258,15 +257,14 @@ class Model:
             target = int(self.predict(pixels).probabilities[0].argmax())
         else:
             target = self.classes.index(condition)
-        arguments = (self._model, self.variables, pixels[..., None], np.array([target]))
-        scale = {"mean": self.spec.input_mean, "std": self.spec.input_std}
-        if method == "integrated_gradients":
-            heat = saliency.integrated_gradients(*arguments, **scale)
-        else:
-            heat = saliency.grad_cam(*arguments, level=level, **scale)
-        large = Image.fromarray(np.asarray(heat[0], np.float32))
-        large = large.resize((size, size), Image.Resampling.BICUBIC)
-        return np.clip(np.asarray(large), 0.0, 1.0)
+        explain = saliency.Explainer(
+            self._model,
+            self.variables,
+            mean=self.spec.input_mean,
+            std=self.spec.input_std,
+            level=level,
+        )
+        return explain(pixels[..., None], np.array([target]), method)[0]
 
     def reconstruct(self, images: Images) -> np.ndarray:
         """Reconstructions by the autoencoder of stage one, uint8 `[N, S, S]`.
@@ -288,9 +286,9 @@ class Model:
                 + (" and reconstruct" if self.spec.objective in _RECONSTRUCTING else "")
             )
 
-    def _map(self, function: Callable[[PyTree, jax.Array], PyTree], images: Images) -> Any:
+    def _map(self, function: Callable[..., PyTree], images: Images) -> Any:
         """Applies a jitted function to all images, batch by batch."""
-        listed = images if _are_arrays(images) else _paths(images)
+        listed: Any = images if _are_arrays(images) else _paths(images)
         if not len(listed):
             raise ValueError("no images were given")
         parts = []
@@ -308,11 +306,11 @@ class Model:
         return inference.build_model(self.spec)
 
     @functools.cached_property
-    def _predict(self) -> Callable[[PyTree, jax.Array], PyTree]:
+    def _predict(self) -> Callable[..., PyTree]:
         return jax.jit(inference.predict_function(self.spec))
 
     @functools.cached_property
-    def _embed(self) -> Callable[[PyTree, jax.Array], PyTree]:
+    def _embed(self) -> Callable[..., PyTree]:
         pooled = pooled_map(self._encoder, mean=self.spec.input_mean, std=self.spec.input_std)
 
         def embed(variables: PyTree, image: jax.Array) -> jax.Array:
@@ -321,7 +319,7 @@ class Model:
         return jax.jit(embed)
 
     @functools.cached_property
-    def _reconstruct(self) -> Callable[[PyTree, jax.Array], PyTree]:
+    def _reconstruct(self) -> Callable[..., PyTree]:
         objective = _objective(self.spec)
 
         def reconstruct(variables: PyTree, image: jax.Array) -> jax.Array:

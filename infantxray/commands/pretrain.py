@@ -20,6 +20,7 @@ from infantxray.stage_one.probe import RunningProbe, probe_classes
 from infantxray.stage_one.training import learning_rate_factors, make_task
 from infantxray.training import checkpoints, loop
 from infantxray.training.augment import Augmentation
+from infantxray.training.hooks import Hook
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def run(config, folder: str) -> None:
         num_threads=data.num_threads,
         seed=config.seed,
     )
-    hooks = [Panels(objective, validation, folder, config.images_every_steps)]
+    hooks: list[Hook] = [Panels(objective, validation, folder, config.images_every_steps)]
     if config.probe_every_steps:
         classes = probe_classes(split)
         if len(classes) < 2:

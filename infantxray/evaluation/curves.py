@@ -7,6 +7,7 @@ Calster et al., Lancet Digit Health 2025;7:100916). Intervals are over patients.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,10 +23,11 @@ from infantxray.evaluation.estimates import (
     count_patients,
     difference,
     few,
+    inner,
     patient_interval,
     patient_share,
-    patient_weights,
 )
+from infantxray.evaluation.intervals import patient_draws
 from infantxray.evaluation.roc import _same_images
 
 _NAN = float("nan")
@@ -151,8 +153,8 @@ def _net_benefit(
 ) -> Metric:
     shares = [patient_share(hits, sizes) for hits in (true, false)]
     residuals = [hits - m.value * sizes for hits, m in zip((true, false), shares, strict=True)]
-    scale = np.sqrt((residuals[0] @ residuals[0]) * (residuals[1] @ residuals[1]))
-    correlation = float(residuals[0] @ residuals[1] / scale) if scale else 0.0
+    scale = np.sqrt(inner(residuals[0], residuals[0]) * inner(residuals[1], residuals[1]))
+    correlation = inner(residuals[0], residuals[1]) / scale if scale else 0.0
     return dataclasses.replace(difference(shares[0], shares[1], odds, correlation), note=note)
 
 
@@ -345,9 +347,10 @@ def calibration_curve(
     design, factor = np.linalg.qr(_spline(centre, knots))
     design, factor = design * np.sqrt(len(size)), factor / np.sqrt(len(size))
     points = np.linalg.solve(factor.T, _spline(grid, knots).T).T
-    draws = patient_weights(scores.num_patients, samples, seed)
+    draws = itertools.chain.from_iterable(patient_draws(scores.num_patients, samples, seed))
     count, hits = np.empty((samples + 1, len(size))), np.empty((samples + 1, len(size)))
-    for row, weight in enumerate((np.ones(scores.num_patients, int), *draws)):
+    everyone = np.ones(scores.num_patients, int)
+    for row, weight in enumerate(itertools.chain([everyone], draws)):
         each = weight[scores.patient].astype(np.float64)
         both = np.bincount(2 * group + scores.positive, each, 2 * len(size)).reshape(-1, 2)
         count[row], hits[row] = both.sum(1), both[:, 1]

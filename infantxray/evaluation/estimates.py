@@ -10,12 +10,11 @@ influences, whether two models share the images or two groups share the patients
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 from scipy.special import expit, logit, ndtri, stdtr, stdtrit
 
-from infantxray.evaluation.metrics import Predictions
+from infantxray.evaluation.predictions import Predictions
 
 _NAN = float("nan")
 # Below this, some intervals cover less than 93 % of the true values, and below the second number
@@ -291,15 +290,20 @@ def proportion(hits: np.ndarray, patient: np.ndarray, what: str = "image") -> Me
     return patient_share(np.bincount(index, hits), np.bincount(index))
 
 
+def inner(first: np.ndarray, second: np.ndarray) -> float:
+    """Inner product without BLAS, whose threads wait for each other on a busy machine."""
+    return float(np.einsum("p,p->", first.astype(np.float64), second))
+
+
 def patient_share(hits: np.ndarray, sizes: np.ndarray) -> Metric:
     """As `proportion`, from the hits and images of each patient, `[P]`."""
     n, groups, quantile = int(sizes.sum()), int(np.count_nonzero(sizes)), float(ndtri(0.975))
     share, count = float(hits.sum()) / n, float(n)
     if groups < n:
         # Kish's effective number: patients whose images all agree.
-        count = n**2 / float(sizes.astype(np.float64) @ sizes)
+        count = n**2 / inner(sizes, sizes)
         residual = hits - share * sizes
-        variance = groups / max(groups - 1, 1) * float(residual @ residual) / n**2
+        variance = groups / max(groups - 1, 1) * inner(residual, residual) / n**2
         if variance > 1e-24 and groups > 1 and 0 < share < 1:
             count = min(share * (1 - share) / variance, float(n))
             quantile = float(stdtrit(groups - 1, 0.975))
@@ -347,10 +351,3 @@ def difference(first: Metric, second: Metric, factor: float, correlation: float)
         for sign, (a, b) in ((-1, down), (1, up))
     ]
     return Metric(value, float(ends[0]), float(ends[1]), note=first.note or second.note)
-
-
-def patient_weights(num_patients: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each patient is drawn, `[num_patients]`, in each bootstrap sample."""
-    rng = np.random.default_rng(seed)
-    for _ in range(samples):
-        yield np.bincount(rng.integers(num_patients, size=num_patients), minlength=num_patients)

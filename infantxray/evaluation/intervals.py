@@ -260,10 +260,10 @@ def average(parts: Sequence[Sampled]) -> Sampled:
 
 def holm(p: Sequence[float]) -> np.ndarray:
     """Holm's correction of p-values for their number; NaN stays NaN and is not counted."""
-    p = np.asarray(p, np.float64)
-    adjusted = np.full(len(p), np.nan)
-    rows = np.flatnonzero(np.isfinite(p))
-    order = rows[np.argsort(p[rows], kind="stable")]
+    values = np.asarray(p, np.float64)
+    adjusted = np.full(len(values), np.nan)
+    rows = np.flatnonzero(np.isfinite(values))
+    order = rows[np.argsort(values[rows], kind="stable")]
     factors = len(order) - np.arange(len(order))
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1.0)
+    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1.0)
     return adjusted

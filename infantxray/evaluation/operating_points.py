@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from infantxray.evaluation.estimates import FEW_PATIENTS, Metric, Scores, proportion, ratio
+from infantxray.evaluation.estimates import FEW_PATIENTS, Metric, Scores, inner, proportion, ratio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +166,8 @@ def accuracy_at(
             np.bincount(scores.patient[rows], named[rows] - rate.value, scores.num_patients)
             for rows, rate in ((positive, result["sensitivity"]), (~positive, alarms))
         ]
-        scale = np.sqrt((residuals[0] ** 2).sum() * (residuals[1] ** 2).sum())
-        correlation = float(residuals[0] @ residuals[1] / scale) if scale else 0.0
+        scale = np.sqrt(inner(residuals[0], residuals[0]) * inner(residuals[1], residuals[1]))
+        correlation = inner(residuals[0], residuals[1]) / scale if scale else 0.0
     else:
         correlation = 0.0
     result["lr_positive"] = ratio(result["sensitivity"], alarms, correlation)

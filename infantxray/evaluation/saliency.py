@@ -32,7 +32,7 @@ from infantxray.training import augment
 
 STRIDES = (4, 8, 16, 32)  # Of the pyramid levels.
 _MIN_CELLS = 6
-_STEPS = 16  # Of integrated gradients.
+_STEPS = 8  # Of integrated gradients: each costs a training step on the same images.
 _PER_CLASS = 8  # Images of a condition that are scored.
 _CHECKED = 16  # Images of the randomisation check.
 _MISTAKES = 6
@@ -164,8 +164,8 @@ def _gradient(
     """Gradient of the target's logit with respect to intensities `[B, S, S, 1]`."""
 
     def score(x: jax.Array) -> jax.Array:
-        logits = model.apply(variables, augment.normalise(x, mean, std), train=False)["logits"]
-        return _chosen(logits, target).sum()
+        outputs: Any = model.apply(variables, augment.normalise(x, mean, std), train=False)
+        return _chosen(outputs["logits"], target).sum()
 
     return jax.grad(score)(x)
 
@@ -187,7 +187,7 @@ def _split_at_level(
     next block repeats): then the map before that copy is taken, which the logits depend on.
     """
 
-    def forward(variables: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def forward(variables: Any, x: jax.Array) -> Any:
         def both(model: DiagnosisModel, x: jax.Array) -> tuple[jax.Array, jax.Array]:
             maps = model.encoder(x, train=False)
             return maps[level], model.heads(maps[-1])["logits"]
@@ -247,7 +247,7 @@ class Explainer:
         batch_size: int = 8,
     ):
         self._model, self._variables = model, variables
-        self._scale = {"mean": mean, "std": std}
+        self._scale: dict[str, Any] = {"mean": mean, "std": std}
         self.level, self._batch_size = level, batch_size
 
     def randomised(self, *, heads_only: bool, seed: int = 0) -> Explainer:
@@ -277,7 +277,8 @@ class Explainer:
         found = []
         for at in range(0, len(images), self._batch_size):
             rows = np.minimum(np.arange(at, at + self._batch_size), len(images) - 1)
-            part = (self._model, self._variables, images[rows], np.asarray(target)[rows])
+            targets = jnp.asarray(target)[rows]
+            part = (self._model, self._variables, jnp.asarray(images[rows]), targets)
             if method == "grad_cam":
                 maps = _resized(grad_cam(*part, level=level, **self._scale), size)
             else:

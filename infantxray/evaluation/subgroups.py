@@ -20,10 +20,12 @@ from infantxray.evaluation.estimates import (
     Scores,
     count_patients,
     difference,
+    inner,
     patient_index,
 )
 from infantxray.evaluation.intervals import holm
-from infantxray.evaluation.metrics import AGE_BANDS, Predictions
+from infantxray.evaluation.metrics import AGE_BANDS
+from infantxray.evaluation.predictions import Predictions
 from infantxray.evaluation.roc import auc_linearised
 
 _NAN = float("nan")
@@ -236,7 +238,7 @@ def _gap(
         return gap
     # The interval from those of the two shares holds near 0 and 1 too.
     sums = [np.bincount(patient, part.influence) for part in (one, other)]
-    scale = np.sqrt((sums[0] ** 2).sum() * (sums[1] ** 2).sum())
-    correlation = float(sums[0] @ sums[1] / scale) if scale else 0.0
+    scale = np.sqrt(inner(sums[0], sums[0]) * inner(sums[1], sums[1]))
+    correlation = inner(sums[0], sums[1]) / scale if scale else 0.0
     from_shares = difference(one.share, other.share, 1.0, correlation)
     return dataclasses.replace(gap, low=from_shares.low, high=from_shares.high)

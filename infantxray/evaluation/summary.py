@@ -86,7 +86,8 @@ def baseline(
       `majority_class`, the most frequent in training; the `accuracy` of always predicting it; and
       the `age_mae_months` of always predicting the mean age. NaN where one cannot be computed.
     """
-    result = {"majority_class": None, "accuracy": float("nan"), "age_mae_months": float("nan")}
+    nan = float("nan")
+    result: dict[str, Any] = {"majority_class": None, "accuracy": nan, "age_mae_months": nan}
     known, trained = predictions.label[predictions.label >= 0], train_label[train_label >= 0]
     if len(known) and len(trained):
         majority = int(np.bincount(trained).argmax())

@@ -13,28 +13,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 
 
-def initialise(model: nn.Module, key: jax.Array, *arguments: Any, **keywords: Any) -> Any:
-    """`model.init(key, *arguments, **keywords)` without the forward pass.
+def initialise(init: Callable[..., Any], key: jax.Array, *arguments: Any) -> Any:
+    """`init(key, *arguments)` without the forward pass.
 
     It compiles its own programs, so call it outside `jax.jit`.
 
     Args:
-      model: any linen module whose initial variables depend on the key alone.
+      init: such as `functools.partial(model.init, train=False)`, whose result depends on the key
+        alone.
       key: a typed key, `jax.random.key(seed)`.
-      arguments: of the module's call; `jax.ShapeDtypeStruct` stands for an array.
-      keywords: of the module's call; Python values.
+      arguments: of `init`; `jax.ShapeDtypeStruct` stands for an array.
 
     Raises:
       ValueError: the initial variables depend on the values of `arguments`.
     """
-
-    def init(key: jax.Array, *arguments: Any) -> Any:
-        return model.init(key, *arguments, **keywords)
-
     closed, shapes = jax.make_jaxpr(init, return_shape=True)(key, *arguments)
     values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
     values[closed.jaxpr.invars[0]] = key

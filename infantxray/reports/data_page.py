@@ -195,11 +195,11 @@ def _samples(records: Records, images: Measured) -> list[Images]:
     rows = order[np.argsort(rank, kind="stable")][:_SAMPLES]
     rows = rows[np.argsort(records.label[rows].astype(str), kind="stable")]
     caption = "As the network sees them, bone white and gas black."
-    return [Images("A sample", caption, _pictures(records, rows))]
+    return [Images("A sample", caption, _pictures(records, rows.tolist()))]
 
 
 def _outliers(records: Records, problems: Sequence[Problem]) -> list[Images]:
-    found = []
+    found: list[Images] = []
     for problem in problems:
         if problem.kind == "outlier" and problem.rows:
             title = "" if found else "Unlike the others"

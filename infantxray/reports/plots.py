@@ -33,7 +33,7 @@ _SCORES = ("accuracy", "recall", "precision", "f1", "roc_auc")
 _MOST_BANDS = 4
 _VECTOR_POINTS = 2000  # More are drawn as pixels within the SVG.
 _GRID = np.linspace(0, 1, 101)
-_RC = {
+_RC: dict[str, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -42,7 +42,7 @@ _RC = {
     "svg.fonttype": "none",
     "image.interpolation": "none",
 }
-_DARK = {
+_DARK: dict[str, Any] = {
     "figure.facecolor": "#16181b",
     "axes.facecolor": "#16181b",
     "savefig.facecolor": "#16181b",
@@ -71,10 +71,14 @@ def save(
       The paths of the light and the dark SVG.
     """
     os.makedirs(folder, exist_ok=True)
-    fixed = {"font.family": fonts_for("".join(words)) or [_FONT], "svg.hashsalt": name}
+    fixed: dict[str, Any] = {
+        "font.family": fonts_for("".join(words)) or [_FONT],
+        "svg.hashsalt": name,
+    }
     paths = []
     for suffix, colours in (("", {}), ("_dark", _DARK)):
-        with mpl.rc_context({**_RC, **colours, **fixed}):
+        style: Any = {**_RC, **colours, **fixed}
+        with mpl.rc_context(style):
             figure = draw()
             paths.append(os.path.join(folder, f"{name}{suffix}.svg"))
             figure.savefig(paths[-1], bbox_inches="tight", metadata={"Date": None}, dpi=150)
@@ -289,7 +293,7 @@ def saliency_figure(examples: Sequence[Example]) -> Figure:
                 axes.add_patch(frame)
             if column == 0:
                 axes.set_ylabel(label)
-        answer = "correct" if right else f"taken for {example.predicted}"
+        answer = "correct" if right else f"taken for\n{example.predicted}"
         grid[top, column].set_title(
             f"{example.truth}\n{answer}, {example.probability:.0%}",
             fontsize=7, color=_ink() if right else colour(1),
@@ -434,7 +438,7 @@ def learning(panels: Mapping[str, Mapping[str, Sequence[Sequence[tuple[int, floa
 
     Bands hold all seeds. A label has the same colour in all panels, those of the last panel first.
     """
-    names = dict.fromkeys(label for lines in reversed(panels.values()) for label in lines)
+    names = dict.fromkeys(label for lines in reversed(list(panels.values())) for label in lines)
     place = {label: i for i, label in enumerate(names)}
     columns = len(panels) if len(panels) < 4 else 2
     rows = -(-len(panels) // columns)

@@ -83,8 +83,9 @@ def saliency(comparisons: Comparisons) -> Table | None:
     rows = []
     count, share, level = 0, 0.0, None
     for model in comparisons.results.models:
-        found = [read_metrics(run).get("saliency") for run in model.runs]
-        if model.label_fraction != comparisons.results.top_fraction or not all(found):
+        found = [one for run in model.runs if (one := read_metrics(run).get("saliency"))]
+        whole = model.label_fraction == comparisons.results.top_fraction
+        if not whole or len(found) < len(model.runs):
             continue
         count, share = found[0]["n"], found[0]["box_share"]
         level = found[0].get("level")  # Runs of older versions have none.

@@ -31,7 +31,7 @@ class Difference:
     p_holm: float
 
 
-Cell = str | int | Estimate | Difference
+Cell = Any  # str, int, Estimate or Difference.
 
 
 @dataclasses.dataclass(frozen=True)

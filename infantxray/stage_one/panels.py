@@ -45,7 +45,7 @@ class Panels:
 
     def draw(self, variables: Any) -> dict[str, np.ndarray]:
         """One picture for TensorBoard, `[1, H, W, 1]`: a column an image, a row a panel."""
-        panels = self._panels(variables, to_intensity(self._images))
+        panels = self._panels(variables, to_intensity(jax.numpy.asarray(self._images)))
         rows = [np.concatenate(list(np.asarray(p)), axis=1) for p in panels]
         picture = np.concatenate(rows, axis=0)
         with replaced(self._path, "wb") as file:

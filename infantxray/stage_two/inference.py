@@ -90,8 +90,8 @@ def predict_function(spec: ModelSpec) -> Callable[[PyTree, jax.Array], dict[str,
 
     def predict(variables: PyTree, image: jax.Array) -> dict[str, jax.Array]:
         x = augment.normalise(augment.to_intensity(image), spec.input_mean, spec.input_std)
-        latent = model.apply(variables, x, method=DiagnosisModel.latent)
-        outputs = model.apply(variables, latent, method=DiagnosisModel.heads)
+        latent: Any = model.apply(variables, x, method=DiagnosisModel.latent)
+        outputs: Any = model.apply(variables, latent, method=DiagnosisModel.heads)
         result = {"features": latent.mean(axis=(1, 2), dtype=jnp.float32)}
         if "logits" in outputs:
             result["probabilities"] = jax.nn.softmax(outputs["logits"])

@@ -219,4 +219,4 @@ def ask_fine_tuned(
         fit(settings, place, batches)
         predictions, _ = predictor(restore(place, spec)[0], images)
         opinions.append(predictions.probabilities)
-    return np.mean(opinions, axis=0, dtype=np.float32)
+    return np.asarray(np.mean(opinions, axis=0, dtype=np.float32))

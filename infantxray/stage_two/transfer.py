@@ -17,6 +17,7 @@ from infantxray.models import create_encoder
 from infantxray.models.depth import pyramid_level
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.models.encoders import has_batchnorm
+from infantxray.models.initialisation import initialise
 from infantxray.models.torch_weights import import_encoder, read_encoder
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two.inference import build_model, init_variables
@@ -115,8 +116,8 @@ def untrained_model(spec: ModelSpec, pretrained: str, seed: int) -> tuple[Diagno
     """
     model = build_model(spec)
     size = spec.preprocessing.image_size
-    init = jax.jit(lambda key: init_variables(model, size, key))
-    return model, start_from(pretrained, spec.encoder, init(jax.random.key(seed)))
+    fresh = initialise(lambda key: init_variables(model, size, key), jax.random.key(seed))
+    return model, start_from(pretrained, spec.encoder, fresh)
 
 
 def start_from(pretrained: str, encoder: str, variables: PyTree) -> PyTree:

@@ -115,7 +115,7 @@ def _bilinear(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arra
     top, left = top.astype(jnp.int32), left.astype(jnp.int32)
     flat = image.reshape(-1)
 
-    def read(y, x):
+    def read(y: jax.Array, x: jax.Array) -> jax.Array:
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
         at = jnp.clip(y, 0, height - 1) * width + jnp.clip(x, 0, width - 1)
         return jnp.where(inside, flat[at], 0.0)

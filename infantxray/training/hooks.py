@@ -127,7 +127,7 @@ class MetricsLog:
         due: Callable[[Moment], bool],
         schedule: Callable[[int], Any],
         clock: Clock,
-        bar: tqdm.tqdm,
+        bar: Any,
         advice: Callable[[], str],
     ):
         self._due, self._schedule, self._clock, self._bar = due, schedule, clock, bar
@@ -240,7 +240,7 @@ class Saving:
         return {}
 
 
-def progress_bar(start: int, total_steps: int) -> tqdm.tqdm:
+def progress_bar(start: int, total_steps: int) -> Any:
     return tqdm.tqdm(
         initial=start,
         total=total_steps,

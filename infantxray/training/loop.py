@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from data_pipeline.errors import UserError
+from infantxray.models.initialisation import initialise
 from infantxray.training import hooks as loop_hooks
 from infantxray.training import optimizer, writers
 from infantxray.training.checkpoints import Checkpoints
@@ -212,7 +213,7 @@ def _start(
     settings: LoopSettings,
     checkpoints: Checkpoints,
     sharding: DataParallel,
-    initialise: Callable[[PyTree], PyTree],
+    change: Callable[[PyTree], PyTree],
     init_key: jax.Array,
 ) -> tuple[TrainState, Progress]:
     """A fresh state at step 0, or the state of the latest checkpoint."""
@@ -221,7 +222,7 @@ def _start(
         return TrainState.create(variables, tx, ema=settings.ema_decay > 0)
 
     if checkpoints.latest_step is None:
-        variables = initialise(jax.jit(task.init)(init_key))
+        variables = change(initialise(task.init, init_key))
         state = jax.jit(create, out_shardings=sharding.replicated)(variables)
         return state, Progress(data=batches.get_state())
     abstract = jax.tree.map(

@@ -31,7 +31,9 @@ class TrainState:
     ema_params: PyTree
 
     @classmethod
-    def create(cls, variables: PyTree, optimizer: optax.GradientTransformation, *, ema: bool):
+    def create(
+        cls, variables: PyTree, optimizer: optax.GradientTransformation, *, ema: bool
+    ) -> TrainState:
         """A state at step 0 from `model.init(...)`."""
         params = variables["params"]
         return cls(

@@ -23,7 +23,7 @@ class StopOnSignal:
         self._on_request = on_request
         self._previous: dict[int, Any] = {}
 
-    def _request(self, signum, frame) -> None:
+    def _request(self, signum: int, frame: Any) -> None:
         del frame
         self.requested = True
         self._on_request()
@@ -36,6 +36,6 @@ class StopOnSignal:
                 self._previous[signum] = signal.signal(signum, self._request)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)

@@ -60,7 +60,7 @@ class EventFileWriter:
         os.makedirs(folder, exist_ok=True)
         self._events = Events(folder)
 
-    def _add(self, step: int, tag: str, tensor, plugin: str) -> None:
+    def _add(self, step: int, tag: str, tensor: Any, plugin: str) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
 
         metadata = summary_pb2.SummaryMetadata(

@@ -35,7 +35,11 @@ def test_values_that_are_no_text_are_written_as_they_are(tmp_path):
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
-        st.text(st.one_of(st.sampled_from("'=+-@\t\r\n\",1"), st.characters(exclude_categories=["Cs"])))
+        st.text(
+            st.one_of(
+                st.sampled_from("'=+-@\t\r\n\",1"), st.characters(exclude_categories=["Cs"])
+            )
+        )
     )
 )  # fmt: skip
 def test_all_text_reads_back(tmp_path, cells):

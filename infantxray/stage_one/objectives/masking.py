@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from infantxray.models.autoencoder import Autoencoder
 from infantxray.models.encoders.layers import repeat_pixels
 from infantxray.models.heads import CellHead
-from infantxray.stage_one.objectives.base import Objective, ObjectiveSettings, example_keys
+from infantxray.stage_one.objectives.base import Objective, ObjectiveSettings, PyTree, example_keys
 from infantxray.training.augment import MEAN, normalise
 
 STRIDE = 32  # Of the encoder's last map, from which everything is predicted.
@@ -48,7 +48,7 @@ class Masked(Objective):
     normalisation: nothing of what they hide is left. A cell is a part of a patch.
     """
 
-    panel_names = ("input", "masked", "target", "prediction")
+    panel_names: tuple[str, ...] = ("input", "masked", "target", "prediction")
 
     def __init__(self, encoder: nn.Module, dtype: Any, settings: ObjectiveSettings):
         super().__init__(encoder, dtype, settings)
@@ -83,19 +83,23 @@ class Masked(Objective):
         seen = jnp.where(repeat_pixels(mask, self._patch), MEAN, image)
         return seen, repeat_pixels(mask, self._patch // self.cell)[..., 0]
 
-    def _predict(self, variables, seen, *, train):
+    def _predict(
+        self, variables: PyTree, seen: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, PyTree]:
         output, updated = self.model.apply(
             variables, normalise(seen), train=train, mutable=["batch_stats"]
         )
         return output.astype(jnp.float32), updated["batch_stats"]
 
-    def loss(self, variables, image, key, *, train):
+    def loss(
+        self, variables: PyTree, image: jax.Array, key: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, PyTree]:
         seen, hidden = self.hide(image, key)
         prediction, batch_stats = self._predict(variables, seen, train=train)
         error = ((prediction - self.target(image)) ** 2).sum(axis=-1)
         return (error * hidden).sum(axis=(1, 2)) / hidden.sum(axis=(1, 2)), batch_stats
 
-    def panels(self, variables, image):
+    def panels(self, variables: PyTree, image: jax.Array) -> tuple[jax.Array, ...]:
         seen, hidden = self.hide(image, jax.random.key(0))
         prediction, _ = self._predict(variables, seen, train=False)
         target = self.draw(self.target(image))
@@ -118,7 +122,7 @@ class MaskedPixels(Masked):
     cell = 1
     features = 1
 
-    def target(self, image):
+    def target(self, image: jax.Array) -> jax.Array:
         batch, height, width, _ = image.shape
         side = self._patch
         x = image.reshape(batch, height // side, side, width // side, side, 1)
@@ -126,7 +130,7 @@ class MaskedPixels(Masked):
         variance = x.var(axis=(2, 4), keepdims=True)
         return ((x - mean) / jnp.sqrt(variance + 1e-6)).reshape(image.shape)
 
-    def draw(self, values):
+    def draw(self, values: jax.Array) -> jax.Array:
         return jnp.clip(0.5 + values / 6, 0.0, 1.0)  # Three standard deviations each way.
 
 
@@ -143,13 +147,13 @@ class MaskedHOG(Masked):
     features = 9
 
     @property
-    def cell(self):
+    def cell(self) -> int:
         return self._patch // 2
 
-    def target(self, image):
+    def target(self, image: jax.Array) -> jax.Array:
         return hog(image, self.cell, self.features)
 
-    def draw(self, values):
+    def draw(self, values: jax.Array) -> jax.Array:
         """Each cell as strokes along its edges, as bright as their share of the histogram."""
         times = -(-12 // self.cell)  # Strokes need 12 pixels to be seen.
         strokes = _strokes(times * self.cell, self.features)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from infantxray.models.heads import Siamese
-from infantxray.stage_one.objectives.base import Objective, ObjectiveSettings
+from infantxray.stage_one.objectives.base import Objective, ObjectiveSettings, PyTree
 from infantxray.stage_one.objectives.views import two_views
 from infantxray.training.augment import normalise
 
@@ -30,13 +30,15 @@ class SimSiam(Objective):
     """
 
     name = "simsiam"
-    panel_names = ("input", "first_view", "second_view")
+    panel_names: tuple[str, ...] = ("input", "first_view", "second_view")
 
     def __init__(self, encoder: nn.Module, dtype: Any, settings: ObjectiveSettings):
         super().__init__(encoder, dtype, settings)
         self.model = Siamese(encoder, dtype=dtype)
 
-    def loss(self, variables, image, key, *, train):
+    def loss(
+        self, variables: PyTree, image: jax.Array, key: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, PyTree]:
         views = two_views(image, key, self.settings)
         # Both views of an image stay on its device; BatchNorm sees all of them at once.
         both = normalise(views.reshape(-1, *image.shape[1:]))
@@ -48,7 +50,7 @@ class SimSiam(Objective):
         cosine = (prediction * projection[:, ::-1]).sum(axis=-1)  # [B, 2]
         return 1.0 - cosine.mean(axis=1), updated["batch_stats"]
 
-    def panels(self, variables, image):
+    def panels(self, variables: PyTree, image: jax.Array) -> tuple[jax.Array, ...]:
         del variables
         views = two_views(image, jax.random.key(0), self.settings)
         return image, views[:, 0], views[:, 1]
