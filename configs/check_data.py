@@ -19,11 +19,14 @@ def get_config():
     config.task = "check_data"
     config.other_stage = ""  # The data.train of stage one, if it differs from this data.
     config.num_processes = 0  # 0: one per core.
+    # "single": one condition an image. "multi": any number of findings, joined by | in the label.
+    config.labels = "single"
     everything = common.data()
     config.data = ConfigDict()
     for name in (
         *("train", "validation", "test", "validation_fraction", "test_fraction"),
         *("given_splits", "split_seed", "patient_ids", "classes", "on_error"),
+        *("label_map", "normal_names", "uncertain"),
     ):
         config.data[name] = everything[name]
     return config

@@ -20,6 +20,13 @@ def data() -> ConfigDict:
     config.patient_ids = "shared"
     # Class names, separated by commas. Empty: the labels found in the training data.
     config.classes = ()
+    # Other names for labels: "normal=No Finding|no finding,mass=Mass", or a file with such a line
+    # for each. The log and the report say what was mapped.
+    config.label_map = ""
+    config.normal_names = "normal,no finding,no findings"  # No finding, with config.labels=multi.
+    # Uncertain findings of training images, with config.labels=multi: "ignore", "positive" or
+    # "negative". Those of validation and test images are ignored.
+    config.uncertain = "ignore"
     # Share of the training patients who keep labels and ages; the others keep their images only.
     # It applies to both stages (stage one uses labels in its probe only).
     config.label_fraction = 1.0

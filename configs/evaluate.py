@@ -23,4 +23,7 @@ def get_config():
     config.data = common.test_data()  # Empty data.test: the test patients of stage two.
     # "keep": only the test part of sources that have a split. Or "ignore": all images.
     config.data.given_splits = "keep"
+    # Other names for the labels of data.test, as in configs/finetune.py, such as
+    # "normal=No Finding|no finding". Those of stage two are not used for it.
+    config.data.label_map = ""
     return config

@@ -28,6 +28,10 @@ def get_config(variant: str = "cpu"):
     config.task = "finetune"
     # A stage-one workdir, "torch:FILE" (a torch state dict), or empty for random weights.
     config.pretrained = ""
+    # "single": one condition an image. "multi": any number of findings, joined by | in the label.
+    config.labels = "single"
+    # Further inputs of the heads, where the data knows them: "sex", "view" or "sex,view".
+    config.condition_on = ""
     config.age_head = True  # AgePredictionNet; False in the paper's ablation "without APN".
     config.age_weight = 0.8  # α of Equation 4, as in the paper.
     config.age_loss = "mse"  # Equation 3. Or "distribution": over ages, with the loss of DLDL-v2.

@@ -24,6 +24,8 @@ def get_config():
     config.encoder = "resnet50"  # For random weights; a stage-one workdir has its own.
     config.label_fractions = (0.02, 0.1, 1.0)  # Training patients who keep labels and ages.
     config.draws = 20  # Of the patients who keep labels and ages, for fractions below 1.
+    # "single": one condition an image. "multi": any number of findings, joined by | in the label.
+    config.labels = "single"
     config.dtype = "float32"
     config.batch_size = 16
     config.train_films = 5000  # At most, of the images with a label or an age.

@@ -17,6 +17,8 @@ def get_config():
     config.seed = 0  # Of random weights and of the selection of images.
     config.encoder = "resnet50"
     config.pretrained = ""  # As in configs/finetune.py.
+    # "single": one condition an image. "multi": any number of findings, joined by | in the label.
+    config.labels = "single"
     config.dtype = "float32"
     config.batch_size = 16
     config.train_films = 5000  # At most, of the images with a label or an age.

@@ -60,7 +60,7 @@ VARIANTS = {
 def _stage(config: ConfigDict) -> ConfigDict:
     """The settings of a stage that are equal in all runs of the study."""
     with config.unlocked():
-        for key in ("task", "encoder", "seed", "dtype", "data", "pretrained"):
+        for key in ("task", "encoder", "seed", "dtype", "labels", "data", "pretrained"):
             if key in config:
                 del config[key]
     return config
@@ -99,6 +99,8 @@ def get_config(variant: str = "cpu"):
     config.ray_address = ""  # Of a Ray cluster, such as "auto": a task and a GPU for each run.
     config.bootstrap_samples = 1000  # For the study's intervals.
     config.seed = 0  # Of the resampling.
+    # "single": one condition an image. "multi": any number of findings, joined by | in the label.
+    config.labels = "single"
     config.dtype = "float32"
     config.variants = ConfigDict()  # More variants, for files of your own: docs/study.md.
     config.data = common.data()  # Of both stages.

@@ -10,8 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.context import context_matrix
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
+from data_pipeline.labels import (
+    NORMAL_NAMES,
+    FindingNames,
+    check_rows_agree,
+    count_findings,
+    map_labels,
+    merge_rows,
+    names_in,
+    parse_label_map,
+    resolve_uncertain,
+)
 from data_pipeline.loader import BadFiles, ImageSource
 from data_pipeline.manifest import SPLITS, Records, in_words, spelled_apart
 from data_pipeline.phantom import CLASSES as PHANTOM_CLASSES
@@ -39,6 +51,11 @@ class DataSettings:
       split_seed: of the split.
       patient_ids: `"shared"`, an id means the same person in every source, or `"source"`.
       classes: names of the conditions; empty = those found.
+      labels: `"single"`, one condition an image, or `"multi"`, any number of findings.
+      label_map: other names for labels, see `labels.parse_label_map`.
+      normal_names: labels that mean no finding, separated by commas, with `"multi"`.
+      uncertain: findings of training images that are uncertain, with `"multi"`: see
+        `labels.resolve_uncertain`. Those of other images stay unknown.
       label_fraction: of the training patients; the others lose their labels and ages.
       label_seed: of the choice of those patients.
       image_size, resize, trim_borders: see `Preprocessing`.
@@ -57,6 +74,10 @@ class DataSettings:
     split_seed: int = 0
     patient_ids: str = "shared"
     classes: tuple[str, ...] = ()
+    labels: str = "single"
+    label_map: str = ""
+    normal_names: str = ",".join(NORMAL_NAMES)
+    uncertain: str = "ignore"
     label_fraction: float = 1.0
     label_seed: int = 0
     image_size: int = 64
@@ -68,41 +89,68 @@ class DataSettings:
     num_threads: int = 4
 
     @property
+    def multi_label(self) -> bool:
+        return self.labels == "multi"
+
+    @property
+    def normal(self) -> tuple[str, ...]:
+        """`normal_names`, one by one."""
+        return tuple(filter(None, map(str.strip, self.normal_names.split(","))))
+
+    @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(self.image_size, self.resize, self.trim_borders)
 
 
-def open_role(spec: str, settings: DataSettings) -> Records:
-    """The records of some sources, with patients resolved by `settings.patient_ids`."""
+def open_role(spec: str, settings: DataSettings, notes: list[str] | None = None) -> Records:
+    """The records of some sources, with patients resolved by `settings.patient_ids`.
+
+    Args:
+      spec: the sources.
+      settings: of the data.
+      notes: what `settings.label_map` changed is added, for the report.
+    """
     records = open_sources(spec).with_patients(settings.patient_ids)
+    records, mapped = map_labels(records, parse_label_map(settings.label_map))
+    for note in mapped:
+        _log.info("%s: %s", spec, note)
+    if notes is not None:
+        notes += [note for note in mapped if note not in notes]
+    if settings.multi_label:
+        records = merge_rows(records, settings.normal)
     if settings.given_splits == "ignore":
         records = records.replace(split=np.full(len(records), "", dtype=object))
     return records
 
 
-def divide_sources(settings: DataSettings) -> Split:
-    """Opens the sources and divides their records by patient."""
-    return divide(
-        open_role(settings.train, settings),
-        open_role(settings.validation, settings) if settings.validation else None,
-        open_role(settings.test, settings) if settings.test else None,
+def divide_sources(settings: DataSettings, notes: list[str] | None = None) -> Split:
+    """Opens the sources and divides their records by patient. `notes`: see `open_role`."""
+    split = divide(
+        open_role(settings.train, settings, notes),
+        open_role(settings.validation, settings, notes) if settings.validation else None,
+        open_role(settings.test, settings, notes) if settings.test else None,
         validation_fraction=settings.validation_fraction,
         test_fraction=settings.test_fraction,
         seed=settings.split_seed,
     )
+    if settings.multi_label:
+        train = resolve_uncertain(split.train, settings.uncertain)
+        split = dataclasses.replace(split, train=train)
+    return split
 
 
-def open_split(settings: DataSettings, folder: str) -> Split:
+def open_split(settings: DataSettings, folder: str, notes: list[str] | None = None) -> Split:
     """`divide_sources` with `label_fraction` applied, logged, and recorded in `split.csv`.
 
     Args:
       settings: the data.
       folder: the workdir.
+      notes: see `open_role`.
 
     Raises:
       DataError: the run in this folder began with other images, labels or splits.
     """
-    split = divide_sources(settings)
+    split = divide_sources(settings, notes)
     train = keep_labels(
         split.train, settings.label_fraction, settings.split_seed, settings.label_seed
     )
@@ -158,25 +206,40 @@ def doubtful_spellings(records: Records) -> Iterator[tuple[str, np.ndarray]]:
 def find_classes(settings: DataSettings, train: Records) -> tuple[str, ...]:
     """`settings.classes`, or the labels found in the training data.
 
-    The phantom's conditions come in the paper's order, others in alphabetical order.
+    The phantom's conditions come in the paper's order, others in alphabetical order. Where an image
+    may have several findings, the names of an image without any are no class.
 
     Raises:
-      DataError: a class has no training image, or there is only one class.
+      DataError: a class has no training image, or there is only one class; or images have several
+        findings where one condition an image is learned.
     """
     several = train.has_several
-    if several.any():
+    if several.any() and not settings.multi_label:
+        names = ", ".join(f"{n} ({c:,})" for n, c in count_findings(train.label[several]).items())
         raise DataError(
             f"{int(several.sum()):,} training images have several findings, such as "
-            f"{train.label[several][0]!r}, and one condition an image is learned; leave one label "
-            "in each row"
+            f"{train.label[several][0]!r}, and one condition an image is learned; set "
+            f"config.labels=multi, or leave one label in each row (findings of these images: "
+            f"{names})"
         )
-    found = set(train.label[train.has_label].tolist())
+    if settings.multi_label:
+        normal = FindingNames((), settings.normal).is_normal
+        found = {name for name in names_in(train.label) if not normal(name)}
+    else:
+        check_rows_agree(train)
+        found = set(train.label[train.has_label].tolist())
     if settings.classes:
         classes = tuple(map(str, settings.classes))
         if len(classes) == 1 and classes[0] not in found:
             classes = tuple(name.strip() for name in classes[0].split(","))
         if len(set(classes)) < len(classes):
             raise DataError(f"config.data.classes names a class twice: {', '.join(classes)}")
+        joined = [name for name in classes if "|" in name]
+        if joined:
+            raise DataError(
+                f"config.data.classes names {joined[0]!r}; | joins findings, so no class can be "
+                "called so"
+            )
         for name in classes:
             if name not in found:
                 raise DataError(
@@ -185,12 +248,13 @@ def find_classes(settings: DataSettings, train: Records) -> tuple[str, ...]:
                 )
         ignored = sorted(found - set(classes))
         if ignored:
-            _log.info("labels not in config.data.classes, taken as unknown: %s", ", ".join(ignored))
+            taken = "not learned" if settings.multi_label else "taken as unknown"
+            _log.info("labels not in config.data.classes, %s: %s", taken, ", ".join(ignored))
     elif found and found <= set(PHANTOM_CLASSES):
         classes = tuple(name for name in PHANTOM_CLASSES if name in found)
     else:
         classes = tuple(sorted(found))
-    if len(classes) == 1:
+    if len(classes) == 1 and not settings.multi_label:
         raise DataError(
             f"all labelled training images are {classes[0]!r}; a diagnosis needs two classes"
         )
@@ -219,13 +283,36 @@ def find_conditions(
     return classes
 
 
+def finding_names(
+    settings: DataSettings, split: Split, classes: tuple[str, ...]
+) -> FindingNames | None:
+    """The names by which labels become findings; None where an image has one condition.
+
+    Args:
+      settings: of the data.
+      split: of the training run. Findings that its training sources label count as known.
+      classes: that are learned.
+    """
+    if not settings.multi_label:
+        return None
+    sources = set(split.train.source.tolist())
+    parts = [split[role] for role in SPLITS]
+    labels = np.concatenate([part.label[np.isin(part.source, list(sources))] for part in parts])
+    others = frozenset(names_in(labels)) - set(classes)
+    return FindingNames(classes, settings.normal, others)
+
+
 def check_split(settings: DataSettings, split: Split, classes: tuple[str, ...]) -> None:
     """Raises `DataError` where a condition cannot be trained, or there is nothing to test on."""
     check_classes(split, classes)
     check_tested(split)
+    names = finding_names(settings, split, classes)
     for role in ("validation", "test"):
-        found = set(split[role].label[split[role].has_label])
+        found = names_in(split[role].label)
         unknown = sorted(found - set(classes))
+        if names is not None:
+            warn_of_foreign(names, split[role].label, role)
+            unknown = []
         # A class that is left out of config.data.classes is left out on purpose.
         if unknown and classes and not settings.classes:
             raise DataError(
@@ -237,6 +324,18 @@ def check_split(settings: DataSettings, split: Split, classes: tuple[str, ...]) 
         missing = [name for name in classes if name not in found]
         if missing and found:
             _log.warning("no image for %s has: %s", role, ", ".join(missing))
+
+
+def warn_of_foreign(names: FindingNames, labels: np.ndarray, role: str) -> None:
+    """Warns of findings that the training data does not know."""
+    foreign = names.foreign(labels)
+    if foreign:
+        _log.warning(
+            "images for %s have findings that the training data does not know: %s. What else these "
+            "images do not show is taken as unknown; rename them with config.data.label_map",
+            role,
+            ", ".join(f"{name} ({count:,})" for name, count in foreign.items()),
+        )
 
 
 def check_tested(split: Split) -> None:
@@ -253,6 +352,8 @@ class Reader:
       classes: names of the conditions; a label that is not among them counts as unknown.
       preprocessing: from a file to an image; None = that of `settings`.
       bad_files: a list to add to.
+      names: of findings, where an image may have several.
+      context: names of further inputs, see `context.find_context`.
 
     Attributes:
       bad_files: the files that could not be read, of all readers.
@@ -264,8 +365,11 @@ class Reader:
         classes: tuple[str, ...] = (),
         preprocessing: Preprocessing | None = None,
         bad_files: BadFiles | None = None,
+        names: FindingNames | None = None,
+        context: tuple[str, ...] = (),
     ):
-        self._settings, self._classes = settings, classes
+        self._settings, self._classes, self._names = settings, classes, names
+        self._context = context
         self._preprocessing = preprocessing or settings.preprocessing
         self.bad_files = bad_files if bad_files is not None else BadFiles()
 
@@ -284,6 +388,10 @@ class Reader:
             cache=self._settings.cache,
             memory_mb=self._settings.memory_mb,
             bad_files=self.bad_files,
+            findings=self._names.matrix(records) if self._names else None,
+            context=context_matrix(self._context, sex=records.sex, view=records.view)
+            if self._context
+            else None,
         )
 
     def write_bad_files(self, folder: str) -> None:

@@ -5,6 +5,8 @@ A batch is a dictionary:
   label: int32 `[B]`, index of the class, -1 = unknown.
   age_months: float32 `[B]`, NaN = unknown.
   mask: float32 `[B]`, 0 = padding or a file that could not be read.
+  findings: float32 `[B, K]`, 1 present, 0 absent, NaN unknown; where an image may have several.
+  context: float32 `[B, C]`, see `context.context_matrix`; where sex or view are inputs.
   soft_label: float32 `[B, K]`, only where the images have soft labels.
 """
 
@@ -70,9 +72,12 @@ class ImageSource:
       cache: folder of decoded images; used where it fits `preprocessing`.
       memory_mb: decoded images are kept in memory if all of them fit into so many MiB.
       bad_files: where unreadable files are listed.
+      findings: float32 `[N, K]`, see `labels.FindingNames.matrix`, where an image may have several.
+      context: float32 `[N, C]`, see `context.context_matrix`, where sex or view are inputs.
 
     Attributes:
-      labels: int32 `[N]`, -1 = unknown.
+      labels: int32 `[N]`, -1 = unknown; -1 throughout with `findings`.
+      findings, context: None, or those of a batch.
       soft_labels: None, or float32 `[N, K]`, a teacher's probabilities: `soft_label` of a batch.
     """
 
@@ -87,13 +92,16 @@ class ImageSource:
         cache: str = "",
         memory_mb: int = 0,
         bad_files: BadFiles | None = None,
+        findings: np.ndarray | None = None,
+        context: np.ndarray | None = None,
     ):
         self.records = records
         self._preprocessing = preprocessing
         self._on_error = on_error
         self._substitute = substitute
         self.bad_files = bad_files if bad_files is not None else BadFiles()
-        self.labels = class_indices(records.label, classes)
+        self.labels = class_indices(records.label, classes if findings is None else ())
+        self.findings, self.context = findings, context
         self.soft_labels: np.ndarray | None = None
         self._cache = None
         if cache:
@@ -110,6 +118,13 @@ class ImageSource:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def has_condition(self) -> np.ndarray:
+        """Bool `[N]`: the condition, or at least one finding, is known."""
+        if self.findings is None:
+            return np.asarray(self.labels >= 0)
+        return np.asarray(np.isfinite(self.findings).any(1))
 
     def __repr__(self) -> str:
         return f"ImageSource({len(self)} images, {self._preprocessing})"
@@ -157,8 +172,7 @@ class ImageSource:
             "age_months": self.records.age_months[rows],
             "mask": np.ones(len(rows), np.float32),
         }
-        if self.soft_labels is not None:
-            batch["soft_label"] = self.soft_labels[rows]
+        batch |= self._truth(rows)
         missing: Iterable[int] = range(len(rows))
         if self._cache is not None and self._memory is None:
             paths = self.records.image_path[rows]
@@ -175,9 +189,16 @@ class ImageSource:
             "age_months": self.records.age_months[row],
             "mask": np.float32(mask),
         }
-        if self.soft_labels is not None:
-            example["soft_label"] = self.soft_labels[row]
-        return example
+        return example | self._truth(row)
+
+    def _truth(self, rows: np.ndarray | int) -> Batch:
+        """What a batch holds beside the label, where there is any."""
+        found = {
+            "findings": self.findings,
+            "context": self.context,
+            "soft_label": self.soft_labels,
+        }
+        return {name: values[rows] for name, values in found.items() if values is not None}
 
 
 def training_batches(
@@ -217,7 +238,7 @@ def mixed_batches(
     def draw(rows: np.ndarray, size: int) -> grain.MapDataset:
         return grain.MapDataset.source(rows).seed(seed).shuffle().repeat().batch(size)
 
-    labelled = draw(np.flatnonzero(source.labels >= 0), num_labelled)
+    labelled = draw(np.flatnonzero(source.has_condition), num_labelled)
     others = draw(np.arange(len(source)), batch_size - num_labelled)
 
     def read(index: int) -> Batch:
@@ -250,4 +271,6 @@ def evaluation_batches(
             }
             batch["label"][-missing:] = -1
             batch["age_months"][-missing:] = np.nan
+            if "findings" in batch:
+                batch["findings"][-missing:] = np.nan
         yield batch

@@ -22,6 +22,7 @@ import numpy as np
 from data_pipeline import tables
 from data_pipeline.errors import DataError
 from data_pipeline.files import replaced
+from data_pipeline.labels import carries, count_findings, rarest_findings
 from data_pipeline.manifest import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
@@ -108,10 +109,10 @@ def _split_source(
     given: dict[str, str] = {}
     label_of: dict[str, str] = {}
     known = set(keys[records.has_label | records.has_age])
-    names, counts = np.unique(records.label.astype(str), return_counts=True)
-    frequency = dict(zip(names.tolist(), counts.tolist(), strict=True))
+    rarest_of = rarest_findings(records.label)
+    frequency: dict[str, int] = dict(count_findings(records.label))
     frequency[""] = len(records) + 1  # A known condition always stands before an unknown one.
-    for key, split, label in zip(keys, records.split, records.label, strict=True):
+    for key, split, label in zip(keys, records.split, rarest_of, strict=True):
         if given.setdefault(key, split) != split:
             raise DataError(
                 f"{records.source[0]}: {_describe(key)} is in {given[key] or 'no split'!r} and in "
@@ -257,21 +258,26 @@ def check_classes(split: Split, classes: Sequence[str]) -> None:
     """Raises `DataError` if a class has one patient, who cannot be both trained on and tested."""
     records = Records.concatenate([split[name] for name in SPLITS])
     keys = records.patient
+    alone = {}
     for label in classes:
-        patients = set(keys[records.label == label])
+        patients = set(keys[carries(records.label, label)])
         if len(patients) == 1:
-            raise DataError(
-                f"the class {label!r} has one patient ({_describe(patients.pop())}), who cannot be "
-                "both trained on and tested; add patients, or list the other classes in "
-                "config.data.classes"
-            )
+            alone[label] = patients.pop()
+    if alone:
+        label, patient = next(iter(alone.items()))
+        more = f" (likewise {', '.join(map(repr, list(alone)[1:]))})" if len(alone) > 1 else ""
+        raise DataError(
+            f"the class {label!r} has one patient ({_describe(patient)}), who cannot be both "
+            f"trained on and tested{more}; add patients, or list the other classes in "
+            "config.data.classes"
+        )
 
 
 def keep_labels(records: Records, fraction: float, seed: int, draw: int = 0) -> Records:
     """Keeps the labels and ages of a fraction of the patients; the rest keep their images.
 
-    Stratified by condition, at least one patient a class; patients of whom the age alone is known
-    form a stratum of their own. Smaller fractions are subsets of larger ones of the same `draw`.
+    Stratified by finding, at least one patient each; patients of whom the age alone is known form a
+    stratum of their own. Smaller fractions are subsets of larger ones of the same `draw`.
     """
     if fraction >= 1:
         return records
@@ -283,15 +289,17 @@ def keep_labels(records: Records, fraction: float, seed: int, draw: int = 0) -> 
     name_of = dict(zip(keys, names, strict=True))
     strata: dict[str, set[str]] = {}
     for key, label, aged in zip(keys, records.label, records.has_age, strict=True):
-        if label or aged:
-            strata.setdefault(label, set()).add(key)
+        for name in label.split("|") if label or aged else ():
+            strata.setdefault(name, set()).add(key)
     kept: set[str] = set()
     what = f"label{draw or ''}"
     for members in strata.values():
         ordered = sorted(members, key=lambda key: (_digest(seed, f"{what}:{name_of[key]}"), key))
         kept.update(ordered[: max(1, round(fraction * len(ordered)))])
     keep = np.array([key in kept for key in keys])
+    uncertain = [names if k else () for names, k in zip(records.uncertain, keep, strict=True)]
     return records.replace(
+        uncertain=np.fromiter(uncertain, dtype=object, count=len(uncertain)),
         label=np.where(keep, records.label, ""),
         age_months=np.where(keep, records.age_months, np.float32(np.nan)),
     )

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipeline.context import context_matrix
 from data_pipeline.decode import load_image
 from data_pipeline.decode.preprocessing import to_square
 from data_pipeline.errors import UserError
 from infantxray.evaluation import saliency
+from infantxray.evaluation.predictions import joined_findings
 from infantxray.features.extraction import encoder_variables, pooled_map
 from infantxray.models import create_encoder
 from infantxray.runs import workdir as run_folder
@@ -54,6 +56,7 @@ class Result:
       unlike_training: whether an image is far from the training images, bool `[N]`; all False
         where that was not fitted.
       distance: from the training images, `[N]`; NaN where that was not fitted.
+      multi_label: whether an image may have several conditions.
     """
 
     classes: tuple[str, ...]
@@ -65,15 +68,21 @@ class Result:
     age_high_months: np.ndarray | None = None
     unlike_training: np.ndarray | None = None
     distance: np.ndarray | None = None
+    multi_label: bool = False
 
     def __len__(self) -> int:
         return len(self.probabilities)
 
     @property
     def predicted(self) -> list[str]:
-        """The most probable condition of each image; empty without conditions."""
+        """The most probable condition of each image; empty without conditions.
+
+        Where an image may have several: those of probability 0.5 and more, joined by `|`.
+        """
         if not self.classes:
             return []
+        if self.multi_label:
+            return [joined_findings(self.classes, row) for row in self.probabilities]
         return [self.classes[k] for k in self.probabilities.argmax(1)]
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -165,14 +174,32 @@ class Model:
             return np.stack([to_square(image, how) for image in images])
         return np.stack([load_image(path, how) for path in _paths(images)])
 
-    def predict(self, images: Images) -> Result:
+    def predict(
+        self, images: Images, *, sex: str | Sequence[str] = "", view: str | Sequence[str] = ""
+    ) -> Result:
         """Predicts conditions and ages.
+
+        Args:
+          images: files, or uint8 `[B, H, W]`.
+          sex, view: of each image, or of all, such as `"F"` and `"AP"`; empty = unknown. They
+            matter to models that were trained with `config.condition_on`.
 
         Raises:
           UserError: the model is of stage one and has no heads.
+          ValueError: there are more or fewer sexes or views than images.
         """
         self._need_heads("predict")
-        outputs = self._map(self._predict, images)
+        context = None
+        if self.spec.context:
+            shown: Any = images if _are_arrays(images) else _paths(images)
+            n = len(shown)
+            known = {"sex": sex, "view": view}
+            listed = {k: [v] * n if isinstance(v, str) else list(v) for k, v in known.items()}
+            for name, values in listed.items():
+                if len(values) != n:
+                    raise ValueError(f"{len(values)} values of {name} for {n} images")
+            context = context_matrix(self.spec.context, **listed)
+        outputs = self._map(self._predict, images, context)
         n = len(outputs["features"])
         ages = outputs.get("age", np.full(n, np.nan, np.float32))
         months = np.asarray(self.spec.age_in_months(ages) if self.spec.has_age else ages)
@@ -190,6 +217,7 @@ class Model:
             age_high_months=judged.age_high_months,
             unlike_training=judged.unlike_training,
             distance=judged.distance,
+            multi_label=self.spec.multi_label,
         )
 
     def export(
@@ -286,8 +314,10 @@ class Model:
                 + (" and reconstruct" if self.spec.objective in _RECONSTRUCTING else "")
             )
 
-    def _map(self, function: Callable[..., PyTree], images: Images) -> Any:
-        """Applies a jitted function to all images, batch by batch."""
+    def _map(
+        self, function: Callable[..., PyTree], images: Images, context: np.ndarray | None = None
+    ) -> Any:
+        """Applies a jitted function to all images, batch by batch, and to rows of `context`."""
         listed: Any = images if _are_arrays(images) else _paths(images)
         if not len(listed):
             raise ValueError("no images were given")
@@ -297,7 +327,11 @@ class Model:
             # A few shapes: a single image, and whole batches.
             missing = -len(pixels) % _BATCH if len(listed) > 1 else 0
             padded = np.pad(pixels, ((0, missing), (0, 0), (0, 0)))[..., None]
-            outputs = jax.device_get(function(self.variables, padded))
+            arguments = [self.variables, padded]
+            if context is not None:
+                rows = context[start : start + _BATCH]
+                arguments.append(np.pad(rows, ((0, missing), (0, 0))))
+            outputs = jax.device_get(function(*arguments))
             parts.append(jax.tree.map(operator.itemgetter(slice(len(pixels))), outputs))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 

@@ -33,6 +33,8 @@ class Place:
       frequencies: `"balanced"` classes, or some of them `"rare"`.
       severity: of the findings, from 0 (barely visible) to 1.
       dose: detector dose relative to the site's usual one.
+      findings: how many conditions an image has at most; each after the first is there in half of
+        the patients with a condition.
       max_age_months: oldest infant; up to 216 (18 years).
       films: number of training images; validation and test add 20 % and 30 % of it.
       age_missing: share of the images whose age is not recorded.
@@ -45,6 +47,7 @@ class Place:
     frequencies: str = "balanced"
     severity: str = "mixed"
     dose: float = 1.0
+    findings: int = 1
     max_age_months: int = INFANT_MAX_AGE_MONTHS
     films: int = 2000
     age_missing: float = 0.0
@@ -52,7 +55,7 @@ class Place:
 
 
 # Options that change pixels. The others change what is listed and recorded.
-_OF_FILM = ("seed", "site", "frequencies", "severity", "dose", "max_age_months")
+_OF_FILM = ("seed", "site", "frequencies", "severity", "dose", "findings", "max_age_months")
 
 _OPTIONS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool], str]] = {
     "seed": (int, lambda v: 0 <= v <= _LARGEST_SEED, f"a whole number from 0 to {_LARGEST_SEED}"),
@@ -60,6 +63,7 @@ _OPTIONS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool], str]] = {
     "frequencies": (str, FREQUENCIES.__contains__, "one of " + ", ".join(FREQUENCIES)),
     "severity": (str, SEVERITIES.__contains__, "one of " + ", ".join(SEVERITIES)),
     "dose": (float, lambda v: 1e-6 <= v <= 1e4, "a factor from 1e-6 to 10000"),
+    "findings": (int, lambda v: 1 <= v <= 3, "a whole number from 1 to 3"),
     "max_age_months": (int, lambda v: 1 <= v <= 216, "a whole number from 1 to 216"),
     "films": (int, lambda v: 1 <= v <= 10_000_000, "a whole number from 1 to 10000000"),
     "age_missing": (float, lambda v: 0 <= v <= 1, "a share from 0 to 1"),

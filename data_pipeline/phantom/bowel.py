@@ -86,7 +86,7 @@ def _gas(canvas: Canvas, body: Body, loop: Loop) -> Patch:
         if body.film.view == "decubitus":
             # Lying on the left side, gas rises to the patient's right. Mirrored organs are drawn
             # before they are mirrored, so theirs rises the other way here.
-            if body.film.label == "situs inversus totalis":
+            if "situs inversus totalis" in body.film.findings:
                 limits["right_of"] = loop.x - loop.level * loop.radius
             else:
                 limits["left_of"] = loop.x + loop.level * loop.radius
@@ -247,7 +247,7 @@ def _stomach(canvas: Canvas, body: Body, mu: Attenuation, draw: Draw) -> None:
     elif body.film.view == "decubitus":
         # Gas rises to the antrum; in a mirrored stomach to the fundus.
         antrum = (x - 0.5 * wall, y + 0.7 * body.lumbar)
-        if body.film.label == "situs inversus totalis":
+        if "situs inversus totalis" in body.film.findings:
             bubble = canvas.ellipsoid(x, y, a, b, depth, right_of=x - 0.2 * a)
         else:
             bubble = canvas.ellipsoid(*antrum, a, 0.8 * b, depth, left_of=antrum[0] + 0.2 * a)

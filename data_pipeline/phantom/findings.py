@@ -16,9 +16,14 @@ from data_pipeline.phantom.canvas import Canvas
 from data_pipeline.phantom.exactmath import PI, cosine, sine
 from data_pipeline.phantom.physics import Attenuation
 
+FINDING = "finding: "  # Before a condition's name: its mask, where an image has several.
+
 
 def plan(body: Body, draw: Draw) -> tuple[BowelPlan, Oval | None]:
-    """How the image's condition rearranges the bowel, and where a lesion is, if it makes one."""
+    """How the image's condition rearranges the bowel, and where a lesion is, if it makes one.
+
+    Of several conditions only the first, `film.label`, may do either.
+    """
     label, severity = body.film.label, body.film.severity
     wall, crest, p = body.wall, body.crest, body.pelvis
     if label == "mass":
@@ -71,8 +76,26 @@ def plan(body: Body, draw: Draw) -> tuple[BowelPlan, Oval | None]:
 def draw_finding(
     canvas: Canvas, body: Body, lesion: Oval | None, loops: list[Loop], mu: Attenuation, draw: Draw
 ) -> None:
-    """Draws the condition into the image and into its mask `finding`."""
-    label = body.film.label
+    """Draws the conditions into the image and into its mask `finding`.
+
+    Where there are several, each has a mask of its name too.
+    """
+    for label in body.film.findings:
+        _draw_one(canvas, body, label, lesion, loops, mu, draw)
+        if canvas.masks is not None and body.film.also and "finding" in canvas.masks:
+            # What the bowel shows of the first condition is marked before it is drawn.
+            canvas.masks[FINDING + label] = canvas.masks.pop("finding")
+
+
+def _draw_one(
+    canvas: Canvas,
+    body: Body,
+    label: str,
+    lesion: Oval | None,
+    loops: list[Loop],
+    mu: Attenuation,
+    draw: Draw,
+) -> None:
     if label == "aeroperitoneum":
         _free_air(canvas, body, loops, mu, draw)
     elif label == "mass" and lesion:

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from data_pipeline.cells import join_findings
 from data_pipeline.manifest import SPLITS, Records
 from data_pipeline.phantom.address import DOMAINS, Address, Place, address_prefix, parse_place
 
@@ -37,7 +38,16 @@ _ADULT_AGES = (18 * _YEAR, 90 * _YEAR)
 _SEVERITY_RANGE = {"mixed": (0.0, 1.0), "subtle": (0.0, 0.3), "obvious": (0.7, 1.0)}
 
 # Purposes of random streams: one number each, so that no two draws share a stream.
-_STREAM_BLOCK, _STREAM_RECORD, STREAM_PATIENT, STREAM_FILM, STREAM_NOISE = range(5)
+_STREAM_BLOCK, _STREAM_RECORD, STREAM_PATIENT, STREAM_FILM, STREAM_NOISE, _STREAM_ALSO = range(6)
+# Conditions that can be drawn beside any other: they do not rearrange the bowel.
+_COMBINE = (
+    "aeroperitoneum",
+    "foreign bodies",
+    "calcification",
+    "splenomegaly",
+    "hepatomegaly",
+    "situs inversus totalis",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Film:
       age_months, sex: at the image; `"F"` or `"M"`.
       view: `"supine"`, `"upright"` or `"decubitus"` (lying on the left side).
       label: one of `CLASSES`, always the truth.
+      also: further conditions, of places where several combine.
       severity: 0 (barely visible) to 1 (obvious); without meaning for normal images.
       site: `"a"` or `"b"`.
       dose: relative to the site's usual dose, with the image's own chance in it.
@@ -66,6 +77,12 @@ class Film:
     severity: float
     site: str
     dose: float
+    also: tuple[str, ...] = ()
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """All conditions of the image, `normal` among them."""
+        return (self.label, *self.also)
 
 
 def stream(address: Address, purpose: int, *numbers: int) -> np.random.Generator:
@@ -109,6 +126,7 @@ def _block(address: Address) -> tuple[Film, ...]:
         sex = "FM"[rng.integers(2)]
         site = "ab"[rng.integers(2)]
         ages = _ages(rng, place, int(count))
+        also = _also(address, label, number, i)
         for visit in range(count):
             horizontal_beam = rng.random() < 0.5
             decubitus = rng.random() < 0.3
@@ -130,9 +148,20 @@ def _block(address: Address) -> tuple[Film, ...]:
                     severity=severity,
                     site=site if place.site == "both" else place.site,
                     dose=dose,
+                    also=also,
                 )
             )
     return tuple(films)
+
+
+def _also(address: Address, label: str, *patient: int) -> tuple[str, ...]:
+    """Further conditions of a patient; each comes with a probability of one half."""
+    most = address.place.findings - 1
+    if not most or label == CLASSES[0]:
+        return ()
+    rng = stream(address, _STREAM_ALSO, *patient)
+    others = [_COMBINE[i] for i in rng.permutation(len(_COMBINE)) if _COMBINE[i] != label]
+    return tuple(others[: int((rng.random(most) < 0.5).sum())])
 
 
 def _ages(rng: np.random.Generator, place: Place, count: int) -> list[float]:
@@ -191,7 +220,10 @@ def _records(place: Place, split: str, n: int, *, source: str) -> Records:
         age_months=np.where(age_draw < place.age_missing, np.nan, ages).tolist(),
         sex=[f.sex for f in films],
         view=[f.view for f in films],
-        label=[CLASSES[i] for i in label],
+        label=[
+            join_findings((CLASSES[i], *(also for also in f.also if i)))
+            for i, f in zip(label, films, strict=True)
+        ],
         split=[split] * n,
         site=[f.site for f in films],
     )

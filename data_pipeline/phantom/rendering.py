@@ -11,7 +11,7 @@ from data_pipeline.phantom.body import Body, Draw, draw_organs, draw_skeleton, d
 from data_pipeline.phantom.bowel import draw_bowel
 from data_pipeline.phantom.canvas import Canvas
 from data_pipeline.phantom.devices import draw_devices, draw_marker
-from data_pipeline.phantom.findings import draw_finding, plan
+from data_pipeline.phantom.findings import FINDING, draw_finding, plan
 from data_pipeline.phantom.patients import (
     STREAM_FILM,
     STREAM_NOISE,
@@ -23,6 +23,12 @@ from data_pipeline.phantom.patients import (
 from data_pipeline.phantom.physics import SITES, attenuation, expose
 
 _LEAST_SIZE = 16
+# Conditions that organs show, which nothing else is drawn for.
+_ORGANS = {
+    "hepatomegaly": ("liver",),
+    "splenomegaly": ("spleen",),
+    "situs inversus totalis": ("liver", "spleen", "heart", "stomach gas"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Truth:
       masks: boolean `[size, size]` by name: `body`, `lungs`, `heart`, `liver`, `spleen`,
         `left kidney`, `right kidney`, `bladder`, `stomach gas`, `bowel gas`, `stool`, `spine`,
         `ribs`, `sacrum`, `pelvis`, `femora`, `marker`, `tube`, `clip`, and `finding`, as far as
-        they are on the image.
+        they are on the image. Where there are several findings also `finding: <name>` of each.
     """
 
     boxes: tuple[Box, ...]
@@ -107,7 +113,7 @@ def _set_up(film: Film) -> tuple[_Setup, Draw, Draw]:
 def _draw(film: Film, size: int, *, with_masks: bool) -> tuple[_Setup, Canvas]:
     setup, patient, draw = _set_up(film)
     body, mu = setup.body, attenuation(setup.energy_kev)
-    inverted = film.label == "situs inversus totalis"
+    inverted = "situs inversus totalis" in film.findings
     # Mirrored organs are drawn the usual way round on a canvas that is then mirrored.
     centre = -setup.x if inverted else setup.x
     canvas = Canvas(size, setup.side, centre, setup.y, with_masks=with_masks)
@@ -124,12 +130,15 @@ def _draw(film: Film, size: int, *, with_masks: bool) -> tuple[_Setup, Canvas]:
     height = setup.side * draw.between(0.028, 0.04)
     draw_marker(canvas, setup.field, mu, draw, height)
     if canvas.masks is not None:
-        for name in {"hepatomegaly": ("liver",), "splenomegaly": ("spleen",)}.get(
-            film.label, ("liver", "spleen", "heart", "stomach gas") if inverted else ()
-        ):
-            if name in canvas.masks:
-                everything = (slice(None), slice(None))
-                canvas.mark("finding", (everything, canvas.masks[name]))
+        everything = (slice(None), slice(None))
+        for label in film.findings:
+            for name in _ORGANS.get(label, ()):
+                if name in canvas.masks:
+                    patch = (everything, canvas.masks[name])
+                    canvas.mark(FINDING + label if film.also else "finding", patch)
+        for label in film.findings if film.also else ():
+            if FINDING + label in canvas.masks:
+                canvas.mark("finding", (everything, canvas.masks[FINDING + label]))
     return setup, canvas
 
 
@@ -181,12 +190,16 @@ def truth(address: str, size: int) -> Truth:
     film = film_at(parse_address(address))
     _, canvas = _draw(film, size, with_masks=True)
     masks = {name: mask for name, mask in (canvas.masks or {}).items() if mask.any()}
-    if film.label == "normal" or "finding" not in masks:
+    if film.label == "normal":
         return Truth((), masks)
-    rows = np.flatnonzero(masks["finding"].any(1))
-    cols = np.flatnonzero(masks["finding"].any(0))
-    box = (int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1)
-    return Truth((Box(film.label, *box),), masks)
+    of = {label: FINDING + label if film.also else "finding" for label in film.findings}
+    boxes = [_box(label, masks[name]) for label, name in of.items() if name in masks]
+    return Truth(tuple(boxes), masks)
+
+
+def _box(label: str, mask: np.ndarray) -> Box:
+    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return Box(label, int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1)
 
 
 def pixel_spacing(address: str, size: int) -> float:

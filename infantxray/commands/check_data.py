@@ -41,7 +41,7 @@ def run(config: Any, workdir: str) -> None:
       SystemExit: with code 1, if there are errors.
     """
     _check_writable(workdir)
-    where = settings.build(DataSettings, config.data)
+    where = settings.data_settings(config)
     records, problems = _open(where, config.other_stage)
     problems += _spellings_and_ids(records) + _ages(records)
     with tqdm(total=len(records), unit="image", desc="reading") as progress:

@@ -7,10 +7,9 @@ import os
 
 import numpy as np
 
-from data_pipeline.dataset import DataSettings, Reader
+from data_pipeline.dataset import DataSettings, Reader, finding_names, open_role, warn_of_foreign
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
-from data_pipeline.sources import open_sources
 from data_pipeline.splits import check_unseen, read_split
 from infantxray.reports.run_report import evaluate
 from infantxray.runs import runtime, settings, workdir
@@ -24,13 +23,31 @@ def run(config, folder: str) -> None:
     """Evaluates `config.checkpoint` on `config.data.test` into the workdir `folder`."""
     runtime.setup()
     spec = read_spec(config.checkpoint)
-    patient_ids = workdir.read_config(config.checkpoint)["data"]["patient_ids"]
+    trained = workdir.read_config(config.checkpoint)["data"]
+    patient_ids = trained["patient_ids"]
     split_csv = os.path.join(os.path.expanduser(config.checkpoint), "split.csv")
-    data = settings.build(DataSettings, config.data, patient_ids=patient_ids)
+    labelled = {key: trained[key] for key in ("normal_names",) if key in trained}
+    data = settings.build(
+        DataSettings,
+        config.data,
+        patient_ids=patient_ids,
+        labels="multi" if spec.multi_label else "single",
+        **labelled,
+    )
+    names = finding_names(data, read_split(split_csv), spec.classes)
+    notes: list[str] = []
     workdir.prepare(folder, settings.to_dict(config))
     if data.test:
-        records = _test_part(data)
-        _warn_of_other_conditions(records, spec.classes)
+        records = _test_part(data, notes)
+        if names is not None:
+            warn_of_foreign(names, records.label, "test")
+            left_out = names.foreign(records.label)
+        else:
+            left_out = _warn_of_other_conditions(records, spec.classes)
+        notes += [
+            f"{count:,} images of {name!r}, which the model does not know"
+            for name, count in left_out.items()
+        ]
         check_unseen(split_csv, records, patient_ids, "this model was trained on")
         stage_one = _stage_one_split(config.checkpoint)
         if stage_one:
@@ -40,7 +57,7 @@ def run(config, folder: str) -> None:
         stage_one = ""  # Stage two has checked its own test patients.
     if not len(records):
         raise DataError("there are no test images")
-    reader = Reader(data, spec.classes, spec.preprocessing)
+    reader = Reader(data, spec.classes, spec.preprocessing, names=names, context=spec.context)
     try:
         evaluate(
             folder,
@@ -50,14 +67,16 @@ def run(config, folder: str) -> None:
             bootstrap_samples=config.bootstrap_samples,
             seed=config.seed,
             stage_one_known=stage_one is not None,
+            names=names,
+            label_notes=notes,
         )
     finally:
         reader.write_bad_files(folder)
 
 
-def _test_part(data: DataSettings) -> Records:
+def _test_part(data: DataSettings, notes: list[str]) -> Records:
     """The images of `data.test`; of a source with its own split, only those for testing."""
-    records = open_sources(data.test).with_patients(data.patient_ids)
+    records = open_role(data.test, data, notes)
     test = records.split == "test"
     if data.given_splits == "ignore" or not test.any() or test.all():
         return records
@@ -70,18 +89,23 @@ def _test_part(data: DataSettings) -> Records:
     return records.take(test)
 
 
-def _warn_of_other_conditions(records: Records, classes: tuple[str, ...]) -> None:
+def _warn_of_other_conditions(records: Records, classes: tuple[str, ...]) -> dict[str, int]:
+    """The labels that the model does not know, with their number of images."""
     if not classes:
-        return
+        return {}
+    found = {}
     names, counts = np.unique(records.label[records.has_label].astype(str), return_counts=True)
     for name, count in zip(names.tolist(), counts.tolist(), strict=True):
         if name not in classes:
+            found[name] = count
             _log.warning(
-                "%d images of %r are left out of the diagnosis: the model knows %s",
+                "%d images of %r are left out of the diagnosis: the model knows %s; rename labels "
+                "with config.data.label_map",
                 count,
                 name,
                 ", ".join(classes),
             )
+    return found
 
 
 def _stage_one_split(checkpoint: str) -> str | None:

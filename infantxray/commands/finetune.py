@@ -9,20 +9,22 @@ import os
 
 import numpy as np
 
+from data_pipeline.context import find_context
 from data_pipeline.dataset import (
     DataSettings,
     Reader,
     age_statistics,
     check_split,
     find_conditions,
+    finding_names,
     open_split,
 )
 from data_pipeline.errors import DataError
 from data_pipeline.loader import ImageSource, mixed_batches, training_batches
 from data_pipeline.splits import FEW_IMAGES, Split
-from infantxray.evaluation.calibration import calibration
 from infantxray.evaluation.metrics import headline
 from infantxray.evaluation.predictions import read_predictions
+from infantxray.evaluation.summary import calibration_of
 from infantxray.reports.run_report import evaluate
 from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec
@@ -38,7 +40,7 @@ _log = logging.getLogger(__name__)
 def run(config, folder: str) -> None:
     """Trains into the workdir `folder` and evaluates, or resumes there."""
     runtime.setup()
-    data = settings.build(DataSettings, config.data)
+    data = settings.data_settings(config)
     transfer.check_stage_one(config.pretrained, config.encoder, data.preprocessing)
     workdir.prepare(folder, settings.to_dict(config))
     report = os.path.join(folder, "report.html")
@@ -46,23 +48,29 @@ def run(config, folder: str) -> None:
         _log.info("%s is finished: see %s", folder, report)
         return
 
-    split = open_split(data, folder)
+    notes: list[str] = []
+    split = open_split(data, folder, notes)
     spec = _specify(config, data, split)
     spec.write(folder)
-    reader = Reader(data, spec.classes)
+    names = finding_names(data, split, spec.classes)
+    reader = Reader(data, spec.classes, names=names, context=spec.context)
     train = reader(split.train, training=True)
     _log_labels(spec, train)
     answered = split.validation.has_label | split.validation.has_age
     validation = reader(split.validation.take(answered))
     # Images without label and age have nothing to teach, except to a student.
-    known = (train.labels >= 0) | (train.records.has_age & spec.has_age)
+    known = train.has_condition | (train.records.has_age & spec.has_age)
     informative = train if known.all() else reader(split.train.take(known), training=True)
 
     predictor = Predictor(spec, batch_size=config.batch_size, num_threads=data.num_threads)
     loss = settings.build(LossSettings, config)
     augmentation = settings.build(Augmentation, config.augment)
     task = make_task(
-        spec, loss, augmentation, train.labels, functools.partial(_validate, predictor, validation)
+        spec,
+        loss,
+        augmentation,
+        train.labels if train.findings is None else train.findings,
+        functools.partial(_validate, predictor, validation),
     )
     fit = functools.partial(
         _fit,
@@ -89,7 +97,7 @@ def run(config, folder: str) -> None:
     best_metric = _best_metric(config, validation)
     try:
         if self_training.is_needed(teaching, spec.classes, train):
-            labelled = reader(split.train.take(train.labels >= 0), training=True)
+            labelled = reader(split.train.take(train.has_condition), training=True)
             steps = settings.total_steps(config, len(train))
             loop_settings = settings.loop_settings(config, steps, best_metric=best_metric)
             if teaching.linear_probe:
@@ -143,6 +151,8 @@ def run(config, folder: str) -> None:
             predictor=predictor,
             bootstrap_samples=config.bootstrap_samples,
             seed=config.seed,
+            names=names,
+            label_notes=notes,
         )
         if calibrated is not None:
             tested, _ = read_predictions(os.path.join(folder, "predictions.csv"))
@@ -183,7 +193,15 @@ def _specify(config, data: DataSettings, split: Split) -> ModelSpec:
     transfer.check_scored(
         config.pretrained, split, ("validation", "test"), patient_ids=data.patient_ids
     )
-    spec = ModelSpec(config.encoder, config.dtype, data.preprocessing, classes)
+    context = find_context(split.train, filter(None, config.condition_on.split(",")))
+    spec = ModelSpec(
+        config.encoder,
+        config.dtype,
+        data.preprocessing,
+        classes,
+        multi_label=data.multi_label and bool(classes),
+        context=context,
+    )
     spec = transfer.with_input_scale(spec, config.pretrained)
     if not config.age_head:
         return spec
@@ -210,7 +228,7 @@ def _labels_are_rare(config, source: ImageSource) -> bool:
 
     This happens where every image has an age and few have a condition.
     """
-    labelled = int((source.labels >= 0).sum())
+    labelled = int(source.has_condition.sum())
     if not 0 < labelled < config.labelled_fraction * len(source):
         return False
     _log.info(
@@ -227,7 +245,7 @@ def _labels_are_rare(config, source: ImageSource) -> bool:
 def _best_metric(config, validation: ImageSource) -> str | None:
     """The metric that chooses a checkpoint; None where too few validation images have a truth."""
     aged = config.best_metric == "age_mae_months"
-    count = int((validation.records.has_age if aged else validation.labels >= 0).sum())
+    count = int((validation.records.has_age if aged else validation.has_condition).sum())
     if count >= FEW_IMAGES:
         return config.best_metric
     _log.warning(
@@ -240,9 +258,15 @@ def _best_metric(config, validation: ImageSource) -> str | None:
 
 
 def _log_labels(spec: ModelSpec, source: ImageSource) -> None:
-    counts = np.bincount(source.labels[source.labels >= 0], minlength=len(spec.classes))
-    for name, count in zip(spec.classes, counts, strict=True):
-        _log.info("  %-24s %6d training images", name, count)
+    if source.findings is not None:
+        counts = (source.findings == 1).sum(0)
+        unknown = np.isnan(source.findings[source.has_condition]).sum(0)
+    else:
+        counts = np.bincount(source.labels[source.labels >= 0], minlength=len(spec.classes))
+        unknown = np.zeros_like(counts)
+    for name, count, doubtful in zip(spec.classes, counts, unknown, strict=True):
+        more = f", unknown in {doubtful} labelled ones" if doubtful else ""
+        _log.info("  %-24s %6d training images%s", name, count, more)
     if spec.has_age:
         _log.info(
             "  age %.1f ± %.1f months, known for %d training images",
@@ -259,6 +283,5 @@ def _validate(predictor: Predictor, source: ImageSource, variables) -> dict[str,
     predictions, _ = predictor(variables, source)
     result = {k: v for k, v in headline(predictions).items() if np.isfinite(v)}
     if predictions.classes:
-        scores = calibration(predictions.probabilities, predictions.label)
-        result["loss"] = scores["log_loss"]
+        result["loss"] = calibration_of(predictions)["log_loss"]
     return result

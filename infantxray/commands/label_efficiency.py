@@ -11,7 +11,14 @@ import os
 
 import numpy as np
 
-from data_pipeline.dataset import DataSettings, Reader, check_split, find_classes, open_split
+from data_pipeline.dataset import (
+    DataSettings,
+    Reader,
+    check_split,
+    find_classes,
+    finding_names,
+    open_split,
+)
 from data_pipeline.errors import DataError
 from data_pipeline.splits import Split, keep_labels
 from infantxray.evaluation.predictions import Predictions
@@ -35,7 +42,7 @@ def run(config, folder: str) -> None:
     if os.path.exists(done):
         _log.info("%s is finished: see report.html in it", folder)
         return
-    data = settings.build(DataSettings, config.data)
+    data = settings.data_settings(config)
     encoders = compared_encoders(config.encoders)
     turns = max(map(len, encoders.values()))
     split = open_split(data, folder)
@@ -57,7 +64,7 @@ def run(config, folder: str) -> None:
     )
     needed = np.unique(np.concatenate([draw.rows for draw in draws]))
     # One source for all encoders: images that fit into memory are decoded once.
-    reader = Reader(data, classes)
+    reader = Reader(data, classes, names=finding_names(data, split, classes))
     sources = [reader(split.train.take(needed)), reader(split.test)]
     answers = {}
     try:

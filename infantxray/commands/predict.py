@@ -20,6 +20,7 @@ from data_pipeline.files import write_json
 from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
 from data_pipeline.sources import open_sources
+from infantxray.evaluation.predictions import UNKNOWN
 from infantxray.evaluation.saliency import Explainer
 from infantxray.export import dicom_out
 from infantxray.reports.predictions_page import Card, write_predictions_page
@@ -42,7 +43,7 @@ def run(config, folder: str) -> None:
     members = load_members(places, calibrate=config.calibrate)
     spec = members[0].spec
     workdir.prepare(folder, settings.to_dict(config))
-    reader = Reader(data, spec.classes, spec.preprocessing)
+    reader = Reader(data, spec.classes, spec.preprocessing, context=spec.context)
     answerer = Answerer(
         members,
         batch_size=config.batch_size,
@@ -113,18 +114,20 @@ def row_values(answers: Answers, records: Records, answerer: Answerer) -> list[d
     predictions, judged = answers.predictions, answers.judgement
     classes, trusts = predictions.classes, [m.trust for m in answerer.members if m.trust]
     ranges = [t.age_range_months for t in trusts if t.age_range_months]
-    rows = []
+    names, rows = predictions.names(), []
     for i in range(len(predictions)):
         p = predictions.probabilities[i]
         row: dict[str, Any] = {
             "image_path": records.image_path[i],
             "patient_id": records.patient_id[i],
             "label": records.label[i],
-            "predicted": classes[int(p.argmax())] if classes else "",
+            "predicted": names[i],
         }
         row |= {f"p_{name}": float(p[k]) for k, name in enumerate(classes)}
         row["age_months"] = _known(records.age_months[i])
         row["age_predicted_months"] = _known(predictions.age_predicted_months[i])
+        if predictions.multi_label:
+            row[UNKNOWN] = list(classes)  # Nobody has said which findings are present.
         if trusts:
             row["age_low_months"] = _known(judged.age_low_months[i])
             row["age_high_months"] = _known(judged.age_high_months[i])

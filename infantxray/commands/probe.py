@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 
-from data_pipeline.dataset import DataSettings, Reader, find_classes, open_split
+from data_pipeline.dataset import Reader, find_classes, finding_names, open_split
 from data_pipeline.files import write_json
 from infantxray.evaluation import metrics
 from infantxray.evaluation.predictions import write_predictions
@@ -29,11 +29,12 @@ def run(config, folder: str) -> None:
     if os.path.exists(done):
         _log.info("%s is finished: see metrics.json in it", folder)
         return
-    data = settings.build(DataSettings, config.data)
+    data = settings.data_settings(config)
     split = open_split(data, folder)
     transfer.check_scored(config.pretrained, split, ("test",), patient_ids=data.patient_ids)
     classes = find_classes(data, split.train)
-    spec = ModelSpec(config.encoder, config.dtype, data.preprocessing, classes)
+    multi = data.multi_label and bool(classes)
+    spec = ModelSpec(config.encoder, config.dtype, data.preprocessing, classes, multi_label=multi)
     spec = transfer.with_input_scale(spec, config.pretrained)
     spec.write(folder)
 
@@ -48,7 +49,7 @@ def run(config, folder: str) -> None:
     if len(train) > config.train_films:
         rows = np.random.default_rng(config.seed).permutation(len(train))[: config.train_films]
         train = train.take(np.sort(rows))
-    reader = Reader(data, classes)
+    reader = Reader(data, classes, names=finding_names(data, split, classes))
     try:
         fitted = extract(reader(train), encoder)
         scored = extract(reader(split.test), encoder)

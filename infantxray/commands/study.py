@@ -43,7 +43,7 @@ def run(config: Any, folder: str) -> None:
     environment = dict(os.environ)
     # This process reads checkpoints and draws; the GPU's memory is for the runs.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    data = settings.build(DataSettings, config.data)
+    data = settings.data_settings(config)
     split = _open_data(data, config.study.dry_run)
     has_ages = split is None or _has_ages(split)
     planned = make_plan(config, folder, has_ages=has_ages)
@@ -144,6 +144,7 @@ def _read_study(config: Any, tasks: Mapping[str, Task]) -> plan.Study:
         pretrain_data=study.pretrain_data,
         frozen=study.frozen,
         dtype=config.dtype,
+        labels=config.labels,
         data=config.data.to_dict(),
         pretrain=config.pretrain.to_dict(),
         finetune=config.finetune.to_dict(),

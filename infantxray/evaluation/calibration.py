@@ -4,6 +4,35 @@ from __future__ import annotations
 
 import numpy as np
 
+_TINY = np.finfo(np.float32).tiny
+
+
+def findings_calibration(
+    probabilities: np.ndarray, findings: np.ndarray, num_bins: int = 10
+) -> dict:
+    """`calibration` of all known findings, where an image may have several.
+
+    `confidence` is then the probability of a finding, and `accuracy` the share of these findings
+    that are present; `brier` goes from 0 to 1, and `log_loss` is the binary cross-entropy.
+
+    Args:
+      probabilities: `[N, K]`.
+      findings: `[N, K]`, 1 present, 0 absent, NaN unknown.
+      num_bins: equally wide bins of probability.
+    """
+    known = np.isfinite(findings)
+    probability, present = probabilities[known].astype(np.float64), findings[known]
+    if not len(present):
+        return calibration(np.zeros((0, 2)), np.zeros(0, int))
+    stated = np.maximum(np.where(present == 1, probability, 1 - probability), _TINY)
+    bins = _bins(probability, present, num_bins)
+    return {
+        "expected_calibration_error": _gap(bins),
+        "brier": float(((probability - present) ** 2).mean()),
+        "log_loss": float(-np.log(stated).mean()),
+        "bins": bins,
+    }
+
 
 def calibration(probabilities: np.ndarray, label: np.ndarray, num_bins: int = 10) -> dict:
     """Calibration of the predicted class, and proper scores.
@@ -26,25 +55,31 @@ def calibration(probabilities: np.ndarray, label: np.ndarray, num_bins: int = 10
         return {"expected_calibration_error": nan, "brier": nan, "log_loss": nan, "bins": []}
     confidence = probabilities.max(1)
     correct = probabilities.argmax(1) == label
-    index = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
-    bins, gap = [], 0.0
-    for b in range(num_bins):
-        rows = index == b
-        if rows.any():
-            mean_confidence, accuracy = confidence[rows].mean(), correct[rows].mean()
-            gap += rows.sum() / n * abs(mean_confidence - accuracy)
-            bins.append(
-                {
-                    "confidence": float(mean_confidence),
-                    "accuracy": float(accuracy),
-                    "n": int(rows.sum()),
-                }
-            )
+    bins = _bins(confidence, correct, num_bins)
     truth = np.eye(probabilities.shape[1])[label]
-    stated = np.maximum(probabilities[np.arange(n), label], np.finfo(np.float32).tiny)
+    stated = np.maximum(probabilities[np.arange(n), label], _TINY)
     return {
-        "expected_calibration_error": float(gap),
+        "expected_calibration_error": _gap(bins),
         "brier": float(((probabilities - truth) ** 2).sum(1).mean()),
         "log_loss": float(-np.log(stated).mean()),
         "bins": bins,
     }
+
+
+def _bins(confidence: np.ndarray, correct: np.ndarray, num_bins: int) -> list[dict]:
+    index = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    return [
+        {
+            "confidence": float(confidence[rows].mean()),
+            "accuracy": float(correct[rows].mean()),
+            "n": int(rows.sum()),
+        }
+        for b in range(num_bins)
+        if (rows := index == b).any()
+    ]
+
+
+def _gap(bins: list[dict]) -> float:
+    """Mean distance of confidence and accuracy, weighted by the images of each bin."""
+    total = sum(b["n"] for b in bins)
+    return float(sum(b["n"] / total * abs(b["confidence"] - b["accuracy"]) for b in bins))

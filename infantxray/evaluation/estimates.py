@@ -94,13 +94,10 @@ class Scores:
 
     @classmethod
     def of_class(cls, predictions: Predictions, k: int) -> Scores:
-        """Class `k` against the rest, over the images of known label."""
-        return cls.of(
-            predictions.label == k,
-            predictions.probabilities[:, k],
-            predictions.patient,
-            known=predictions.label >= 0,
-        )
+        """Class `k` against the rest, or finding `k`, over the images in which it is known."""
+        known, positive = predictions.outcome(k)
+        score = predictions.probabilities[:, k]
+        return cls.of(positive, score, predictions.patient, known=known)
 
     def __len__(self) -> int:
         return len(self.score)

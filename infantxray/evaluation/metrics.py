@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from infantxray.evaluation.predictions import Predictions
+from infantxray.evaluation.predictions import THRESHOLD, Predictions
 
 __all__ = [
     "AGE_BANDS",
@@ -18,6 +18,7 @@ __all__ = [
     "Predictions",
     "age_groups",
     "classification",
+    "findings_metrics",
     "headline",
     "roc_auc",
     "weighted_metrics",
@@ -46,6 +47,11 @@ def weighted_metrics(
     Recall, precision, F1 and ROC AUC (one class against the rest) are means over the classes that
     have cases. A class with cases that is never predicted has precision 0.
 
+    Where an image may have several findings, each is scored over the images in which it is known,
+    by a threshold of 0.5; ROC AUC is the mean over the findings that are known to be present in
+    some images and absent in others. Accuracy is the share of right answers among all known
+    findings of all images (1 - Hamming loss): where findings are rare it flatters.
+
     Args:
       predictions: of N images of P patients.
       weights: `[B, P]`, in the order of `np.unique(predictions.patient)`; None weights all images
@@ -60,9 +66,14 @@ def weighted_metrics(
     else:
         group = np.unique(predictions.patient, return_inverse=True)[1]
     result = {"age_mae_months": _age_mae(predictions, group, weights)}
-    metrics, per_class = _classification(
-        predictions.probabilities, predictions.label, group, weights
-    )
+    if predictions.findings is not None:
+        metrics, per_class = _findings(
+            predictions.probabilities, predictions.findings, group, weights
+        )
+    else:
+        metrics, per_class = _classification(
+            predictions.probabilities, predictions.label, group, weights
+        )
     for name, values in per_class.items():
         metrics |= {f"{name}/{c}": values[:, k] for k, c in enumerate(predictions.classes)}
     return metrics | result
@@ -82,6 +93,18 @@ def classification(probabilities: np.ndarray, label: np.ndarray) -> dict[str, fl
       label: int `[N]`; images with -1 are left out.
     """
     found, _ = _classification(probabilities, label, np.zeros(len(label), int), np.ones((1, 1)))
+    return {name: float(values[0]) for name, values in found.items()}
+
+
+def findings_metrics(probabilities: np.ndarray, findings: np.ndarray) -> dict[str, float]:
+    """`classification` where an image may have several findings; see `weighted_metrics`.
+
+    Args:
+      probabilities: `[N, K]`.
+      findings: `[N, K]`, 1 present, 0 absent, NaN unknown.
+    """
+    nobody = np.zeros(len(findings), int)
+    found, _ = _findings(probabilities, findings, nobody, np.ones((1, 1)))
     return {name: float(values[0]) for name, values in found.items()}
 
 
@@ -140,6 +163,37 @@ def _classification(
     result = {"accuracy": _ratio(hits.sum(1), cases.sum(1))}
     for name, values in per_class.items():
         result[name] = _ratio(np.where(present, values, 0).sum(1), present.sum(1))
+    return result, per_class
+
+
+def _findings(
+    probabilities: np.ndarray, findings: np.ndarray, group: np.ndarray, weights: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """`_classification` for findings `[N, K]`."""
+    b, g = weights.shape
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in CLASS_METRICS}
+    right, total = np.zeros(b), np.zeros(b)
+    for k in range(findings.shape[1]):
+        known = np.isfinite(findings[:, k])
+        truth, score, of = findings[known, k] == 1, probabilities[known, k], group[known]
+        outcome = 2 * truth + (score >= THRESHOLD)
+        counts = np.bincount(of * 4 + outcome, minlength=4 * g).reshape(g, 4)
+        counted = weights.astype(np.float64) @ counts.astype(np.float64)
+        true_negative, false_positive, false_negative, true_positive = counted.T
+        cases, named = true_positive + false_negative, true_positive + false_positive
+        columns["recall"].append(_ratio(true_positive, cases))
+        precision = true_positive / np.where(named > 0, named, 1)
+        columns["precision"].append(np.where(cases > 0, precision, np.nan))
+        columns["f1"].append(np.where(cases > 0, _ratio(2 * true_positive, cases + named), np.nan))
+        columns["roc_auc"].append(_roc_auc(truth, score, of, weights))
+        right += true_negative + true_positive
+        total += counted.sum(1)
+    nothing = np.full((b, 0), np.nan)
+    per_class = {name: np.stack(v, 1) if v else nothing for name, v in columns.items()}
+    result = {"accuracy": _ratio(right, total)}
+    for name, values in per_class.items():
+        here = np.isfinite(values)
+        result[name] = _ratio(np.where(here, values, 0).sum(1), here.sum(1))
     return result, per_class
 
 

@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from infantxray.evaluation.intervals import mean_interval
-from infantxray.evaluation.predictions import Predictions
+from infantxray.evaluation.predictions import THRESHOLD, Predictions
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.training import augment
 
@@ -295,7 +295,18 @@ def _resized(maps: jax.Array, size: int) -> np.ndarray:
 
 
 def examples(explain: Explainer, images: Images, predictions: Predictions) -> list[Example]:
-    """One image of each class: the one with the surest answer, right or wrong."""
+    """One image of each class: the one with the surest answer, right or wrong.
+
+    Where an image may have several findings: of each finding, the image that has it for which the
+    model finds it most probable.
+    """
+    if predictions.multi_label:
+        pairs = []
+        for k in range(len(predictions.classes)):
+            rows = np.flatnonzero(predictions.outcome(k)[1])
+            if len(rows):
+                pairs.append((int(rows[predictions.probabilities[rows, k].argmax()]), k))
+        return _explained_findings(explain, images, predictions, pairs)
     confidence = predictions.probabilities.max(1, initial=0)
     chosen = [
         int(rows[np.argmax(confidence[rows])])
@@ -307,6 +318,13 @@ def examples(explain: Explainer, images: Images, predictions: Predictions) -> li
 
 def mistakes(explain: Explainer, images: Images, predictions: Predictions) -> list[Example]:
     """The images with the surest wrong answers, at most six."""
+    if predictions.findings is not None:
+        error = np.abs(predictions.probabilities - np.nan_to_num(predictions.findings))
+        error[np.isnan(predictions.findings)] = 0
+        worst = np.argsort(-error, axis=None, kind="stable")[:_MISTAKES]
+        found = zip(*np.unravel_index(worst, error.shape), strict=True)
+        pairs = [(int(row), int(k)) for row, k in found if error[row, k] > THRESHOLD]
+        return _explained_findings(explain, images, predictions, pairs)
     confidence = predictions.probabilities.max(1, initial=0)
     predicted = predictions.probabilities.argmax(1) if predictions.classes else predictions.label
     wrong = np.flatnonzero((predictions.label >= 0) & (predicted != predictions.label))
@@ -335,6 +353,35 @@ def _explained(
         )
         for i, row in enumerate(rows)
     ]
+
+
+def _explained_findings(
+    explain: Explainer,
+    images: Images,
+    predictions: Predictions,
+    pairs: Sequence[tuple[int, int]],
+) -> list[Example]:
+    """The saliency of one finding in one image each, by row and finding."""
+    if not pairs:
+        return []
+    image = np.stack([images.load(row) for row, _ in pairs])
+    maps = explain(image, np.array([k for _, k in pairs]))
+    shown = []
+    for i, (row, k) in enumerate(pairs):
+        name, probability = predictions.classes[k], float(predictions.probabilities[row, k])
+        named, present = probability >= THRESHOLD, bool(predictions.outcome(k)[1][row])
+        shown.append(
+            Example(
+                image=image[i, ..., 0],
+                predicted_map=maps[i],
+                true_map=maps[i],
+                truth=name if present else f"no {name}",
+                predicted=name if named else f"no {name}",
+                probability=probability if named else 1 - probability,
+                boxes=tuple(images.boxes(row)),
+            )
+        )
+    return shown
 
 
 def localisation(

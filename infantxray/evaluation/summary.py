@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from infantxray.evaluation.calibration import calibration, findings_calibration
 from infantxray.evaluation.intervals import bootstrap
 from infantxray.evaluation.metrics import (
     CLASS_METRICS,
@@ -18,7 +19,7 @@ from infantxray.evaluation.metrics import (
     headline,
     weighted_metrics,
 )
-from infantxray.evaluation.predictions import Predictions
+from infantxray.evaluation.predictions import THRESHOLD, Predictions
 
 
 def summarise(
@@ -35,12 +36,14 @@ def summarise(
     result: dict[str, Any] = {
         "n": len(predictions),
         "n_patients": len(set(predictions.patient.tolist())),
-        "n_with_condition": int((predictions.label >= 0).sum()),
+        "n_with_condition": int(predictions.has_condition.sum()),
         "n_with_age": int(np.isfinite(predictions.age_months).sum()),
     }
     result |= metrics
     result["not_computed"] = missing_reasons(predictions)
-    if predictions.classes:
+    if predictions.multi_label:
+        result |= _several(predictions)
+    elif predictions.classes:
         result |= _classes(predictions)
     result["age_bands"] = by_age_band(predictions)
     if any(not np.isfinite(row[name]) for row in result["age_bands"] for name in HEADLINES):
@@ -56,12 +59,37 @@ def _classes(predictions: Predictions) -> dict[str, Any]:
     label, k = predictions.label[known], len(predictions.classes)
     outcome = label * k + predictions.probabilities[known].argmax(1)
     confusion = np.bincount(outcome, minlength=k * k).reshape(k, k)  # Rows are the truth.
-    found = weighted_metrics(predictions)
-    table: dict[str, dict[str, float]] = {}
-    for i, name in enumerate(predictions.classes):
-        table[name] = {"n": int(confusion[i].sum())}
-        table[name] |= {metric: float(found[f"{metric}/{name}"][0]) for metric in CLASS_METRICS}
+    table = _by_class(predictions, confusion.sum(1).tolist())
     return {"per_class": table, "confusion_matrix": confusion.tolist()}
+
+
+def _by_class(predictions: Predictions, cases: Sequence[int]) -> dict[str, dict[str, float]]:
+    found = weighted_metrics(predictions)
+    return {
+        name: {"n": n} | {metric: float(found[f"{metric}/{name}"][0]) for metric in CLASS_METRICS}
+        for name, n in zip(predictions.classes, cases, strict=True)
+    }
+
+
+def _several(predictions: Predictions) -> dict[str, Any]:
+    """Metrics by finding, where an image may have several, and the share of wholly right images."""
+    outcomes = [predictions.outcome(k) for k in range(len(predictions.classes))]
+    table = _by_class(predictions, [int(present.sum()) for _, present in outcomes])
+    for row, (known, _) in zip(table.values(), outcomes, strict=True):
+        row["n_known"] = int(known.sum())
+    known = np.stack([known for known, _ in outcomes], 1)
+    present = np.stack([present for _, present in outcomes], 1)
+    right = (predictions.probabilities >= THRESHOLD) == present
+    whole = (right | ~known).all(1)[known.any(1)]
+    exact = float(whole.mean()) if len(whole) else float("nan")
+    return {"multi_label": True, "per_class": table, "exact_match": exact}
+
+
+def calibration_of(predictions: Predictions) -> dict[str, Any]:
+    """Calibration of the predicted condition, or of all findings where there may be several."""
+    if predictions.findings is None:
+        return calibration(predictions.probabilities, predictions.label)
+    return findings_calibration(predictions.probabilities, predictions.findings)
 
 
 def by_age_band(predictions: Predictions) -> list[dict[str, Any]]:
@@ -73,7 +101,10 @@ def by_age_band(predictions: Predictions) -> list[dict[str, Any]]:
 
 
 def baseline(
-    predictions: Predictions, train_label: np.ndarray, age_mean_months: float | None
+    predictions: Predictions,
+    train_label: np.ndarray,
+    age_mean_months: float | None,
+    train_findings: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Scores of a blind guess, which never looks at the image.
 
@@ -81,10 +112,13 @@ def baseline(
       predictions: of the test set.
       train_label: int `[M]` of the training images, -1 = unknown.
       age_mean_months: mean age of the training images; None without an age head.
+      train_findings: of the training images, `[M, K]`, where an image may have several.
 
     Returns:
       `majority_class`, the most frequent in training; the `accuracy` of always predicting it; and
       the `age_mae_months` of always predicting the mean age. NaN where one cannot be computed.
+      Where an image may have several findings, the accuracy of always giving the answer that is
+      more frequent in training for each of them.
     """
     nan = float("nan")
     result: dict[str, Any] = {"majority_class": None, "accuracy": nan, "age_mae_months": nan}
@@ -93,10 +127,21 @@ def baseline(
         majority = int(np.bincount(trained).argmax())
         result["majority_class"] = predictions.classes[majority]
         result["accuracy"] = float((known == majority).mean())
+    if predictions.findings is not None and train_findings is not None:
+        result["accuracy"] = _blind_accuracy(predictions.findings, train_findings)
     ages = predictions.age_months[np.isfinite(predictions.age_months)]
     if age_mean_months is not None and len(ages):
         result["age_mae_months"] = float(np.abs(ages - age_mean_months).mean())
     return result
+
+
+def _blind_accuracy(findings: np.ndarray, train: np.ndarray) -> float:
+    known = np.isfinite(findings)
+    if not known.any():
+        return float("nan")
+    positive, negative = (train == 1).sum(0), (train == 0).sum(0)
+    guess = np.broadcast_to(positive > negative, findings.shape)
+    return float(((findings == 1) == guess)[known].mean())
 
 
 def missing_reasons(predictions: Predictions) -> dict[str, str]:
@@ -104,8 +149,17 @@ def missing_reasons(predictions: Predictions) -> dict[str, str]:
     reasons = {}
     if not predictions.classes:
         why = "the model has no condition head"
-    elif not (predictions.label >= 0).any():
+    elif not predictions.has_condition.any():
         why = "no image has a known label of one of the model's classes"
+    elif predictions.multi_label:
+        why = ""
+        for k, name in enumerate(predictions.classes):
+            known, present = predictions.outcome(k)
+            if not present.any() or present[known].all():
+                what = "present" if not present.any() else "absent"
+                reasons[f"per_class.{name}"] = f"no image in which it is known to be {what}"
+        if len(reasons) == len(predictions.classes):
+            reasons["roc_auc"] = "no finding is present in some images and absent in others"
     else:
         why = ""
         present = np.unique(predictions.label[predictions.label >= 0])

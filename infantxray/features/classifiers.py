@@ -50,20 +50,26 @@ def probe(
       ages the predicted ages are NaN.
     """
     known, aged = train.label >= 0, train.records.has_age & ages
+    if train.findings is not None:
+        known = np.isfinite(train.findings).any(1)
     count = len(classes)
     probabilities = np.full((len(test), count), 1 / max(count, 1))
     months = np.full(len(test), np.nan)
     if method == "knn":
         if count and known.any():
             rows, weights = nearest(train.values[known], test.values)
-            votes = np.eye(count)[train.label[known][rows]]  # [M, k, K]
-            probabilities = (weights[:, :, None] * votes).sum(1)
+            if train.findings is None:
+                votes = np.eye(count)[train.label[known][rows]]  # [M, k, K]
+                probabilities = (weights[:, :, None] * votes).sum(1)
+            else:
+                probabilities = _vote(train.findings[known][rows], weights)
         if aged.any():
             rows, weights = nearest(train.values[aged], test.values)
             months = (weights * train.records.age_months[aged][rows]).sum(1)
     else:
         if count and known.any():
-            predict = fit_linear(train.values[known], train.label[known], count, l2)
+            truth = train.label if train.findings is None else train.findings
+            predict = fit_linear(train.values[known], truth[known], count, l2)
             probabilities = predict(test.values)
         if aged.any():
             target = train.records.age_months[aged][:, None].astype(np.float64)
@@ -77,7 +83,19 @@ def probe(
         age_months=test.records.age_months,
         age_predicted_months=months,
         patient=test.records.patient,
+        findings=test.findings,
     )
+
+
+def _vote(votes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Probabilities `[M, K]` by the findings `[M, k, K]` of neighbours with weights `[M, k]`.
+
+    Neighbours in which a finding is unknown do not vote on it; without any vote it is 0.5.
+    """
+    weight = weights[:, :, None] * np.isfinite(votes)
+    total = weight.sum(1)
+    found = (weight * np.nan_to_num(votes)).sum(1)
+    return np.where(total > 0, found / np.where(total > 0, total, 1), 0.5)
 
 
 def nearest(features: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -103,11 +121,12 @@ def nearest(features: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.nda
 def fit_linear(
     features: np.ndarray, labels: np.ndarray, num_classes: int, l2: float = L2
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Multinomial logistic regression with an L2 penalty, by L-BFGS.
+    """Multinomial logistic regression with an L2 penalty, by L-BFGS; or one regression a finding.
 
     Args:
       features: `[N, D]`.
-      labels: int `[N]`, in `[0, num_classes)`.
+      labels: int `[N]`, in `[0, num_classes)`; or findings `[N, K]`, 1 present, 0 absent, NaN
+        unknown: each finding then has a logistic regression on the images in which it is known.
       num_classes: K.
       l2: penalty on the weights, relative to the mean cross-entropy.
 
@@ -120,7 +139,8 @@ def fit_linear(
 
     def predict(other: np.ndarray) -> np.ndarray:
         z = jnp.asarray((other - mean) / std, jnp.float32)
-        return np.asarray(jax.nn.softmax(z @ weights["kernel"] + weights["bias"][None]))
+        squash = jax.nn.softmax if labels.ndim == 1 else jax.nn.sigmoid
+        return np.asarray(squash(z @ weights["kernel"] + weights["bias"][None]))
 
     return predict
 
@@ -129,7 +149,12 @@ def fit_linear(
 def _lbfgs(x: jax.Array, labels: jax.Array, num_classes: int, l2: float) -> Any:
     def loss(weights):
         logits = x @ weights["kernel"] + weights["bias"][None]
-        fit = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        if labels.ndim == 1:
+            fit = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        else:
+            known = jnp.isfinite(labels)
+            each = optax.sigmoid_binary_cross_entropy(logits, jnp.where(known, labels, 0.0))
+            fit = ((each * known).sum(0) / jnp.maximum(known.sum(0), 1)).sum()
         return fit + 0.5 * l2 * (weights["kernel"] ** 2).sum()
 
     solver = optax.lbfgs()

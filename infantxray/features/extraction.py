@@ -31,12 +31,14 @@ class Features:
       label: int `[N]`, -1 unknown.
       rows: `[N]`, rows of the source.
       records: of the images.
+      findings: `[N, K]`, see `ImageSource`, where an image may have several.
     """
 
     values: np.ndarray
     label: np.ndarray
     rows: np.ndarray
     records: Records
+    findings: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -44,7 +46,11 @@ class Features:
     def take(self, rows: np.ndarray) -> Features:
         """Some of the images, by integer index or boolean mask."""
         return Features(
-            self.values[rows], self.label[rows], self.rows[rows], self.records.take(rows)
+            self.values[rows],
+            self.label[rows],
+            self.rows[rows],
+            self.records.take(rows),
+            None if self.findings is None else self.findings[rows],
         )
 
     @classmethod
@@ -54,6 +60,9 @@ class Features:
             np.concatenate([part.label for part in parts]),
             np.concatenate([part.rows for part in parts]),
             Records.concatenate([part.records for part in parts]),
+            None
+            if parts[0].findings is None
+            else np.concatenate([part.findings for part in parts if part.findings is not None]),
         )
 
 
@@ -133,4 +142,5 @@ class Extractor:
             source.labels[kept],
             kept,
             source.records.take(kept),
+            None if source.findings is None else source.findings[kept],
         )

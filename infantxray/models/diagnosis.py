@@ -51,8 +51,8 @@ def age_bins(age_range: tuple[float, float]) -> np.ndarray:
     return np.linspace(*age_range, AGE_BINS, dtype=np.float32)
 
 
-class AgeFiLM(nn.Module):
-    """Feature-wise linear modulation: the age scales and shifts the condition head's features.
+class FiLM(nn.Module):
+    """Feature-wise linear modulation: age, sex or view scale and shift the features of a head.
 
     What is normal depends on age: a large liver is a sign of disease at ten years and normal at
     ten days. Perez et al., AAAI 2018.
@@ -66,9 +66,9 @@ class AgeFiLM(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, pooled: jax.Array, age: jax.Array) -> jax.Array:
-        """Pooled map `[B, C]` and standardised age `[B]` -> `[B, C]`; at first unchanged."""
-        x = nn.Dense(self.hidden_features, dtype=self.dtype, name="hidden")(age[:, None])
+    def __call__(self, pooled: jax.Array, known: jax.Array) -> jax.Array:
+        """Pooled map `[B, C]` and what is known `[B, D]` -> `[B, C]`; at first unchanged."""
+        x = nn.Dense(self.hidden_features, dtype=self.dtype, name="hidden")(known)
         x = nn.relu(x)
         init = nn.initializers.zeros
         x = nn.Dense(2 * pooled.shape[-1], dtype=self.dtype, kernel_init=init, name="film")(x)
@@ -106,6 +106,8 @@ class DiagnosisModel(nn.Module):
       age_head: whether AgePredictionNet is there.
       age_range: see `AgePredictionNet`.
       age_film: the condition is read from features that the age modulates; needs `age_head`.
+      num_context: further inputs, such as sexes and views, that modulate the features of both
+        heads; 0 = none.
       freeze_encoder: run the encoder with its running statistics and pass no gradient into it.
       dtype: of the computation.
     """
@@ -115,6 +117,7 @@ class DiagnosisModel(nn.Module):
     age_head: bool = True
     age_range: tuple[float, float] | None = None
     age_film: bool = False
+    num_context: int = 0
     freeze_encoder: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -124,27 +127,39 @@ class DiagnosisModel(nn.Module):
         if self.age_head:
             self.age_prediction_net = AgePredictionNet(age_range=self.age_range, dtype=self.dtype)
         if self.age_film:
-            self.age_modulation = AgeFiLM(dtype=self.dtype)
+            self.age_modulation = FiLM(dtype=self.dtype)
+        if self.num_context:
+            self.context_modulation = FiLM(dtype=self.dtype)
         if not has_batchnorm(self.encoder):
             # Nothing bounds the scale of such a last map in stage one, whose decoder normalises
             # its input: VGG19's grew to 1e10 in 300 steps.
             self.latent_norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, use_fast_variance=False)
 
     def __call__(
-        self, image: jax.Array, *, train: bool, age: jax.Array | None = None
+        self,
+        image: jax.Array,
+        *,
+        train: bool,
+        age: jax.Array | None = None,
+        context: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Image `[B, H, W, 1]`, normalised -> `heads` of its last map."""
         latent = self.encoder(image, train=train and not self.freeze_encoder)[-1]
         if self.freeze_encoder:
             latent = jax.lax.stop_gradient(latent)
-        return self.heads(latent, age, train=train)
+        return self.heads(latent, age, context, train=train)
 
     def latent(self, image: jax.Array) -> jax.Array:
         """Image `[B, H, W, 1]` -> last map `[B, H/32, W/32, C]`, in inference mode."""
         return self.encoder(image, train=False)[-1]
 
     def heads(
-        self, latent: jax.Array, age: jax.Array | None = None, *, train: bool = False
+        self,
+        latent: jax.Array,
+        age: jax.Array | None = None,
+        context: jax.Array | None = None,
+        *,
+        train: bool = False,
     ) -> dict[str, jax.Array]:
         """Last map `[B, h, w, C]` -> `logits` `[B, K]` and `age` `[B]` (standardised), float32.
 
@@ -155,12 +170,17 @@ class DiagnosisModel(nn.Module):
           age: standardised, `[B]`, NaN = unknown. `age_film` uses it in training, so that the
             condition head does not learn from the first, wrong predictions. Where it is unknown,
             and in use, the predicted age replaces it.
+          context: further inputs `[B, num_context]`; zeros, and None, where nothing is known.
           train: normalise by this batch, where the encoder has no BatchNorm.
         """
         # Logits are computed in float32: so is the mean that they are read from.
         pooled = latent.mean(axis=(1, 2), dtype=jnp.float32)
         if not has_batchnorm(self.encoder):
             pooled = self.latent_norm(pooled, use_running_average=not train)
+        if self.num_context:
+            if context is None:
+                context = jnp.zeros((len(pooled), self.num_context), jnp.float32)
+            pooled = self.context_modulation(pooled, context)
         outputs = self.age_prediction_net(pooled) if self.age_head else {}
         if self.num_classes:
             features = pooled
@@ -169,6 +189,6 @@ class DiagnosisModel(nn.Module):
                 shown = jax.lax.stop_gradient(outputs["age"])
                 if age is not None:
                     shown = jnp.where(jnp.isfinite(age), jnp.nan_to_num(age), shown)
-                features = self.age_modulation(pooled, shown)
+                features = self.age_modulation(pooled, shown[:, None])
             outputs["logits"] = self.condition_head(features)
         return outputs

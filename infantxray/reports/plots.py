@@ -316,9 +316,9 @@ def _overlaid(image: np.ndarray, found: np.ndarray | None) -> np.ndarray:
 
 def _each_class(run: Predictions) -> Iterable[tuple[int, np.ndarray, np.ndarray]]:
     """Number, truth (bool) and score of each class that some images have and some have not."""
-    known = run.label >= 0
     for k in range(len(run.classes)):
-        positive = run.label[known] == k
+        known, present = run.outcome(k)
+        positive = present[known]
         if positive.any() and not positive.all():
             yield k, positive, run.probabilities[known, k]
 

@@ -52,6 +52,7 @@ def draw(
     """
     labels, legend = plots.class_labels(predictions.classes)
     names = dict(zip(predictions.classes, labels, strict=True))
+    names |= {f"no {name}": f"no {label}" for name, label in names.items()}
     named = dataclasses.replace(predictions, classes=labels)
     found: list[Figure] = []
 
@@ -72,23 +73,29 @@ def draw(
     if history:
         caption = "Training loss, and metrics on validation patients."
         add("learning_curves", "Learning curves", caption, plots.learning_curves, history)
-    if (predictions.label >= 0).any():
-        add(
-            "confusion_matrix",
-            "Confusion matrix",
-            "Images by true and predicted condition; colour: share of the true condition.",
-            plots.confusion_figure,
-            {"": np.array(summary["confusion_matrix"])},
-            labels,
-        )
+    if predictions.has_condition.any():
+        if not predictions.multi_label:
+            add(
+                "confusion_matrix",
+                "Confusion matrix",
+                "Images by true and predicted condition; colour: share of the true condition.",
+                plots.confusion_figure,
+                {"": np.array(summary["confusion_matrix"])},
+                labels,
+            )
         if summary["roc_auc"] is not None:
             caption = "Each condition against the rest."
+            if predictions.multi_label:
+                caption = "Each finding, over the images in which it is known."
             add("roc", "ROC curves", caption, plots.roc_figure, named)
         add(
             "calibration",
             "Calibration",
-            "Accuracy at each confidence, with the number of images. Below the line the model is "
-            "overconfident. Error: expected calibration error.",
+            "Share of the findings that are present at each probability, with their number. Below "
+            "the line the model is overconfident. Error: expected calibration error."
+            if predictions.multi_label
+            else "Accuracy at each confidence, with the number of images. Below the line the model "
+            "is overconfident. Error: expected calibration error.",
             plots.reliability,
             {"model": summary["calibration"]},
             counts=True,
@@ -98,6 +105,8 @@ def draw(
         add("age", "Age", caption, plots.age_figure, predictions)
     if examples:
         caption = "The image of each condition that the model is surest about, right or wrong."
+        if predictions.multi_label:
+            caption = "Of each finding, the image with it in which the model is surest of it."
         add_saliency("saliency", "Where the answer comes from", caption, examples)
     if mistakes:
         caption = "The test images with the surest wrong answers."
@@ -172,7 +181,13 @@ def _facts(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]
     if summary["n_unreadable"]:
         files = plural(summary["n_unreadable"], "unreadable file")
         facts.append(f"{files} left out (bad_files.csv)")
-    return facts
+    if summary.get("multi_label"):
+        facts.append(
+            "an image may have several findings, each called present from a probability of 0.5; "
+            "accuracy is the share of right answers about single findings, and "
+            f"{number(summary['exact_match'])} of the images are right in all that is known"
+        )
+    return [*facts, *summary.get("label_notes", ())]
 
 
 def _pixels(summary: Mapping[str, Any]) -> Mapping[str, float | None]:
@@ -211,7 +226,10 @@ def in_short(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[st
     """What was asked, what came out, against which floor, and what must be doubted."""
     scored = [n for n in ("roc_auc", "accuracy", "age_mae_months") if summary[n] is not None]
     classes = len(summary.get("per_class", ()))
-    tasks = [f"tell {plural(classes, 'condition')} apart"] * (classes > 0 and scored != [])
+    what = f"tell {plural(classes, 'condition')} apart"
+    if summary.get("multi_label"):
+        what = f"recognise {plural(classes, 'finding')}"
+    tasks = [what] * (classes > 0 and scored != [])
     tasks += ["predict the age"] * ("age_mae_months" in scored)
     encoder, patients = settings["encoder"], plural(summary["n_patients"], "new patient")
     external = " from another source than its training data" if summary.get("external") else ""

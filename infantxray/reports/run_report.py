@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ from data_pipeline.boxes import image_boxes
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
 from data_pipeline.files import write_json
+from data_pipeline.labels import FindingNames
 from data_pipeline.loader import ImageSource, class_indices
 from data_pipeline.manifest import Records
 from data_pipeline.splits import read_split
-from infantxray.evaluation.calibration import calibration
 from infantxray.evaluation.metrics import HEADLINES
 from infantxray.evaluation.predictions import write_predictions
 from infantxray.evaluation.saliency import (
@@ -26,7 +27,7 @@ from infantxray.evaluation.saliency import (
     localisation,
     mistakes,
 )
-from infantxray.evaluation.summary import baseline, summarise, to_json
+from infantxray.evaluation.summary import baseline, calibration_of, summarise, to_json
 from infantxray.reports import run_page
 from infantxray.reports.page import NAMES, number
 from infantxray.runs import workdir
@@ -46,6 +47,8 @@ def evaluate(
     bootstrap_samples: int,
     seed: int,
     stage_one_known: bool = True,
+    names: FindingNames | None = None,
+    label_notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes `metrics.json`, `predictions.csv`, `figures/` and `report.html`.
 
@@ -57,6 +60,8 @@ def evaluate(
       bootstrap_samples: for the intervals.
       seed: of the resampling.
       stage_one_known: whether it could be checked which patients stage one was trained on.
+      names: by which labels become findings, where an image may have several.
+      label_notes: what was done to labels, for the report.
 
     Returns:
       The contents of `metrics.json`.
@@ -69,12 +74,18 @@ def evaluate(
         raise DataError("none of the test images could be read")
     summary = summarise(predictions, bootstrap_samples=bootstrap_samples, seed=seed)
     if spec.classes:
-        summary["calibration"] = calibration(predictions.probabilities, predictions.label)
+        summary["calibration"] = calibration_of(predictions)
     train = read_split(os.path.join(checkpoint, "split.csv")).train
     train_label = class_indices(train.label, spec.classes)
     sources = list(dict.fromkeys(records.source.tolist()))
     summary |= {
-        "baseline": baseline(predictions, train_label, spec.age_mean_months),
+        "baseline": baseline(
+            predictions,
+            train_label,
+            spec.age_mean_months,
+            names.matrix(train) if names is not None else None,
+        ),
+        "label_notes": list(label_notes),
         "sources": sources,
         "external": not set(sources) & set(train.source.tolist()),
         "checkpoint_step": step,

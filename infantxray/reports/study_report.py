@@ -13,6 +13,7 @@ import numpy as np
 from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import Preprocessing, load_image
 from data_pipeline.errors import UnreadableImage
+from data_pipeline.labels import names_in
 from data_pipeline.manifest import SPLITS
 from infantxray.evaluation.metrics import HEADLINES
 from infantxray.reports import study_sections as sections
@@ -253,7 +254,7 @@ def _data_table(results: Results, patient_ids: str) -> Table:
             spread = f"{middle:.1f} ({low:.1f} to {high:.1f})"
         known = records.has_label
         patients = len(set(records.with_patients(patient_ids).patient))
-        conditions = len(set(records.label[known]))
+        conditions = len(names_in(records.label[known]))
         rows.append([name, len(records), patients, int(known.sum()), conditions, spread])
     return Table(
         "data",
@@ -267,7 +268,7 @@ def _data_table(results: Results, patient_ids: str) -> Table:
 
 def _mistakes(results: Results, focus: Model, preprocessing: Preprocessing) -> Images | None:
     """The surest wrong answers of a model, mean over seeds."""
-    if not results.classes:
+    if not results.classes or focus.predictions[0].multi_label:
         return None
     probabilities = np.mean([part.probabilities for part in focus.predictions], axis=0)
     label = focus.predictions[0].label

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from infantxray.evaluation.calibration import calibration
 from infantxray.evaluation.intervals import Estimate
 from infantxray.evaluation.metrics import CLASS_METRICS, HEADLINES, age_groups
-from infantxray.evaluation.predictions import Predictions
+from infantxray.evaluation.predictions import Predictions, concatenate
 from infantxray.evaluation.saliency import STRIDES
+from infantxray.evaluation.summary import calibration_of
 from infantxray.reports import plots
 from infantxray.reports.comparisons import TESTED, Comparisons, words
 from infantxray.reports.page import Figure, plural
@@ -31,17 +31,18 @@ _FEW_PATIENTS = 10
 
 def classes(comparisons: Comparisons, model: Model) -> Table | None:
     """Every condition, of one model."""
-    if not comparisons.results.classes or not (model.predictions[0].label >= 0).any():
+    shown = model.predictions[0]
+    if not comparisons.results.classes or not shown.has_condition.any():
         return None
     sampled = comparisons.sampled(model)
     ridge = comparisons.resampling.figures([comparisons.reference(baselines.RIDGE)])
-    label, patient = model.predictions[0].label, model.predictions[0].patient
     rows = []
     for k, name in enumerate(comparisons.results.classes):
-        patients = len(set(patient[label == k]))
+        known, present = shown.outcome(k)
+        patients = len(set(shown.patient[known & present]))
         few = " (few)" if patients < _FEW_PATIENTS else ""
         rows.append(
-            [name, int((label == k).sum()), f"{patients}{few}"]
+            [name, int((known & present).sum()), f"{patients}{few}"]
             + [sampled.estimate(f"{metric}/{name}") for metric in CLASS_METRICS]
             + [ridge.estimate(f"roc_auc/{name}")]
         )
@@ -269,7 +270,7 @@ class Drawing:
         return self._figure(name, title, caption, plots.curves, runs)
 
     def confusion(self) -> Figure | None:
-        if not self._results.classes:
+        if not self._results.classes or self._focus.predictions[0].multi_label:
             return None
         models = self._of_reference()
         shares = {name: np.mean([*map(_shares, m.predictions)], 0) for name, m in models.items()}
@@ -294,10 +295,7 @@ class Drawing:
         if not self._results.classes:
             return None
         found = {
-            label: calibration(
-                np.concatenate([part.probabilities for part in model.predictions]),
-                np.concatenate([part.label for part in model.predictions]),
-            )
+            label: calibration_of(concatenate(model.predictions))
             for label, model in self._of_focus().items()
         }
         found = {label: one for label, one in found.items() if one["bins"]}

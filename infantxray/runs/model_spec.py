@@ -31,6 +31,7 @@ class ModelSpec:
       age_film: whether the age modulates the features of the condition head.
       input_mean, input_std: of intensities in [0, 1], by which images are normalised.
       objective: of stage one; empty in stage two.
+      context: names of further inputs of the heads, such as `sex=F`; see `data_pipeline.context`.
       multi_label: whether an image may have several conditions: one sigmoid a condition.
     """
 
@@ -46,6 +47,7 @@ class ModelSpec:
     input_std: float = IMAGENET.std
     objective: str = ""
     multi_label: bool = False
+    context: tuple[str, ...] = ()
 
     @property
     def has_age(self) -> bool:
@@ -100,7 +102,8 @@ class ModelSpec:
                 "version of this program"
             )
         values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
-        values["classes"] = tuple(values.get("classes", ()))
+        for key in ("classes", "context"):
+            values[key] = tuple(values.get(key, ()))
         if values.get("age_range_months"):
             values["age_range_months"] = tuple(values["age_range_months"])
         return cls(**values)

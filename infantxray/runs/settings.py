@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from data_pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from data_pipeline.dataset import DataSettings
     from infantxray.training.loop import LoopSettings
 
 _log = logging.getLogger(__name__)
@@ -69,6 +70,15 @@ def build(cls: type[T], config: Any, **values: Any) -> T:
             value = config[field.name]
             values[field.name] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
+
+
+def data_settings(config: Any, **values: Any) -> DataSettings:
+    """The data settings of a task; `config.labels`, where the task has it, is one of them."""
+    from data_pipeline.dataset import DataSettings
+
+    if "labels" in config:
+        values.setdefault("labels", config.labels)
+    return build(DataSettings, config.data, **values)
 
 
 def total_steps(config: Any, num_images: int) -> int:
@@ -142,6 +152,15 @@ _RULES = {
     "self_training.teachers": (lambda v: v >= 1, "1 or more"),
     "labelled_fraction": (lambda v: 0 < v < 1, "above 0 and below 1"),
     "class_weights": (lambda v: v in ("none", "balanced"), "none or balanced"),
+    "labels": (lambda v: v in ("single", "multi"), "single or multi"),
+    "condition_on": (
+        lambda v: v in ("", "sex", "view", "sex,view", "view,sex"),
+        "sex, view, both separated by a comma, or empty",
+    ),
+    "data.uncertain": (
+        lambda v: v in ("ignore", "positive", "negative"),
+        "ignore, positive or negative",
+    ),
     "ema_decay": (_is_fraction, "at least 0 and below 1"),
     "best_metric": (lambda v: v in BEST_METRICS, f"one of {', '.join(BEST_METRICS)}"),
     "early_stopping_evals": (lambda v: v >= 0, "0 (never) or more"),

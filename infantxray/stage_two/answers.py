@@ -16,7 +16,7 @@ from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
 from infantxray.evaluation.predictions import Predictions
 from infantxray.runs.model_spec import ModelSpec
-from infantxray.stage_two.inference import predict_function, read_spec, restore
+from infantxray.stage_two.inference import batch_context, predict_function, read_spec, restore
 from infantxray.stage_two.trust import Judgement, Trust, for_workdir
 from infantxray.training.augment import Augmentation, augment
 from infantxray.training.batches import map_batches
@@ -77,10 +77,11 @@ def load_members(folders: Sequence[str], *, calibrate: bool = True) -> tuple[Mem
     for folder in folders:
         spec = read_spec(folder)
         first = members[0].spec if members else spec
-        if (spec.classes, spec.preprocessing) != (first.classes, first.preprocessing):
+        names = ("classes", "preprocessing", "multi_label", "context")
+        if any(getattr(spec, name) != getattr(first, name) for name in names):
             raise UserError(
-                f"{folder} and {folders[0]} differ in conditions or preprocessing; the models of "
-                "an ensemble must agree in both"
+                f"{folder} and {folders[0]} differ in conditions, preprocessing or inputs; the "
+                "models of an ensemble must agree in them"
             )
         variables, step = restore(folder, spec)
         trust = for_workdir(folder, spec, variables) if calibrate else None
@@ -119,14 +120,20 @@ class Answerer:
 
         Memory does not grow with the number of images.
         """
-        for outputs, rows in map_batches(lambda image, _: self.outputs(image), source, **self._how):
+
+        def answer(image: jax.Array, number: int) -> list[dict[str, jax.Array]]:
+            return self.outputs(image, batch_context(source, image, number))
+
+        for outputs, rows in map_batches(answer, source, **self._how):
             records = source.records.take(rows)
             yield self.answers(outputs, records, source.labels[rows]), records
 
-    def outputs(self, image: jax.Array) -> list[dict[str, jax.Array]]:
-        """What each member predicts for images uint8 `[B, S, S, 1]`."""
+    def outputs(
+        self, image: jax.Array, context: jax.Array | None = None
+    ) -> list[dict[str, jax.Array]]:
+        """What each member predicts for images uint8 `[B, S, S, 1]` and further inputs `[B, D]`."""
         return [
-            function(member.variables, image)
+            function(member.variables, image, context)
             for function, member in zip(self._functions, self.members, strict=True)
         ]
 
@@ -163,23 +170,27 @@ class Answerer:
             np.median([j.distance for j in judged], axis=0),
             np.mean([j.unlike_training for j in judged], axis=0) > 0.5,
         )
+        spec = self.members[0].spec
         predictions = Predictions(
-            classes=self.members[0].spec.classes,
+            classes=spec.classes,
             probabilities=judgement.probabilities,
             label=label,
             age_months=records.age_months,
             age_predicted_months=np.mean(ages, axis=0, dtype=np.float32),
             patient=records.patient,
+            findings=np.full_like(judgement.probabilities, np.nan) if spec.multi_label else None,
         )
         return Answers(predictions, judgement, outputs[0]["features"])
 
 
-def _averaged(predict: Any, augmentations: int, variables: PyTree, image: jax.Array) -> PyTree:
+def _averaged(
+    predict: Any, augmentations: int, variables: PyTree, image: jax.Array, context: Any
+) -> PyTree:
     """Predictions for images `[B, S, S, 1]`, averaged over slightly moved copies."""
-    outputs = predict(variables, image)
+    outputs = predict(variables, image, context)
     for key in jax.random.split(jax.random.key(0), augmentations):
         moved = augment(image.astype(jnp.float32) / 255, key, _SMALL)
-        more = predict(variables, jnp.rint(moved * 255).astype(jnp.uint8))
+        more = predict(variables, jnp.rint(moved * 255).astype(jnp.uint8), context)
         # Features, and so distances, are those of the image itself.
         outputs |= {k: outputs[k] + v for k, v in more.items() if k != "features"}
     return {k: v if k == "features" else v / (1 + augmentations) for k, v in outputs.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,12 +13,13 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
-from infantxray.evaluation.predictions import Predictions
+from infantxray.evaluation.predictions import Predictions, concatenate
 from infantxray.models import create_encoder
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.training import augment, checkpoints
 from infantxray.training.batches import map_batches
+from infantxray.training.sharding import DataParallel
 
 PyTree = Any
 
@@ -35,6 +35,7 @@ def build_model(spec: ModelSpec, *, freeze_encoder: bool = False) -> DiagnosisMo
         age_head=spec.has_age,
         age_range=spec.age_range,
         age_film=spec.age_film,
+        num_context=len(spec.context),
         freeze_encoder=freeze_encoder,
         dtype=dtype,
     )
@@ -79,27 +80,41 @@ def restore(workdir: str, spec: ModelSpec) -> tuple[PyTree, int]:
     return variables, step
 
 
-def predict_function(spec: ModelSpec) -> Callable[[PyTree, jax.Array], dict[str, jax.Array]]:
+def predict_function(spec: ModelSpec) -> Callable[..., dict[str, jax.Array]]:
     """The function from variables and images uint8 `[B, S, S, 1]` to what a model predicts.
 
     Returns:
-      A function whose result has `features` `[B, C]` (pooled last maps), `probabilities` `[B, K]`
+      A function, with the further inputs of `spec.context` `[B, D]` as an optional third argument,
+      whose result has `features` `[B, C]` (pooled last maps), `probabilities` `[B, K]`
       where there are conditions, and `age` `[B]` (standardised) where there is an age head.
     """
     model = build_model(spec)
 
-    def predict(variables: PyTree, image: jax.Array) -> dict[str, jax.Array]:
+    def predict(
+        variables: PyTree, image: jax.Array, context: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         x = augment.normalise(augment.to_intensity(image), spec.input_mean, spec.input_std)
         latent: Any = model.apply(variables, x, method=DiagnosisModel.latent)
-        outputs: Any = model.apply(variables, latent, method=DiagnosisModel.heads)
+        outputs: Any = model.apply(variables, latent, context=context, method=DiagnosisModel.heads)
         result = {"features": latent.mean(axis=(1, 2), dtype=jnp.float32)}
         if "logits" in outputs:
-            result["probabilities"] = jax.nn.softmax(outputs["logits"])
+            squash = jax.nn.sigmoid if spec.multi_label else jax.nn.softmax
+            result["probabilities"] = squash(outputs["logits"])
         if "age" in outputs:
             result["age"] = outputs["age"]
         return result
 
     return predict
+
+
+def batch_context(source: ImageSource, image: jax.Array, number: int) -> jax.Array | None:
+    """The further inputs `[B, D]` of batch `number`, padded; None where the source has none."""
+    if source.context is None:
+        return None
+    rows = np.zeros((len(image), source.context.shape[1]), np.float32)
+    here = source.context[number * len(image) :][: len(image)]
+    rows[: len(here)] = here
+    return jax.device_put(rows, DataParallel().batch)
 
 
 class Predictor:
@@ -125,7 +140,9 @@ class Predictor:
     ) -> Iterator[tuple[Predictions, Records]]:
         """Predictions batch by batch, in order, without unreadable images."""
         batches = map_batches(
-            lambda image, _: self._apply(variables, image),
+            lambda image, number: self._apply(
+                variables, image, batch_context(source, image, number)
+            ),
             source,
             batch_size=self._batch_size,
             num_threads=self._num_threads,
@@ -146,18 +163,21 @@ class Predictor:
             age_months=records.age_months,
             age_predicted_months=spec.age_in_months(ages) if spec.has_age else ages,
             patient=records.patient,
+            findings=self._findings(source, rows),
         )
         return predictions, records
+
+    def _findings(self, source: ImageSource, rows: np.ndarray) -> np.ndarray | None:
+        if not self.spec.multi_label:
+            return None
+        if source.findings is None:  # Images whose labels nobody reads, as in `predict`.
+            return np.full((len(rows), len(self.spec.classes)), np.nan, np.float32)
+        return source.findings[rows]
 
     def __call__(self, variables: PyTree, source: ImageSource) -> tuple[Predictions, Records]:
         """`Predictions` for all images, and the records they belong to."""
         parts = list(self.stream(variables, source))
         if not parts:
             parts = [self._predictions(source, np.zeros(0, int), {})]
-        arrays = {
-            field.name: np.concatenate([getattr(part, field.name) for part, _ in parts])
-            for field in dataclasses.fields(Predictions)
-            if field.name != "classes"
-        }
         records = Records.concatenate([records for _, records in parts])
-        return Predictions(classes=self.spec.classes, **arrays), records
+        return concatenate([part for part, _ in parts]), records

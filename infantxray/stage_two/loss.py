@@ -20,6 +20,9 @@ from infantxray.training.train_step import Task
 
 PyTree = Any
 
+_CONTEXT_HIDDEN = 0.1  # Share of the images whose sex and view are hidden in training.
+_CONTEXT_STREAM = 7  # Of random numbers, apart from those of the augmentation.
+
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
@@ -29,7 +32,8 @@ class LossSettings:
       age_weight: α of Equation 4.
       age_loss: `"mse"` (Equation 3), or `"distribution"`, see `losses.age_distribution`.
       age_weighting: `"fixed"` by α, or `"uncertainty"`, see `losses.weigh_by_uncertainty`.
-      class_weights: `"none"`, or `"balanced"`, the inverse frequency of each class.
+      class_weights: `"none"`, or `"balanced"`, the inverse frequency of each class; where an image
+        may have several findings, that of their presence and absence.
       freeze_encoder: train the heads alone.
     """
 
@@ -53,21 +57,31 @@ def make_task(
 ) -> Task:
     """L = CE + α·MSE (Equation 4), each over the images whose label or age is known.
 
+    Where an image may have several findings, CE is the binary cross-entropy of one sigmoid each,
+    over all known findings of the batch.
+
     Args:
       spec: of the model.
       settings: of the loss.
       augmentation: of training images.
-      labels: of the training images, int `[N]`, for the class weights.
+      labels: of the training images, int `[N]`, or their findings, `[N, K]`, for the class weights.
       validate: variables -> metrics.
     """
     model = build_model(spec, freeze_encoder=settings.freeze_encoder)
-    class_weights = jnp.asarray(_class_weights(settings.class_weights, labels, len(spec.classes)))
+    if spec.multi_label:
+        class_weights = jnp.asarray(_finding_weights(settings.class_weights, labels))
+    else:
+        count = len(spec.classes)
+        class_weights = jnp.asarray(_class_weights(settings.class_weights, labels, count))
     age_term = settings.age_term
     learned = learns_weights(spec, settings)
 
     def weights(batch: Any) -> dict[str, jax.Array]:
         result = {}
-        if spec.classes:
+        if spec.multi_label:
+            weight = finding_targets(batch, class_weights)[1].sum(-1)
+            result["cross_entropy"] = weight * batch["mask"]
+        elif spec.classes:
             weight = (batch["label"] >= 0) * class_weights[jnp.maximum(batch["label"], 0)]
             if "soft_label" in batch:
                 taught = (batch["soft_label"] * class_weights[None, :]).sum(-1)
@@ -85,6 +99,7 @@ def make_task(
             augment.normalise(image, spec.input_mean, spec.input_std),
             train=True,
             age=spec.standardise_age(batch["age_months"]) if spec.age_film else None,
+            context=_shown(batch["context"], key) if spec.context else None,
             mutable=["batch_stats"],
         )
         terms = loss_terms(spec, outputs, batch, class_weights)
@@ -133,7 +148,11 @@ def loss_terms(
     An image without a label is compared with the teacher's `soft_label`, where there is one.
     """
     terms = {}
-    if "logits" in outputs:
+    if "logits" in outputs and spec.multi_label:
+        target, weight = finding_targets(batch, class_weights)
+        each = losses.binary_cross_entropy(outputs["logits"], target)
+        terms["cross_entropy"] = (each * weight).sum(-1) / jnp.maximum(weight.sum(-1), 1e-12)
+    elif "logits" in outputs:
         terms["cross_entropy"] = losses.cross_entropy(outputs["logits"], batch["label"])
         if "soft_label" in batch:
             # Weighed class by class, as labels are: a weight of the whole image would leave the
@@ -154,6 +173,39 @@ def loss_terms(
         age = spec.standardise_age(batch["age_months"])
         terms["age_mse"] = losses.squared_error(outputs["age"], age)
     return terms
+
+
+def finding_targets(batch: Any, class_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What the findings of a batch are compared with, and their weights, `[B, K]` each.
+
+    The weight of an unknown finding is 0. An image without any known finding is compared with the
+    teacher's `soft_label`, where there is one.
+
+    Args:
+      batch: with `findings`.
+      class_weights: `[2, K]`, of absence and of presence.
+    """
+    target, known = batch["findings"], jnp.isfinite(batch["findings"])
+    if "soft_label" in batch:
+        taught = ~known.any(-1, keepdims=True)
+        target, known = jnp.where(taught, batch["soft_label"], target), known | taught
+    target = jnp.where(known, target, 0.0)
+    weight = (1 - target) * class_weights[None, 0] + target * class_weights[None, 1]
+    return target, known * weight
+
+
+def _shown(context: jax.Array, key: jax.Array) -> jax.Array:
+    """Further inputs, hidden in some images, so that the model learns to do without."""
+    key = jax.random.fold_in(key, _CONTEXT_STREAM)
+    return context * jax.random.bernoulli(key, 1 - _CONTEXT_HIDDEN, (len(context), 1))
+
+
+def _finding_weights(how: str, findings: np.ndarray) -> np.ndarray:
+    """Weights of absence and presence of each finding, `[2, K]`."""
+    counts = np.stack([(findings == value).sum(0) for value in (0, 1)]).astype(np.float32)
+    if how == "none":
+        return np.ones_like(counts)
+    return counts.sum(0) / (2 * np.maximum(counts, 1.0))
 
 
 def _class_weights(how: str, labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.files import replaced
 from data_pipeline.loader import ImageSource, training_batches
-from infantxray.evaluation.metrics import classification
+from infantxray.evaluation.metrics import classification, findings_metrics
 from infantxray.features.classifiers import probe
 from infantxray.features.extraction import Extractor, Features, encoder_variables, pooled_map
 from infantxray.runs.model_spec import ModelSpec
@@ -73,7 +73,7 @@ def is_needed(teaching: Teaching, classes: tuple[str, ...], images: ImageSource)
         raise DataError(
             "config.self_training needs labelled images, and no training image has a label"
         )
-    if (images.labels >= 0).all():
+    if images.has_condition.all():
         _log.info(
             "every training image has a label: self-training is skipped; longer training may help "
             "(config.train_steps)"
@@ -149,9 +149,12 @@ def ask_linear_probe(
     def predict(features: Features) -> np.ndarray:
         return probe(train, features, spec.classes, l2=_L2, ages=False).probabilities
 
-    if (validation.labels >= 0).any():
+    if validation.has_condition.any():
         scored = plain(validation, encoder)
-        found = classification(predict(scored), scored.label)
+        if scored.findings is None:
+            found = classification(predict(scored), scored.label)
+        else:
+            found = findings_metrics(predict(scored), scored.findings)
         _log.info(
             "teacher: a linear probe on %d images, each unchanged and in %d augmented copies; "
             "validation ROC AUC %.3f, accuracy %.3f",

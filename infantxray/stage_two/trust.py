@@ -30,7 +30,7 @@ from infantxray.evaluation.summary import to_json
 from infantxray.evaluation.temperature import before_and_after, fit_temperature, scale
 from infantxray.runs import workdir
 from infantxray.runs.model_spec import ModelSpec
-from infantxray.stage_two.inference import predict_function
+from infantxray.stage_two.inference import batch_context, predict_function
 from infantxray.training.batches import map_batches
 
 PyTree = Any
@@ -227,7 +227,11 @@ def fit(
 
     def outputs(source: ImageSource) -> tuple[dict[str, np.ndarray], np.ndarray]:
         parts, rows = [], [np.zeros(0, int)]
-        for part, kept in map_batches(lambda image, _: apply(variables, image), source, **how):
+
+        def answer(image: jax.Array, number: int) -> PyTree:
+            return apply(variables, image, batch_context(source, image, number))
+
+        for part, kept in map_batches(answer, source, **how):
             parts.append(part)
             rows.append(kept)
         joined = {k: np.concatenate([p[k] for p in parts]) for k in (parts[0] if parts else {})}
@@ -303,7 +307,9 @@ def for_workdir(folder: str, spec: ModelSpec, variables: PyTree, *, batch_size: 
         recorded = workdir.read_config(folder)["data"]
         names = {f.name for f in dataclasses.fields(DataSettings)}
         kept = {k: v for k, v in recorded.items() if k in names} | {"on_error": "skip"}
-        reader = Reader(DataSettings(**kept), spec.classes, spec.preprocessing)
+        reader = Reader(
+            DataSettings(**kept), spec.classes, spec.preprocessing, context=spec.context
+        )
         _log.info("fitting calibration and outlier detection for %s", folder)
         trust = fit(spec, variables, reader, split.train, split.validation, batch_size=batch_size)
     except (UserError, OSError) as error:

@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_pipeline.dataset import DataSettings
+from data_pipeline.dataset import DataSettings, Reader, finding_names
 from data_pipeline.decode import Preprocessing
 from data_pipeline.files import replaced
+from data_pipeline.labels import FindingNames
 from data_pipeline.loader import ImageSource, class_indices, evaluation_batches
 from data_pipeline.manifest import Records
 from data_pipeline.splits import Split
-from infantxray.evaluation.metrics import classification
+from infantxray.evaluation.metrics import classification, findings_metrics
 from infantxray.evaluation.predictions import Predictions
 from infantxray.features.classifiers import ridge_path
 
@@ -49,13 +50,18 @@ def baselines(
         ridge = dataclasses.replace(
             like, probabilities=saved["probabilities"], age_predicted_months=saved["ages"]
         )
-    return {MAJORITY: _majority(split.train, like), RIDGE: ridge}
+    names = finding_names(settings, split, like.classes)
+    return {MAJORITY: _majority(split.train, like, names), RIDGE: ridge}
 
 
-def _majority(train: Records, like: Predictions) -> Predictions:
+def _majority(train: Records, like: Predictions, names: FindingNames | None) -> Predictions:
     label = class_indices(train.label, like.classes)
     probabilities = np.zeros_like(like.probabilities)
-    if (label >= 0).any():
+    if names is not None:
+        findings = names.matrix(train)
+        present, absent = (findings == 1).sum(0), (findings == 0).sum(0)
+        probabilities[:] = present / np.maximum(present + absent, 1)
+    elif (label >= 0).any():
         probabilities[:, np.bincount(label[label >= 0]).argmax()] = 1.0
     ages = np.full(len(like), np.nan)
     if train.has_age.any():
@@ -74,8 +80,14 @@ def _ridge(
     if len(train) > _MOST_IMAGES:
         rows = np.random.default_rng(0).permutation(len(train))[:_MOST_IMAGES]
         train = train.take(np.sort(rows))
-    parts = [_pixels(settings, records, classes) for records in (train, split.validation, images)]
-    (x, label, age), (x_val, label_val, age_val), (x_test, _, _) = parts
+    reader = Reader(
+        dataclasses.replace(settings, on_error="skip", cache="", memory_mb=0),
+        classes,
+        Preprocessing(_SIDE, settings.resize, settings.trim_borders),
+        names=finding_names(settings, split, classes),
+    )
+    parts = [_pixels(settings, reader(part)) for part in (train, split.validation, images)]
+    (x, truth, age), (x_val, truth_val, age_val), (x_test, _, _) = parts
 
     def best(
         rows: np.ndarray, targets: np.ndarray, score: Callable[[np.ndarray], float]
@@ -85,12 +97,16 @@ def _ridge(
         return fits[int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0](x_test)
 
     probabilities = np.full((len(images), len(classes)), np.nan)
-    known = label >= 0
+    several = truth.ndim == 2
+    known = np.isfinite(truth).any(1) if several else truth >= 0
     if classes and known.any():
-        targets = np.eye(len(classes))[label[known]]
-        probabilities = best(
-            known, targets, lambda scores: classification(scores, label_val)["roc_auc"]
-        )
+        if several:  # An unknown finding is taken to be as frequent as among the known ones.
+            share = np.nan_to_num(np.nanmean(truth[known], axis=0))
+            targets = np.where(np.isfinite(truth[known]), truth[known], share[None])
+        else:
+            targets = np.eye(len(classes))[truth[known]]
+        score = findings_metrics if several else classification
+        probabilities = best(known, targets, lambda scores: score(scores, truth_val)["roc_auc"])
     ages = np.full(len(images), np.nan)
     aged = np.isfinite(age)
     if aged.any():
@@ -103,18 +119,23 @@ def _ridge(
 
 
 def _pixels(
-    settings: DataSettings, records: Records, classes: tuple[str, ...]
+    settings: DataSettings, source: ImageSource
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels `[N, 1024]` in [0, 1], labels and ages; unreadable images are black and unknown."""
-    how = Preprocessing(
-        image_size=_SIDE, resize=settings.resize, trim_borders=settings.trim_borders
-    )
-    source = ImageSource(records, classes, how, on_error="skip")
+    """Pixels `[N, 1024]` in [0, 1], labels and ages; unreadable images are black and unknown.
+
+    Labels are findings `[N, K]` where an image may have several.
+    """
+    records = source.records
+    truth, unknown = source.labels, -1.0
+    if source.findings is not None:
+        truth, unknown = source.findings, np.nan
     batches = list(evaluation_batches(source, 64, num_threads=settings.num_threads))
     image = np.concatenate([batch["image"] for batch in batches])[: len(records)]
     readable = np.concatenate([batch["mask"] for batch in batches])[: len(records)] > 0
     return (
         image.reshape(len(records), -1) / 255.0,
-        np.where(readable, source.labels, -1),
+        np.where(readable[:, None] if truth.ndim == 2 else readable, truth, unknown).astype(
+            truth.dtype
+        ),
         np.where(readable, records.age_months, np.nan),
     )

@@ -35,6 +35,7 @@ class Study:
       pretrain_data: the images of stage one.
       frozen: whether frozen encoders are probed.
       dtype: of the computation.
+      labels: `"single"` or `"multi"`, of probes and stage two.
       data: settings of both stages, nested; `data.train` is that of stage two.
       pretrain, finetune: settings of the stages, nested.
     """
@@ -51,6 +52,7 @@ class Study:
     label_draw: str = "shared"
     frozen: bool = True
     dtype: str = "float32"
+    labels: str = "single"
 
     def check(self) -> None:
         """Raises `UserError` if a selection cannot be meant."""
@@ -287,6 +289,8 @@ class _Planner:
         if folder in self._by_folder:
             return self._by_folder[folder]
         common = {"encoder": encoder, "seed": int(seed), "dtype": self._study.dtype}
+        if task != "pretrain":
+            common["labels"] = self._study.labels
         settings = self._tasks[task].compose(common, *overrides)
         run = Run(
             index=len(self.runs),

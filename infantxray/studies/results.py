@@ -175,9 +175,10 @@ class _Reader:
                 f"{path} has predictions for other images than the other runs of this study; "
                 "delete the folders whose data has changed since, and run the study again"
             )
+        classes = () if predictions.multi_label else predictions.classes
         return dataclasses.replace(  # The file rounds ages, and patients may be those of a source.
             predictions,
-            label=class_indices(self.images.label, predictions.classes),
+            label=class_indices(self.images.label, classes),
             age_months=self.images.age_months,
             patient=self.images.patient,
         )

@@ -36,6 +36,20 @@ def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(label, 0))
 
 
+def binary_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """Sigmoid cross-entropy of each of K findings.
+
+    Args:
+      logits: `[B, K]`.
+      target: probabilities, `[B, K]`.
+
+    Returns:
+      `[B, K]`, in nats.
+    """
+    _check_shapes(logits.shape, target.shape)
+    return optax.sigmoid_binary_cross_entropy(logits, target)
+
+
 def squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
     """Equation 3: squared error of the standardised age.
 

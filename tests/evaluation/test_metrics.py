@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -7,9 +8,18 @@ import sklearn.metrics as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infantxray.evaluation import metrics
+from data_pipeline.manifest import Records
+from infantxray.evaluation import metrics, operating_points
+from infantxray.evaluation.estimates import Scores
 from infantxray.evaluation.metrics import Predictions
-from infantxray.evaluation.summary import baseline, by_age_band, summarise, to_json
+from infantxray.evaluation.predictions import read_predictions, write_predictions
+from infantxray.evaluation.summary import (
+    baseline,
+    by_age_band,
+    calibration_of,
+    summarise,
+    to_json,
+)
 
 NAN = float("nan")
 
@@ -298,3 +308,121 @@ def test_baseline_is_the_guess_of_who_never_looks():
     assert nothing["majority_class"] is None
     assert math.isnan(nothing["accuracy"])
     assert math.isnan(nothing["age_mae_months"])
+
+
+class TestSeveralFindings:
+    @staticmethod
+    def predictions(n=60, k=4, seed=0):
+        rng = np.random.default_rng(seed)
+        findings = (rng.random((n, k)) < 0.4).astype(np.float32)
+        findings[rng.random((n, k)) < 0.2] = np.nan
+        findings[:, -1] = 0  # Never present.
+        return Predictions(
+            tuple("abcd")[:k],
+            rng.random((n, k)),
+            np.full(n, -1),
+            np.full(n, np.nan),
+            np.full(n, np.nan),
+            np.array([f"p{i // 2}" for i in range(n)], object),
+            findings,
+        )
+
+    def test_against_scikit_learn(self):
+        run = self.predictions()
+        found = metrics.weighted_metrics(run)
+        areas, scores = [], []
+        for k, name in enumerate(run.classes[:-1]):
+            known = np.isfinite(run.findings[:, k])
+            truth, p = run.findings[known, k], run.probabilities[known, k]
+            areas.append(reference.roc_auc_score(truth, p))
+            scores.append(reference.f1_score(truth, p >= 0.5))
+            assert found[f"roc_auc/{name}"][0] == pytest.approx(areas[-1])
+            assert found[f"f1/{name}"][0] == pytest.approx(scores[-1])
+        assert np.isnan(found["roc_auc/d"][0])
+        assert found["roc_auc"][0] == pytest.approx(np.mean(areas))
+        assert found["f1"][0] == pytest.approx(np.mean(scores))
+        known = np.isfinite(run.findings)
+        right = ((run.probabilities >= 0.5) == (run.findings == 1))[known]
+        assert found["accuracy"][0] == pytest.approx(right.mean())
+
+    def test_weights_are_repeated_patients(self):
+        run = self.predictions()
+        weights = np.ones((1, 30))
+        weights[0, 3], weights[0, 5] = 3, 0
+        keys = np.unique(run.patient)
+        times = {keys[3]: 3, keys[5]: 0}
+        rows = np.repeat(np.arange(60), [times.get(p, 1) for p in run.patient])
+        one, other = (
+            metrics.weighted_metrics(run, weights),
+            metrics.weighted_metrics(run.take(rows)),
+        )
+        for name in one:
+            np.testing.assert_allclose(one[name], other[name])
+
+    def test_unknown_findings_count_nowhere(self):
+        run = self.predictions()
+        changed = run.probabilities.copy()
+        changed[np.isnan(run.findings)] = 0.99
+        other = dataclasses.replace(run, probabilities=changed)
+        one, two = metrics.weighted_metrics(run), metrics.weighted_metrics(other)
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])
+
+    def test_operating_points_are_those_of_each_finding(self):
+        run = self.predictions()
+        scores = Scores.of_class(run, 1)
+        known = np.isfinite(run.findings[:, 1])
+        assert len(scores) == known.sum()
+        assert (scores.positive == (run.findings[known, 1] == 1)).all()
+        point = operating_points.choose("b", scores, operating_points.Rule("sensitivity", 0.9))
+        called = run.probabilities[known, 1] >= point.threshold
+        assert called[scores.positive].mean() == pytest.approx(point.sensitivity)
+        assert point.sensitivity >= 0.9
+        assert (
+            operating_points.choose("d", Scores.of_class(run, 3), operating_points.Rule("youden"))
+            is None
+        )
+
+    def test_calibration_counts_every_known_finding(self):
+        run = self.predictions()
+        found = calibration_of(run)
+        known = np.isfinite(run.findings)
+        truth, p = run.findings[known], run.probabilities[known]
+        assert found["log_loss"] == pytest.approx(reference.log_loss(truth, p))
+        assert found["brier"] == pytest.approx(reference.brier_score_loss(truth, p))
+        assert sum(b["n"] for b in found["bins"]) == known.sum()
+
+    def test_summary_and_blind_guess(self):
+        run = self.predictions()
+        found = to_json(summarise(run, bootstrap_samples=5))
+        assert found["multi_label"]
+        assert found["per_class"]["a"]["n"] == int((run.findings[:, 0] == 1).sum())
+        assert found["not_computed"] == {
+            "per_class.d": "no image in which it is known to be present",
+            "age_mae_months": "the model has no age head",
+            "age_bands": "no label, no second class or no age in some bands",
+        }
+        right = (run.probabilities >= 0.5) == (run.findings == 1)
+        assert found["exact_match"] == (right | np.isnan(run.findings)).all(1).mean()
+        train = np.array([[1, 0, 1, 0], [1, 0, np.nan, 0]], np.float32)
+        guess = baseline(run, run.label, None, train)["accuracy"]
+        known = np.isfinite(run.findings)
+        assert guess == ((run.findings == 1) == np.array([[1, 0, 1, 0]]))[known].mean()
+
+    def test_the_file_gives_the_same_back(self, tmp_path):
+        run = self.predictions()
+        names = [
+            "|".join(n for n, value in zip(run.classes, row, strict=True) if value == 1) or "normal"
+            for row in run.findings
+        ]
+        records = Records.create(
+            [f"{i}.png" for i in range(60)],
+            source="s",
+            label=names,
+            patient_id=list(run.patient),
+        )
+        write_predictions(tmp_path / "predictions.csv", run, records)
+        found, _ = read_predictions(tmp_path / "predictions.csv")
+        np.testing.assert_array_equal(found.findings, run.findings)
+        np.testing.assert_allclose(found.probabilities, run.probabilities, atol=1e-6)
+        assert found.names() == run.names()

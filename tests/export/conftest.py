@@ -9,7 +9,7 @@ import pytest
 from configs import finetune as finetune_config
 from data_pipeline.decode import Preprocessing
 from infantxray.commands import finetune
-from infantxray.models import ENCODERS
+from infantxray.models import ENCODERS, torch_weights
 from infantxray.models.encoders import resnet
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import inference
@@ -46,6 +46,7 @@ def small():
     one = jax.devices()[:1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ENCODERS, "small", functools.partial(resnet.ResNet, stages=stages))
+        patch.setitem(torch_weights.RULES, "small", torch_weights.RULES["resnet50"])
         patch.setattr(sharding.jax, "devices", lambda: one)
         yield "small"
 

@@ -110,7 +110,7 @@ class Fake(Answerer):
 
     def __init__(self, member, batch):
         super().__init__([member], batch_size=batch)
-        self._functions = [lambda variables, image: self.found(len(image))]
+        self._functions = [lambda variables, image, context: self.found(len(image))]
 
     def found(self, n):
         return {

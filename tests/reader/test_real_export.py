@@ -14,7 +14,7 @@ from data_pipeline.phantom import render
 from data_pipeline.phantom.export import file_name, write_image
 from infantxray.commands import export, finetune
 from infantxray.export_assets import BUILD_COMMAND, reader_assets
-from infantxray.models import ENCODERS
+from infantxray.models import ENCODERS, torch_weights
 from infantxray.models.encoders import resnet
 from infantxray.training import sharding
 
@@ -38,6 +38,7 @@ def runs(tmp_path_factory):
     one = jax.devices()[:1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ENCODERS, "small", functools.partial(resnet.ResNet, stages=stages))
+        patch.setitem(torch_weights.RULES, "small", torch_weights.RULES["resnet50"])
         patch.setattr(sharding.jax, "devices", lambda: one)
         config = finetune_config.get_config()
         config.encoder, config.batch_size, config.train_steps = "small", 16, 20

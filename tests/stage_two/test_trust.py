@@ -56,7 +56,7 @@ def fit(monkeypatch):
         )
 
     monkeypatch.setattr(module, "map_batches", map_batches)
-    monkeypatch.setattr(module, "predict_function", lambda spec: lambda v, x: None)
+    monkeypatch.setattr(module, "predict_function", lambda spec: lambda v, x, c: None)
 
     def run(validation, training=None, **options):
         training = make_records(400, 1) if training is None else training

@@ -4,6 +4,7 @@ python tests/studies/fake_study.py FOLDER    # a report of eight encoders, to lo
 """
 
 import csv
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
 
 from configs import study as study_config  # noqa: E402
-from data_pipeline.dataset import DataSettings, divide_sources  # noqa: E402
+from data_pipeline.dataset import divide_sources, find_classes, finding_names  # noqa: E402
 from data_pipeline.splits import keep_labels, write_split  # noqa: E402
 from infantxray.commands import study  # noqa: E402
 from infantxray.evaluation.predictions import Predictions, write_predictions  # noqa: E402
@@ -39,8 +40,19 @@ def small_config():
     return config
 
 
-def answer(records, classes, skill, rng, aged=True):
-    """Predictions that are the better the larger `skill` is."""
+def answer(records, classes, skill, rng, aged=True, names=None):
+    """Predictions that are the better the larger `skill` is.
+
+    With `names`, an image may have several findings.
+    """
+    if names is not None:
+        found = answer(records, (), skill, rng, aged)
+        findings = names.matrix(records)
+        logits = rng.normal(size=findings.shape) + skill * np.nan_to_num(2 * findings - 1)
+        probabilities = 1 / (1 + np.exp(-logits))
+        return dataclasses.replace(
+            found, classes=classes, probabilities=probabilities, findings=findings
+        )
     label = np.array([classes.index(n) if n in classes else -1 for n in records.label])
     logits = rng.normal(size=(len(records), len(classes)))
     if classes:
@@ -58,7 +70,7 @@ def answer(records, classes, skill, rng, aged=True):
 
 def divide(config):
     """The split of a study's stage two."""
-    return divide_sources(settings.build(DataSettings, config.data))
+    return divide_sources(settings.data_settings(config))
 
 
 def write_report(config, folder, planned, failed):
@@ -69,7 +81,7 @@ def write_report(config, folder, planned, failed):
         str(folder),
         planned,
         failed,
-        data=settings.build(DataSettings, config.data),
+        data=settings.data_settings(config),
         best_metric=config.finetune.best_metric,
         bootstrap_samples=config.bootstrap_samples,
         seed=config.seed,
@@ -77,7 +89,7 @@ def write_report(config, folder, planned, failed):
     )
 
 
-def finish(run, split, classes):
+def finish(run, split, classes, names=None):
     """Writes into the folder of a run what it would have written."""
     folder = Path(run.folder)
     rng = np.random.default_rng(run.index)
@@ -99,12 +111,12 @@ def finish(run, split, classes):
     write_split(folder / "split.csv", type(split)(train, split.validation, split.test))
     if run.task == "probe":
         for method in METHODS:
-            answers = answer(split.test, classes, 0.5, rng)
+            answers = answer(split.test, classes, 0.5, rng, names=names)
             write_predictions(folder / f"predictions_{method}.csv", answers, split.test)
         (folder / "metrics.json").write_text("{}")
         return
     skill = SKILL[run.name] * (0.5 + 0.5 * run.label_fraction) + 0.1 * rng.normal()
-    answers = answer(split.test, classes, skill, rng, aged=run.settings["age_head"])
+    answers = answer(split.test, classes, skill, rng, aged=run.settings["age_head"], names=names)
     write_predictions(folder / "predictions.csv", answers, split.test)
     summary = summarise(answers, bootstrap_samples=0)
     summary["checkpoint_step"] = 100
@@ -118,9 +130,11 @@ def finish_all(config, folder):
     """Finishes every run of a study; returns the plan."""
     planned = study.make_plan(config, str(folder))
     split = divide(config)
-    classes = tuple(sorted(set(split.train.label)))
+    data = settings.data_settings(config)
+    classes = find_classes(data, split.train)
+    names = finding_names(data, split, classes)
     for run in planned.runs:
-        finish(run, split, classes)
+        finish(run, split, classes, names)
     return planned
 
 

@@ -487,3 +487,23 @@ def test_details_are_of_the_encoder_that_validation_prefers(monkeypatch, metric,
         model=lambda encoder, variant: models[encoder],
     )  # fmt: skip
     assert report._focus(found, metric).name == expected
+
+
+def test_a_study_of_several_findings_an_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
+    config = one_encoder()
+    config.labels = "multi"
+    config.study.frozen = True
+    config.data.train = "phantom:infant:films=120:findings=2"
+    planned = fake_study.finish_all(config, tmp_path)
+    kinds = {run.task: run.settings for run in planned.runs}
+    assert kinds["finetune"]["labels"] == kinds["probe"]["labels"] == "multi"
+    assert "labels" not in kinds["pretrain"]
+    path = fake_study.write_report(config, tmp_path, planned, {})
+    page = Path(path).read_text()
+    assert "Confusion matrices" not in page
+    assert "By condition" in page
+    found = results.read_results(planned, "shared")
+    assert all(
+        run.multi_label for model in (*found.models, *found.frozen) for run in model.predictions
+    )

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from data_pipeline.phantom import CLASSES, open_phantom
+from data_pipeline.phantom import CLASSES, open_phantom, render, truth
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +113,40 @@ def test_more_films_only_add(infants):
     n = 301
     assert (fewer.image_path[:n] == infants.image_path[:n]).all()
     assert (fewer.label[:n] == infants.label[:n]).all()
+
+
+class TestConditionsThatCombine:
+    PLACE = "infant:findings=2:films=220:seed=3"
+
+    def test_only_compatible_conditions_combine(self):
+        records = open_phantom(self.PLACE)
+        train = records.take(records.split == "train")
+        several = [set(label.split("|")) for label in train.label if "|" in label]
+        assert 0.3 < len(several) / len(train) < 0.6
+        for names in several:
+            assert len(names) == 2
+            assert names <= set(CLASSES) - {"normal"}
+            # Both would rearrange the bowel.
+            assert not names <= {"mass", "intussusception", "air-liquid shadow", "constipation"}
+
+    def test_the_first_condition_is_that_of_the_plain_phantom(self):
+        many = open_phantom(self.PLACE)
+        plain = open_phantom(self.PLACE.replace("findings=2:", ""))
+        for label, names in zip(plain.label, many.label, strict=True):
+            assert label in names.split("|")
+        assert many.age_months.tolist() == plain.age_months.tolist()
+
+    def test_images_of_one_condition_are_those_of_the_plain_phantom(self):
+        many = open_phantom(self.PLACE)
+        row = next(i for i, label in enumerate(many.label) if "|" not in label)
+        plain = many.image_path[row].replace(":findings=2", "")
+        assert plain != many.image_path[row]
+        assert (render(many.image_path[row], 32) == render(plain, 32)).all()
+
+    def test_each_finding_has_its_box_and_changes_the_image(self):
+        many = open_phantom(self.PLACE)
+        row = next(i for i, label in enumerate(many.label) if "|" in label)
+        found = truth(many.image_path[row], 64)
+        assert sorted(box.label for box in found.boxes) == many.label[row].split("|")
+        plain = many.image_path[row].replace(":findings=2", "")
+        assert (render(many.image_path[row], 64) != render(plain, 64)).any()
