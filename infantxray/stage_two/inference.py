@@ -108,7 +108,7 @@ def predict_function(spec: ModelSpec) -> Callable[..., dict[str, jax.Array]]:
 
 
 def batch_context(source: ImageSource, image: jax.Array, number: int) -> jax.Array | None:
-    """The context of a batch of `map_batches`, `[B, F]`, divided as its images; None without one."""
+    """The context of a batch of `map_batches`, `[B, D]`, divided as its images, or None."""
     if source.context is None:
         return None
     rows = np.zeros((len(image), source.context.shape[1]), np.float32)
