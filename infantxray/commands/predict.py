@@ -16,7 +16,7 @@ from data_pipeline.adapters import ADAPTERS
 from data_pipeline.dataset import DataSettings, Reader
 from data_pipeline.decode import load_image
 from data_pipeline.errors import DataError, UnreadableImage, UserError
-from data_pipeline.files import write_json
+from data_pipeline.files import write_checksums, write_json
 from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
 from data_pipeline.sources import open_sources
@@ -66,6 +66,7 @@ def run(config, folder: str) -> None:
     if not processes.is_main():
         return
     extras.close()
+    write_checksums(folder, ["predictions.csv"])
     _log.info("%d predictions: %s", count, os.path.join(folder, "predictions.csv"))
 
 
