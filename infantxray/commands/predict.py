@@ -137,7 +137,7 @@ def row_values(answers: Answers, records: Records, answerer: Answerer) -> list[d
         if trusts:
             row["age_low_months"] = _known(judged.age_low_months[i])
             row["age_high_months"] = _known(judged.age_high_months[i])
-            inside = [] if judged.in_set is None else np.flatnonzero(judged.in_set[i])
+            inside: Any = [] if judged.in_set is None else np.flatnonzero(judged.in_set[i])
             row["conditions"] = [classes[k] for k in inside]
             row["distance"] = _known(judged.distance[i])
             row["unlike_training"] = bool(judged.unlike_training[i])
