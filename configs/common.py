@@ -51,6 +51,16 @@ def test_data() -> ConfigDict:
     return config
 
 
+def review(config: ConfigDict) -> None:
+    """Adds what a report shows beside the headline metrics."""
+    # Rules for thresholds, which are fixed on validation patients: sensitivity:X, specificity:X and
+    # youden, separated by commas. Empty: none.
+    config.operating_points = "sensitivity:0.95,youden"
+    config.prevalence = ""  # Predictive values are also stated at these, such as "0.01,0.1".
+    # Columns of subgroups: sex, age, view, site, source, and manufacturer (of DICOM files).
+    config.subgroups = "sex,age,view,site"
+
+
 def augment() -> ConfigDict:
     """Random changes of training images; 0 switches a change off.
 

@@ -11,7 +11,7 @@ from data_pipeline.dataset import DataSettings, Reader, finding_names, open_role
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
 from data_pipeline.splits import check_unseen, read_split
-from infantxray.reports.run_report import evaluate
+from infantxray.reports.run_report import Review, evaluate
 from infantxray.runs import runtime, settings, workdir
 from infantxray.stage_two import transfer
 from infantxray.stage_two.inference import Predictor, read_spec
@@ -59,6 +59,7 @@ def run(config, folder: str) -> None:
     if not len(records):
         raise DataError("there are no test images")
     reader = Reader(data, spec.classes, spec.preprocessing, names=names, context=spec.context)
+    validation = read_split(split_csv).validation.with_patients(patient_ids)
     try:
         evaluate(
             folder,
@@ -68,6 +69,9 @@ def run(config, folder: str) -> None:
             bootstrap_samples=config.bootstrap_samples,
             seed=config.seed,
             stage_one_known=stage_one is not None,
+            validation=reader(validation.take(validation.has_label)),
+            review=settings.build(Review, config),
+            data=data,
             names=names,
             label_notes=notes,
         )

@@ -23,12 +23,13 @@ from data_pipeline.errors import DataError
 from data_pipeline.loader import ImageSource, mixed_batches, training_batches
 from data_pipeline.splits import FEW_IMAGES, Split
 from infantxray.evaluation.metrics import headline
+from infantxray.evaluation.predictions import read_predictions
 from infantxray.evaluation.summary import calibration_of
-from infantxray.reports.run_report import evaluate
+from infantxray.reports.run_report import Review, evaluate
 from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec
-from infantxray.stage_two import self_training, transfer
-from infantxray.stage_two.inference import Predictor
+from infantxray.stage_two import self_training, transfer, trust
+from infantxray.stage_two.inference import Predictor, restore
 from infantxray.stage_two.loss import LossSettings, TaskWeights, learns_weights, make_task
 from infantxray.training import checkpoints, loop, processes
 from infantxray.training.augment import Augmentation
@@ -133,6 +134,19 @@ def run(config, folder: str) -> None:
                     part=processes.part(),
                 )
             fit(loop_settings, folder, batches(informative))
+        calibrated = None
+        if config.coverage:
+            calibrated = trust.fit(
+                spec,
+                restore(folder, spec)[0],
+                reader,
+                split.train,
+                split.validation,
+                coverage=config.coverage,
+                batch_size=config.batch_size,
+                num_threads=data.num_threads,
+            )
+            calibrated.write(folder)
         evaluate(
             folder,
             checkpoint=folder,
@@ -140,9 +154,15 @@ def run(config, folder: str) -> None:
             predictor=predictor,
             bootstrap_samples=config.bootstrap_samples,
             seed=config.seed,
+            validation=validation,
+            review=settings.build(Review, config),
+            data=data,
             names=names,
             label_notes=notes,
         )
+        if calibrated is not None:
+            tested, _ = read_predictions(os.path.join(folder, "predictions.csv"))
+            dataclasses.replace(calibrated, test=calibrated.score(tested)).write(folder)
     finally:
         reader.write_bad_files(folder, processes.part())
 

@@ -79,6 +79,21 @@ def parse_rules(text: str) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
+def parse_prevalences(text: str) -> tuple[float, ...]:
+    """Prevalences from a comma-separated text such as `0.01,0.1`.
+
+    Raises:
+      ValueError: one is not a number within (0, 1).
+    """
+    try:
+        values = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        values = (float("nan"),)
+    if not all(0 < value < 1 for value in values):
+        raise ValueError(f"prevalences {text!r}: give shares between 0 and 1, such as 0.01,0.1")
+    return values
+
+
 def choose(finding: str, scores: Scores, rule: Rule) -> OperatingPoint | None:
     """The threshold that a rule chooses on validation images; None without both outcomes.
 

@@ -40,7 +40,7 @@ def measures(
     """The metrics that subgroups are compared by: `{name: (Measure, bounds)}`.
 
     `accuracy`, macro `recall` and macro `roc_auc` (over the classes that the group has), and
-    `age_mae_months`.
+    `age_mae_months`. Where an image may have several findings, no `accuracy` and `recall`.
 
     Args:
       predictions: of N test images.
@@ -69,13 +69,14 @@ def measures(
     share = (0.0, 1.0)
     result: dict[str, tuple[Measure, tuple[float, float] | None]] = {}
     if predictions.classes:
-        result = {"accuracy": (accuracy, share), "recall": (recall, share)}
-        outcome = truth[:, None] == np.arange(len(predictions.classes))
+        if not predictions.multi_label:
+            result = {"accuracy": (accuracy, share), "recall": (recall, share)}
+        outcomes = [predictions.outcome(k) for k in range(len(predictions.classes))]
         result |= finding_measures(
             predictions.classes,
             predictions.probabilities,
-            outcome,
-            np.broadcast_to(known[:, None], outcome.shape),
+            np.stack([positive for _, positive in outcomes], 1),
+            np.stack([known for known, _ in outcomes], 1),
             patient,
             operating,
         )

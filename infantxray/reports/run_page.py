@@ -23,6 +23,7 @@ from infantxray.reports.page import (
     setting_lines,
     write_page,
 )
+from infantxray.reports.run_sections import Group
 from infantxray.reports.tables import Table
 
 _MACRO = ("recall", "precision", "f1", "roc_auc")
@@ -133,6 +134,8 @@ def write(
     settings: Mapping[str, Any],
     summary: Mapping[str, Any],
     figures: Sequence[Figure] = (),
+    sections: Mapping[str, Sequence[Table]] | None = None,
+    groups: Sequence[Group] = (),
 ) -> None:
     """Writes the report of one stage-two model.
 
@@ -142,10 +145,13 @@ def write(
       summary: what `metrics.json` holds. `summary["baseline"]["pixels"]`, where present, has
         metrics of ridge on pixels.
       figures: see `draw` and `panels`.
+      sections: tables of `run_sections.tables`, of which operating points stand unfolded.
+      groups: of `run_sections.groups`.
     """
     kind = "external test images" if summary.get("external") else "test images"
     n = summary["n"]
     tables = [_class_table(summary)] if "per_class" in summary else []
+    tables += (sections or {}).get("operating_points", ())
     tables += [_age_table(summary), *_saliency_table(summary)]
     write_page(
         path,
@@ -156,6 +162,12 @@ def write(
         metrics=[_card(name, summary) for name in HEADLINES],
         pixels=_pixels(summary),
         parts=[*(table.filled() for table in tables), *figures],
+        groups=[
+            dataclasses.replace(
+                g, parts=[p.filled() if isinstance(p, Table) else p for p in g.parts]
+            )
+            for g in groups
+        ],
         settings=setting_lines(dict(settings)),
     )
 

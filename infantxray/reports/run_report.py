@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from data_pipeline.boxes import image_boxes
+from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
-from data_pipeline.files import write_json
+from data_pipeline.files import replaced, write_json
 from data_pipeline.labels import FindingNames
 from data_pipeline.loader import ImageSource, class_indices
 from data_pipeline.manifest import Records
 from data_pipeline.splits import read_split
-from infantxray.evaluation.metrics import HEADLINES
-from infantxray.evaluation.predictions import write_predictions
+from infantxray.evaluation import diagnostics, operating_points
+from infantxray.evaluation.metrics import HEADLINES, headline
+from infantxray.evaluation.operating_points import OperatingPoint
+from infantxray.evaluation.predictions import Predictions, write_predictions
 from infantxray.evaluation.saliency import (
     Box,
     Explainer,
@@ -28,8 +35,10 @@ from infantxray.evaluation.saliency import (
     mistakes,
 )
 from infantxray.evaluation.summary import baseline, calibration_of, summarise, to_json
-from infantxray.reports import run_page
-from infantxray.reports.page import NAMES, number
+from infantxray.features.baselines import RIDGE, baselines
+from infantxray.reports import checklist, demographics, plots, run_page, run_sections
+from infantxray.reports.page import NAMES, Figure, number
+from infantxray.reports.tables import Table
 from infantxray.runs import workdir
 from infantxray.stage_one.objectives import OBJECTIVES
 from infantxray.stage_two.inference import Predictor, restore
@@ -37,6 +46,24 @@ from infantxray.training import processes
 from infantxray.training.writers import read_history
 
 _log = logging.getLogger(__name__)
+
+POINTS = "operating_points.json"
+_SECONDS = 5.0  # Between two lines of progress.
+
+
+@dataclasses.dataclass(frozen=True)
+class Review:
+    """What a report shows beside the headline metrics.
+
+    Attributes:
+      operating_points: rules of thresholds, such as `sensitivity:0.95,youden`; empty = none.
+      prevalence: shares, separated by commas, at which predictive values are stated too.
+      subgroups: columns of `demographics.COLUMNS`, separated by commas; empty = none.
+    """
+
+    operating_points: str = "sensitivity:0.95,youden"
+    prevalence: str = ""
+    subgroups: str = "sex,age,view,site"
 
 
 def evaluate(
@@ -47,11 +74,16 @@ def evaluate(
     predictor: Predictor,
     bootstrap_samples: int,
     seed: int,
+    data: DataSettings,
     stage_one_known: bool = True,
+    validation: ImageSource | None = None,
+    review: Review = Review(),
     names: FindingNames | None = None,
     label_notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Writes `metrics.json`, `predictions.csv`, `figures/` and `report.html`.
+    """Writes `metrics.json`, `predictions.csv`, `figures/`, `tables/` and `report.html`.
+
+    Also `operating_points.json` (thresholds), `curves.json`, and an empty `author.yaml`.
 
     Args:
       folder: where to.
@@ -60,7 +92,10 @@ def evaluate(
       predictor: runs its model.
       bootstrap_samples: for the intervals.
       seed: of the resampling.
+      data: how the training images of the baseline are read.
       stage_one_known: whether it could be checked which patients stage one was trained on.
+      validation: images on which thresholds are fixed, where the checkpoint has none yet.
+      review: what else the report shows.
       names: by which labels become findings, where an image may have several.
       label_notes: what was done to labels, for the report.
 
@@ -70,17 +105,38 @@ def evaluate(
     spec = predictor.spec
     checkpoint = os.path.expanduser(checkpoint)
     variables, step = restore(checkpoint, spec)
-    predictions, records = predictor(variables, source)
+    _log.info("predicting %d test images", len(source))
+    predictions, records = _predict(predictor, variables, source, "test")
     if not len(records):
         raise DataError("none of the test images could be read")
+    points = _operating_points(folder, checkpoint, predictor, variables, validation, review)
     if not processes.is_main():
         return {}
+    split = read_split(os.path.join(checkpoint, "split.csv"))
+    how = dataclasses.replace(
+        data, resize=spec.preprocessing.resize, trim_borders=spec.preprocessing.trim_borders
+    )
+    _log.info("ridge on pixels of %d training images", len(split.train))
+    pixels = _readable(baselines(how, split, predictions, records)[RIDGE])
+    _log.info("metrics and %d bootstrap samples", bootstrap_samples)
     summary = summarise(predictions, bootstrap_samples=bootstrap_samples, seed=seed)
+    curves: dict[str, Any] = {}
     if spec.classes:
         summary["calibration"] = calibration_of(predictions)
-    train = read_split(os.path.join(checkpoint, "split.csv")).train
+        ridge = None if pixels is None or np.isnan(pixels.probabilities).any() else pixels
+        summary["findings"], curves = diagnostics.findings(predictions, ridge, seed=seed)
+        prevalences = operating_points.parse_prevalences(review.prevalence)
+        summary["operating_points"] = diagnostics.at_points(predictions, points, prevalences)
+    columns = [name.strip() for name in review.subgroups.split(",") if name.strip()]
+    summary["subgroups"] = diagnostics.by_subgroup(
+        predictions, demographics.groups(records, columns), points
+    )
+    train = split.train
     train_label = class_indices(train.label, spec.classes)
     sources = list(dict.fromkeys(records.source.tolist()))
+    external = not set(sources) & set(split.train.source.tolist())
+    parts = {"train": split.train, "validation": split.validation, "test": source.records}
+    parts = {("external test" if external and n == "test" else n): p for n, p in parts.items()}
     summary |= {
         "baseline": baseline(
             predictions,
@@ -90,22 +146,29 @@ def evaluate(
         ),
         "label_notes": list(label_notes),
         "sources": sources,
-        "external": not set(sources) & set(train.source.tolist()),
+        "external": external,
+        "partitions": {name: len(part) for name, part in parts.items()},
         "checkpoint_step": step,
         "n_unreadable": len(source) - len(records),
         "n_without_patient_id": int((records.patient_id == "").sum()),
         "stage_one_known": stage_one_known,
     }
+    if pixels is not None:
+        summary["baseline"][run_page.PIXELS] = headline(pixels)
     explain = Explainer(predictor.model, variables, mean=spec.input_mean, std=spec.input_std)
     images = _images(source, records, spec.preprocessing)
+    _log.info("saliency")
     found = localisation(explain, images, predictions, samples=bootstrap_samples, seed=seed)
     if found:
         summary["saliency"] = found
     summary = to_json(summary)
     write_json(os.path.join(folder, "metrics.json"), summary)
+    write_json(os.path.join(folder, "curves.json"), to_json(curves))
     write_predictions(os.path.join(folder, "predictions.csv"), predictions, records)
+    _log.info("figures")
+    drawings = os.path.join(folder, "figures")
     figures = run_page.draw(
-        os.path.join(folder, "figures"),
+        drawings,
         predictions,
         summary,
         read_history(os.path.join(checkpoint, "history.jsonl")),
@@ -113,22 +176,148 @@ def evaluate(
         mistakes(explain, images, predictions),
     )
     settings = workdir.read_config(checkpoint)
-    stage_one = os.path.expanduser(settings["pretrained"])
-    panels = os.path.join(stage_one, "figures", "panels.png")
-    if settings["pretrained"] and os.path.exists(panels):
-        objective = workdir.read_config(stage_one).get("objective")
-        if objective in OBJECTIVES:  # A stage two may be another one's start: it has no panels.
-            figures.append(run_page.panels(panels, OBJECTIVES[objective].panel_names))
-    path = os.path.join(folder, "report.html")
-    run_page.write(path, settings=settings, summary=summary, figures=figures)
+    figures += _stage_one_panels(settings)
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    _write_page(
+        folder,
+        checkpoint,
+        settings=settings,
+        summary=summary,
+        figures=figures,
+        drawn=run_sections.figures(drawings, predictions, curves),
+        patients=_patients(drawings, parts, summary),
+        num_parameters=num_parameters,
+    )
     shown = [
         f"{NAMES[name]} {number(summary[name], name)}"
         for name in HEADLINES
         if summary[name] is not None
     ]
     _log.info("test: %s", "; ".join(shown) or "nothing to score")
-    _log.info("report: %s", path)
+    _log.info("report: %s", os.path.join(folder, "report.html"))
     return summary
+
+
+def _write_page(
+    folder: str,
+    checkpoint: str,
+    *,
+    settings: dict[str, Any],
+    summary: dict[str, Any],
+    figures: list[Figure],
+    drawn: dict[str, Figure],
+    patients: list[Table | Figure],
+    num_parameters: int,
+) -> None:
+    short = run_page.in_short(settings, summary)
+    facts = checklist.facts(settings, summary, short, figures, num_parameters=num_parameters)
+    checklist.write_form(folder)
+    filled = checklist.fill(facts, checklist.read_form([folder, checkpoint]))
+    sections = run_sections.tables(summary)
+    written = [table for tables in sections.values() for table in tables]
+    written += [part for part in patients if isinstance(part, Table)]
+    for table in (*written, *map(checklist.table, filled)):
+        table.write(os.path.join(folder, "tables"))
+    run_page.write(
+        os.path.join(folder, "report.html"),
+        settings=settings,
+        summary=summary,
+        figures=figures,
+        sections=sections,
+        groups=run_sections.groups(sections, drawn, patients, filled),
+    )
+
+
+def _predict(
+    predictor: Predictor, variables: Any, source: ImageSource, what: str
+) -> tuple[Predictions, Records]:
+    """Predictions with a line of progress every few seconds."""
+    last, done = time.monotonic(), 0
+
+    def count(part: tuple[Predictions, Records]) -> tuple[Predictions, Records]:
+        nonlocal last, done
+        done += len(part[1])
+        if time.monotonic() - last > _SECONDS:
+            last = time.monotonic()
+            _log.info("%d of %d %s images", done, len(source), what)
+        return part
+
+    return predictor.joined(source, map(count, predictor.stream(variables, source)))
+
+
+def _operating_points(
+    folder: str,
+    checkpoint: str,
+    predictor: Predictor,
+    variables: Any,
+    validation: ImageSource | None,
+    review: Review,
+) -> list[OperatingPoint]:
+    """Thresholds of the checkpoint, or new ones on its validation images.
+
+    They are written to `operating_points.json` of the workdir.
+    """
+    rules = operating_points.parse_rules(review.operating_points)
+    if not rules or not predictor.spec.classes:
+        return []
+    wanted = [str(rule) for rule in rules]
+    stored = os.path.join(checkpoint, POINTS)
+    points: list[OperatingPoint] = []
+    if os.path.exists(stored):
+        with open(stored, encoding="utf-8") as file:
+            points = [p for p in operating_points.from_json(file.read()) if p.rule in wanted]
+    if not set(wanted) <= {point.rule for point in points} and validation is not None:
+        _log.info("thresholds on %d validation images", len(validation))
+        try:
+            predictions, _ = _predict(predictor, variables, validation, "validation")
+        except DataError as error:
+            _log.warning("no operating points: a validation image cannot be read (%s)", error)
+        else:
+            points = diagnostics.choose_points(predictions, rules)
+    if not points:
+        _log.warning("no operating points: no validation images of both outcomes")
+        return []
+    with replaced(os.path.join(folder, POINTS)) as file:
+        file.write(operating_points.to_json(points))
+    return points
+
+
+def _readable(pixels: Predictions) -> Predictions | None:
+    """The baseline, or None where no training image could be read."""
+    known = (
+        np.isfinite(pixels.probabilities).any() or np.isfinite(pixels.age_predicted_months).any()
+    )
+    if not known:
+        _log.warning("no ridge on pixels: no training image with a condition or age can be read")
+        return None
+    return pixels
+
+
+def _patients(
+    folder: str, parts: dict[str, Records], summary: dict[str, Any]
+) -> list[Table | Figure]:
+    """Table 1 and the flow of images, as a table and as a chart."""
+    scored = {
+        "images": summary["n"],
+        "with a known condition": summary["n_with_condition"],
+        "with a known age": summary["n_with_age"],
+    }
+    left_out = {"unreadable": summary["n_unreadable"]}
+    flow = demographics.flow_table(parts, left_out, scored, external=summary["external"])
+    paths = plots.save(folder, "flow", functools.partial(demographics.flow_chart, flow))
+    chart = Figure("", "Flow of images from the split to the scores.", *paths)
+    return [demographics.table_one(parts), flow, chart]
+
+
+def _stage_one_panels(settings: dict[str, Any]) -> list[Figure]:
+    stage_one = os.path.expanduser(settings["pretrained"])
+    panels = os.path.join(stage_one, "figures", "panels.png")
+    if not settings["pretrained"] or not os.path.exists(panels):
+        return []
+    objective = workdir.read_config(stage_one).get("objective")
+    if objective not in OBJECTIVES:  # A stage two may be another one's start: it has no panels.
+        return []
+    return [run_page.panels(panels, OBJECTIVES[objective].panel_names)]
 
 
 def _images(source: ImageSource, records: Records, preprocessing: Preprocessing) -> Images:

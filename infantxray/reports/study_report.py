@@ -16,6 +16,7 @@ from data_pipeline.errors import UnreadableImage
 from data_pipeline.labels import names_in
 from data_pipeline.manifest import SPLITS
 from infantxray.evaluation.metrics import HEADLINES
+from infantxray.features.baselines import MAJORITY, RIDGE, baselines
 from infantxray.reports import study_sections as sections
 from infantxray.reports.comparisons import Comparisons
 from infantxray.reports.page import Images, number, plural, setting_lines, write_page
@@ -23,7 +24,6 @@ from infantxray.reports.study_sections import Drawing, history, read_metrics
 from infantxray.reports.tables import NAMES, SIGNIFICANT, Table, p_text
 from infantxray.runs.settings import HIGHER_IS_BETTER
 from infantxray.studies import commands
-from infantxray.studies.baselines import MAJORITY, RIDGE, baselines
 from infantxray.studies.plan import Plan, Run
 from infantxray.studies.results import Model, Results, read_results
 from infantxray.training.writers import EventFileWriter

@@ -16,12 +16,12 @@ from infantxray.evaluation.metrics import CLASS_METRICS, HEADLINES, age_groups
 from infantxray.evaluation.predictions import Predictions, concatenate
 from infantxray.evaluation.saliency import STRIDES
 from infantxray.evaluation.summary import calibration_of
+from infantxray.features import baselines
 from infantxray.reports import plots
 from infantxray.reports.comparisons import TESTED, Comparisons, words
 from infantxray.reports.page import Figure, plural
 from infantxray.reports.tables import NAMES, NOTHING, Table
 from infantxray.stage_one.objectives import OBJECTIVES
-from infantxray.studies import baselines
 from infantxray.studies.plan import Run
 from infantxray.studies.results import Model
 from infantxray.training.writers import read_history

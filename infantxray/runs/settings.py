@@ -29,14 +29,17 @@ TASKS = (
     "finetune",
     "evaluate",
     "predict",
+    "export",
     "check_data",
     "prepare",
     "export_phantom",
     "probe",
     "label_efficiency",
     "study",
+    "compare",
 )
 OBJECTIVES = ("l1", "denoise", "masked_pixels", "masked_hog", "simsiam")
+SUBGROUPS = ("sex", "age", "view", "site", "source", "manufacturer")
 RANDOM, PIXELS = "random", "pixels"  # Of config.encoders, beside stages one.
 OPTIMIZERS = ("adamw", "sgd")
 DTYPES = ("float32", "bfloat16")
@@ -117,6 +120,14 @@ def _is_fraction(value) -> bool:
     return 0 <= value < 1
 
 
+def _listed(text: str, pattern: str) -> bool:
+    """Whether a comma-separated text has parts of this pattern alone, each once."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return len(set(parts)) == len(parts) and all(re.fullmatch(pattern, part) for part in parts)
+
+
+_SHARE = r"0?\.\d*[1-9]\d*"  # Above 0 and below 1.
+
 # What a setting must satisfy, and that in words. Settings that a task lacks are passed over.
 _RULES = {
     "task": (lambda v: v in TASKS, f"one of {', '.join(TASKS)}"),
@@ -134,6 +145,7 @@ _RULES = {
     "probe_every_steps": (lambda v: v >= 0, "0 (never) or more"),
     "probe_images": (lambda v: v >= 1, "at least 1"),
     "train_films": (lambda v: v >= 1, "at least 1"),
+    "permutations": (lambda v: v >= 1, "at least 1"),
     "draws": (lambda v: v >= 1, "at least 1"),
     "label_fractions": (
         lambda v: v and all(0 < x <= 1 for x in v),
@@ -163,7 +175,15 @@ _RULES = {
     "ema_decay": (_is_fraction, "at least 0 and below 1"),
     "best_metric": (lambda v: v in BEST_METRICS, f"one of {', '.join(BEST_METRICS)}"),
     "early_stopping_evals": (lambda v: v >= 0, "0 (never) or more"),
+    "coverage": (_is_fraction, "0 (off) or more, and below 1"),
+    "augmentations": (lambda v: v >= 0, "0 (none) or more"),
     "bootstrap_samples": (lambda v: v >= 0, "0 (no intervals) or more"),
+    "operating_points": (
+        lambda v: _listed(v, f"youden|(sensitivity|specificity):{_SHARE}"),
+        "youden, sensitivity:X and specificity:X, such as sensitivity:0.95,youden",
+    ),
+    "prevalence": (lambda v: _listed(v, _SHARE), "shares between 0 and 1, such as 0.01,0.1"),
+    "subgroups": (lambda v: _listed(v, "|".join(SUBGROUPS)), f"of {', '.join(SUBGROUPS)}"),
     "optimizer.name": (lambda v: v in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
     "optimizer.learning_rate": (lambda v: v > 0, "above 0"),
     "optimizer.warmup_fraction": (_is_fraction, "at least 0 and below 1"),
@@ -269,11 +289,17 @@ def check(config) -> None:
                 "config.data.label_fraction and config.data.label_seed are not for this task, "
                 "which draws labels itself: see config.label_fractions and config.draws"
             )
-    if "checkpoint" in config and not os.path.isdir(os.path.expanduser(config.checkpoint)):
-        raise ConfigError(
-            f"config.checkpoint: the folder {config.checkpoint} does not exist; it must be the "
-            "workdir of a finished stage two (configs/finetune.py)"
-        )
+    for place in checkpoints(config) if "checkpoint" in config else ():
+        if not os.path.isdir(os.path.expanduser(place)):
+            raise ConfigError(
+                f"config.checkpoint: the folder {place} does not exist; it must be the workdir of "
+                "a finished stage two (configs/finetune.py)"
+            )
+
+
+def checkpoints(config: Any) -> list[str]:
+    """The workdirs of `config.checkpoint`; `predict` takes several, separated by commas."""
+    return config.checkpoint.split(",") if config.task == "predict" else [config.checkpoint]
 
 
 def _check_encoder(name: str) -> None:

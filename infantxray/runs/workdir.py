@@ -17,6 +17,12 @@ from infantxray.training import processes
 # Settings that do not change the result of a run, and the policy for unreadable files, which may be
 # corrected where it stopped the run.
 _HARMLESS = ("log_every_steps", "data.num_threads", "data.memory_mb", "data.cache", "data.on_error")
+# Settings that earlier versions did not have, as these behaved.
+_LATER = {
+    "operating_points": "sensitivity:0.95,youden",
+    "prevalence": "",
+    "subgroups": "sex,age,view,site",
+}
 # Files that a run writes before its first checkpoint.
 _BEGUN = (
     "config.json",
@@ -85,6 +91,7 @@ def changed_settings(workdir: str, config: Mapping[str, Any]) -> list[str]:
     if not os.path.exists(os.path.join(workdir, "config.json")) or not _has_results(workdir):
         return []
     before, after = _flat(read_config(workdir)), _flat(json.loads(json.dumps(config)))
+    before = {key: value for key, value in _LATER.items() if key in after} | before
     return [
         f"{key} ({before.get(key)!r} -> {after.get(key)!r})"
         for key in sorted(before.keys() | after.keys())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -107,6 +107,17 @@ def predict_function(spec: ModelSpec) -> Callable[..., dict[str, jax.Array]]:
     return predict
 
 
+def batch_context(source: ImageSource, image: jax.Array, number: int) -> jax.Array | None:
+    """The context of a batch of `map_batches`, `[B, F]`, divided as its images; None without one."""
+    if source.context is None:
+        return None
+    rows = np.zeros((len(image), source.context.shape[1]), np.float32)
+    here = source.context[number * len(image) :][: len(image)]
+    rows[: len(here)] = here
+    sharding = DataParallel()
+    return sharding.put(sharding.part.of(rows, len(rows)))
+
+
 class Predictor:
     """Predicts conditions and ages for many images, on all devices.
 
@@ -129,19 +140,10 @@ class Predictor:
         self, variables: PyTree, source: ImageSource
     ) -> Iterator[tuple[Predictions, Records]]:
         """Predictions batch by batch, in order, without unreadable images."""
-
-        def apply(image: jax.Array, number: int) -> PyTree:
-            if source.context is None:
-                return self._apply(variables, image)
-            rows = np.zeros((len(image), source.context.shape[1]), np.float32)
-            here = source.context[number * len(image) :][: len(image)]
-            rows[: len(here)] = here
-            sharding = DataParallel()
-            part = sharding.part.of(rows, len(rows))
-            return self._apply(variables, image, sharding.put(part))
-
         batches = map_batches(
-            apply,
+            lambda image, number: self._apply(
+                variables, image, batch_context(source, image, number)
+            ),
             source,
             batch_size=self._batch_size,
             num_threads=self._num_threads,
@@ -175,7 +177,13 @@ class Predictor:
 
     def __call__(self, variables: PyTree, source: ImageSource) -> tuple[Predictions, Records]:
         """`Predictions` for all images, and the records they belong to."""
-        parts = list(self.stream(variables, source))
+        return self.joined(source, self.stream(variables, source))
+
+    def joined(
+        self, source: ImageSource, stream: Iterable[tuple[Predictions, Records]]
+    ) -> tuple[Predictions, Records]:
+        """The batches of a `stream` of `source` as one."""
+        parts = list(stream)
         if not parts:
             parts = [self._predictions(source, np.zeros(0, int), {})]
         records = Records.concatenate([records for _, records in parts])

@@ -67,7 +67,7 @@ def test_rare_labels_are_drawn_for_every_batch(caplog):
     batches = mixed_batches(
         rare,
         config.batch_size,
-        num_labelled=finetune._num_labelled(config),
+        num_labelled=self_training.num_labelled(config.batch_size, config.labelled_fraction),
         seed=config.seed,
         num_threads=1,
     )

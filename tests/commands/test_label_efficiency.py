@@ -169,7 +169,7 @@ def test_a_stage_one_that_saw_who_is_scored_is_refused(config, tmp_path, monkeyp
     stage_one.data.given_splits = "ignore"  # And so another split.
     pretrain.run(stage_one, str(tmp_path / "stage_one"))
     config.encoders = f"random,{tmp_path / 'stage_one'}"
-    with pytest.raises(Exception, match="stage one must not see who is scored"):
+    with pytest.raises(Exception, match="stage one must not see the patients scored here"):
         label_efficiency.run(config, str(tmp_path / "compared"))
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 import numpy as np
+from tqdm import tqdm
 
 from data_pipeline.dataset import DataSettings, Reader, finding_names
 from data_pipeline.decode import Preprocessing
@@ -27,7 +28,7 @@ _MOST_IMAGES = 20_000
 
 
 def baselines(
-    settings: DataSettings, split: Split, like: Predictions, images: Records, cache: str
+    settings: DataSettings, split: Split, like: Predictions, images: Records, cache: str = ""
 ) -> dict[str, Predictions]:
     """Predictions of the baselines for the test images.
 
@@ -36,20 +37,21 @@ def baselines(
       split: with the labels that may be trained on.
       like: predictions of any model, for the truth.
       images: the test images, in the order of `like`.
-      cache: file to keep the predictions in.
+      cache: file to keep the predictions in; empty = none.
 
     Returns:
       `{name: Predictions}`.
     """
-    if not os.path.exists(cache):
-        os.makedirs(os.path.dirname(cache), exist_ok=True)
+    if cache and os.path.exists(cache):
+        with np.load(cache) as saved:
+            probabilities, ages = saved["probabilities"], saved["ages"]
+    else:
         probabilities, ages = _ridge(settings, split, like.classes, images)
-        with replaced(cache, "wb") as file:
-            np.savez(file, probabilities=probabilities, ages=ages)
-    with np.load(cache) as saved:
-        ridge = dataclasses.replace(
-            like, probabilities=saved["probabilities"], age_predicted_months=saved["ages"]
-        )
+        if cache:
+            os.makedirs(os.path.dirname(cache), exist_ok=True)
+            with replaced(cache, "wb") as file:
+                np.savez(file, probabilities=probabilities, ages=ages)
+    ridge = dataclasses.replace(like, probabilities=probabilities, age_predicted_months=ages)
     names = finding_names(settings, split, like.classes)
     return {MAJORITY: _majority(split.train, like, names), RIDGE: ridge}
 
@@ -112,7 +114,8 @@ def _ridge(
     if aged.any():
 
         def closeness(found: np.ndarray) -> float:
-            return -float(np.nanmean(np.abs(found[:, 0] - age_val)))
+            error = np.abs(found[:, 0] - age_val)
+            return -float(error[np.isfinite(error)].mean()) if np.isfinite(error).any() else np.nan
 
         ages = best(aged, age[aged, None].astype(np.float64), closeness)[:, 0]
     return probabilities, ages
@@ -129,7 +132,11 @@ def _pixels(
     truth, unknown = source.labels, -1.0
     if source.findings is not None:
         truth, unknown = source.findings, np.nan
-    batches = list(evaluation_batches(source, 64, num_threads=settings.num_threads))
+    if not len(records):
+        return np.zeros((0, _SIDE**2)), truth, records.age_months
+    steps = evaluation_batches(source, 64, num_threads=settings.num_threads)
+    total = -(-len(records) // 64)
+    batches = list(tqdm(steps, total=total, desc="pixels", unit="batch", delay=5, leave=False))
     image = np.concatenate([batch["image"] for batch in batches])[: len(records)]
     readable = np.concatenate([batch["mask"] for batch in batches])[: len(records)] > 0
     return (

@@ -1,0 +1,342 @@
+"""Reporting checklists (CLAIM 2024, STARD-AI, TRIPOD+AI), filled from a run and by its authors.
+
+Each item names facts of the run, or a topic that only the author knows. Topics are a form,
+`author.yaml`, written once beside the report; what stands in it is merged into later reports.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_pipeline.errors import UserError
+from data_pipeline.files import replaced
+from infantxray.reports.page import Figure, listed, plural, versions
+from infantxray.reports.tables import Table
+
+FORM = "author.yaml"
+_NAMES = ("claim", "stard_ai", "tripod_ai")
+_FOLDER = Path(__file__).parent / "checklists"
+_HEAD = """\
+# What only the authors of a study know, for the checklists at the end of report.html.
+# Fill in what applies and leave the rest empty. Then delete report.html and give the same command
+# again: the answers stand in the new report.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """What the run knows about an item: an answer, and the anchor of its place on the page."""
+
+    text: str
+    anchor: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One item of a checklist.
+
+    Attributes:
+      number: as published.
+      section: of the checklist.
+      text: what is asked.
+      answers: texts and anchors.
+      source: who answered: `"run"`, `"author"` or, where nobody has, empty.
+      topic: of `author.yaml`, where the author is asked.
+    """
+
+    number: str
+    section: str
+    text: str
+    answers: tuple[Fact, ...]
+    source: str
+    topic: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checklist:
+    """One filled checklist."""
+
+    name: str
+    reference: str
+    note: str
+    items: tuple[Item, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Items by who answered them."""
+        return {
+            who: sum(item.source == key for item in self.items)
+            for key, who in (("run", "run"), ("author", "author"), ("", "open"))
+        }
+
+
+def read(name: str) -> dict[str, Any]:
+    """The items of a checklist, unanswered."""
+    return json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def fill(facts: Mapping[str, Fact], author: Mapping[str, str]) -> list[Checklist]:
+    """The checklists, as far as they can be answered.
+
+    An item that both the run and its author must answer counts for the run only where the run's
+    part is all that is asked.
+
+    Args:
+      facts: of the run.
+      author: answers by topic.
+    """
+    result = []
+    for name in _NAMES:
+        content = read(name)
+        items = []
+        for row in content["items"]:
+            wanted, topic = row.get("answers", ()), row.get("author", "")
+            known = tuple(facts[key] for key in wanted if key in facts)
+            said = str(author.get(topic) or "").strip() if topic else ""
+            complete = bool(wanted) and len(known) == len(wanted)
+            source = "author" if said else "run" if complete and not topic else ""
+            answers = (*known, Fact(said)) if said else known
+            items.append(Item(row["number"], row["section"], row["text"], answers, source, topic))
+        result.append(
+            Checklist(content["name"], content["reference"], content["note"], tuple(items))
+        )
+    return result
+
+
+def topics() -> dict[str, list[str]]:
+    """What the author is asked, `{topic: questions}`, with the items that ask for it."""
+    asked: dict[str, list[str]] = {}
+    for name in _NAMES:
+        content = read(name)
+        for row in content["items"]:
+            if "author" in row:
+                question = f"{content['name']} {row['number']}: {row['text']}"
+                asked.setdefault(row["author"], []).append(question)
+    return asked
+
+
+def write_form(folder: str) -> None:
+    """Writes an empty `author.yaml`, unless there is one."""
+    path = os.path.join(folder, FORM)
+    if os.path.exists(path):
+        return
+    with replaced(path) as file:
+        file.write(_HEAD)
+        for topic, questions in topics().items():
+            lines = "".join(f"# {question}\n" for question in questions)
+            file.write(f'\n{lines}{topic}: ""\n')
+
+
+def read_form(folders: Iterable[str]) -> dict[str, str]:
+    """The author's answers by topic; those of earlier folders win.
+
+    Raises:
+      UserError: a form is not valid YAML, or is not of topics and texts.
+    """
+    found: dict[str, str] = {}
+    for folder in folders:
+        path = os.path.join(folder, FORM)
+        if not os.path.exists(path):
+            continue
+        with open(path, encoding="utf-8") as file:
+            try:
+                content = yaml.safe_load(file) or {}
+            except yaml.YAMLError as error:
+                reason = " ".join(str(error).split())
+                raise UserError(f"{path} is not valid YAML ({reason})") from None
+        known = topics()
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: write one topic a line, such as funding: none")
+        unknown = sorted(map(str, content.keys() - known.keys()))
+        if unknown:
+            raise UserError(f"{path}: no checklist asks for {unknown[0]!r}")
+        found = {k: str(v) for k, v in content.items() if v not in (None, "")} | found
+    return found
+
+
+def table(checklist: Checklist) -> Table:
+    """A checklist as a table, to write as CSV, Markdown and LaTeX."""
+    rows = [
+        [item.number, item.section, item.text, " ".join(a.text for a in item.answers), item.source]
+        for item in checklist.items
+    ]
+    name = checklist.name.lower().replace(" ", "_").replace("-", "_").replace("+", "_")
+    header = ["Item", "Section", "Asked", "Answer", "Answered by"]
+    return Table(name, checklist.name, f"{checklist.reference}. {checklist.note}", header, rows)
+
+
+def facts(
+    settings: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    short: Sequence[str],
+    figures: Sequence[Figure],
+    *,
+    num_parameters: int,
+) -> dict[str, Fact]:
+    """What a run of stage two knows, by the names that checklists use.
+
+    Args:
+      settings: of the training run (`config.json`).
+      summary: what `metrics.json` holds.
+      short: the sentences of "In short".
+      figures: of the page.
+      num_parameters: of the network.
+    """
+    data, optimizer = settings["data"], settings["optimizer"]
+    classes = list(summary.get("per_class", ()))
+    anchors = {figure.anchor for figure in figures}
+    size, flow = data["image_size"], summary.get("partitions", {})
+    heads = [f"a condition head ({plural(len(classes), 'output')})"] * bool(classes)
+    heads += ["an age head"] * (summary.get("age_mae_months") is not None)
+    length = (
+        f"{settings['train_steps']:,} steps"
+        if settings.get("train_steps")
+        else f"{settings.get('train_epochs', 0):g} epochs"
+    )
+    changes = [
+        f"{name.replace('_', ' ')} {value:g}"
+        for name, value in settings["augment"].items()
+        if not isinstance(value, bool) and value
+    ]
+    given = "kept where the data bring one" if data["given_splits"] == "keep" else "made anew"
+    crop = {"pad": "padded to a square", "crop": "cropped to a square", "squash": "squashed"}
+    counts = [
+        f"{row['n']:,} {name}" for name, row in list(summary.get("per_class", {}).items())[:20]
+    ]
+    found = {
+        "technology": Fact(
+            f"Deep learning: a convolutional network ({settings['encoder']}).", "in_short"
+        ),
+        "goal": Fact(short[0], "in_short"),
+        "preprocessing": Fact(
+            f"Images are decoded to 8-bit grey (DICOM windowed, MONOCHROME1 inverted), "
+            f"{crop.get(data['resize'], data['resize'])} and resized to {size} x {size} pixels"
+            f"{', dark borders trimmed' if data['trim_borders'] else ''}; intensities are "
+            "standardised with a fixed mean and standard deviation.",
+            "made",
+        ),
+        "subsets": Fact(
+            f"Whole images; {data['label_fraction']:.0%} of the training patients keep labels.",
+            "flow",
+        ),
+        "missing": Fact(
+            "An unknown condition or age is left out of its loss and of its metrics, never "
+            f"imputed: {summary['n'] - summary['n_with_condition']:,} test images without a "
+            f"condition, {summary['n'] - summary['n_with_age']:,} without an age, "
+            f"{summary['n_unreadable']:,} unreadable.",
+            "flow",
+        ),
+        "partitions": Fact(
+            f"At random by patient, stratified by condition (seed {data['split_seed']}; "
+            f"{data['validation_fraction']:.0%} validation, {data['test_fraction']:.0%} test); a "
+            f"given split is {given}. The assignment of each image is in split.csv.",
+            "flow",
+        ),
+        "partition_level": Fact("Patient: no patient is in two partitions.", "demographics"),
+        "architecture": Fact(
+            f"{settings['encoder']} on one grey image of {size} x {size} pixels, with "
+            f"{listed(heads) if heads else 'no head'}; {num_parameters:,} parameters.",
+            "made",
+        ),
+        "classes": Fact(f"Conditions: {', '.join(classes)}.", "by_condition"),
+        "predictors": Fact(
+            "The pixels of one image; no other variable enters the model.", "made"
+        ),
+        "output": Fact(
+            "A probability for each condition "
+            f"({'sigmoid' if settings.get('labels') == 'multi' else 'softmax'}), and an age in "
+            "months where there is an age head.",
+            "operating_points",
+        ),
+        "software": Fact(versions(), "made"),
+        "initialisation": Fact(
+            f"Encoder from {settings['pretrained']}."
+            if settings["pretrained"]
+            else "Random weights.",
+            "made",
+        ),
+        "training": Fact(
+            f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g} with warm-up and "
+            f"cosine decay, batches of {settings['batch_size']}, {length}, seed "
+            f"{settings['seed']}; cross-entropy plus {settings['age_weight']:g} times the age "
+            f"loss; augmentation: {', '.join(changes) or 'none'}.",
+            "learning_curves" if "learning_curves" in anchors else "made",
+        ),
+        "selection": Fact(
+            f"Best {settings['best_metric']} on validation patients, or the last checkpoint where "
+            f"fewer than 100 validation images have an answer: step "
+            f"{summary['checkpoint_step']:,}.",
+            "learning_curves" if "learning_curves" in anchors else "made",
+        ),
+        "ensembles": Fact("None: predictions are those of one network.", "made"),
+        "metrics": Fact(
+            "Accuracy, macro recall, precision, F1 and ROC AUC, mean absolute age error; by "
+            "condition also partial AUC, average precision, calibration, Brier score, net benefit "
+            "and accuracy at fixed thresholds.",
+            "discrimination",
+        ),
+        "statistics": Fact(
+            "95 % intervals over patients: bootstrap for headline metrics, DeLong for ROC AUC, "
+            "Wilson for shares, linearisation for the rest; Holm's correction for gaps between "
+            "subgroups.",
+            "discrimination",
+        ),
+        "updating": Fact("The model was not updated after training.", "made"),
+        "imbalance": Fact(
+            f"Loss weights by class: {settings['class_weights']}; macro metrics give each "
+            "condition the same weight.",
+            "by_condition",
+        ),
+        "index_blinding": Fact(
+            "The model saw the image alone; thresholds were fixed on validation patients.",
+            "operating_points",
+        ),
+        "indeterminate": Fact(
+            "None: the model answers for every readable image; unreadable ones are counted.",
+            "flow",
+        ),
+        "performance": Fact(short[1], "in_short"),
+        "counts": Fact(
+            f"{summary['n_patients']:,} test patients, {summary['n']:,} images"
+            + (f": {', '.join(counts)}." if counts else "."),
+            "by_condition",
+        ),
+        "details": Fact("Every setting is listed on this page and in config.json.", "made"),
+    }  # fmt: skip
+    if summary.get("external"):
+        found["external"] = Fact(f"{', '.join(summary['sources'])}: {short[1]}", "in_short")
+    else:
+        found["internal"] = Fact("Held-out patients of the training sources.", "in_short")
+    if flow:
+        sizes = ", ".join(f"{count:,} {part}" for part, count in flow.items())
+        found["flow"] = Fact(f"Images: {sizes}; exclusions are counted in the flow chart.", "flow")
+        found["demographics"] = Fact("See Table 1 on this page.", "demographics")
+    if summary.get("findings"):
+        found["accuracy"] = Fact(
+            "Areas, and sensitivity, specificity and predictive values at thresholds from "
+            "validation patients, with intervals.",
+            "operating_points" if summary.get("operating_points") else "discrimination",
+        )
+        found["confusion"] = Fact("See the confusion matrix.", "confusion_matrix")
+    if summary.get("operating_points"):
+        rules = dict.fromkeys(row["rule"] for row in summary["operating_points"])
+        found["thresholds"] = Fact(
+            f"Fixed on validation patients by {', '.join(rules)}.", "operating_points"
+        )
+    if summary.get("subgroups"):
+        names = ", ".join(summary["subgroups"])
+        found["subgroups"] = Fact(f"Metrics and gaps by {names}.", "subgroups")
+    if "where_the_answer_comes_from" in anchors:
+        found["explanations"] = Fact(
+            "Grad-CAM of the predicted and of the true condition.", "where_the_answer_comes_from"
+        )
+    if "worst_mistakes" in anchors:
+        found["failures"] = Fact("The surest wrong answers, with their saliency.", "worst_mistakes")
+    return found

@@ -1,0 +1,295 @@
+"""Sections of a run's page for reviewers: accuracy, calibration, net benefit and subgroups."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from infantxray.evaluation.diagnostics import MAX_FPR
+from infantxray.evaluation.intervals import Estimate
+from infantxray.evaluation.predictions import Predictions
+from infantxray.reports import diagnostic_plots, plots
+from infantxray.reports.checklist import Checklist
+from infantxray.reports.page import NAMES, Figure, slug
+from infantxray.reports.tables import Cell, Difference, Table
+
+_NAN = float("nan")
+_POINT = {
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
+    "lr_positive": "LR+",
+    "lr_negative": "LR−",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Tables and figures under one heading, folded on the page.
+
+    Attributes:
+      title: the heading.
+      text: what the group shows, in a sentence or two.
+      parts: tables and figures.
+      checklist: a filled checklist instead of parts.
+    """
+
+    title: str
+    text: str
+    parts: Sequence[Table | Figure] = ()
+    checklist: Checklist | None = None
+    kind = "group"
+
+    @property
+    def anchor(self) -> str:
+        return slug(self.title)
+
+
+def estimate(metric: Mapping[str, Any] | None) -> Estimate:
+    """A metric of `metrics.json` as a cell of a table."""
+    metric = metric or {}
+    value, low, high, p = (_number(metric.get(k)) for k in ("value", "low", "high", "p"))
+    return Estimate(value, _NAN, low, high, p)
+
+
+def _number(value: float | None) -> float:
+    return _NAN if value is None else float(value)
+
+
+def notes(named: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+    """What must be said beside metrics, each note once with the names that it is about."""
+    found: dict[str, list[str]] = {}
+    for name, metrics in named:
+        for metric in metrics.values():
+            if isinstance(metric, Mapping) and metric.get("note"):
+                names = found.setdefault(metric["note"], [])
+                if name not in names:
+                    names.append(name)
+    return " ".join(f"{', '.join(names)}: {note}." for note, names in found.items())
+
+
+def tables(summary: Mapping[str, Any]) -> dict[str, list[Table]]:
+    """All tables of these sections, `{group: tables}`; a group without content is left out."""
+    found: dict[str, list[Table]] = {}
+    if summary.get("operating_points"):
+        found["operating_points"] = [_points(summary["operating_points"])]
+    if summary.get("findings"):
+        found["discrimination"] = [_discrimination(summary["findings"])]
+        found["calibration"] = [_calibration(summary["findings"])]
+    if summary.get("subgroups"):
+        found["subgroups"] = [
+            table for column, rows in summary["subgroups"].items() for table in _by(column, rows)
+        ]
+    return found
+
+
+def _points(rows: Sequence[Mapping[str, Any]]) -> Table:
+    names = _POINT | {
+        key: key.upper().replace("@", " at prevalence ") for key in rows[0] if "@" in key
+    }
+    cells = [
+        [row["finding"], row["rule"], f"{row['threshold']:.3g}", *(estimate(row[n]) for n in names)]
+        for row in rows
+    ]
+    doubts = notes((row["finding"], row | {"": {"note": row["note"]}}) for row in rows)
+    return Table(
+        "operating_points",
+        "Operating points",
+        "Thresholds were fixed on validation patients and applied to the test patients: an image "
+        "of at least this probability is called positive. One condition against the rest, with "
+        f"95 % intervals over patients. {doubts}".strip(),
+        ["Condition", "Rule", "Threshold", *names.values()],
+        cells,
+    )
+
+
+def _discrimination(findings: Mapping[str, Mapping[str, Any]]) -> Table:
+    names = ("roc_auc", "partial_auc", "average_precision", "prevalence")
+    over = any("roc_auc_over_pixels" in found for found in findings.values())
+    rows: list[list[Cell]] = []
+    for name, found in findings.items():
+        cells: list[Cell] = [estimate(found[key]) for key in names]
+        if over:
+            gain = estimate(found.get("roc_auc_over_pixels"))
+            cells.append(Difference(gain, gain.p))
+        rows.append([name, found["n_positive"], *cells])
+    header = ["Condition", "Images", "ROC AUC", f"Partial AUC, FPR to {MAX_FPR:g}",
+              "Average precision", "Its baseline: prevalence"]  # fmt: skip
+    header += ["ROC AUC over ridge on pixels"] * over
+    return Table(
+        "discrimination",
+        "Discrimination by condition",
+        "One condition against the rest. ROC AUC with DeLong's interval over patients; the "
+        "partial area is scaled so that chance is 0.5. A difference has DeLong's test, without "
+        f"correction for the number of conditions. {notes(findings.items())}".strip(),
+        header,
+        rows,
+    )
+
+
+def _calibration(findings: Mapping[str, Mapping[str, Any]]) -> Table:
+    rows: list[list[Cell]] = []
+    for name, found in findings.items():
+        parts = found["brier_parts"]
+        rows.append(
+            [
+                name,
+                *(estimate(found[key]) for key in ("calibration_slope", "calibration_intercept")),
+                estimate({"value": found.get("ici")}),
+                estimate(found["brier"]),
+                *(
+                    estimate({"value": parts[key]})
+                    for key in ("reliability", "resolution", "uncertainty", "skill")
+                ),
+            ]
+        )
+    return Table(
+        "calibration_by_condition",
+        "Calibration by condition",
+        "Slope 1 and intercept 0 are ideal; a slope below 1: probabilities are too extreme. ICI: "
+        "mean distance of the smoothed curve from the line. Brier score = reliability − "
+        "resolution + uncertainty + a remainder within ten bins; skill: 1 − Brier / uncertainty. "
+        + notes(findings.items()),
+        [
+            "Condition",
+            "Slope",
+            "Intercept",
+            "ICI",
+            "Brier",
+            "Reliability",
+            "Resolution",
+            "Uncertainty",
+            "Skill",
+        ],
+        rows,
+    )
+
+
+def _name(metric: str) -> str:
+    what, _, finding = metric.partition("/")
+    return f"{what.capitalize()}, {finding}" if finding else NAMES.get(metric, metric)
+
+
+def _by(column: str, found: Mapping[str, Any]) -> list[Table]:
+    first = found["groups"][0]
+    names = [key for key in first if key not in ("group", "n", "n_patients")]
+    rows = [
+        [row["group"], row["n"], row["n_patients"], *(estimate(row[name]) for name in names)]
+        for row in found["groups"]
+    ]
+    unknown = f" Unknown for {found['unknown']:,} images." if found["unknown"] else ""
+    groups = Table(
+        f"by_{column}",
+        f"By {column}",
+        f"95 % intervals over patients.{unknown} "
+        + notes((row["group"], row) for row in found["groups"]),
+        [column.capitalize(), "Images", "Patients", *map(_name, names)],
+        rows,
+    )
+    gaps: list[list[Cell]] = [
+        [
+            f"{gap['group']} − {gap['reference']}",
+            _name(gap["metric"]),
+            Difference(estimate(gap["gap"]), _number(gap["p_holm"])),
+            estimate({"value": gap["detectable"]}),
+        ]
+        for gap in found["gaps"]
+        if gap["gap"]["value"] is not None
+    ]
+    if not gaps:
+        return [groups]
+    caption = (
+        "Difference from the largest group, with p after Holm's correction over this table. "
+        "Smallest detectable gap: the true gap that so many patients show with 80 % power."
+    )
+    header = ["Groups", "Metric", "Gap", "Smallest detectable gap"]
+    return [groups, Table(f"gaps_by_{column}", "", caption, header, gaps)]
+
+
+def figures(
+    folder: str, predictions: Predictions, curves: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Figure]:
+    """Draws the curves of the findings, `{name: Figure}`; none without curves."""
+    if not curves:
+        return {}
+    labels, legend = plots.class_labels(predictions.classes)
+    names = dict(zip(predictions.classes, labels, strict=True))
+    shown = {names[name]: found for name, found in curves.items()}
+    named = dataclasses.replace(predictions, classes=labels)
+    plans: dict[str, tuple[str, Any]] = {
+        "precision_recall": (
+            "Precision-recall curves; their area and the prevalence, the area of a blind guess.",
+            functools.partial(diagnostic_plots.precision_recall, named),
+        ),
+        "calibration_curves": (
+            "Smoothed calibration curves (restricted cubic splines) with a pointwise 95 % band of "
+            "a bootstrap over patients. " + _curve_notes(curves),
+            functools.partial(diagnostic_plots.calibration, shown),
+        ),
+        "net_benefit": (
+            "Decision curves: net benefit of acting on a probability above the threshold, with "
+            "the model's 95 % band. A model is of use where it lies above the other lines.",
+            functools.partial(diagnostic_plots.net_benefit, shown),
+        ),
+        "probabilities": (
+            "Predicted probabilities of images with the condition (up) and without (down).",
+            functools.partial(diagnostic_plots.probabilities, shown),
+        ),
+    }
+    found = {}
+    for name, (caption, draw) in plans.items():
+        paths = plots.save(folder, name, draw, labels)
+        found[name] = Figure("", caption, *paths, legend=legend)
+    return found
+
+
+def _curve_notes(curves: Mapping[str, Mapping[str, Any]]) -> str:
+    return notes((name, {"": found["calibration"]}) for name, found in curves.items())
+
+
+def groups(
+    found: Mapping[str, Sequence[Table]],
+    drawn: Mapping[str, Figure],
+    patients: Sequence[Table | Figure] = (),
+    checklists: Sequence[Checklist] = (),
+) -> list[Group]:
+    """The folded groups of the page, in order."""
+
+    def figure(name: str) -> list[Figure]:
+        return [drawn[name]] if name in drawn else []
+
+    planned = [
+        Group("Patients", "Table 1 and the flow of images.", patients),
+        Group(
+            "Discrimination",
+            "How well each condition is told from the rest.",
+            [*found.get("discrimination", ()), *figure("precision_recall")],
+        ),
+        Group(
+            "Calibration of probabilities",
+            "Whether stated probabilities are those that come true.",
+            [*found.get("calibration", ()), *figure("calibration_curves"),
+             *figure("probabilities")],
+        ),
+        Group(
+            "Net benefit",
+            "Whether acting on the model is better than acting on all, on none, or on ridge on "
+            "pixels.",
+            figure("net_benefit"),
+        ),
+        Group("Subgroups", "Metrics and gaps between groups of patients.",
+              found.get("subgroups", ())),
+    ]  # fmt: skip
+    result = [group for group in planned if group.parts]
+    for filled in checklists:
+        counts = filled.counts
+        text = (
+            f"{counts['run']} of {len(filled.items)} items are answered by this run, "
+            f"{counts['author']} by author.yaml; {counts['open']} are open. {filled.reference}. "
+            f"{filled.note}"
+        )
+        result.append(Group(filled.name, text, checklist=filled))
+    return result

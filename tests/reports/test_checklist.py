@@ -1,0 +1,88 @@
+"""Checklists: what a run answers, and the author's form."""
+
+import json
+
+import pytest
+
+from configs import finetune
+from data_pipeline.errors import UserError
+from infantxray.reports import checklist
+from infantxray.reports.page import Figure
+
+SUMMARY = {
+    "n": 60, "n_patients": 30, "n_with_condition": 50, "n_with_age": 60, "n_unreadable": 2,
+    "per_class": {"mass": {"n": 20}, "normal": {"n": 30}}, "age_mae_months": 4.0,
+    "checkpoint_step": 100, "sources": ["manifest:/b.csv"], "external": False,
+    "partitions": {"train": 200, "validation": 50, "test": 60},
+    "findings": {"mass": {}}, "operating_points": [{"rule": "youden"}],
+    "subgroups": {"sex": {}},
+}  # fmt: skip
+SHORT = ["Can it?", "Result: it can.", "Floor: a guess.", "Doubt: much."]
+FIGURES = [
+    Figure(title, "", "x.svg")
+    for title in ("Learning curves", "Where the answer comes from", "Worst mistakes")
+]
+
+
+def facts(**changes):
+    settings = json.loads(finetune.get_config().to_json_best_effort())
+    summary = SUMMARY | changes
+    return checklist.facts(settings, summary, SHORT, FIGURES, num_parameters=1234)
+
+
+def filled(author=(), **changes):
+    return {c.name: c for c in checklist.fill(facts(**changes), dict(author))}
+
+
+def test_a_run_answers_at_least_twenty_items_of_claim():
+    claim = filled()["CLAIM 2024"]
+    assert len(claim.items) == 44
+    assert [item.number for item in claim.items] == [str(n) for n in range(1, 45)]
+    assert claim.counts == {"run": 24, "author": 0, "open": 20}
+    for item in claim.items:
+        assert (item.source == "run") == (bool(item.answers) and not item.topic)
+    fewer = filled(subgroups={}, operating_points=[])["CLAIM 2024"].counts["run"]
+    assert 20 <= fewer < 24
+
+
+def test_every_fact_that_an_item_asks_for_is_known_to_some_run():
+    known = facts().keys() | facts(external=True).keys()
+    for name in ("claim", "stard_ai", "tripod_ai"):
+        for row in checklist.read(name)["items"]:
+            assert set(row.get("answers", ())) <= known, row
+            assert row.get("answers") or row.get("author"), row
+
+
+def test_the_form_asks_what_the_run_cannot_know_and_is_merged(tmp_path):
+    checklist.write_form(str(tmp_path))
+    form = (tmp_path / "author.yaml").read_text(encoding="utf-8")
+    assert "# CLAIM 2024 44: " in form
+    assert checklist.read_form([str(tmp_path)]) == {}
+    form = form.replace('funding: ""', "funding: none")
+    (tmp_path / "author.yaml").write_text(form, encoding="utf-8")
+    checklist.write_form(str(tmp_path))  # Never overwrites.
+    author = checklist.read_form([str(tmp_path), str(tmp_path / "nowhere")])
+    assert author == {"funding": "none"}
+    answers = [
+        item.answers[-1].text
+        for found in filled(author).values()
+        for item in found.items
+        if item.topic == "funding"
+    ]
+    assert answers == ["none"] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "not valid YAML"), ("- a", "one topic a line"), ("fundng: x", "'fundng'")],
+)
+def test_a_form_that_cannot_be_meant_is_refused(tmp_path, text, message):
+    (tmp_path / "author.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        checklist.read_form([str(tmp_path)])
+
+
+def test_external_tests_are_not_called_internal():
+    items = {item.number: item for item in filled(external=True)["CLAIM 2024"].items}
+    assert items["32"].source == ""
+    assert "manifest:/b.csv" in items["33"].answers[0].text
