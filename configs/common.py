@@ -114,6 +114,9 @@ def training() -> ConfigDict:
     config.log_every_steps = 20
     config.eval_every_steps = 100
     config.checkpoint_every_steps = 100
+    # Where a run continues: from the "latest" checkpoint, or from the "last_good" one: checkpoints
+    # that are damaged are then set aside.
+    config.resume = "latest"
     config.data = data()
     config.augment = augment()
     config.optimizer = optimizer()

@@ -27,6 +27,7 @@ from data_pipeline.labels import (
 from data_pipeline.loader import WHOLE, BadFiles, ImageSource, Part
 from data_pipeline.manifest import SPLITS, Records, in_words, spelled_apart
 from data_pipeline.phantom import CLASSES as PHANTOM_CLASSES
+from data_pipeline.repeats import check_repeats
 from data_pipeline.sources import open_sources
 from data_pipeline.splits import (
     Split,
@@ -148,7 +149,8 @@ def open_split(settings: DataSettings, folder: str, notes: list[str] | None = No
       notes: see `open_role`.
 
     Raises:
-      DataError: the run in this folder began with other images, labels or splits.
+      DataError: the run in this folder began with other images, labels or splits, or a file is
+        listed several times with different labels.
     """
     split = divide_sources(settings, notes)
     train = keep_labels(
@@ -160,6 +162,7 @@ def open_split(settings: DataSettings, folder: str, notes: list[str] | None = No
     everyone = Records.concatenate([split[name] for name in SPLITS])
     for message, _ in doubtful_spellings(everyone):
         _log.warning(message)
+    check_repeats(split)
     path = os.path.join(folder, "split.csv")
     if os.path.exists(path):
         check_unchanged(path, split)

@@ -73,10 +73,15 @@ def class_indices(label: np.ndarray, classes: Sequence[str]) -> np.ndarray:
 
 
 class BadFiles:
-    """Files that could not be read, with the reason; shared by all threads."""
+    """Files that could not be read, with the reason; shared by all threads.
+
+    Attributes:
+      constant: images that are of one grey value, such as black. They are used like others.
+    """
 
     def __init__(self) -> None:
         self._reasons: dict[str, str] = {}
+        self.constant: set[str] = set()
         self._lock = threading.Lock()
 
     def add(self, path: str, reason: str) -> None:
@@ -85,6 +90,12 @@ class BadFiles:
                 logging.getLogger(__name__).warning("skipped %s: %s", path, reason)
             self._reasons[path] = reason
 
+    def add_constant(self, path: str) -> None:
+        with self._lock:
+            if not self.constant:
+                logging.getLogger(__name__).warning("%s is of one grey value", path)
+            self.constant.add(path)
+
     def __len__(self) -> int:
         return len(self._reasons)
 
@@ -92,6 +103,12 @@ class BadFiles:
         """Writes `bad_files.csv`, if there are any."""
         with self._lock:
             rows = sorted(self._reasons.items())
+        if len(self.constant) > 1:
+            logging.getLogger(__name__).warning(
+                "%d images are of one grey value, such as %s",
+                len(self.constant),
+                min(self.constant),
+            )
         if rows:
             tables.write_csv(path, ("image_path", "reason"), rows)
 
@@ -217,6 +234,10 @@ class ImageSource:
         for i in missing:
             for name, value in self[rows[i]].items():
                 batch[name][i] = value
+        flat = batch["image"].reshape(len(rows), -1)
+        constant = (flat.min(axis=1) == flat.max(axis=1)) & (batch["mask"] > 0)
+        for path in self.records.image_path[rows[constant]]:
+            self.bad_files.add_constant(path)
         return batch
 
     def _example(self, row: int, image: np.ndarray, mask: float) -> Batch:

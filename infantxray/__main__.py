@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules load ends without a traceback.
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -68,6 +71,7 @@ def _find_config(argument: str) -> str:
 
 def console() -> None:
     """The entry point of `main.py` and of the installed `infantxray`."""
+    accidents.open_standard_streams()
     messages.setup()
     with accidents.signals_raise():
         app.run(_guarded, flags_parser=_parse)
@@ -77,8 +81,9 @@ def _guarded(argv: list[str]) -> None:
     try:
         main(argv)
     except BaseException as error:
-        workdir = _WORKDIR.value or (f"runs/{_CONFIG.value.task}" if _CONFIG.value else None)
-        status = accidents.report(error, workdir)
+        workdir = _WORKDIR.value or (f"runs/{_CONFIG.value.task}" if _CONFIG.value else "")
+        status = accidents.report(error, os.path.expanduser(workdir))
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second Ctrl-C does not wait for threads.
         runtime.abandon(status)
         sys.exit(status)
 

@@ -206,7 +206,7 @@ class Model:
         judged = (self.trust or Trust()).judge(
             outputs.get("probabilities", np.zeros((n, 0), np.float32)), months, outputs["features"]
         )
-        inside = [] if judged.in_set is None else judged.in_set
+        inside: Any = [] if judged.in_set is None else judged.in_set
         return Result(
             classes=self.classes,
             probabilities=judged.probabilities,

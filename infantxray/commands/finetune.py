@@ -43,6 +43,8 @@ def run(config, folder: str) -> None:
     data = settings.data_settings(config)
     transfer.check_stage_one(config.pretrained, config.encoder, data.preprocessing)
     workdir.prepare(folder, settings.to_dict(config))
+    if config.resume == "last_good":
+        self_training.set_aside_damaged(folder)
     report = os.path.join(folder, "report.html")
     if checkpoints.is_finished(folder) and os.path.exists(report):
         _log.info("%s is finished: see %s", folder, report)
@@ -286,7 +288,7 @@ def _validate(predictor: Predictor, source: ImageSource, variables) -> dict[str,
     """The headline metrics on validation images, and the cross-entropy as `loss`."""
     if not len(source):
         return {}
-    predictions, _ = predictor(variables, source)
+    predictions, _ = predictor(variables, source, check=False)  # Training may still mend it.
     result = {k: v for k, v in headline(predictions).items() if np.isfinite(v)}
     if predictions.classes:
         result["loss"] = calibration_of(predictions)["log_loss"]

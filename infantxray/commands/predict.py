@@ -16,7 +16,7 @@ from data_pipeline.adapters import ADAPTERS
 from data_pipeline.dataset import DataSettings, Reader
 from data_pipeline.decode import load_image
 from data_pipeline.errors import DataError, UnreadableImage, UserError
-from data_pipeline.files import write_json
+from data_pipeline.files import write_checksums, write_json
 from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
 from data_pipeline.sources import open_sources
@@ -66,6 +66,7 @@ def run(config, folder: str) -> None:
     if not processes.is_main():
         return
     extras.close()
+    write_checksums(folder, ["predictions.csv"])
     _log.info("%d predictions: %s", count, os.path.join(folder, "predictions.csv"))
 
 
@@ -136,7 +137,7 @@ def row_values(answers: Answers, records: Records, answerer: Answerer) -> list[d
         if trusts:
             row["age_low_months"] = _known(judged.age_low_months[i])
             row["age_high_months"] = _known(judged.age_high_months[i])
-            inside = [] if judged.in_set is None else np.flatnonzero(judged.in_set[i])
+            inside: Any = [] if judged.in_set is None else np.flatnonzero(judged.in_set[i])
             row["conditions"] = [classes[k] for k in inside]
             row["distance"] = _known(judged.distance[i])
             row["unlike_training"] = bool(judged.unlike_training[i])

@@ -73,7 +73,7 @@ def write(
 def _source(path: str) -> Dataset:
     """The header of an image; made up for an image that is not DICOM."""
     if os.path.isfile(path) and looks_like_dicom(path):
-        source = pydicom.dcmread(path, stop_before_pixels=True)
+        source: Any = pydicom.dcmread(path, stop_before_pixels=True)
     else:
         source = Dataset()
     # What highdicom copies; the standard wants them present, if empty.

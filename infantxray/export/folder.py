@@ -227,7 +227,7 @@ def _write_page(place: Path, classes: tuple[str, ...]) -> list[dict[str, str]]:
     records = open_sources(_EXAMPLES)
     wanted = [name for name in ("normal", "intussusception", "constipation") if name in classes]
     wanted += [name for name in records.label if name not in wanted]
-    examples = []
+    examples: list[Any] = []
     (place / "examples").mkdir(exist_ok=True)
     for label in list(dict.fromkeys(wanted))[:3]:
         row = int(np.flatnonzero(records.label == label)[0])

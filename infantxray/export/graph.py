@@ -51,14 +51,14 @@ def answer_function(
 
     def answer(image: jax.Array) -> tuple[jax.Array, ...]:
         x = normalise(image.astype(jnp.float32) / 255.0, spec.input_mean, spec.input_std)
-        latent = model.apply(variables, x, method=DiagnosisModel.latent)
+        latent: Any = model.apply(variables, x, method=DiagnosisModel.latent)
         outputs = heads(latent)
         result = []
         if spec.classes:
             logits = outputs["logits"] / (temperature or 1.0)
             result.append(jax.nn.sigmoid(logits) if spec.multi_label else jax.nn.softmax(logits))
         if spec.has_age:
-            result.append(outputs["age"] * spec.age_std_months + spec.age_mean_months)
+            result.append(spec.age_in_months(outputs["age"]))
         result.append(latent.mean(axis=(1, 2), dtype=jnp.float32))
         if spec.classes:
             result.append(activation(latent.astype(jnp.float32), outputs))

@@ -47,7 +47,7 @@ def to_onnx(
         raise UserError(f"the export to ONNX needs jax2onnx: {INSTALL}") from None
     finally:
         logging.disable(logging.NOTSET)
-    return model.SerializeToString()  # type: ignore[no-any-return]
+    return model.SerializeToString()
 
 
 def session(model: bytes) -> Any:

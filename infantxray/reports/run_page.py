@@ -190,6 +190,8 @@ def _facts(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]
         )
     start = settings["pretrained"] or "random weights"
     facts += [f"data {', '.join(summary['sources'])}", f"encoder from {start}"]
+    if summary.get("n_constant"):
+        facts.append(f"{plural(summary['n_constant'], 'image')} of one grey value")
     if summary["n_unreadable"]:
         files = plural(summary["n_unreadable"], "unreadable file")
         facts.append(f"{files} left out (bad_files.csv)")

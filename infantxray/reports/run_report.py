@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipeline import files
 from data_pipeline.boxes import image_boxes
 from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import Preprocessing
@@ -83,7 +85,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Writes `metrics.json`, `predictions.csv`, `figures/`, `tables/` and `report.html`.
 
-    Also `operating_points.json` (thresholds), `curves.json`, and an empty `author.yaml`.
+    Also `operating_points.json` (thresholds), `curves.json`, `SHA256SUMS` and an empty
+    `author.yaml`.
 
     Args:
       folder: where to.
@@ -150,6 +153,7 @@ def evaluate(
         "partitions": {name: len(part) for name, part in parts.items()},
         "checkpoint_step": step,
         "n_unreadable": len(source) - len(records),
+        "n_constant": len(source.bad_files.constant.intersection(records.image_path)),
         "n_without_patient_id": int((records.patient_id == "").sum()),
         "stage_one_known": stage_one_known,
     }
@@ -162,6 +166,8 @@ def evaluate(
     if found:
         summary["saliency"] = found
     summary = to_json(summary)
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(os.path.join(folder, files.CHECKSUMS))
     write_json(os.path.join(folder, "metrics.json"), summary)
     write_json(os.path.join(folder, "curves.json"), to_json(curves))
     write_predictions(os.path.join(folder, "predictions.csv"), predictions, records)
@@ -188,6 +194,7 @@ def evaluate(
         patients=_patients(drawings, parts, summary),
         num_parameters=num_parameters,
     )
+    files.write_checksums(folder, ["metrics.json", "predictions.csv", "report.html"])
     shown = [
         f"{NAMES[name]} {number(summary[name], name)}"
         for name in HEADLINES

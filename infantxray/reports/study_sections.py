@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.files import read_json, verify_checksums
 from infantxray.evaluation.intervals import Estimate
 from infantxray.evaluation.metrics import CLASS_METRICS, HEADLINES, age_groups
 from infantxray.evaluation.predictions import Predictions, concatenate
@@ -150,7 +150,8 @@ def _groups(
 
 def read_metrics(run: Run) -> dict[str, Any]:
     """`metrics.json` of a finished run."""
-    return json.loads(Path(run.folder, "metrics.json").read_text(encoding="utf-8"))
+    verify_checksums(run.folder, ["metrics.json"])
+    return read_json(Path(run.folder, "metrics.json"))
 
 
 def _over_seeds(values: Sequence[float]) -> Estimate:

@@ -77,7 +77,7 @@ class ModelSpec:
 
     def write(self, workdir: str) -> None:
         values = dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_dict()}
-        write_json(os.path.join(workdir, FILE), values)
+        write_json(os.path.join(workdir, FILE), values, checksum=True)
 
     @classmethod
     def read(cls, workdir: str) -> ModelSpec:

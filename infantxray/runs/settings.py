@@ -141,6 +141,7 @@ _RULES = {
     "log_every_steps": (lambda v: v >= 1, "at least 1"),
     "eval_every_steps": (lambda v: v >= 1, "at least 1"),
     "checkpoint_every_steps": (lambda v: v >= 1, "at least 1"),
+    "resume": (lambda v: v in ("latest", "last_good"), "latest or last_good"),
     "images_every_steps": (lambda v: v >= 1, "at least 1"),
     "probe_every_steps": (lambda v: v >= 0, "0 (never) or more"),
     "probe_images": (lambda v: v >= 1, "at least 1"),

@@ -10,13 +10,20 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from data_pipeline import files
 from data_pipeline.errors import UserError
-from data_pipeline.files import write_json
 from infantxray.training import processes
 
 # Settings that do not change the result of a run, and the policy for unreadable files, which may be
 # corrected where it stopped the run.
-_HARMLESS = ("log_every_steps", "data.num_threads", "data.memory_mb", "data.cache", "data.on_error")
+_HARMLESS = (
+    "resume",
+    "log_every_steps",
+    "data.num_threads",
+    "data.memory_mb",
+    "data.cache",
+    "data.on_error",
+)
 # Settings that earlier versions did not have, as these behaved.
 _LATER = {
     "operating_points": "sensitivity:0.95,youden",
@@ -58,6 +65,7 @@ def prepare(workdir: str, config: Mapping[str, Any]) -> None:
 def _prepare(workdir: str, config: Mapping[str, Any]) -> None:
     _make_folder(workdir)
     _lock(workdir)
+    _sweep(workdir)
     if os.path.exists(os.path.join(workdir, "config.json")) and not _has_results(workdir):
         if read_config(workdir)["task"] != config["task"]:
             raise UserError(
@@ -79,7 +87,7 @@ def _prepare(workdir: str, config: Mapping[str, Any]) -> None:
 
 def write_config(workdir: str, config: Mapping[str, Any]) -> None:
     """Records the configuration of a run as `config.json`."""
-    write_json(os.path.join(workdir, "config.json"), config)
+    files.write_json(os.path.join(workdir, "config.json"), config, checksum=True)
 
 
 def changed_settings(workdir: str, config: Mapping[str, Any]) -> list[str]:
@@ -138,6 +146,12 @@ def _lock(workdir: str) -> None:
     _locks[key] = descriptor
 
 
+def _sweep(workdir: str) -> None:
+    """Removes temporary files that a killed process left."""
+    for below in ("", "figures", "tables", "teachers"):
+        files.sweep(os.path.join(workdir, below))
+
+
 def _has_results(workdir: str) -> bool:
     """Whether a run in this folder has saved a checkpoint or a result."""
     if any(os.path.exists(os.path.join(workdir, n)) for n in ("metrics.json", "predictions.csv")):
@@ -162,19 +176,13 @@ def read_json(workdir: str, name: str) -> dict[str, Any]:
     """Reads a JSON file of a run.
 
     Raises:
-      UserError: it does not exist, or is not a JSON object.
+      UserError: it does not exist, is not a JSON object, or differs from its checksum.
     """
     path = os.path.join(os.path.expanduser(workdir), name)
     try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
+        return files.read_json(path)
     except FileNotFoundError:
         raise UserError(f"{workdir} is not the workdir of a run: it has no {name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return values
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

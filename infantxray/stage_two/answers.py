@@ -73,7 +73,7 @@ def load_members(folders: Sequence[str], *, calibrate: bool = True) -> tuple[Mem
       UserError: a folder is not such a workdir, or the models differ in conditions or in the
         reading of images.
     """
-    members = []
+    members: list[Member] = []
     for folder in folders:
         spec = read_spec(folder)
         first = members[0].spec if members else spec
@@ -163,7 +163,7 @@ class Answerer:
             )
         sets = [j.in_set for j in judged if j.in_set is not None]
         judgement = Judgement(
-            np.mean([j.probabilities for j in judged], axis=0, dtype=np.float32),
+            np.asarray(np.mean([j.probabilities for j in judged], axis=0, dtype=np.float32)),
             np.any(sets, axis=0) if len(sets) == len(judged) else None,
             np.min([j.age_low_months for j in judged], axis=0),
             np.max([j.age_high_months for j in judged], axis=0),
@@ -176,7 +176,7 @@ class Answerer:
             probabilities=judgement.probabilities,
             label=label,
             age_months=records.age_months,
-            age_predicted_months=np.mean(ages, axis=0, dtype=np.float32),
+            age_predicted_months=np.asarray(np.mean(ages, axis=0, dtype=np.float32)),
             patient=records.patient,
             findings=np.full_like(judgement.probabilities, np.nan) if spec.multi_label else None,
         )

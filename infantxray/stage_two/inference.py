@@ -23,6 +23,7 @@ from infantxray.training.sharding import DataParallel
 
 PyTree = Any
 
+_MOST_MONTHS = 130 * 12
 _log = logging.getLogger(__name__)
 
 
@@ -108,7 +109,7 @@ def predict_function(spec: ModelSpec) -> Callable[..., dict[str, jax.Array]]:
 
 
 def batch_context(source: ImageSource, image: jax.Array, number: int) -> jax.Array | None:
-    """The context of a batch of `map_batches`, `[B, F]`, divided as its images; None without one."""
+    """The context of a batch of `map_batches`, `[B, D]`, divided as its images, or None."""
     if source.context is None:
         return None
     rows = np.zeros((len(image), source.context.shape[1]), np.float32)
@@ -116,6 +117,31 @@ def batch_context(source: ImageSource, image: jax.Array, number: int) -> jax.Arr
     rows[: len(here)] = here
     sharding = DataParallel()
     return sharding.put(sharding.part.of(rows, len(rows)))
+
+
+class ImplausiblePredictionError(UserError):
+    """A model predicted what cannot be: its weights are damaged, or its training diverged."""
+
+
+def check_plausible(spec: ModelSpec, predictions: Predictions, records: Records) -> None:
+    """Raises `ImplausiblePredictionError` for the first prediction that cannot be.
+
+    That is a probability or age that is not finite, or an age beyond ±130 years.
+    """
+    wrong = ~np.isfinite(predictions.probabilities).all(axis=1)
+    what = "probabilities that are not finite"
+    ages = predictions.age_predicted_months
+    if not wrong.any() and spec.has_age:
+        wrong = ~(np.abs(ages) <= _MOST_MONTHS)
+        what = "an age beyond any human's"
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        value = f" ({ages[at]:.3g} months)" if "age" in what else ""
+        raise ImplausiblePredictionError(
+            f"the model predicts {what}{value} for {records.image_path[at]} and "
+            f"{wrong.sum() - 1} more of this batch: its weights are damaged, or training diverged; "
+            "train it again, with a lower config.optimizer.learning_rate"
+        )
 
 
 class Predictor:
@@ -137,9 +163,14 @@ class Predictor:
         self._apply = jax.jit(predict_function(spec))
 
     def stream(
-        self, variables: PyTree, source: ImageSource
+        self, variables: PyTree, source: ImageSource, *, check: bool = True
     ) -> Iterator[tuple[Predictions, Records]]:
-        """Predictions batch by batch, in order, without unreadable images."""
+        """Predictions batch by batch, in order, without unreadable images.
+
+        Raises:
+          ImplausiblePredictionError: a prediction is not finite, or an age beyond any human's.
+            With `check=False` such predictions are returned.
+        """
         batches = map_batches(
             lambda image, number: self._apply(
                 variables, image, batch_context(source, image, number)
@@ -149,7 +180,10 @@ class Predictor:
             num_threads=self._num_threads,
         )
         for outputs, rows in batches:
-            yield self._predictions(source, rows, outputs)
+            predictions, records = self._predictions(source, rows, outputs)
+            if check:
+                check_plausible(self.spec, predictions, records)
+            yield predictions, records
 
     def _predictions(
         self, source: ImageSource, rows: np.ndarray, outputs: dict[str, np.ndarray]
@@ -175,9 +209,11 @@ class Predictor:
             return np.full((len(rows), len(self.spec.classes)), np.nan, np.float32)
         return source.findings[rows]
 
-    def __call__(self, variables: PyTree, source: ImageSource) -> tuple[Predictions, Records]:
-        """`Predictions` for all images, and the records they belong to."""
-        return self.joined(source, self.stream(variables, source))
+    def __call__(
+        self, variables: PyTree, source: ImageSource, *, check: bool = True
+    ) -> tuple[Predictions, Records]:
+        """`Predictions` for all images, and the records they belong to; see `stream`."""
+        return self.joined(source, self.stream(variables, source, check=check))
 
     def joined(
         self, source: ImageSource, stream: Iterable[tuple[Predictions, Records]]

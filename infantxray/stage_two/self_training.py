@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import logging
 import os
 from collections.abc import Callable
@@ -10,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline import files
 from data_pipeline.errors import DataError
-from data_pipeline.files import replaced
 from data_pipeline.loader import ImageSource, training_batches
 from infantxray.evaluation.metrics import classification, findings_metrics
 from infantxray.features.classifiers import probe
@@ -19,13 +20,14 @@ from infantxray.features.extraction import Extractor, Features, encoder_variable
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import transfer
 from infantxray.stage_two.inference import Predictor, restore
-from infantxray.training import processes
+from infantxray.training import checkpoints, processes
 from infantxray.training.augment import Augmentation
 from infantxray.training.loop import LoopSettings
 from infantxray.training.sharding import DataParallel
 
 _log = logging.getLogger(__name__)
 
+_SOFT_LABELS = "soft_labels.npy"
 _SEEDS_BETWEEN_TEACHERS = 10_000  # So that no teacher repeats one of another run.
 # With few images a probe overfits: it sees each of them augmented as well, and is penalised a
 # hundred times as much as one that only measures a representation.
@@ -94,14 +96,25 @@ def soft_labels(folder: str, compute: Callable[[str], np.ndarray]) -> np.ndarray
     """
     folder = os.path.join(folder, "teachers")
     os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, "soft_labels.npy")
+    path = os.path.join(folder, _SOFT_LABELS)
     if os.path.exists(path):
-        return np.load(path, allow_pickle=False)
+        files.verify_checksums(folder, [_SOFT_LABELS])
+        try:
+            return np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise DataError(f"{path} is damaged ({error}); delete it to ask again") from None
     probabilities = compute(folder)
-    with replaced(path, "wb") as file:
+    with files.replaced(path, "wb") as file:
         np.save(file, probabilities)
+    files.write_checksums(folder, [_SOFT_LABELS])
     _log.info("student: learns from %d images", len(probabilities))
     return probabilities
+
+
+def set_aside_damaged(folder: str) -> None:
+    """`checkpoints.set_aside_damaged` for a student's workdir and those of its teachers."""
+    for place in (folder, *glob.glob(os.path.join(glob.escape(folder), "teachers", "[0-9]*"))):
+        checkpoints.set_aside_damaged(place)
 
 
 def ask_linear_probe(

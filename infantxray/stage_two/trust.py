@@ -162,7 +162,7 @@ class Trust:
         """Writes `trust.json` and `trust.npz` into a workdir."""
         arrays = self.detector.arrays() if self.detector else {}
         with replaced(os.path.join(folder, ARRAYS), "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["detector"] = self.detector is not None
         values["sets"] = None if self.sets is None else dataclasses.asdict(self.sets)

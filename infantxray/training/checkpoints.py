@@ -1,52 +1,84 @@
-"""Checkpoints: the latest and the best are kept, and a part of one can be restored."""
+"""Checkpoints: saved with digests, checked when they are read, restored as a whole or in part."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import logging
 import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import xxhash
+from orbax.checkpoint._src.path import atomicity
 
 from data_pipeline.errors import UserError
 
 PyTree = Any
 
+DIGESTS = "digests.xxh128"
+_ITEMS = ("state", "progress")
+_DAMAGED = ".damaged"  # Ends the name of a checkpoint that was set aside.
+# Orbax writes these after the digests, and nothing in them changes what is restored.
+_NOT_DIGESTED = (DIGESTS, "_CHECKPOINT_METADATA", "commit_success.txt")
+
+_log = logging.getLogger(__name__)
+
 
 class CheckpointError(UserError):
-    """There is no checkpoint, or it belongs to another network."""
+    """A checkpoint is missing or damaged, or belongs to another network."""
 
 
 class _LatestAndBest:
-    """Which checkpoints Orbax keeps.
+    """Keeps the latest and the best checkpoint, or the one before where the latest is the best.
 
-    Its own `BestN` forgets, when a run is resumed, the metrics of earlier checkpoints; what the
-    loop's progress calls best must be what is kept.
+    Two checkpoints are therefore there once two were saved: if one is damaged, the other remains.
+    Orbax's own `BestN` forgets the metrics of earlier checkpoints when a run is resumed; the
+    progress of the loop decides which checkpoint is the best.
     """
 
     best_step = 0
 
-    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         del context
-        latest = max(checkpoint.step for checkpoint in checkpoints)
-        return [checkpoint.step in (latest, self.best_step) for checkpoint in checkpoints]
+        steps = sorted(checkpoint.step for checkpoint in checkpoints)
+        earlier = steps[:-1]
+        kept = self.best_step if self.best_step in earlier else (earlier or steps)[-1]
+        return [checkpoint.step in (steps[-1], kept) for checkpoint in checkpoints]
+
+
+class _TemporaryFolder(atomicity.AtomicRenameTemporaryPath):
+    """The folder of an unfinished checkpoint; its digests are written before it is renamed."""
+
+    async def finalize(self) -> None:
+        write_digests(Path(self.get()))
+        await super().finalize()
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-      workdir: of the run; they lie in `checkpoints/` below it.
+      workdir: of the run; they are in `checkpoints/` below it.
+
+    Attributes:
+      workdir: of the run.
     """
 
     def __init__(self, workdir: str):
+        self.workdir = workdir
         self._policy = _LatestAndBest()
         self._manager = ocp.CheckpointManager(
             os.path.join(workdir, "checkpoints"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
+                temporary_path_class=_TemporaryFolder,
                 # The state is donated to the next step, and on the CPU a background writer
                 # would read buffers that this step overwrites.
                 enable_async_checkpointing=False,
@@ -57,67 +89,212 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, step: int, state: PyTree, progress: dict) -> None:
+    def save(self, step: int, state: PyTree, progress: dict[str, Any]) -> None:
         """Saves the training state and, beside it as JSON, the progress of everything else.
 
-        Of the earlier checkpoints that of `progress["best_step"]` is kept.
+        Of the earlier checkpoints that of `progress["best_step"]` is kept, or the latest of them.
 
         Raises:
           RuntimeError: the checkpoint was not written.
         """
         self._policy.best_step = progress["best_step"]
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(progress)
-            ),
-        )
+        try:
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(progress)
+                ),
+            )
+        except BaseException:  # Such as a full disk: what was written is in the way.
+            for unfinished in _folder(self.workdir).glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
         if not saved:
             raise RuntimeError(f"Checkpoint {step} was not written: {self.latest_step} is there.")
 
-    def restore(self, abstract_state: PyTree) -> tuple[PyTree, dict]:
-        """The latest state and progress; `abstract_state` carries shapes and shardings."""
-        restored = self._manager.restore(
-            self.latest_step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(
-                    item=abstract_state,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
+    def restore(self, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        """The latest state and progress; `abstract_state` carries shapes and shardings.
+
+        Raises:
+          CheckpointError: the checkpoint is damaged.
+        """
+        step = self.latest_step
+        check(self.workdir, step)
+        with _reading(self.workdir, step):
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeRestore(
+                        item=abstract_state,
+                        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
+                    ),
+                    progress=ocp.args.JsonRestore(),
                 ),
-                progress=ocp.args.JsonRestore(),
-            ),
-        )
+            )
         return restored.state, restored.progress
 
     def close(self) -> None:
         self._manager.close()
 
 
+def _folder(workdir: str) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(workdir)), "checkpoints")
+
+
 def checkpoint_steps(workdir: str) -> list[int]:
     """Steps of the complete checkpoints of a run, ascending; empty where there are none."""
-    folder = os.path.join(os.path.expanduser(workdir), "checkpoints")
-    if not os.path.isdir(folder):
-        return []
-    return sorted(int(name) for name in os.listdir(folder) if name.isdigit())
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(int(name) for name in os.listdir(_folder(workdir)) if name.isdigit())
+    return []
 
 
-def read_progress(workdir: str) -> dict:
-    """The progress saved with the latest checkpoint; empty where there is none."""
-    steps = checkpoint_steps(workdir)
-    if not steps:
-        return {}
-    with _open(workdir) as manager:
-        restored = manager.restore(
-            steps[-1], args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+def write_digests(folder: Path) -> None:
+    """Writes `digests.xxh128`: digests of all files below a folder, as `xxhsum -H2` prints them."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in _NOT_DIGESTED)
+    lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
+    (folder / DIGESTS).write_text("".join(lines), encoding="utf-8")
+
+
+def _digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(2**20))
+    with open(path, "rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            digest.update(buffer[:size])
+    return digest.hexdigest()
+
+
+def find_damage(workdir: str, step: int, *, only: str = "") -> str:
+    """Compares the files of a checkpoint with their digests.
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint.
+      only: look at this item alone, `"state"` or `"progress"`.
+
+    Returns:
+      The first file that is missing or changed, in words; empty where all is well. Checkpoints of
+      earlier versions have no digests: of them only the presence of both items is checked.
+    """
+    folder = _folder(workdir) / str(step)
+    for item in [only] if only else _ITEMS:
+        if not any((folder / item).glob("*")):
+            return f"{folder / item} is missing"
+    try:
+        lines = (folder / DIGESTS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return ""
+    except UnicodeDecodeError:
+        return f"{folder / DIGESTS} is damaged"
+    for line in lines:
+        expected, _, name = line.partition("  ")
+        if only and not name.startswith(f"{only}/"):
+            continue
+        path = folder / name
+        if "\0" in name or not path.is_file():
+            return f"{path!s} is missing".replace("\0", "?")
+        if _digest(path) != expected:
+            return f"{path} differs from its digest in {DIGESTS}"
+    return ""
+
+
+def check(workdir: str, step: int | None, *, only: str = "") -> None:
+    """Raises `CheckpointError` where a checkpoint is damaged; it names what can be used instead."""
+    damage = "" if step is None else find_damage(workdir, step, only=only)
+    if damage:
+        raise CheckpointError(_explain_damage(workdir, step, damage))
+
+
+def _explain_damage(workdir: str, step: int | None, damage: str) -> str:
+    whole = [s for s in checkpoint_steps(workdir) if s != step and not find_damage(workdir, s)]
+    if whole:
+        way_out = (
+            f"the newest whole checkpoint is step {whole[-1]}: to continue from it, train with "
+            "--config.resume=last_good"
         )
-    return restored.progress
+    else:
+        way_out = f"no other checkpoint of this run is whole; delete {workdir} to start again"
+    return f"checkpoint {step} is damaged: {damage}; {way_out}"
+
+
+@contextlib.contextmanager
+def _reading(workdir: str, step: int | None) -> Iterator[None]:
+    """Turns what Orbax raises on a damaged checkpoint into a `CheckpointError`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        words = " ".join(str(error).split())[:200]
+        damage = f"{_folder(workdir) / str(step)} cannot be read ({type(error).__name__}: {words})"
+        raise CheckpointError(_explain_damage(workdir, step, damage)) from error
+
+
+def set_aside_damaged(workdir: str) -> None:
+    """Renames damaged checkpoints, so that a run continues from the last good one.
+
+    Raises:
+      CheckpointError: none is whole.
+    """
+    steps = checkpoint_steps(workdir)
+    damage = {step: find_damage(workdir, step) or _find_unreadable(workdir, step) for step in steps}
+    whole = [step for step in steps if not damage[step]]
+    if len(whole) == len(steps):
+        return
+    if not whole:
+        raise CheckpointError(_explain_damage(workdir, steps[-1], damage[steps[-1]]))
+    for step in steps:
+        if damage[step]:
+            source = _folder(workdir) / str(step)
+            target = source.with_name(source.name + _DAMAGED)
+            shutil.rmtree(target, ignore_errors=True)
+            source.rename(target)
+            _log.warning("checkpoint %d is damaged: %s; renamed to %s", step, damage[step], target)
+    _log.warning("continuing from the checkpoint of step %d (config.resume=last_good)", whole[-1])
+
+
+def _find_unreadable(workdir: str, step: int) -> str:
+    """What is wrong with a checkpoint that has no digests: it is read as a whole."""
+    if (_folder(workdir) / str(step) / DIGESTS).exists():
+        return ""
+    try:
+        with _reading(workdir, step), _open(workdir) as manager:
+            as_numpy = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                manager.item_metadata(step).state.tree,
+            )
+            restore = ocp.args.PyTreeRestore(restore_args=as_numpy)
+            manager.restore(step, args=ocp.args.Composite(state=restore))
+        _read_progress(workdir, step)
+    except CheckpointError as error:
+        return str(error).partition("; ")[0]
+    return ""
+
+
+def read_progress(workdir: str) -> dict[str, Any]:
+    """The progress saved with the latest checkpoint; empty where there is none.
+
+    Raises:
+      CheckpointError: it is damaged.
+    """
+    steps = checkpoint_steps(workdir)
+    return _read_progress(workdir, steps[-1]) if steps else {}
+
+
+def _read_progress(workdir: str, step: int) -> dict[str, Any]:
+    check(workdir, step, only="progress")
+    path = _folder(workdir) / str(step) / "progress" / "metadata"
+    with _reading(workdir, step):
+        progress = json.loads(path.read_text(encoding="utf-8"))
+        progress["best_step"]  # A KeyError or TypeError where it is something else.
+    return progress
 
 
 def _open(workdir: str) -> ocp.CheckpointManager:
     """The checkpoints of a run, for reading."""
     return ocp.CheckpointManager(
-        os.path.join(os.path.abspath(os.path.expanduser(workdir)), "checkpoints"),
-        item_names=("state", "progress"),
+        _folder(workdir),
+        item_names=_ITEMS,
         item_handlers={
             "state": ocp.PyTreeCheckpointHandler(),
             "progress": ocp.JsonCheckpointHandler(),
@@ -127,13 +304,31 @@ def _open(workdir: str) -> ocp.CheckpointManager:
 
 
 def is_finished(workdir: str) -> bool:
-    """Whether training has come to its end."""
+    """Whether training has ended."""
     return read_progress(workdir).get("finished", False)
 
 
 def best_step(workdir: str) -> int:
-    """The step whose checkpoint was best on the validation images, the latest where none was."""
-    return read_progress(workdir)["best_step"] or checkpoint_steps(workdir)[-1]
+    """The step whose checkpoint was best on the validation images, the latest where none was.
+
+    Raises:
+      CheckpointError: that checkpoint is missing.
+    """
+    best = read_progress(workdir)["best_step"]
+    steps = checkpoint_steps(workdir)
+    if best in steps:
+        return best
+    if best and not is_set_aside(workdir, best):
+        damage = f"{_folder(workdir) / str(best)} is missing"
+        raise CheckpointError(_explain_damage(workdir, best, damage))
+    if best:
+        _log.warning("the best checkpoint, step %d, was damaged: using step %d", best, steps[-1])
+    return steps[-1]
+
+
+def is_set_aside(workdir: str, step: int) -> bool:
+    """Whether `set_aside_damaged` renamed the checkpoint of this step."""
+    return (_folder(workdir) / f"{step}{_DAMAGED}").exists()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +346,7 @@ class RestoreReport:
     left_over: tuple[str, ...]
 
     def __str__(self) -> str:
-        def part(names):
+        def part(names: tuple[str, ...]) -> str:
             roots = sorted({"/".join(name.split("/")[:2]) for name in names})
             return f"{len(names)} ({', '.join(roots)})" if names else "0"
 
@@ -161,7 +356,9 @@ class RestoreReport:
         )
 
 
-def restore_variables(workdir: str, step: int, variables: PyTree, *, only: str = "") -> tuple:
+def restore_variables(
+    workdir: str, step: int, variables: PyTree, *, only: str = ""
+) -> tuple[PyTree, RestoreReport]:
     """Restores variables (`params`, `batch_stats`) from a run's checkpoint.
 
     Args:
@@ -174,17 +371,20 @@ def restore_variables(workdir: str, step: int, variables: PyTree, *, only: str =
       The variables, with what was restored as NumPy arrays, and a `RestoreReport`.
 
     Raises:
-      CheckpointError: the checkpoint is of another network: it names what differs.
+      CheckpointError: the checkpoint is damaged, or of another network: it names what differs.
     """
+    path = os.path.join(_folder(workdir), str(step))
+    if not os.path.isdir(path):
+        raise CheckpointError(f"no readable checkpoint in {path}: it does not exist")
+    check(workdir, step)
     manager = _open(workdir)
-    path = os.path.join(manager.directory, str(step))
-    try:
+    with _reading(workdir, step):
         metadata = manager.item_metadata(step).state.tree
-    except (FileNotFoundError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"no readable checkpoint in {path}: {error}") from None
+        if not metadata.get("params"):
+            raise ValueError("it has no parameters")
     saved = _flatten({name: metadata.get(name) or {} for name in variables})
     if metadata.get("ema_params"):
-        # Whoever asked for a moving average wants its weights.
+        # A run with a moving average is used with the averaged weights.
         ema = _flatten({"ema_params": metadata["ema_params"]})
         saved_names = {name: name.replace("params/", "ema_params/", 1) for name in saved}
         saved_names = {
@@ -199,14 +399,15 @@ def restore_variables(workdir: str, step: int, variables: PyTree, *, only: str =
     missing = [name for name in in_scope if name not in saved]
     if wrong or (only and missing) or not common:
         raise CheckpointError(_explain_mismatch(path, saved, wanted, wrong, missing, only))
-    tree: dict = {}
+    tree: dict[str, Any] = {}
     for name in common:
         _put(tree, saved_names[name], jax.ShapeDtypeStruct(wanted[name].shape, wanted[name].dtype))
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     restore = ocp.args.PyTreeRestore(item=tree, restore_args=arguments, partial_restore=True)
-    loaded = _flatten(manager.restore(step, args=ocp.args.Composite(state=restore)).state)
+    with _reading(workdir, step):
+        loaded = _flatten(manager.restore(step, args=ocp.args.Composite(state=restore)).state)
     manager.close()
-    result: dict = {}
+    result: dict[str, Any] = {}
     for name, value in wanted.items():
         _put(result, name, loaded[saved_names[name]] if name in common else value)
     for name in variables:
@@ -219,7 +420,14 @@ def restore_variables(workdir: str, step: int, variables: PyTree, *, only: str =
     return result, report
 
 
-def _explain_mismatch(path, saved, wanted, wrong, missing, only) -> str:
+def _explain_mismatch(
+    path: str,
+    saved: dict[str, Any],
+    wanted: dict[str, Any],
+    wrong: list[str],
+    missing: list[str],
+    only: str,
+) -> str:
     what = f"the {only} of " if only else ""
     if wrong:
         name = wrong[0]
@@ -242,7 +450,7 @@ def _flatten(tree: PyTree) -> dict[str, Any]:
     return {"/".join(str(getattr(k, "key", k)) for k in path): leaf for path, leaf in leaves}
 
 
-def _put(tree: dict, name: str, value) -> None:
+def _put(tree: dict[str, Any], name: str, value: Any) -> None:
     *folders, last = name.split("/")
     for folder in folders:
         tree = tree.setdefault(folder, {})

@@ -16,7 +16,7 @@ from data_pipeline.errors import UserError
 from infantxray.models.initialisation import initialise
 from infantxray.training import hooks as loop_hooks
 from infantxray.training import optimizer, processes, writers
-from infantxray.training.checkpoints import Checkpoints
+from infantxray.training.checkpoints import Checkpoints, is_set_aside
 from infantxray.training.hooks import Clock, Hook, Moment, NonFiniteLossError, Progress
 from infantxray.training.sharding import DataParallel
 from infantxray.training.state import TrainState
@@ -238,6 +238,9 @@ def _start(
     state, saved = checkpoints.restore(abstract)
     progress = Progress(**saved)
     if settings.best_metric is None:
+        progress = dataclasses.replace(progress, best=None, best_step=0, evals_since_best=0)
+    elif progress.best_step and is_set_aside(checkpoints.workdir, progress.best_step):
+        _log.warning("step %d, the best so far, was damaged and is forgotten", progress.best_step)
         progress = dataclasses.replace(progress, best=None, best_step=0, evals_since_best=0)
     batches.set_state(progress.data)
     _log.info("resumed at step %d", int(state.step))

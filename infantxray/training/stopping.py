@@ -1,4 +1,4 @@
-"""Graceful shutdown on SIGINT and SIGTERM."""
+"""Graceful shutdown on SIGINT, SIGTERM and SIGHUP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 
 
 class StopOnSignal:
-    """Turns SIGTERM and the first SIGINT into a request to stop; a second one ends the process.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a request to stop.
+
+    A second signal of the same kind has the effect that it had before. SIGHUP stays ignored where
+    it is, as under `nohup`.
 
     Args:
       on_request: called inside the signal handler.
@@ -32,7 +35,9 @@ class StopOnSignal:
     def __enter__(self) -> StopOnSignal:
         # Python allows signal handlers in the main thread alone.
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):
+            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN:
+                    continue
                 self._previous[signum] = signal.signal(signum, self._request)
         return self
 

@@ -159,7 +159,7 @@ class ScalarLog:
         self._path = os.path.join(folder, "history.jsonl")
         kept = [row for row in read_history(self._path) if row["step"] <= last]
         with files.replaced(self._path) as file:
-            file.writelines(json.dumps(row) + "\n" for row in kept)
+            file.writelines(_history_line(row) for row in kept)
         purge_events(folder, last)
         self.writer = create_writer(folder)
 
@@ -170,7 +170,7 @@ class ScalarLog:
         # JSON has no NaN.
         finite = {k: float(v) if math.isfinite(v) else None for k, v in scalars.items()}
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | finite) + "\n")
+            file.write(_history_line({"step": step} | finite))
 
     def describe(self, params: Any, description: str) -> None:
         """Writes the table of parameters to TensorBoard, and their number by group to the log."""
@@ -201,8 +201,10 @@ def purge_events(folder: str, step: int) -> None:
             os.remove(path)
         return
     for path in paths:
-        kept, dropped = _read_events(path, step)
-        if not dropped:
+        kept, dropped, damaged = _read_events(path, step)
+        if damaged:
+            _log.warning("%s: dropped a damaged end", path)
+        if not dropped and not damaged:
             continue
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -212,19 +214,23 @@ def purge_events(folder: str, step: int) -> None:
                 records.write(record)
 
 
-def _read_events(path: str, step: int) -> tuple[list[bytes], int]:
-    """The records of an event file up to a step, and how many others there are."""
+def _read_events(path: str, step: int) -> tuple[list[bytes], int, bool]:
+    """The records up to a step, how many others there are, and whether the file is damaged."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto import event_pb2
 
-    kept, dropped = [], 0
+    kept, dropped, size = [], 0, 0
     for record in RawEventFileLoader(path).Load():
+        size += len(record) + 16  # Length, its checksum, and the record's.
         if event_pb2.Event.FromString(record).step <= step:
             kept.append(record)
         else:
             dropped += 1
-    size = sum(len(record) + 16 for record in kept)  # Length, its checksum, and the record's.
-    return kept, dropped + (size != os.path.getsize(path))
+    return kept, dropped, size != os.path.getsize(path)
+
+
+def _history_line(row: Mapping[str, float | None]) -> str:
+    return json.dumps(files.with_checksum(row)) + "\n"
 
 
 def read_history(path: str) -> list[dict[str, float]]:
@@ -240,8 +246,8 @@ def read_history(path: str) -> list[dict[str, float]]:
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                row = json.loads(line)
-            except ValueError:
+                row = files.without_checksum(json.loads(line))
+            except (AttributeError, ValueError):
                 row = None
             if isinstance(row, dict) and isinstance(row.get("step"), int):
                 rows.append(row)

@@ -33,6 +33,7 @@ def test_the_configs_as_they_stand_pass():
 
 # One bad value at each side of every rule, and one value at its edge that is allowed.
 BAD = {
+    "resume": ["first"],
     "task": ["train", ""],
     "seed": [-1],
     "dtype": ["float16"],

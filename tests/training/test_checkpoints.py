@@ -1,8 +1,12 @@
+import os
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import xxhash
 
 from infantxray.training import checkpoints
 from infantxray.training.checkpoints import CheckpointError, Checkpoints, restore_variables
@@ -157,3 +161,150 @@ def test_a_checkpoint_that_is_not_there(tmp_path):
     save(tmp_path)
     with pytest.raises(CheckpointError, match=r"no readable checkpoint in .*77"):
         restore_variables(str(tmp_path), 77, variables())
+
+
+def save_steps(folder, *steps, best=0, finished=False):
+    """Checkpoints of a run; the parameters are the number of the step."""
+    manager = Checkpoints(str(folder))
+    for step in steps:
+        state = TrainState.create(variables(float(step)), optax.adam(0.1), ema=False)
+        progress = {"best_step": best, "finished": finished, "data": {"next_index": step}}
+        manager.save(step, state, progress)
+    manager.close()
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        ),
+        state,
+    )
+
+
+def flip(path, at=None):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if at is None else at] ^= 1
+    path.write_bytes(bytes(content))
+
+
+class TestDamage:
+    def test_two_checkpoints_are_kept(self, tmp_path):
+        save_steps(tmp_path, 1, 2, 3, best=3)
+        assert checkpoints.checkpoint_steps(str(tmp_path)) == [2, 3]
+        save_steps(tmp_path, 4, 5, best=3)
+        assert checkpoints.checkpoint_steps(str(tmp_path)) == [3, 5]
+
+    def test_digests_are_those_of_xxhsum(self, tmp_path):
+        save_steps(tmp_path, 1)
+        folder = tmp_path / "checkpoints" / "1"
+        lines = (folder / checkpoints.DIGESTS).read_text().splitlines()
+        listed = dict(reversed(line.split("  ")) for line in lines)
+        assert {"state/_METADATA", "state/manifest.ocdbt", "progress/metadata"} <= listed.keys()
+        for name, digest in listed.items():
+            assert xxhash.xxh3_128((folder / name).read_bytes()).hexdigest() == digest
+
+    def test_a_changed_bit_in_any_file_is_noticed_and_named(self, tmp_path):
+        abstract = save_steps(tmp_path, 1, 2)
+        folder = tmp_path / "checkpoints" / "2"
+        names = [line.split("  ")[1] for line in (folder / "digests.xxh128").read_text().split("\n")
+                 if line]  # fmt: skip
+        assert len(names) > 8
+        for name in names:
+            flip(folder / name)
+            with pytest.raises(CheckpointError) as caught:
+                restore_variables(str(tmp_path), 2, variables())
+            assert str(folder / name) in str(caught.value)
+            assert "--config.resume=last_good" in str(caught.value)
+            assert "the newest whole checkpoint is step 1" in str(caught.value)
+            manager = Checkpoints(str(tmp_path))
+            with pytest.raises(CheckpointError, match="checkpoint 2 is damaged"):
+                manager.restore(abstract)
+            manager.close()
+            flip(folder / name)
+        restored, _ = restore_variables(str(tmp_path), 2, variables())
+        np.testing.assert_array_equal(restored["params"]["encoder"]["conv"]["kernel"], 2.0)
+
+    @pytest.mark.parametrize(
+        "what", ["state", "progress", "everything", "array", "json", "digests"]
+    )
+    def test_an_incomplete_checkpoint_is_set_aside_only_on_demand(self, tmp_path, what, caplog):
+        abstract = save_steps(tmp_path, 1, 2)
+        folder = tmp_path / "checkpoints" / "2"
+        if what in ("state", "progress"):
+            shutil.rmtree(folder / what)
+        elif what == "everything":
+            shutil.rmtree(folder)
+            folder.mkdir()
+        elif what == "array":
+            largest = max(folder.glob("state/**/d/*"), key=lambda path: path.stat().st_size)
+            largest.write_bytes(largest.read_bytes()[:-20])
+        elif what == "json":
+            (folder / "progress" / "metadata").write_text('{"best_st')
+        else:
+            (folder / checkpoints.DIGESTS).write_bytes(b"\xff\n")
+        manager = Checkpoints(str(tmp_path))
+        with pytest.raises(CheckpointError) as caught:
+            manager.restore(abstract)
+        manager.close()
+        message = str(caught.value)
+        assert str(folder) in message
+        assert "the newest whole checkpoint is step 1" in message
+        checkpoints.set_aside_damaged(str(tmp_path))
+        assert "continuing from the checkpoint of step 1" in caplog.text
+        assert (tmp_path / "checkpoints" / "2.damaged").is_dir()
+        assert checkpoints.read_progress(str(tmp_path))["data"] == {"next_index": 1}
+        manager = Checkpoints(str(tmp_path))
+        state, _ = manager.restore(abstract)
+        np.testing.assert_array_equal(state.params["encoder"]["conv"]["kernel"], 1.0)
+        manager.close()
+        save_steps(tmp_path, 2)  # The step can be saved again.
+        assert checkpoints.checkpoint_steps(str(tmp_path)) == [1, 2]
+
+    def test_nothing_whole_is_said(self, tmp_path):
+        save_steps(tmp_path, 1)
+        flip(tmp_path / "checkpoints" / "1" / "state" / "_METADATA")
+        with pytest.raises(CheckpointError, match=r"no other checkpoint .* is whole; delete"):
+            checkpoints.set_aside_damaged(str(tmp_path))
+
+    def test_nothing_damaged_is_left_alone(self, tmp_path, caplog):
+        save_steps(tmp_path, 1, 2)
+        checkpoints.set_aside_damaged(str(tmp_path))
+        assert checkpoints.checkpoint_steps(str(tmp_path)) == [1, 2]
+        assert not caplog.records
+
+    def test_a_damaged_best_checkpoint(self, tmp_path, caplog):
+        save_steps(tmp_path, 1, 2, 3, best=1)
+        assert checkpoints.best_step(str(tmp_path)) == 1
+        flip(tmp_path / "checkpoints" / "1" / "state" / "_METADATA")
+        checkpoints.set_aside_damaged(str(tmp_path))
+        assert checkpoints.best_step(str(tmp_path)) == 3
+        assert "the best checkpoint, step 1, was damaged: using step 3" in caplog.text
+        shutil.rmtree(tmp_path / "checkpoints" / "1.damaged")
+        with pytest.raises(CheckpointError, match=r"1 is missing; the newest whole .* is step 3"):
+            checkpoints.best_step(str(tmp_path))
+
+    def test_checkpoints_of_earlier_versions_have_no_digests(self, tmp_path):
+        abstract = save_steps(tmp_path, 1, 2)
+        for step in ("1", "2"):
+            (tmp_path / "checkpoints" / step / checkpoints.DIGESTS).unlink()
+        manager = Checkpoints(str(tmp_path))
+        state, _ = manager.restore(abstract)
+        np.testing.assert_array_equal(state.params["encoder"]["conv"]["kernel"], 2.0)
+        manager.close()
+        for name in ("_METADATA", "manifest.ocdbt"):
+            (tmp_path / "checkpoints" / "2" / "state" / name).write_bytes(b"{")
+        manager = Checkpoints(str(tmp_path))
+        with pytest.raises(CheckpointError, match=r"checkpoint 2 is damaged: .* cannot be read"):
+            manager.restore(abstract)
+        manager.close()
+        checkpoints.set_aside_damaged(str(tmp_path))
+        assert checkpoints.checkpoint_steps(str(tmp_path)) == [1]
+
+    def test_a_save_that_fails_leaves_no_unfinished_folder(self, tmp_path, monkeypatch):
+        save_steps(tmp_path, 1)
+
+        def full(folder):
+            raise OSError(28, "No space left on device", str(folder))
+
+        monkeypatch.setattr(checkpoints, "write_digests", full)
+        with pytest.raises(OSError, match="No space"):
+            save_steps(tmp_path, 2)
+        assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1"]

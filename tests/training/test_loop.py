@@ -1,7 +1,6 @@
 """The loop with networks of a few parameters: everything but the two stages' own parts."""
 
 import importlib.util
-import json
 import math
 import os
 import signal
@@ -20,6 +19,7 @@ from infantxray.training.optimizer import OptimizerSettings
 from infantxray.training.sharding import DataParallel
 from infantxray.training.state import TrainState
 from infantxray.training.train_step import make_train_step
+from infantxray.training.writers import read_history
 
 BATCH, FEATURES = 8, 4
 
@@ -262,7 +262,7 @@ def fit(folder, task, *, batches=None, hook=None, loop_settings=None, **options)
 
 
 def history(folder):
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return read_history(str(folder / "history.jsonl"))
 
 
 def without_time(rows):

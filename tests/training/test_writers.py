@@ -141,6 +141,7 @@ class TestScalarLog:
         rows = [
             json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()
         ]
+        assert [row.pop("checksum") for row in rows]
         assert rows == [
             {"step": 2, "train/loss": 0.5, "validation/f1": None, "x": None},
             {"step": 4, "train/loss": 0.25},

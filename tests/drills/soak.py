@@ -1,0 +1,136 @@
+"""A long run of tiny steps: memory, threads, open files and step time stay flat.
+
+    python tests/drills/soak.py --steps 20000
+
+A network of a few parameters trains with the loop, checkpoints and logs of both stages, with an
+evaluation and a checkpoint every 500 steps, and is stopped once, half-way, and started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import harness
+
+SEGMENTS = 8
+_SIDE, _BATCH = 8, 8
+
+
+def part(folder: str, steps: int, stop_at: int) -> list[dict[str, float]]:
+    """Trains up to `stop_at` of `steps`; returns what was measured in each segment."""
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from data_pipeline.decode import Preprocessing
+    from data_pipeline.loader import ImageSource, evaluation_batches, training_batches
+    from data_pipeline.sources import open_sources
+    from infantxray.training import loop
+    from infantxray.training.train_step import Task
+
+    records = open_sources("phantom:infant:films=40")
+    source = ImageSource(records, (), Preprocessing(32), memory_mb=64)
+    model = nn.Dense(4)
+
+    def features(batch: Any) -> Any:
+        image = batch["image"].astype(jnp.float32) / 255
+        return image.reshape(len(image), _SIDE, 32 // _SIDE, _SIDE, 32 // _SIDE).mean((2, 4))
+
+    def losses(params: Any, batch_stats: Any, batch: Any, key: Any) -> Any:
+        x = features(batch).reshape(_BATCH, -1)
+        return {"loss": (model.apply({"params": params}, x) ** 2).mean(1)}, batch_stats
+
+    def evaluate(variables: Any) -> dict[str, float]:
+        batches = evaluation_batches(source, _BATCH, num_threads=2)
+        return {"loss": float(np.mean([float(batch["image"].mean()) for batch in batches]))}
+
+    task = Task(
+        init=lambda key: {**model.init(key, jnp.zeros((1, _SIDE * _SIDE))), "batch_stats": {}},
+        weights=lambda batch: {"loss": batch["mask"]},
+        losses=losses,
+        coefficients={"loss": 1.0},
+        evaluate=evaluate,
+    )
+    measured: list[dict[str, float]] = []
+    every = steps // SEGMENTS
+    clock = [time.perf_counter(), time.process_time()]
+
+    def observe(moment: Any) -> dict[str, float]:
+        if moment.step and moment.step % every == 0:
+            now = [time.perf_counter(), time.process_time()]
+            status = Path("/proc/self/status").read_text()
+            resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+            measured.append({
+                "step": moment.step,
+                "resident_mb": int(resident.split()[1]) / 1024,
+                "threads": len(os.listdir("/proc/self/task")),
+                "python_threads": threading.active_count(),
+                "open_files": len(os.listdir("/proc/self/fd")),
+                "cpu_ms_a_step": 1000 * (now[1] - clock[1]) / every,
+                "ms_a_step": 1000 * (now[0] - clock[0]) / every,
+            })  # fmt: skip
+            clock[:] = now
+        if moment.step == stop_at < steps:
+            os.kill(os.getpid(), 15)
+        return {}
+
+    settings = loop.LoopSettings(
+        total_steps=steps, batch_size=_BATCH, log_every_steps=50, eval_every_steps=500,
+        checkpoint_every_steps=500,
+    )  # fmt: skip
+    batches = training_batches(source, _BATCH, seed=0, num_threads=2)
+    os.makedirs(folder, exist_ok=True)
+    jax.config.update("jax_num_cpu_devices", 1)
+    with contextlib.suppress(loop.Interrupted):
+        loop.fit(task, batches, settings, folder, hooks=[observe])
+    return measured
+
+
+def soak(steps: int) -> list[dict[str, float]]:
+    """Rows of what was measured, of both parts."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = harness.call(part, folder, steps, steps // 2)
+        return rows + harness.call(part, folder, steps, steps)
+
+
+def growth(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Change of each measure in each part, from its second segment to its last."""
+    parts = (rows[: SEGMENTS // 2], rows[SEGMENTS // 2 :])  # The second starts afresh.
+    return {
+        f"{name} {i + 1}": part[-1][name] - part[1][name]
+        for i, part in enumerate(parts)
+        for name in ("resident_mb", "threads", "open_files", "cpu_ms_a_step")
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--output", default="", help="JSON file for the results")
+    options = parser.parse_args()
+    harness.load()
+    rows = soak(options.steps)
+    for row in rows:
+        print("  ".join(f"{name} {value:g}" for name, value in row.items()))
+    changes = growth(rows)
+    print(changes)
+    if options.output:
+        harness.write_results(options.output, {"rows": rows, "growth": changes})
+    flat = all(
+        value <= (20 if "resident" in name else 0 if "cpu" not in name else 1)
+        for name, value in changes.items()
+    )
+    sys.exit(not flat)
+
+
+if __name__ == "__main__":
+    main()
