@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -234,7 +235,7 @@ class ImageSource:
         for i in missing:
             for name, value in self[rows[i]].items():
                 batch[name][i] = value
-        flat = batch["image"].reshape(len(rows), -1)
+        flat = batch["image"].reshape(len(rows), math.prod(batch["image"].shape[1:]))
         constant = (flat.min(axis=1) == flat.max(axis=1)) & (batch["mask"] > 0)
         for path in self.records.image_path[rows[constant]]:
             self.bad_files.add_constant(path)
