@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import pickle
+import re
 import signal
 import sys
 import tempfile
@@ -258,8 +259,16 @@ def fingerprint(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     found["events"] = sorted(_events(folder))
     for name in ("metrics.json", "predictions.csv", "split.csv", "model.json"):
         if (folder / name).exists():
-            found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]
+            found[name] = digest(folder / name)
     return found
+
+
+def digest(path: Path) -> str:
+    """Digest of a file, but for the time of writing that a page carries."""
+    content = path.read_bytes()
+    if path.suffix == ".html":
+        content = re.sub(rb"\d{4}-\d\d-\d\d \d\d:\d\d UTC", b"", content)
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _events(folder: Path) -> Iterator[tuple[int, str]]:
@@ -370,7 +379,8 @@ def results(folder: str | os.PathLike[str]) -> dict[str, Any]:
     root, found = Path(folder), {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
-        skipped = ("checkpoints/", "events.out", "history", "run.lock", "config.json", "error.log")
+        skipped = ("checkpoints/", "events.out", "history", "run.lock", "config.json", "error.log",
+                   "SHA256SUMS")  # fmt: skip
         if path.is_file() and not name.startswith(skipped):
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+            found[name] = digest(path)
     return found

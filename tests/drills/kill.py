@@ -59,11 +59,7 @@ def pages(folder: Path) -> dict[str, Any]:
     """Digests of everything that an evaluation writes."""
     names = ["metrics.json", "predictions.csv", "report.html", "figures"]
     paths = [p for name in names for p in [folder / name, *(folder / name).glob("**/*")]]
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in paths
-        if path.is_file()
-    }
+    return {str(path.relative_to(folder)): harness.digest(path) for path in paths if path.is_file()}
 
 
 def cache(folder: Path) -> dict[str, Any]:
