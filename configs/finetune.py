@@ -54,6 +54,9 @@ def get_config(variant: str = "cpu"):
     config.early_stopping_evals = 0
     config.bootstrap_samples = 1000
     common.review(config)
+    # Share of validation images whose prediction set and age interval hold the truth. Calibration,
+    # prediction sets and outlier detection are fitted after training (trust.json); 0 = none.
+    config.coverage = 0.9
     config.train_steps = 300
     # Self-training. A teacher first learns from the labelled images. A student then starts from
     # `pretrained` and trains for train_steps on the labels and, on training images without a label,

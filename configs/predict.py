@@ -1,9 +1,10 @@
 """Predicts conditions and ages of images without labels, with a finished stage two.
 
     python main.py --config=configs/predict.py --config.checkpoint=runs/finetune \
-        --config.data.test=folder:/data/new_images
+        --config.data.test=/data/new_images
 
-writes `predictions.csv`; about 50 images a second on two CPU cores at 64 px.
+`data.test` is a file, a folder, a DICOM series, a manifest, or any `source:place`. Writes
+`predictions.csv`; about 50 images a second on two CPU cores at 64 px.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +15,15 @@ from configs import common
 def get_config():
     config = ConfigDict()
     config.task = "predict"
-    config.checkpoint = "runs/finetune"  # The workdir of stage two.
+    # The workdir of stage two; several, separated by commas, are an ensemble.
+    config.checkpoint = "runs/finetune"
     config.batch_size = 32
+    # Calibrated probabilities, prediction sets, age intervals and a warning of unusual images.
+    config.calibrate = True
+    # Slightly rotated and shifted copies of each image that are averaged with it. No flips.
+    config.augmentations = 0
+    config.json = False  # One JSON an image, in json/.
+    config.pictures = False  # predictions.html: images, probabilities, ages and saliency.
+    config.dicom = False  # DICOM Structured Reports and saliency, in dicom/; needs highdicom.
     config.data = common.test_data()  # data.test is required.
     return config

@@ -24,7 +24,7 @@ from data_pipeline.labels import (
     parse_label_map,
     resolve_uncertain,
 )
-from data_pipeline.loader import BadFiles, ImageSource
+from data_pipeline.loader import WHOLE, BadFiles, ImageSource, Part
 from data_pipeline.manifest import SPLITS, Records, in_words, spelled_apart
 from data_pipeline.phantom import CLASSES as PHANTOM_CLASSES
 from data_pipeline.repeats import check_repeats
@@ -397,9 +397,10 @@ class Reader:
             else None,
         )
 
-    def write_bad_files(self, folder: str) -> None:
-        """Writes `bad_files.csv` where there are any."""
-        self.bad_files.write(Path(folder, "bad_files.csv"))
+    def write_bad_files(self, folder: str, part: Part = WHOLE) -> None:
+        """Writes `bad_files.csv`, or `bad_files.<process>.csv`, where there are any."""
+        number = f".{part.index}" if part.index else ""
+        self.bad_files.write(Path(folder, f"bad_files{number}.csv"))
 
 
 def age_statistics(records: Records) -> tuple[float, float]:

@@ -12,7 +12,9 @@ A batch is a dictionary:
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,11 +24,47 @@ import numpy as np
 
 from data_pipeline import tables
 from data_pipeline.decode import Preprocessing, load_image
-from data_pipeline.errors import DataError, UnreadableImage
+from data_pipeline.errors import DataError, UnreadableImage, UserError
 from data_pipeline.manifest import Records
 
 Batch = dict[str, np.ndarray]
 _MAX_SUBSTITUTES = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The rows of every batch that one of several processes reads.
+
+    A batch is cut into `count` equal parts; together, in order, they are the batch that one process
+    would read. What was drawn and in which order does not depend on the number of processes.
+
+    Attributes:
+      index: number of the part, from 0.
+      count: how many parts there are.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def size(self, batch_size: int) -> int:
+        """How many images of a batch the part has.
+
+        Raises:
+          UserError: the parts would not be equal.
+        """
+        if batch_size % self.count:
+            raise UserError(
+                f"config.batch_size ({batch_size}) must be a multiple of the {self.count} processes"
+            )
+        return batch_size // self.count
+
+    def of(self, rows: np.ndarray, batch_size: int) -> np.ndarray:
+        """The part's rows of a batch, which may be the last one and shorter than `batch_size`."""
+        size = self.size(batch_size)
+        return rows[self.index * size : (self.index + 1) * size]
+
+
+WHOLE = Part()
 
 
 def class_indices(label: np.ndarray, classes: Sequence[str]) -> np.ndarray:
@@ -197,7 +235,7 @@ class ImageSource:
         for i in missing:
             for name, value in self[rows[i]].items():
                 batch[name][i] = value
-        flat = batch["image"].reshape(len(rows), -1)
+        flat = batch["image"].reshape(len(rows), math.prod(batch["image"].shape[1:]))
         constant = (flat.min(axis=1) == flat.max(axis=1)) & (batch["mask"] > 0)
         for path in self.records.image_path[rows[constant]]:
             self.bad_files.add_constant(path)
@@ -223,27 +261,34 @@ class ImageSource:
 
 
 def training_batches(
-    source: ImageSource, batch_size: int, *, seed: int, num_threads: int
+    source: ImageSource, batch_size: int, *, seed: int, num_threads: int, part: Part = WHOLE
 ) -> grain.DatasetIterator:
-    """Shuffled batches without end; a new order every epoch.
+    """Shuffled batches without end, or a part of each; a new order every epoch.
 
-    The iterator's state is the number of batches drawn, whatever the threads, so a run that is
-    stopped and started again sees the same batches.
+    The iterator's state is the number of batches drawn, whatever the threads and processes, so a
+    run that is stopped and started again sees the same batches.
     """
+    part.size(batch_size)
     dataset = (
         grain.MapDataset.range(len(source))
         .seed(seed)
         .shuffle()
         .repeat()
         .batch(batch_size, drop_remainder=True)
-        .map(source.read_batch)
+        .map(lambda rows: source.read_batch(part.of(rows, batch_size)))
         .to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=8))
     )
     return iter(dataset)
 
 
 def mixed_batches(
-    source: ImageSource, batch_size: int, *, num_labelled: int, seed: int, num_threads: int
+    source: ImageSource,
+    batch_size: int,
+    *,
+    num_labelled: int,
+    seed: int,
+    num_threads: int,
+    part: Part = WHOLE,
 ) -> grain.DatasetIterator:
     """Shuffled batches without end: labelled images first, then any images.
 
@@ -254,7 +299,9 @@ def mixed_batches(
         all, and learned by what is known of them.
       seed: of both orders.
       num_threads: for decoding.
+      part: of each batch, to be read.
     """
+    part.size(batch_size)
 
     def draw(rows: np.ndarray, size: int) -> grain.MapDataset:
         return grain.MapDataset.source(rows).seed(seed).shuffle().repeat().batch(size)
@@ -263,7 +310,8 @@ def mixed_batches(
     others = draw(np.arange(len(source)), batch_size - num_labelled)
 
     def read(index: int) -> Batch:
-        return source.read_batch(np.concatenate([labelled[index], others[index]]))
+        rows = np.concatenate([labelled[index], others[index]])
+        return source.read_batch(part.of(rows, batch_size))
 
     dataset = (
         grain.MapDataset.range(len(others))
@@ -274,17 +322,21 @@ def mixed_batches(
 
 
 def evaluation_batches(
-    source: ImageSource, batch_size: int, *, num_threads: int
+    source: ImageSource, batch_size: int, *, num_threads: int, part: Part = WHOLE
 ) -> Iterator[Batch]:
-    """All images once, in order; the last batch is padded with images of mask 0."""
+    """All images once, in order, or a part of each batch.
+
+    The last batch is padded with images of mask 0: every process has as many batches of one size.
+    """
+    size = part.size(batch_size)
     dataset = (
         grain.MapDataset.range(len(source))
         .batch(batch_size, drop_remainder=False)
-        .map(source.read_batch)
+        .map(lambda rows: source.read_batch(part.of(rows, batch_size)))
         .to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=8))
     )
     for batch in dataset:
-        missing = batch_size - len(batch["mask"])
+        missing = size - len(batch["mask"])
         if missing:
             batch = {
                 name: np.concatenate([value, np.zeros((missing, *value.shape[1:]), value.dtype)])

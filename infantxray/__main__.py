@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 import configs
 from data_pipeline.errors import UserError
-from infantxray.runs import accidents, settings
+from infantxray.runs import accidents, runtime, settings
 from infantxray.runs import console as messages
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -24,6 +24,14 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where results go; runs/<task> where it is left out."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "Of a run over several processes: host:port that process 0 serves at, or auto = ask the "
+    "machine (Cloud TPU). Slurm, Open MPI and GKE with TPUs need none of these three flags.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes share the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 
 
 def main(argv: list[str]) -> None:
@@ -33,9 +41,11 @@ def main(argv: list[str]) -> None:
         raise UserError("name a task, for example --config=configs/pretrain.py")
     config = _CONFIG.value
     settings.check(config)
+    runtime.join(config.task, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     workdir = os.path.abspath(os.path.expanduser(_WORKDIR.value or f"runs/{config.task}"))
     logging.getLogger("infantxray").info("%s in %s", config.task, workdir)
     importlib.import_module(f"infantxray.commands.{config.task}").run(config, workdir)
+    runtime.leave()
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -72,9 +82,10 @@ def _guarded(argv: list[str]) -> None:
         main(argv)
     except BaseException as error:
         workdir = _WORKDIR.value or (f"runs/{_CONFIG.value.task}" if _CONFIG.value else "")
-        code = accidents.report(error, os.path.expanduser(workdir))
+        status = accidents.report(error, os.path.expanduser(workdir))
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second Ctrl-C does not wait for threads.
-        sys.exit(code)
+        runtime.abandon(status)
+        sys.exit(status)
 
 
 if __name__ == "__main__":

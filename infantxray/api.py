@@ -25,6 +25,8 @@ from infantxray.runs import workdir as run_folder
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_one.objectives import OBJECTIVES, ObjectiveSettings
 from infantxray.stage_two import inference
+from infantxray.stage_two.answers import Member
+from infantxray.stage_two.trust import Trust
 from infantxray.training import augment, checkpoints
 
 if TYPE_CHECKING:
@@ -47,6 +49,13 @@ class Result:
       probabilities: float32 `[N, K]`.
       age_months: float32 `[N]`; NaN for a model without an age head.
       image_path: the N files; empty where arrays were given.
+      conditions: the prediction set of each image: conditions that hold the true one in 90 % of
+        images like those of training. Empty where none was fitted.
+      age_low_months, age_high_months: limits of the age with the same coverage, `[N]`; NaN where
+        none were fitted.
+      unlike_training: whether an image is far from the training images, bool `[N]`; all False
+        where that was not fitted.
+      distance: from the training images, `[N]`; NaN where that was not fitted.
       multi_label: whether an image may have several conditions.
     """
 
@@ -54,6 +63,11 @@ class Result:
     probabilities: np.ndarray
     age_months: np.ndarray
     image_path: tuple[str, ...] = ()
+    conditions: tuple[tuple[str, ...], ...] = ()
+    age_low_months: np.ndarray | None = None
+    age_high_months: np.ndarray | None = None
+    unlike_training: np.ndarray | None = None
+    distance: np.ndarray | None = None
     multi_label: bool = False
 
     def __len__(self) -> int:
@@ -88,6 +102,11 @@ class Result:
             columns["predicted"] = self.predicted
         columns |= {f"p_{name}": self.probabilities[:, k] for k, name in enumerate(self.classes)}
         columns["age_predicted_months"] = self.age_months
+        for name in ("age_low_months", "age_high_months", "unlike_training", "distance"):
+            if getattr(self, name) is not None:
+                columns[name] = getattr(self, name)
+        if self.conditions:
+            columns["conditions"] = ["|".join(names) for names in self.conditions]
         return pandas.DataFrame(columns)
 
 
@@ -101,10 +120,21 @@ class Model:
     Attributes:
       spec: all that is needed to use the weights: classes, preprocessing, input scale, ages.
       variables: `params` and `batch_stats`, as NumPy arrays.
+      step: of the checkpoint.
+      trust: calibration, prediction sets and outlier detector; None = the model's own numbers.
+      workdir: that it was loaded from.
     """
 
-    def __init__(self, spec: ModelSpec, variables: PyTree, step: int):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        variables: PyTree,
+        step: int,
+        trust: Trust | None = None,
+        workdir: str = "",
+    ):
         self.spec, self.variables, self.step = spec, variables, step
+        self.trust, self.workdir = trust, workdir
         self._encoder = create_encoder(spec.encoder, dtype=jnp.dtype(spec.dtype))
 
     def __repr__(self) -> str:
@@ -172,13 +202,43 @@ class Model:
         outputs = self._map(self._predict, images, context)
         n = len(outputs["features"])
         ages = outputs.get("age", np.full(n, np.nan, np.float32))
+        months = np.asarray(self.spec.age_in_months(ages) if self.spec.has_age else ages)
+        judged = (self.trust or Trust()).judge(
+            outputs.get("probabilities", np.zeros((n, 0), np.float32)), months, outputs["features"]
+        )
+        inside: Any = [] if judged.in_set is None else judged.in_set
         return Result(
             classes=self.classes,
-            probabilities=outputs.get("probabilities", np.zeros((n, 0), np.float32)),
-            age_months=np.asarray(self.spec.age_in_months(ages) if self.spec.has_age else ages),
+            probabilities=judged.probabilities,
+            age_months=months,
             image_path=() if _are_arrays(images) else tuple(map(str, _paths(images))),
+            conditions=tuple(tuple(self.classes[k] for k in np.flatnonzero(row)) for row in inside),
+            age_low_months=judged.age_low_months,
+            age_high_months=judged.age_high_months,
+            unlike_training=judged.unlike_training,
+            distance=judged.distance,
             multi_label=self.spec.multi_label,
         )
+
+    def export(
+        self, folder: Path, *, name: str = "infantxray", licence: str = "", page: bool = True
+    ) -> None:
+        """Writes ONNX, StableHLO, PyTorch weights, a model card and the reader page.
+
+        Args:
+          folder: to write to; see docs/export.md.
+          name: of the model.
+          licence: of the weights, as Hugging Face lists it; empty = not stated.
+          page: write `reader.html` and its examples.
+
+        Raises:
+          UserError: the model has no heads, or jax2onnx is not installed.
+        """
+        from infantxray.export.folder import write_export
+
+        self._need_heads("export")
+        member = Member(self.spec, self.variables, self.trust, self.step, self.workdir)
+        write_export(os.fspath(folder), member, name=name, licence=licence, page=page)
 
     def embed(self, images: Images) -> np.ndarray:
         """The mean of the encoder's last map, float32 `[N, C]`."""
@@ -304,12 +364,13 @@ class Model:
         return jax.jit(reconstruct)
 
 
-def load(workdir: Path) -> Model:
+def load(workdir: Path, *, calibrate: bool = True) -> Model:
     """Loads a trained model.
 
     Args:
       workdir: of a run of stage two (its best checkpoint is loaded), or of stage one (its last):
         then the model can embed, and reconstruct where it is an autoencoder.
+      calibrate: calibrate probabilities and judge images, where the run has `trust.json`.
 
     Raises:
       UserError: the folder is not such a workdir, or has no checkpoint.
@@ -318,7 +379,8 @@ def load(workdir: Path) -> Model:
     spec = ModelSpec.read(folder)
     if spec.has_heads:
         spec = inference.read_spec(folder)
-        return Model(spec, *inference.restore(folder, spec))
+        trust = Trust.read(folder) if calibrate else None
+        return Model(spec, *inference.restore(folder, spec), trust, folder)
     if not spec.objective:  # A run of an earlier version.
         objective = run_folder.read_config(folder).get("objective", "")
         spec = dataclasses.replace(spec, objective=objective)
@@ -331,7 +393,7 @@ def load(workdir: Path) -> Model:
         lambda: module.init(jax.random.key(0), jnp.zeros((1, size, size, 1)), train=False)
     )
     variables, _ = checkpoints.restore_variables(folder, steps[-1], abstract)
-    return Model(spec, variables, steps[-1])
+    return Model(spec, variables, steps[-1], workdir=folder)
 
 
 def _objective(spec: ModelSpec) -> Any:

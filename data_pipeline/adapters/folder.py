@@ -14,12 +14,12 @@ from data_pipeline.adapters.place import (
     IMAGE_SUFFIXES,
     PICTURE_SUFFIXES,
     is_workdir,
-    looks_like_dicom,
     parse_place,
     visible,
     walk,
 )
 from data_pipeline.cells import SPLIT_NAMES
+from data_pipeline.decode import looks_like_dicom
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
 

@@ -48,10 +48,12 @@ def header_columns(
     key = hashlib.sha256(kind.encode(errors="surrogateescape"))
     for path in paths:
         key.update(path.encode(errors="surrogateescape"))
+        if len(paths) >= _REMEMBER_FROM:  # A file that was replaced has another size or time.
+            key.update(_stamp(path))
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     memory = Path(base, "infantxray", f"headers-{key.hexdigest()[:24]}.npz")
     if memory.is_file():
-        _log.info("%s: DICOM headers from %s; delete it if the images have changed", name, memory)
+        _log.info("%s: DICOM headers from %s", name, memory)
         with np.load(memory) as stored:
             columns = [stored[field] for field in _REMEMBERED]
     else:
@@ -69,6 +71,15 @@ def header_columns(
             placeholder.sum(),
         )
     return ages.astype(np.float32), sexes, views, np.where(placeholder, "", patients)
+
+
+def _stamp(path: str) -> bytes:
+    """Size and time of a file; empty where it cannot be read."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return b""
+    return f"{status.st_size} {status.st_mtime_ns}".encode()
 
 
 def _read_columns(name: str, paths: Sequence[str]) -> list[np.ndarray]:

@@ -34,9 +34,6 @@ _DIGITS = re.compile(r"(\d+)")
 _HIDDEN = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN")
 _OF_RUNS = {"model.json", "preprocessing.json", "metrics.json"}
 _THREADS = 16  # Listing folders waits for the disk.
-# Old archives keep DICOM without preamble: the first group is 2 or 8, in either byte order.
-_FIRST_ELEMENTS = re.compile(rb"[\x02\x08]\0[\0-\x90]\0|\0[\x02\x08]\0[\0-\x90]")
-_REPRESENTATIONS = frozenset(b"AE CS DA IS LO OB PN SH SQ ST TM UI UL UN US".split())
 
 
 def parse_place(name: str, place: str, **defaults: Any) -> tuple[Path, dict[str, Any]]:
@@ -165,22 +162,6 @@ def is_workdir(folder: str | os.PathLike[str], files: Sequence[str]) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and {"task", "data"} <= config.keys()
-
-
-def looks_like_dicom(path: str) -> bool:
-    """Whether a file is DICOM by its first bytes, with or without a preamble."""
-    try:
-        if not os.path.isfile(path):  # Opening a pipe would wait for its other end.
-            return False
-        with open(path, "rb") as file:
-            head = file.read(132)
-    except OSError:
-        return False
-    if head[128:] == b"DICM":
-        return True
-    # Implicit encoding: a short length follows the tag.
-    implicit = head[6:8] == b"\0\0" and any(head[4:6])
-    return bool(_FIRST_ELEMENTS.match(head)) and (head[4:6] in _REPRESENTATIONS or implicit)
 
 
 def image_index(folder: str | os.PathLike[str], suffixes: tuple[str, ...]) -> dict[str, str]:

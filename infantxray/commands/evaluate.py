@@ -15,6 +15,7 @@ from infantxray.reports.run_report import Review, evaluate
 from infantxray.runs import runtime, settings, workdir
 from infantxray.stage_two import transfer
 from infantxray.stage_two.inference import Predictor, read_spec
+from infantxray.training import processes
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def run(config, folder: str) -> None:
             label_notes=notes,
         )
     finally:
-        reader.write_bad_files(folder)
+        reader.write_bad_files(folder, processes.part())
 
 
 def _test_part(data: DataSettings, notes: list[str]) -> Records:

@@ -23,14 +23,15 @@ from data_pipeline.errors import DataError
 from data_pipeline.loader import ImageSource, mixed_batches, training_batches
 from data_pipeline.splits import FEW_IMAGES, Split
 from infantxray.evaluation.metrics import headline
+from infantxray.evaluation.predictions import read_predictions
 from infantxray.evaluation.summary import calibration_of
 from infantxray.reports.run_report import Review, evaluate
 from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec
-from infantxray.stage_two import self_training, transfer
-from infantxray.stage_two.inference import Predictor
+from infantxray.stage_two import self_training, transfer, trust
+from infantxray.stage_two.inference import Predictor, restore
 from infantxray.stage_two.loss import LossSettings, TaskWeights, learns_weights, make_task
-from infantxray.training import checkpoints, loop
+from infantxray.training import checkpoints, loop, processes
 from infantxray.training.augment import Augmentation
 
 _log = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ def run(config, folder: str) -> None:
         return
 
     notes: list[str] = []
-    split = open_split(data, folder, notes)
+    with processes.main_first():
+        split = open_split(data, folder, notes)
     spec = _specify(config, data, split)
     spec.write(folder)
     names = finding_names(data, split, spec.classes)
@@ -94,6 +96,7 @@ def run(config, folder: str) -> None:
         num_labelled=num_labelled,
         seed=config.seed,
         num_threads=data.num_threads,
+        part=processes.part(),
     )
     best_metric = _best_metric(config, validation)
     try:
@@ -130,8 +133,22 @@ def run(config, folder: str) -> None:
                     batch_size=config.batch_size,
                     seed=config.seed,
                     num_threads=data.num_threads,
+                    part=processes.part(),
                 )
             fit(loop_settings, folder, batches(informative))
+        calibrated = None
+        if config.coverage:
+            calibrated = trust.fit(
+                spec,
+                restore(folder, spec)[0],
+                reader,
+                split.train,
+                split.validation,
+                coverage=config.coverage,
+                batch_size=config.batch_size,
+                num_threads=data.num_threads,
+            )
+            calibrated.write(folder)
         evaluate(
             folder,
             checkpoint=folder,
@@ -145,8 +162,11 @@ def run(config, folder: str) -> None:
             names=names,
             label_notes=notes,
         )
+        if calibrated is not None:
+            tested, _ = read_predictions(os.path.join(folder, "predictions.csv"))
+            dataclasses.replace(calibrated, test=calibrated.score(tested)).write(folder)
     finally:
-        reader.write_bad_files(folder)
+        reader.write_bad_files(folder, processes.part())
 
 
 def _fit(task, loop_settings, folder, batches, **options):

@@ -18,7 +18,7 @@ from infantxray.stage_one.objectives import OBJECTIVES, ObjectiveSettings
 from infantxray.stage_one.panels import Panels
 from infantxray.stage_one.probe import RunningProbe, probe_classes
 from infantxray.stage_one.training import learning_rate_factors, make_task
-from infantxray.training import checkpoints, loop
+from infantxray.training import checkpoints, loop, processes
 from infantxray.training.augment import Augmentation
 from infantxray.training.hooks import Hook
 
@@ -36,7 +36,8 @@ def run(config, folder: str) -> None:
         return
 
     data = settings.build(DataSettings, config.data)
-    split = open_split(data, folder)
+    with processes.main_first():
+        split = open_split(data, folder)
     reader = Reader(data)
     train = reader(split.train, training=True)
     if not len(split.validation):
@@ -80,7 +81,11 @@ def run(config, folder: str) -> None:
         _, progress = loop.fit(
             task,
             training_batches(
-                train, config.batch_size, seed=config.seed, num_threads=data.num_threads
+                train,
+                config.batch_size,
+                seed=config.seed,
+                num_threads=data.num_threads,
+                part=processes.part(),
             ),
             settings.loop_settings(
                 config, settings.total_steps(config, len(train)), best_metric=objective.name
@@ -94,7 +99,7 @@ def run(config, folder: str) -> None:
             advice=settings.advice_on_dtype(config),
         )
     finally:
-        reader.write_bad_files(folder)
+        reader.write_bad_files(folder, processes.part())
     best = "none" if progress.best is None else f"{progress.best:.4g} at step {progress.best_step}"
     _log.info(
         "finished: best validation %s %s; continue with python main.py "

@@ -17,6 +17,7 @@ from infantxray.features.extraction import Extractor, encoder_variables, pooled_
 from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import transfer
+from infantxray.training import processes
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ def run(config, folder: str) -> None:
         _log.info("%s is finished: see metrics.json in it", folder)
         return
     data = settings.data_settings(config)
-    split = open_split(data, folder)
+    with processes.main_first():
+        split = open_split(data, folder)
     transfer.check_scored(config.pretrained, split, ("test",), patient_ids=data.patient_ids)
     classes = find_classes(data, split.train)
     multi = data.multi_label and bool(classes)
@@ -54,8 +56,10 @@ def run(config, folder: str) -> None:
         fitted = extract(reader(train), encoder)
         scored = extract(reader(split.test), encoder)
     finally:
-        reader.write_bad_files(folder)
+        reader.write_bad_files(folder, processes.part())
 
+    if not processes.is_main():
+        return
     summary = {}
     for method in classifiers.METHODS:
         predictions = classifiers.probe(fitted, scored, classes, method=method)

@@ -97,7 +97,7 @@ def read(folders: Mapping[str, str]) -> Tested:
             for p in (predictions, reference)
         ]
         if not (
-            np.array_equal(*truths)
+            np.array_equal(truths[0], truths[1])
             and np.array_equal(predictions.age_months, reference.age_months, equal_nan=True)
             and np.array_equal(predictions.patient, reference.patient)
         ):

@@ -28,7 +28,10 @@ def precision_recall(predictions: Predictions) -> Figure:
         precision, recall, _ = precision_recall_curve(scores.positive, scores.score)
         share = scores.positive.mean()
         area = float(-np.sum(np.diff(recall) * precision[:-1]))
-        style = {"color": plots.colour(k), "linestyle": ("-", "--", ":")[k // 7 % 3]}
+        style: dict[str, Any] = {
+            "color": plots.colour(k),
+            "linestyle": ("-", "--", ":")[k // 7 % 3],
+        }
         axes.step(
             recall, precision, where="post", label=f"{name} ({area:.2f}; {share:.2f})", **style
         )

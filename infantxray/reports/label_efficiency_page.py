@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.files import write_json
 from infantxray.evaluation.intervals import Resampling, Sampled, holm
 from infantxray.evaluation.predictions import Predictions
 from infantxray.reports import plots
 from infantxray.reports.page import Figure, listed, number, plural, setting_lines, write_page
 from infantxray.reports.tables import NAMES, SIGNIFICANT, Difference, Table
-from infantxray.runs import workdir
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def write(
         }
         for name, found in sampled.items()
     }
-    workdir.write_json(os.path.join(folder, "metrics.json"), metrics)
+    write_json(os.path.join(folder, "metrics.json"), metrics)
     _log.info("report: %s", path)
 
 

@@ -44,6 +44,7 @@ from infantxray.reports.tables import Table
 from infantxray.runs import workdir
 from infantxray.stage_one.objectives import OBJECTIVES
 from infantxray.stage_two.inference import Predictor, restore
+from infantxray.training import processes
 from infantxray.training.writers import read_history
 
 _log = logging.getLogger(__name__)
@@ -84,8 +85,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Writes `metrics.json`, `predictions.csv`, `figures/`, `tables/` and `report.html`.
 
-    Also `operating_points.json` (thresholds), `curves.json`, an empty `author.yaml`, and
-    `SHA256SUMS` of the main files.
+    Also `operating_points.json` (thresholds), `curves.json`, `SHA256SUMS` and an empty
+    `author.yaml`.
 
     Args:
       folder: where to.
@@ -102,7 +103,7 @@ def evaluate(
       label_notes: what was done to labels, for the report.
 
     Returns:
-      The contents of `metrics.json`.
+      The contents of `metrics.json`; nothing on processes that do not write.
     """
     spec = predictor.spec
     checkpoint = os.path.expanduser(checkpoint)
@@ -112,6 +113,8 @@ def evaluate(
     if not len(records):
         raise DataError("none of the test images could be read")
     points = _operating_points(folder, checkpoint, predictor, variables, validation, review)
+    if not processes.is_main():
+        return {}
     split = read_split(os.path.join(checkpoint, "split.csv"))
     how = dataclasses.replace(
         data, resize=spec.preprocessing.resize, trim_borders=spec.preprocessing.trim_borders

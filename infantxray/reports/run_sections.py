@@ -94,7 +94,7 @@ def _points(rows: Sequence[Mapping[str, Any]]) -> Table:
         [row["finding"], row["rule"], f"{row['threshold']:.3g}", *(estimate(row[n]) for n in names)]
         for row in rows
     ]
-    doubts = notes((row["finding"], row | {"": {"note": row["note"]}}) for row in rows)
+    doubts = notes((row["finding"], {**row, "": {"note": row["note"]}}) for row in rows)
     return Table(
         "operating_points",
         "Operating points",

@@ -14,6 +14,7 @@ from typing import IO, Any, NoReturn
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import replaced
+from infantxray.runs import native_messages
 
 USER_ERROR, INTERNAL_ERROR = 2, 1
 ERROR_LOG = "error.log"
@@ -125,6 +126,9 @@ def report(error: BaseException, workdir: str | None) -> int:
         return USER_ERROR
     ordinary = _os_error(error) is not None
     log = _write_log(error, workdir)
+    if line == native_messages.LOST:
+        native_messages.say_lost()
+        return INTERNAL_ERROR
     _print(f"error: {line}" + (f"; the details are in {log}" if log else ""))
     if not log and not ordinary:
         traceback.print_exception(error)
@@ -142,6 +146,8 @@ def explain(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text
+    if any(word in text for word in ("Gloo", "CoordinationService", "coordination service")):
+        return native_messages.LOST
     found = _os_error(error)
     if found is not None:
         number, name = found

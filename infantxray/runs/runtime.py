@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from importlib import metadata
 from typing import Any
 
 import jax
 
-from infantxray.runs import cpu_memory
+from data_pipeline.errors import UserError
+from infantxray.runs import cpu_memory, native_messages
+from infantxray.training import processes
 
 _log = logging.getLogger(__name__)
+
+# Commands that several processes can share.
+SHARED_TASKS = ("pretrain", "finetune", "evaluate", "predict", "probe")
+_WAIT_SECONDS = 300
+_HEARTBEAT_SECONDS = 15  # The others of a dead process end after about as long.
 
 
 def setup() -> None:
@@ -25,3 +33,81 @@ def setup() -> None:
         cpu_memory.keep_freed_memory()  # Before JAX starts its threads.
     devices = jax.devices()
     _log.info("%d x %s", len(devices), devices[0].device_kind)
+
+
+def join(
+    task: str,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Joins the other processes of a run, where there are any; call it before JAX is used.
+
+    Args:
+      task: name of the command.
+      coordinator_address: `host:port` that process 0 serves at; `"auto"` = JAX finds out the three
+        on a Cloud TPU; None = of Slurm, Open MPI or GKE (TPU), where one started the program.
+      num_processes: of the run; 1 = never look for others.
+      process_id: of this one.
+
+    Raises:
+      UserError: the command does not run on several processes, some flags are missing, or the
+        other processes do not come.
+    """
+    flags = (coordinator_address, num_processes, process_id)
+    if num_processes == 1 or (flags == (None, None, None) and not _launched_with_others()):
+        return
+    if task not in SHARED_TASKS:
+        if flags == (None, None, None):
+            return
+        raise UserError(
+            f"{task} runs in one process; those that several share are {', '.join(SHARED_TASKS)}"
+        )
+    if coordinator_address == "auto":
+        coordinator_address = None
+    elif None in flags and flags != (None, None, None):
+        raise UserError("give --coordinator_address, --num_processes and --process_id together")
+    native_messages.filter_stderr()
+    try:
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes,
+            process_id,
+            initialization_timeout=_WAIT_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes of this run did not meet: {error}") from error
+    if not processes.is_main():
+        for name in ("infantxray", "data_pipeline"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+    _log.info("%d processes share this run", processes.count())
+
+
+def _launched_with_others() -> bool:
+    """Whether what started this program says that it started several processes of it.
+
+    The runs of a study are alone, whatever their study was started by.
+    """
+    value = os.environ.get
+    return not value("INFANTXRAY_ALONE") and (
+        int(value("SLURM_STEP_NUM_TASKS") or 1) > 1  # 1 in a batch script, outside of srun.
+        or int(value("OMPI_COMM_WORLD_SIZE") or 1) > 1
+        or "," in value("TPU_WORKER_HOSTNAMES", "")
+        or "," in value("TPU_PROCESS_ADDRESSES", "")
+    )
+
+
+def leave() -> None:
+    """Waits at the end of a command until process 0 has written its report."""
+    if processes.count() > 1:
+        processes.wait_for_all()
+        jax.distributed.shutdown()
+
+
+def abandon(status: int) -> None:
+    """Ends one of several processes at once after an error, so that the others notice."""
+    if status and processes.count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # An orderly end would wait for the others.

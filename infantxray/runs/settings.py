@@ -29,6 +29,7 @@ TASKS = (
     "finetune",
     "evaluate",
     "predict",
+    "export",
     "check_data",
     "prepare",
     "export_phantom",
@@ -175,6 +176,8 @@ _RULES = {
     "ema_decay": (_is_fraction, "at least 0 and below 1"),
     "best_metric": (lambda v: v in BEST_METRICS, f"one of {', '.join(BEST_METRICS)}"),
     "early_stopping_evals": (lambda v: v >= 0, "0 (never) or more"),
+    "coverage": (_is_fraction, "0 (off) or more, and below 1"),
+    "augmentations": (lambda v: v >= 0, "0 (none) or more"),
     "bootstrap_samples": (lambda v: v >= 0, "0 (no intervals) or more"),
     "operating_points": (
         lambda v: _listed(v, f"youden|(sensitivity|specificity):{_SHARE}"),
@@ -287,11 +290,17 @@ def check(config) -> None:
                 "config.data.label_fraction and config.data.label_seed are not for this task, "
                 "which draws labels itself: see config.label_fractions and config.draws"
             )
-    if "checkpoint" in config and not os.path.isdir(os.path.expanduser(config.checkpoint)):
-        raise ConfigError(
-            f"config.checkpoint: the folder {config.checkpoint} does not exist; it must be the "
-            "workdir of a finished stage two (configs/finetune.py)"
-        )
+    for place in checkpoints(config) if "checkpoint" in config else ():
+        if not os.path.isdir(os.path.expanduser(place)):
+            raise ConfigError(
+                f"config.checkpoint: the folder {place} does not exist; it must be the workdir of "
+                "a finished stage two (configs/finetune.py)"
+            )
+
+
+def checkpoints(config: Any) -> list[str]:
+    """The workdirs of `config.checkpoint`; `predict` takes several, separated by commas."""
+    return config.checkpoint.split(",") if config.task == "predict" else [config.checkpoint]
 
 
 def _check_encoder(name: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from data_pipeline import files
 from data_pipeline.errors import UserError
+from infantxray.training import processes
 
 # Settings that do not change the result of a run, and the policy for unreadable files, which may be
 # corrected where it stopped the run.
@@ -36,14 +37,14 @@ _BEGUN = (
     "model.json",
     "preprocessing.json",
     "history.jsonl",
-    "bad_files.csv",
+    "bad_files*.csv",
     "events.out.*",
 )
 _locks: dict[str, int] = {}  # Held until this process ends.
 
 
 def prepare(workdir: str, config: Mapping[str, Any]) -> None:
-    """Makes the folder of a run, locks it for this process, and records the configuration in it.
+    """Makes the folder of a run, locks it for its processes, and records the configuration in it.
 
     A run that failed before its first checkpoint, such as over a mistyped path, is removed: its
     command may be corrected.
@@ -56,6 +57,12 @@ def prepare(workdir: str, config: Mapping[str, Any]) -> None:
       UserError: the folder holds a run with other settings, which are named, or another process
         uses it, or it cannot be written to.
     """
+    with processes.main_first():
+        if processes.is_main():
+            _prepare(workdir, config)
+
+
+def _prepare(workdir: str, config: Mapping[str, Any]) -> None:
     _make_folder(workdir)
     _lock(workdir)
     _sweep(workdir)

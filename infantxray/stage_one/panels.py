@@ -13,6 +13,7 @@ from PIL import Image
 from data_pipeline.files import replaced
 from data_pipeline.loader import ImageSource
 from infantxray.stage_one.objectives import Objective
+from infantxray.training import processes
 from infantxray.training.augment import to_intensity
 from infantxray.training.hooks import Moment
 
@@ -48,6 +49,8 @@ class Panels:
         panels = self._panels(variables, to_intensity(jax.numpy.asarray(self._images)))
         rows = [np.concatenate(list(np.asarray(p)), axis=1) for p in panels]
         picture = np.concatenate(rows, axis=0)
+        if not processes.is_main():
+            return {self._tag: picture[None]}
         with replaced(self._path, "wb") as file:
             grey = np.rint(picture[..., 0] * 255).astype(np.uint8)
             Image.fromarray(grey).save(file, format="png")

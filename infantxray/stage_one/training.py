@@ -62,7 +62,9 @@ def make_task(
         total = count = 0.0
         key = jax.random.key(seed)
         padded = sharding.evaluation_batch_size(batch_size)
-        for batch in evaluation_batches(validation, padded, num_threads=num_threads):
+        for batch in evaluation_batches(
+            validation, padded, num_threads=num_threads, part=sharding.part
+        ):
             value, weight = validation_loss(variables, sharding.put(batch), key)
             total, count = total + float(value), count + float(weight)
         return {objective.name: total / count if count else float("nan")}

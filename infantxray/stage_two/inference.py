@@ -108,6 +108,17 @@ def predict_function(spec: ModelSpec) -> Callable[..., dict[str, jax.Array]]:
     return predict
 
 
+def batch_context(source: ImageSource, image: jax.Array, number: int) -> jax.Array | None:
+    """The context of a batch of `map_batches`, `[B, D]`, divided as its images, or None."""
+    if source.context is None:
+        return None
+    rows = np.zeros((len(image), source.context.shape[1]), np.float32)
+    here = source.context[number * len(image) :][: len(image)]
+    rows[: len(here)] = here
+    sharding = DataParallel()
+    return sharding.put(sharding.part.of(rows, len(rows)))
+
+
 class ImplausiblePredictionError(UserError):
     """A model predicted what cannot be: its weights are damaged, or its training diverged."""
 
@@ -160,17 +171,10 @@ class Predictor:
           ImplausiblePredictionError: a prediction is not finite, or an age beyond any human's.
             With `check=False` such predictions are returned.
         """
-
-        def apply(image: jax.Array, number: int) -> PyTree:
-            if source.context is None:
-                return self._apply(variables, image)
-            rows = np.zeros((len(image), source.context.shape[1]), np.float32)
-            here = source.context[number * len(image) :][: len(image)]
-            rows[: len(here)] = here
-            return self._apply(variables, image, jax.device_put(rows, DataParallel().batch))
-
         batches = map_batches(
-            apply,
+            lambda image, number: self._apply(
+                variables, image, batch_context(source, image, number)
+            ),
             source,
             batch_size=self._batch_size,
             num_threads=self._num_threads,

@@ -20,7 +20,7 @@ from infantxray.features.extraction import Extractor, Features, encoder_variable
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import transfer
 from infantxray.stage_two.inference import Predictor, restore
-from infantxray.training import checkpoints
+from infantxray.training import checkpoints, processes
 from infantxray.training.augment import Augmentation
 from infantxray.training.loop import LoopSettings
 from infantxray.training.sharding import DataParallel
@@ -232,7 +232,13 @@ def ask_fine_tuned(
             place,
         )
         spec.write(place)
-        batches = training_batches(labelled, size, seed=settings.seed, num_threads=num_threads)
+        batches = training_batches(
+            labelled,
+            size,
+            seed=settings.seed,
+            num_threads=num_threads,
+            part=processes.part(),
+        )
         fit(settings, place, batches)
         predictions, _ = predictor(restore(place, spec)[0], images)
         opinions.append(predictions.probabilities)

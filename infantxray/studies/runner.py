@@ -72,7 +72,7 @@ def run_command(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=child_environment(environment),
+            env=child_environment(environment) | {"INFANTXRAY_ALONE": "1"},
             pass_fds=(lock.fileno(),),
         )
         asked = False

@@ -21,10 +21,10 @@ def map_batches(
     batch_size: int,
     num_threads: int,
 ) -> Iterator[tuple[PyTree, np.ndarray]]:
-    """Applies a jitted function to all images, in order, on all devices.
+    """Applies a jitted function to all images, in order, on all devices of all processes.
 
     The devices compute a batch while the host handles the one before. Memory does not grow with the
-    number of images.
+    number of images. Each process decodes a part of every batch, and yields all outputs.
 
     Args:
       function: images uint8 `[B, S, S, 1]` on the devices and the batch's number -> arrays
@@ -39,16 +39,20 @@ def map_batches(
     """
     sharding = DataParallel()
     size = sharding.evaluation_batch_size(batch_size)
-    waiting: tuple[PyTree, np.ndarray, int] | None = None
-    for i, batch in enumerate(evaluation_batches(source, size, num_threads=num_threads)):
-        outputs = function(jax.device_put(batch["image"], sharding.batch), i)
+    batches = evaluation_batches(source, size, num_threads=num_threads, part=sharding.part)
+    waiting: tuple[PyTree, Any, int] | None = None
+    for i, batch in enumerate(batches):
+        outputs = sharding.gather(function(sharding.put(batch["image"]), i))
+        mask = batch["mask"]
+        if sharding.part.count > 1:
+            mask = sharding.gather(sharding.put(mask))
         if waiting is not None:
             yield _without_padding(*waiting)
-        waiting = outputs, batch["mask"], i * size
+        waiting = outputs, mask, i * size
     if waiting is not None:
         yield _without_padding(*waiting)
 
 
-def _without_padding(outputs: PyTree, mask: np.ndarray, start: int) -> tuple[PyTree, np.ndarray]:
-    keep = np.flatnonzero(mask > 0)
+def _without_padding(outputs: PyTree, mask: Any, start: int) -> tuple[PyTree, np.ndarray]:
+    keep = np.flatnonzero(np.asarray(mask) > 0)
     return jax.tree.map(lambda x: np.asarray(x)[keep], jax.device_get(outputs)), start + keep

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import xxhash
-from orbax.checkpoint._src.path import atomicity  # type: ignore[import-untyped]
+from orbax.checkpoint._src.path import atomicity
 
 from data_pipeline.errors import UserError
 
@@ -45,7 +45,7 @@ class _LatestAndBest:
 
     best_step = 0
 
-    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         del context
         steps = sorted(checkpoint.step for checkpoint in checkpoints)
         earlier = steps[:-1]
@@ -89,7 +89,7 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, step: int, state: PyTree, progress: dict) -> None:
+    def save(self, step: int, state: PyTree, progress: dict[str, Any]) -> None:
         """Saves the training state and, beside it as JSON, the progress of everything else.
 
         Of the earlier checkpoints that of `progress["best_step"]` is kept, or the latest of them.
@@ -112,7 +112,7 @@ class Checkpoints:
         if not saved:
             raise RuntimeError(f"Checkpoint {step} was not written: {self.latest_step} is there.")
 
-    def restore(self, abstract_state: PyTree) -> tuple[PyTree, dict]:
+    def restore(self, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """The latest state and progress; `abstract_state` carries shapes and shardings.
 
         Raises:
@@ -271,7 +271,7 @@ def _find_unreadable(workdir: str, step: int) -> str:
     return ""
 
 
-def read_progress(workdir: str) -> dict:
+def read_progress(workdir: str) -> dict[str, Any]:
     """The progress saved with the latest checkpoint; empty where there is none.
 
     Raises:
@@ -281,7 +281,7 @@ def read_progress(workdir: str) -> dict:
     return _read_progress(workdir, steps[-1]) if steps else {}
 
 
-def _read_progress(workdir: str, step: int) -> dict:
+def _read_progress(workdir: str, step: int) -> dict[str, Any]:
     check(workdir, step, only="progress")
     path = _folder(workdir) / str(step) / "progress" / "metadata"
     with _reading(workdir, step):
@@ -346,7 +346,7 @@ class RestoreReport:
     left_over: tuple[str, ...]
 
     def __str__(self) -> str:
-        def part(names):
+        def part(names: tuple[str, ...]) -> str:
             roots = sorted({"/".join(name.split("/")[:2]) for name in names})
             return f"{len(names)} ({', '.join(roots)})" if names else "0"
 
@@ -356,7 +356,9 @@ class RestoreReport:
         )
 
 
-def restore_variables(workdir: str, step: int, variables: PyTree, *, only: str = "") -> tuple:
+def restore_variables(
+    workdir: str, step: int, variables: PyTree, *, only: str = ""
+) -> tuple[PyTree, RestoreReport]:
     """Restores variables (`params`, `batch_stats`) from a run's checkpoint.
 
     Args:
@@ -397,7 +399,7 @@ def restore_variables(workdir: str, step: int, variables: PyTree, *, only: str =
     missing = [name for name in in_scope if name not in saved]
     if wrong or (only and missing) or not common:
         raise CheckpointError(_explain_mismatch(path, saved, wanted, wrong, missing, only))
-    tree: dict = {}
+    tree: dict[str, Any] = {}
     for name in common:
         _put(tree, saved_names[name], jax.ShapeDtypeStruct(wanted[name].shape, wanted[name].dtype))
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -405,7 +407,7 @@ def restore_variables(workdir: str, step: int, variables: PyTree, *, only: str =
     with _reading(workdir, step):
         loaded = _flatten(manager.restore(step, args=ocp.args.Composite(state=restore)).state)
     manager.close()
-    result: dict = {}
+    result: dict[str, Any] = {}
     for name, value in wanted.items():
         _put(result, name, loaded[saved_names[name]] if name in common else value)
     for name in variables:
@@ -418,7 +420,14 @@ def restore_variables(workdir: str, step: int, variables: PyTree, *, only: str =
     return result, report
 
 
-def _explain_mismatch(path, saved, wanted, wrong, missing, only) -> str:
+def _explain_mismatch(
+    path: str,
+    saved: dict[str, Any],
+    wanted: dict[str, Any],
+    wrong: list[str],
+    missing: list[str],
+    only: str,
+) -> str:
     what = f"the {only} of " if only else ""
     if wrong:
         name = wrong[0]
@@ -441,7 +450,7 @@ def _flatten(tree: PyTree) -> dict[str, Any]:
     return {"/".join(str(getattr(k, "key", k)) for k in path): leaf for path, leaf in leaves}
 
 
-def _put(tree: dict, name: str, value) -> None:
+def _put(tree: dict[str, Any], name: str, value: Any) -> None:
     *folders, last = name.split("/")
     for folder in folders:
         tree = tree.setdefault(folder, {})

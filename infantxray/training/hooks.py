@@ -21,6 +21,7 @@ import numpy as np
 import tqdm
 
 from data_pipeline.errors import UserError
+from infantxray.training import processes
 from infantxray.training.checkpoints import Checkpoints
 from infantxray.training.state import TrainState
 from infantxray.training.writers import Writer
@@ -248,6 +249,7 @@ def progress_bar(start: int, total_steps: int) -> Any:
         dynamic_ncols=True,
         # In a log file every refresh is a line: few are enough there.
         mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        disable=not processes.is_main(),
         smoothing=0.1,
     )
 

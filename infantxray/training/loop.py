@@ -15,7 +15,7 @@ import jax
 from data_pipeline.errors import UserError
 from infantxray.models.initialisation import initialise
 from infantxray.training import hooks as loop_hooks
-from infantxray.training import optimizer, writers
+from infantxray.training import optimizer, processes, writers
 from infantxray.training.checkpoints import Checkpoints, is_set_aside
 from infantxray.training.hooks import Clock, Hook, Moment, NonFiniteLossError, Progress
 from infantxray.training.sharding import DataParallel
@@ -95,7 +95,7 @@ def fit(
 
     Args:
       task: what to train.
-      batches: a Grain iterator over training batches.
+      batches: a Grain iterator over training batches, or this process's part of them.
       settings: length and rhythm.
       workdir: checkpoints, TensorBoard files and `history.jsonl` go there.
       hooks: called before the first update and after every update.
@@ -110,12 +110,12 @@ def fit(
 
     Raises:
       NonFiniteLossError: the loss or its gradient became NaN or infinite.
-      Interrupted: SIGTERM or SIGINT came; a checkpoint was saved.
+      Interrupted: SIGTERM or SIGINT came, to any of the processes; a checkpoint was saved.
     """
     sharding = DataParallel()
     sharding.check_batch_size(settings.batch_size, settings.accumulate_steps)
     init_key, step_key = jax.random.split(jax.random.key(settings.seed))
-    step_key = jax.device_put(step_key, sharding.replicated)
+    step_key = sharding.replicate(step_key)
     factors = learning_rate_factors(jax.eval_shape(task.init, init_key)["params"])
     tx = optimizer.create_optimizer(settings.optimizer, settings.total_steps, factors)
     train_step = make_train_step(
@@ -132,7 +132,7 @@ def fit(
             task, tx, batches, settings, checkpoints, sharding, initialise, init_key
         )
         start = int(state.step)
-        log = writers.ScalarLog(workdir, start)
+        log = writers.ScalarLog(workdir, start) if processes.is_main() else writers.SilentLog()
         stack.callback(log.close)
         bar = loop_hooks.progress_bar(start, settings.total_steps)
         stack.callback(bar.close)
@@ -149,7 +149,8 @@ def fit(
         metrics_log = loop_hooks.MetricsLog(settings.logs, schedule, clock, bar, explain_non_finite)
         validation = loop_hooks.Validation(
             settings.evaluates,
-            task.evaluate,
+            # All processes must stop at the same evaluation: one of them decides.
+            lambda variables: processes.from_main(task.evaluate(variables)),
             settings.best_metric,
             settings.lower_is_better,
             settings.early_stopping_evals,
@@ -181,7 +182,10 @@ def fit(
                 for hook in (*hooks, validation):
                     log(step, hook(moment))
             # Read once: a signal may come at any moment. Steps are checked before they are saved.
-            moment = dataclasses.replace(moment, stopping=stop.requested)
+            stopping = stop.requested
+            if processes.count() > 1:  # They agree where they wait for the devices anyway.
+                stopping = settings.logs(moment) and processes.any_of(stopping)
+            moment = dataclasses.replace(moment, stopping=stopping)
             log(step, metrics_log(moment))
             with clock.paused():
                 saving(moment)
@@ -223,6 +227,8 @@ def _start(
 
     if checkpoints.latest_step is None:
         variables = change(initialise(task.init, init_key))
+        if sharding.part.count > 1:
+            variables = sharding.replicate(variables)
         state = jax.jit(create, out_shardings=sharding.replicated)(variables)
         return state, Progress(data=batches.get_state())
     abstract = jax.tree.map(

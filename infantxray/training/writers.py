@@ -126,6 +126,19 @@ def _to_uint8(images: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(np.asarray(images, np.float32) * 255), 0, 255).astype(np.uint8)
 
 
+class SilentLog:
+    """Logs nothing: the log of all processes but the first, and the writer of that log."""
+
+    @property
+    def writer(self) -> SilentLog:
+        return self
+
+    def __call__(self, *_: Any) -> None:
+        """As all other methods: does nothing."""
+
+    write_scalars = write_images = write_texts = write_hparams = describe = flush = close = __call__
+
+
 class ScalarLog:
     """Logs scalars to TensorBoard and to `history.jsonl`.
 

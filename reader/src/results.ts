@@ -40,12 +40,16 @@ function rangeText(low: number, high: number): string {
   return `${short(low * factor)} to ${short(high * factor)} ${unit}`;
 }
 
-/** The classes by probability, and which belong to the conformal set (LAC: 1 − p ≤ threshold). */
+/** The classes by probability, and which belong to the conformal set: 1 − p ≤ threshold (LAC), and
+    the most probable class in any case. */
 export function ranked(model: ModelFile, probabilities: Float32Array) {
   const limit = model.conformal?.threshold;
   return [...probabilities]
-    .map((p, index) => ({ index, p, inSet: limit !== undefined && 1 - p <= limit }))
-    .sort((a, b) => b.p - a.p);
+    .map((p, index) => ({ index, p }))
+    .sort((a, b) => b.p - a.p)
+    .map((row, rank) => ({
+      ...row, inSet: limit !== undefined && (rank === 0 || 1 - row.p <= limit),
+    }));
 }
 
 /** Draws a bar a class; `onchoose` gets the class whose saliency to show. */

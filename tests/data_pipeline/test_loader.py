@@ -6,10 +6,11 @@ import pytest
 from PIL import Image
 
 from data_pipeline.decode import Preprocessing
-from data_pipeline.errors import DataError, UnreadableImage
+from data_pipeline.errors import DataError, UnreadableImage, UserError
 from data_pipeline.loader import (
     BadFiles,
     ImageSource,
+    Part,
     evaluation_batches,
     mixed_batches,
     training_batches,
@@ -259,3 +260,43 @@ class TestStudentBatches:
         for batch in batches:
             assert 3 not in images(batch)
             np.testing.assert_allclose(batch["soft_label"][:, 0], np.array(images(batch)) / 10)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_parts_of_several_processes_are_the_batches_of_one(folder, count, mixed):
+    def batches(*part):
+        options = {"seed": 1, "num_threads": 1, "part": Part(*part)}
+        if mixed:
+            return mixed_batches(source(folder), 4, num_labelled=1, **options)
+        return training_batches(source(folder), 4, **options)
+
+    whole = batches()
+    before = take(whole, 3)
+    parts = [batches(i, count) for i in range(count)]
+    for expected in before:
+        found = [next(part) for part in parts]
+        for name, value in expected.items():
+            joined = np.concatenate([batch[name] for batch in found])
+            np.testing.assert_array_equal(joined, value)
+    # The position is that of the run: another number of processes goes on from it.
+    assert all(part.get_state() == whole.get_state() for part in parts)
+    again = batches(1, 2)
+    again.set_state(parts[0].get_state())
+    assert images(next(again)) == images(next(whole))[2:]
+
+
+def test_the_parts_of_an_evaluation_are_padded_alike(folder):
+    (whole, last) = evaluation_batches(source(folder), 6, num_threads=1)
+    parts = [list(evaluation_batches(source(folder), 6, num_threads=1, part=Part(i, 3)))
+             for i in range(3)]  # fmt: skip
+    for i, expected in enumerate((whole, last)):  # The last batch has one image of six.
+        assert [len(part[i]["mask"]) for part in parts] == [2, 2, 2]
+        for name, value in expected.items():
+            joined = np.concatenate([part[i][name] for part in parts])
+            np.testing.assert_array_equal(joined, value)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(folder):
+    with pytest.raises(UserError, match=r"batch_size \(4\).*3 processes"):
+        training_batches(source(folder), 4, seed=0, num_threads=1, part=Part(0, 3))

@@ -61,6 +61,7 @@ BAD = {
     "operating_points": ["sensitivity", "sensitivity:1", "specificity:0", "youden,youden", "best"],
     "prevalence": ["1", "0", "0.0", "ten"],
     "subgroups": ["colour", "sex,sex"],
+    "coverage": [-0.1, 1.0],
     "optimizer__name": ["adam"],
     "optimizer__learning_rate": [0.0, -1e-3, float("inf")],
     "optimizer__warmup_fraction": [-0.1, 1.0],
@@ -100,6 +101,7 @@ GOOD = {
     "early_stopping_evals": [1],
     "ema_decay": [0.0, 0.9999],
     "bootstrap_samples": [0],
+    "coverage": [0.0, 0.95],
     "optimizer__name": ["sgd"],
     "optimizer__clip_norm": [0.0],
     "augment__rotation_degrees": [0.0, 180.0],
@@ -133,7 +135,7 @@ def test_every_rule_is_tested():
     stage_one |= {"denoise__noise", "masking__fraction", "masking__patch_size", "views__blur"}
     views = {key.replace("augment", "views") for key in BAD if key.startswith("augment__")}
     others = {"study__size", "study__parallel_cells", "study__label_draw", "train_films"}
-    others |= {"draws", "label_fractions", "permutations"}
+    others |= {"draws", "label_fractions", "permutations", "augmentations"}
     rules = {key.replace(".", "__") for key in settings._RULES}
     assert rules == BAD.keys() | stage_one | views | others
 

@@ -1,0 +1,22 @@
+"""python use.py image.png: reads an image with the exported model (onnxruntime and pillow)."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+folder = Path(__file__).parent
+model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+size = model["preprocessing"]["image_size"]
+# An 8-bit picture, bright = dense, padded to a square; infantxray and the page read DICOM too.
+image = ImageOps.pad(Image.open(sys.argv[1]).convert("L"), (size, size), Image.Resampling.BOX)
+session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+outputs = session.run(None, {"image": np.asarray(image)[None, ..., None]})
+found = {node.name: values for node, values in zip(session.get_outputs(), outputs, strict=True)}
+for k in np.argsort(-found["probabilities"][0]) if model["classes"] else ():
+    print(f"{found['probabilities'][0, k]:.3f} {model['classes'][k]}")
+if "age_months" in found:
+    print(f"age {found['age_months'][0]:.1f} months")

@@ -1,0 +1,57 @@
+"""The page of `predict`: each image with its probabilities, age and saliency."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from infantxray.reports.page import write_page
+
+_SHOWN = 4  # Conditions of an image.
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """An image of the page.
+
+    Attributes:
+      image: uint8 `[S, S]`.
+      heat: saliency of the predicted condition in [0, 1], `[S, S]`; None without conditions.
+      answer: what was predicted, as the JSON of an image has it.
+    """
+
+    image: np.ndarray
+    heat: np.ndarray | None
+    answer: dict[str, Any]
+
+    @property
+    def overlay(self) -> np.ndarray | None:
+        """The image with its saliency in red, uint8 `[S, S, 3]`."""
+        if self.heat is None:
+            return None
+        share = 0.6 * np.clip(self.heat, 0, 1)[..., None]
+        red = np.array([255, 60, 0])
+        return np.rint((1 - share) * self.image[..., None] + share * red).astype(np.uint8)
+
+    @property
+    def top(self) -> list[tuple[str, float]]:
+        """The most probable conditions."""
+        ranked = sorted(self.answer["probabilities"].items(), key=lambda item: -item[1])
+        return ranked[:_SHOWN]
+
+
+def write_predictions_page(
+    path: str | os.PathLike[str], cards: Sequence[Card], *, total: int
+) -> None:
+    """Writes the page.
+
+    Args:
+      path: of the page.
+      cards: the images to show.
+      total: images that were predicted.
+    """
+    write_page(path, "predictions", title="Predictions", cards=cards, total=total)

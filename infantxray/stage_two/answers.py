@@ -1,0 +1,196 @@
+"""Predictions with calibration, prediction sets and intervals, of one model or an ensemble."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipeline.errors import UserError
+from data_pipeline.loader import ImageSource
+from data_pipeline.manifest import Records
+from infantxray.evaluation.predictions import Predictions
+from infantxray.runs.model_spec import ModelSpec
+from infantxray.stage_two.inference import batch_context, predict_function, read_spec, restore
+from infantxray.stage_two.trust import Judgement, Trust, for_workdir
+from infantxray.training.augment import Augmentation, augment
+from infantxray.training.batches import map_batches
+
+PyTree = Any
+
+# Changes that a patient's position makes. No flips: sides and gravity carry meaning.
+_SMALL = Augmentation(rotation_degrees=5.0, scale=0.05, shift=0.03)
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A model of an ensemble.
+
+    Attributes:
+      spec: all that is needed to use the weights.
+      variables: its parameters and statistics.
+      trust: its calibration; None to use the model's own probabilities.
+      step: of the checkpoint.
+      folder: the workdir.
+    """
+
+    spec: ModelSpec
+    variables: PyTree
+    trust: Trust | None = None
+    step: int = 0
+    folder: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """Predictions for N images, and what can be trusted of them.
+
+    Attributes:
+      predictions: calibrated.
+      judgement: see `Judgement`; of an ensemble, the union of the members' sets and intervals,
+        whose coverage is at least a member's, and the median distance.
+      features: pooled last maps of the first model, `[N, C]`.
+    """
+
+    predictions: Predictions
+    judgement: Judgement
+    features: np.ndarray
+
+
+def load_members(folders: Sequence[str], *, calibrate: bool = True) -> tuple[Member, ...]:
+    """Loads the models of an ensemble.
+
+    Args:
+      folders: workdirs of stage two.
+      calibrate: read calibration, or fit it for runs of earlier versions.
+
+    Raises:
+      UserError: a folder is not such a workdir, or the models differ in conditions or in the
+        reading of images.
+    """
+    members: list[Member] = []
+    for folder in folders:
+        spec = read_spec(folder)
+        first = members[0].spec if members else spec
+        names = ("classes", "preprocessing", "multi_label", "context")
+        if any(getattr(spec, name) != getattr(first, name) for name in names):
+            raise UserError(
+                f"{folder} and {folders[0]} differ in conditions, preprocessing or inputs; the "
+                "models of an ensemble must agree in them"
+            )
+        variables, step = restore(folder, spec)
+        trust = for_workdir(folder, spec, variables) if calibrate else None
+        members.append(Member(spec, variables, trust, step, folder))
+    return tuple(members)
+
+
+class Answerer:
+    """Answers for many images, on all devices.
+
+    Args:
+      members: of the ensemble; one model is an ensemble too.
+      batch_size: images at a time.
+      num_threads: that decode.
+      augmentations: slightly rotated, scaled and shifted copies whose predictions are averaged
+        with the image's own.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        batch_size: int = 32,
+        num_threads: int = 4,
+        augmentations: int = 0,
+    ):
+        self.members = tuple(members)
+        self._how = {"batch_size": batch_size, "num_threads": num_threads}
+        self._functions = [
+            jax.jit(functools.partial(_averaged, predict_function(m.spec), augmentations))
+            for m in self.members
+        ]
+
+    def stream(self, source: ImageSource) -> Iterator[tuple[Answers, Records]]:
+        """Answers batch by batch, in order, without unreadable images.
+
+        Memory does not grow with the number of images.
+        """
+
+        def answer(image: jax.Array, number: int) -> list[dict[str, jax.Array]]:
+            return self.outputs(image, batch_context(source, image, number))
+
+        for outputs, rows in map_batches(answer, source, **self._how):
+            records = source.records.take(rows)
+            yield self.answers(outputs, records, source.labels[rows]), records
+
+    def outputs(
+        self, image: jax.Array, context: jax.Array | None = None
+    ) -> list[dict[str, jax.Array]]:
+        """What each member predicts for images uint8 `[B, S, S, 1]` and further inputs `[B, D]`."""
+        return [
+            function(member.variables, image, context)
+            for function, member in zip(self._functions, self.members, strict=True)
+        ]
+
+    def answers(
+        self, outputs: Sequence[dict[str, np.ndarray]], records: Records, label: np.ndarray
+    ) -> Answers:
+        """Joins what the members predict.
+
+        Args:
+          outputs: of each member, without padding.
+          records: the N images.
+          label: int `[N]`, -1 = unknown.
+        """
+        n = len(label)
+        judged, ages = [], []
+        for member, found in zip(self.members, outputs, strict=True):
+            spec = member.spec
+            months = np.full(n, np.nan, np.float32)
+            if spec.has_age:
+                months = np.asarray(spec.age_in_months(found["age"]), np.float32)
+            none = np.zeros((n, len(spec.classes)), np.float32)
+            ages.append(months)
+            judged.append(
+                (member.trust or Trust()).judge(
+                    found.get("probabilities", none), months, found["features"]
+                )
+            )
+        sets = [j.in_set for j in judged if j.in_set is not None]
+        judgement = Judgement(
+            np.asarray(np.mean([j.probabilities for j in judged], axis=0, dtype=np.float32)),
+            np.any(sets, axis=0) if len(sets) == len(judged) else None,
+            np.min([j.age_low_months for j in judged], axis=0),
+            np.max([j.age_high_months for j in judged], axis=0),
+            np.median([j.distance for j in judged], axis=0),
+            np.mean([j.unlike_training for j in judged], axis=0) > 0.5,
+        )
+        spec = self.members[0].spec
+        predictions = Predictions(
+            classes=spec.classes,
+            probabilities=judgement.probabilities,
+            label=label,
+            age_months=records.age_months,
+            age_predicted_months=np.asarray(np.mean(ages, axis=0, dtype=np.float32)),
+            patient=records.patient,
+            findings=np.full_like(judgement.probabilities, np.nan) if spec.multi_label else None,
+        )
+        return Answers(predictions, judgement, outputs[0]["features"])
+
+
+def _averaged(
+    predict: Any, augmentations: int, variables: PyTree, image: jax.Array, context: Any
+) -> PyTree:
+    """Predictions for images `[B, S, S, 1]`, averaged over slightly moved copies."""
+    outputs = predict(variables, image, context)
+    for key in jax.random.split(jax.random.key(0), augmentations):
+        moved = augment(image.astype(jnp.float32) / 255, key, _SMALL)
+        more = predict(variables, jnp.rint(moved * 255).astype(jnp.uint8), context)
+        # Features, and so distances, are those of the image itself.
+        outputs |= {k: outputs[k] + v for k, v in more.items() if k != "features"}
+    return {k: v if k == "features" else v / (1 + augmentations) for k, v in outputs.items()}

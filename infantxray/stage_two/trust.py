@@ -1,0 +1,344 @@
+"""Calibration, conformal prediction and out-of-distribution detection of a stage-two model.
+
+`fit` learns them from validation patients and training features at the end of stage two; `Trust`
+applies them to new images. They are stored beside the model: `trust.json`, and `trust.npz` for the
+statistics of the features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipeline.dataset import DataSettings, Reader
+from data_pipeline.errors import UserError
+from data_pipeline.files import replaced, write_json
+from data_pipeline.loader import ImageSource
+from data_pipeline.manifest import Records
+from data_pipeline.splits import read_split
+from infantxray.evaluation import conformal, operating_points
+from infantxray.evaluation.estimates import Scores
+from infantxray.evaluation.outliers import OutlierDetector, fit_detector
+from infantxray.evaluation.predictions import Predictions
+from infantxray.evaluation.summary import to_json
+from infantxray.evaluation.temperature import before_and_after, fit_temperature, scale
+from infantxray.runs import workdir
+from infantxray.runs.model_spec import ModelSpec
+from infantxray.stage_two.inference import batch_context, predict_function
+from infantxray.training.batches import map_batches
+
+PyTree = Any
+
+FILE, ARRAYS = "trust.json", "trust.npz"
+MIN_VALIDATION = 50
+_MOST_IMAGES = 2000  # Training images whose features are described.
+_MOST_NEIGHBOURS = 500
+_DISTANCE = "mahalanobis"  # One linear map, so that an exported model needs no training images.
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What can be trusted of the predictions for N images.
+
+    Attributes:
+      probabilities: calibrated, float32 `[N, K]`.
+      in_set: which conditions the prediction set holds, bool `[N, K]`; None where none was fitted.
+      age_low_months, age_high_months: limits of the age, `[N]`; NaN where none was fitted.
+      distance: from the training images, `[N]`; NaN where none was fitted.
+      unlike_training: whether that distance is above the threshold, bool `[N]`.
+    """
+
+    probabilities: np.ndarray
+    in_set: np.ndarray | None
+    age_low_months: np.ndarray
+    age_high_months: np.ndarray
+    distance: np.ndarray
+    unlike_training: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Trust:
+    """Fitted calibration, prediction sets, age interval and outlier detector.
+
+    Attributes:
+      coverage: of prediction sets and age intervals.
+      n_validation: images that they were fitted on.
+      temperature: of the softmax; None = not fitted.
+      sets: thresholds of prediction sets.
+      age_half_width_months: half the width of the age interval.
+      age_range_months: lowest and highest known age of the training images.
+      thresholds: probability of each condition with the largest Youden's index.
+      detector: statistics of the training features.
+      skipped: why something was not fitted; empty where everything was.
+      test: what they achieve on test patients, as `score` gives it.
+    """
+
+    coverage: float = 0.9
+    n_validation: int = 0
+    temperature: float | None = None
+    sets: conformal.ConformalSets | None = None
+    age_half_width_months: float | None = None
+    age_range_months: tuple[float, float] | None = None
+    thresholds: dict[str, float] = dataclasses.field(default_factory=dict)
+    detector: OutlierDetector | None = None
+    skipped: str = ""
+    test: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def distance_threshold(self) -> float:
+        """Largest distance that is not called unlike the training images."""
+        assert self.detector is not None
+        return float(self.detector.thresholds[self.detector.names.index(_DISTANCE)])
+
+    def judge(
+        self, probabilities: np.ndarray, age_months: np.ndarray, features: np.ndarray | None
+    ) -> Judgement:
+        """Applies everything that was fitted.
+
+        Args:
+          probabilities: as the model gives them, `[N, K]`.
+          age_months: predicted, `[N]`.
+          features: pooled last maps, `[N, C]`; None = no distances.
+        """
+        nothing = np.full(len(probabilities), np.nan, np.float32)
+        if self.temperature is not None:
+            probabilities = scale(probabilities, self.temperature).astype(np.float32)
+        low = high = distance = nothing
+        if self.age_half_width_months is not None:
+            low, high = conformal.age_interval(age_months, self.age_half_width_months)
+        if self.detector is not None and features is not None:
+            distance = np.linalg.norm(
+                (features.astype(np.float32) - self.detector.mean) @ self.detector.whitening.T,
+                axis=1,
+            )
+        return Judgement(
+            probabilities,
+            None if self.sets is None else conformal.predict_sets(self.sets, probabilities),
+            low,
+            high,
+            distance,
+            distance > (np.inf if self.detector is None else self.distance_threshold),
+        )
+
+    def score(self, predictions: Predictions) -> dict[str, Any]:
+        """Calibration before and after, and coverage, on test images.
+
+        Args:
+          predictions: of the model, before calibration.
+        """
+        result: dict[str, Any] = {}
+        ages, label = predictions.age_predicted_months, predictions.label
+        judged = self.judge(predictions.probabilities, ages, None)
+        if self.temperature is not None and (label >= 0).any():
+            result["calibration"] = before_and_after(
+                predictions.probabilities, label, self.temperature
+            )
+        if judged.in_set is not None and (label >= 0).any():
+            result["sets"] = conformal.set_coverage(
+                judged.in_set,
+                label,
+                predictions.patient,
+                predictions.classes,
+                predictions.age_months,
+            )
+        if self.age_half_width_months is not None:
+            result["age"] = conformal.age_interval_coverage(
+                judged.age_low_months,
+                judged.age_high_months,
+                predictions.age_months,
+                predictions.patient,
+            )
+        return to_json(_plain(result))
+
+    def write(self, folder: str) -> None:
+        """Writes `trust.json` and `trust.npz` into a workdir."""
+        arrays = self.detector.arrays() if self.detector else {}
+        with replaced(os.path.join(folder, ARRAYS), "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["detector"] = self.detector is not None
+        values["sets"] = None if self.sets is None else dataclasses.asdict(self.sets)
+        write_json(os.path.join(folder, FILE), values)
+
+    @classmethod
+    def read(cls, folder: str) -> Trust | None:
+        """Reads what `write` wrote; None where nothing was.
+
+        Raises:
+          UserError: the files are damaged.
+        """
+        folder = os.path.expanduser(folder)
+        if not os.path.exists(os.path.join(folder, FILE)):
+            return None
+        values = workdir.read_json(folder, FILE)
+        try:
+            if values["sets"] is not None:
+                sets = values["sets"]
+                sets["thresholds"] = tuple(sets["thresholds"])
+                values["sets"] = conformal.ConformalSets(**sets)
+            if values["age_range_months"] is not None:
+                values["age_range_months"] = tuple(values["age_range_months"])
+            if values.pop("detector"):
+                with np.load(os.path.join(folder, ARRAYS)) as arrays:
+                    values["detector"] = OutlierDetector.from_arrays(dict(arrays))
+            return cls(**values)
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise UserError(
+                f"{os.path.join(folder, FILE)} is damaged ({error}); delete it, and it is "
+                "fitted again"
+            ) from None
+
+
+def fit(
+    spec: ModelSpec,
+    variables: PyTree,
+    reader: Callable[[Records], ImageSource],
+    training: Records,
+    validation: Records,
+    *,
+    coverage: float = 0.9,
+    batch_size: int = 32,
+    num_threads: int = 4,
+    seed: int = 0,
+) -> Trust:
+    """Fits everything; what the images are too few for is left out, with its reason.
+
+    Args:
+      spec: of the model.
+      variables: its parameters and statistics.
+      reader: opens the images of records.
+      training: images that the model learned from; at most 2,000 are read, drawn at random.
+      validation: images of other patients.
+      coverage: of prediction sets and age intervals, within (0, 1).
+      batch_size: images at a time.
+      num_threads: that decode.
+      seed: of the draw.
+    """
+    apply = jax.jit(predict_function(spec))
+    how = {"batch_size": batch_size, "num_threads": num_threads}
+
+    def outputs(source: ImageSource) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        parts, rows = [], [np.zeros(0, int)]
+
+        def answer(image: jax.Array, number: int) -> PyTree:
+            return apply(variables, image, batch_context(source, image, number))
+
+        for part, kept in map_batches(answer, source, **how):
+            parts.append(part)
+            rows.append(kept)
+        joined = {k: np.concatenate([p[k] for p in parts]) for k in (parts[0] if parts else {})}
+        return joined, np.concatenate(rows)
+
+    known = training.age_months[training.has_age]
+    values: dict[str, Any] = {"coverage": coverage}
+    if spec.has_age and len(known):
+        values["age_range_months"] = float(known.min()), float(known.max())
+    source = reader(validation)
+    found, rows = outputs(source)
+    reasons = []
+    label, age = source.labels[rows], validation.age_months[rows]
+    labelled = int((label >= 0).sum())
+    values["n_validation"] = len(rows)
+    if spec.multi_label:
+        reasons.append("calibration: each condition of a multi-label model is its own question")
+    elif spec.classes and labelled < MIN_VALIDATION:
+        reasons.append(
+            f"calibration: {labelled} validation images have a known condition, fewer than "
+            f"{MIN_VALIDATION}"
+        )
+    elif spec.classes:
+        temperature = fit_temperature(found["probabilities"], label)
+        assert temperature is not None
+        calibrated = scale(found["probabilities"], temperature)
+        values["temperature"] = temperature
+        sets = conformal.fit_sets(calibrated, label, coverage=coverage)
+        # Every class has a nonconformity of at most 1, and JSON has no infinity.
+        limits = tuple(min(threshold, 1.0) for threshold in sets.thresholds)
+        values["sets"] = dataclasses.replace(sets, thresholds=limits)
+        values["thresholds"] = _thresholds(spec, calibrated, validation.take(rows), label)
+    if spec.has_age:
+        months = np.asarray(spec.age_in_months(found["age"])) if len(rows) else np.zeros(0)
+        aged = int(np.isfinite(age).sum())
+        if aged < MIN_VALIDATION:
+            reasons.append(
+                f"age interval: {aged} validation images have a known age, fewer than "
+                f"{MIN_VALIDATION}"
+            )
+        else:
+            values["age_half_width_months"] = conformal.fit_age_interval(
+                months, age, coverage=coverage
+            )
+    if len(rows) < MIN_VALIDATION:
+        reasons.append(f"outliers: {len(rows)} validation images, fewer than {MIN_VALIDATION}")
+    else:
+        order = np.random.default_rng(seed).permutation(len(training))[:_MOST_IMAGES]
+        features = outputs(reader(training.take(np.sort(order))))[0].get("features")
+        if features is None or len(features) < 2:
+            reasons.append("outliers: no training image can be read")
+        else:
+            values["detector"] = fit_detector(
+                features, found["features"], max_neighbours=_MOST_NEIGHBOURS
+            )
+    trust = Trust(**values, skipped="; ".join(reasons))
+    if reasons:
+        _log.warning("skipped: %s", trust.skipped)
+    return trust
+
+
+def for_workdir(folder: str, spec: ModelSpec, variables: PyTree, *, batch_size: int = 32) -> Trust:
+    """Reads a model's `Trust`, or fits and stores it for a run of an earlier version.
+
+    What cannot be fitted, because the images of the run are gone, is skipped with one line.
+    """
+    folder = os.path.expanduser(folder)
+    found = Trust.read(folder)
+    if found is not None:
+        return found
+    try:
+        split = read_split(os.path.join(folder, "split.csv"))
+        recorded = workdir.read_config(folder)["data"]
+        names = {f.name for f in dataclasses.fields(DataSettings)}
+        kept = {k: v for k, v in recorded.items() if k in names} | {"on_error": "skip"}
+        reader = Reader(
+            DataSettings(**kept), spec.classes, spec.preprocessing, context=spec.context
+        )
+        _log.info("fitting calibration and outlier detection for %s", folder)
+        trust = fit(spec, variables, reader, split.train, split.validation, batch_size=batch_size)
+    except (UserError, OSError) as error:
+        trust = Trust(skipped=f"images of the run cannot be read ({error})")
+        _log.warning("calibration and outlier detection are skipped: %s", trust.skipped)
+        return trust
+    try:
+        trust.write(folder)
+    except OSError as error:
+        _log.warning("%s cannot be written to (%s): fitted for this command only", folder, error)
+    return trust
+
+
+def _thresholds(
+    spec: ModelSpec, probabilities: np.ndarray, records: Records, label: np.ndarray
+) -> dict[str, float]:
+    result = {}
+    for k, name in enumerate(spec.classes):
+        scores = Scores.of(label == k, probabilities[:, k], records.patient, label >= 0)
+        point = operating_points.choose(name, scores, operating_points.Rule("youden"))
+        if point is not None:
+            result[name] = min(point.threshold, 1.0)
+    return result
+
+
+def _plain(value: Any) -> Any:
+    """Nested results with metrics as dictionaries."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value

@@ -1,0 +1,143 @@
+"""The exported programs and folder give what the checkpoint gives."""
+
+import functools
+import hashlib
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from conftest import SIZE, make_member
+from PIL import Image
+
+import infantxray
+from configs import export as export_config
+from data_pipeline.decode import load_image
+from data_pipeline.errors import UserError
+from infantxray.commands import export
+from infantxray.export import folder as export_folder
+from infantxray.export import onnx
+from infantxray.export.graph import answer_function
+from infantxray.export.stablehlo import to_stablehlo
+from infantxray.stage_two import inference
+
+pytestmark = pytest.mark.xdist_group("export")
+
+
+@pytest.fixture(scope="module")
+def exported(finetuned, tmp_path_factory):
+    pytest.importorskip("jax2onnx")
+    folder = tmp_path_factory.mktemp("export")
+    config = export_config.get_config()
+    config.checkpoint, config.licence = str(finetuned), "apache-2.0"
+    export.run(config, str(folder))
+    return folder
+
+
+def images(n, seed=1):
+    return np.random.default_rng(seed).integers(0, 256, (n, SIZE, SIZE, 1), np.uint8)
+
+
+@pytest.mark.parametrize("changes", [{}, {"age_film": True}, {"age_range_months": (0.0, 36.0)}])
+def test_the_exported_function_is_the_calibrated_prediction(small, changes):
+    member = make_member(small, **changes)
+    function, names = answer_function(member.spec, member.variables, temperature=2.0)
+    found = dict(zip(names, jax.jit(function)(images(3)), strict=True))
+    expected = jax.jit(inference.predict_function(member.spec))(member.variables, images(3))
+    root = np.sqrt(expected["probabilities"])
+    np.testing.assert_allclose(
+        found["probabilities"], root / root.sum(1, keepdims=True), rtol=1e-4, atol=1e-6
+    )
+    months = member.spec.age_in_months(expected["age"])
+    np.testing.assert_allclose(found["age_months"], months, rtol=1e-5)
+    np.testing.assert_allclose(found["features"], expected["features"], rtol=1e-4, atol=1e-5)
+    # Class activation maps add up to the logits, up to a constant of each class.
+    if not changes.get("age_film"):  # Its constant depends on the age.
+        model = inference.build_model(member.spec)
+        x = (images(3) / np.float32(255) - member.spec.input_mean) / member.spec.input_std
+        logits = jax.jit(functools.partial(model.apply, train=False))(member.variables, x)["logits"]
+        constant = np.asarray(found["saliency"]).mean((2, 3)) - logits
+        np.testing.assert_allclose(constant - constant[:1], 0, atol=1e-3)
+
+
+def test_onnx_and_stablehlo_agree_with_the_checkpoint(small):
+    pytest.importorskip("jax2onnx")
+    member = make_member(small, age_film=True)
+    names = answer_function(member.spec, member.variables)[1]
+
+    def function():
+        return answer_function(member.spec, member.variables)[0]
+
+    model = onnx.to_onnx(function(), names, SIZE)
+    program = to_stablehlo(function(), SIZE)
+    found = export_folder.check(function(), names, SIZE, model, program)
+    assert {name.split()[0] for name in found} == {"ONNX", "StableHLO"}
+    session = onnx.session(model)
+    for n in (1, 5):
+        expected = jax.jit(function())(images(n))
+        for a, b in zip(session.run(list(names), {"image": images(n)}), expected, strict=True):
+            assert a.shape == b.shape
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+    def other(image):
+        return tuple(2 * x for x in function()(image))
+
+    with pytest.raises(UserError, match="differs from the checkpoint"):
+        export_folder.check(other, names, SIZE, model, program)
+
+
+def test_a_missing_converter_is_one_line(small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(UserError, match=r'pip install "infantxray\[onnx\]"'):
+        onnx.to_onnx(lambda image: (image,), ["x"], SIZE)
+
+
+def test_the_folder_is_complete_and_names_no_paths(exported, finetuned):
+    wanted = ("model.onnx", "model.stablehlo", "encoder.safetensors", "model.json", "config.json")
+    for name in (*wanted, "README.md", "use.py", "outliers.bin", "SHA256SUMS"):
+        assert (exported / name).stat().st_size, name
+    for line in (exported / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((exported / name).read_bytes()).hexdigest() == digest
+    for name in ("model.json", "config.json", "README.md"):
+        assert str(finetuned.parent) not in (exported / name).read_text()
+
+
+def test_the_card_has_the_metrics_of_the_run(exported, finetuned):
+    text = (exported / "README.md").read_text()
+    _, front, body = text.split("---\n", 2)
+    card = yaml.safe_load(front)
+    assert card["license"] == "apache-2.0"
+    metrics = json.loads((finetuned / "metrics.json").read_text())
+    listed = {m["type"]: m["value"] for m in card["model-index"][0]["results"][0]["metrics"]}
+    assert listed["roc_auc"] == metrics["roc_auc"]
+    assert f"| roc_auc | {metrics['roc_auc']:.3f} | {metrics['ci95']['roc_auc'][0]:.3f} to" in body
+    assert "| 1-2 years | " in body
+    assert "Not a medical device" in body
+
+
+def test_model_json_is_what_the_page_reads(exported):
+    model = json.loads((exported / "model.json").read_text())
+    assert model["format"] == 1
+    assert 0 < model["conformal"]["threshold"] <= 1
+    assert model["age"]["interval_months"] > 0
+    rows = np.fromfile(exported / "outliers.bin", "<f4").reshape(-1, model["outliers"]["cols"])
+    assert len(rows) == model["outliers"]["rows"] + 1
+
+
+def test_use_py_gives_what_the_api_gives(exported, finetuned, tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (SIZE, SIZE), np.uint8)).save(tmp_path / "a.png")
+    done = subprocess.run(
+        [sys.executable, str(exported / "use.py"), str(tmp_path / "a.png")],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    found = infantxray.load(finetuned).predict(tmp_path / "a.png")
+    first = done.stdout.splitlines()[0]
+    assert first == f"{found.probabilities.max():.3f} {found.predicted[0]}"
+    assert f"age {found.age_months[0]:.1f} months" in done.stdout
+    image = load_image(str(tmp_path / "a.png"), infantxray.load(finetuned).spec.preprocessing)
+    assert image.shape == (SIZE, SIZE)

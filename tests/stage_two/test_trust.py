@@ -1,0 +1,136 @@
+"""Calibration, sets, intervals and outliers: fitted, stored, applied."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from data_pipeline.decode import Preprocessing
+from data_pipeline.errors import UserError
+from data_pipeline.manifest import Records
+from infantxray.evaluation.predictions import Predictions
+from infantxray.runs.model_spec import ModelSpec
+from infantxray.stage_two import trust as module
+from infantxray.stage_two.trust import Trust
+
+CLASSES = ("a", "b", "c")
+SPEC = ModelSpec("none", "float32", Preprocessing(image_size=32), CLASSES, 20.0, 10.0)
+
+
+class Source:
+    """Records whose images are their features."""
+
+    def __init__(self, records):
+        self.records = records
+        self.labels = np.array([CLASSES.index(x) if x else -1 for x in records.label])
+
+
+def make_records(n, seed, labelled=True):
+    rng = np.random.default_rng(seed)
+    return Records.create(
+        [f"{seed}/{i}.png" for i in range(n)],
+        source="s",
+        label=[CLASSES[k] if labelled else "" for k in rng.integers(0, 3, n)],
+        age_months=rng.uniform(0, 40, n),
+    )
+
+
+@pytest.fixture
+def fit(monkeypatch):
+    """`fit` with a model that is too sure, and ages wrong by up to 5 months."""
+
+    def map_batches(function, source, **options):
+        n = len(source.labels)
+        rng = np.random.default_rng(n)
+        logits = rng.normal(size=(n, 3)) + 2 * np.eye(3)[np.maximum(source.labels, 0)]
+        p = np.exp(4 * logits)
+        months = source.records.age_months + rng.uniform(-5, 5, n)
+        yield (
+            {
+                "probabilities": (p / p.sum(1, keepdims=True)).astype(np.float32),
+                "age": ((months - 20) / 10).astype(np.float32),
+                "features": rng.normal(size=(n, 6)).astype(np.float32),
+            },
+            np.arange(n),
+        )
+
+    monkeypatch.setattr(module, "map_batches", map_batches)
+    monkeypatch.setattr(module, "predict_function", lambda spec: lambda v, x, c: None)
+
+    def run(validation, training=None, **options):
+        training = make_records(400, 1) if training is None else training
+        return module.fit(SPEC, None, Source, training, validation, **options)
+
+    return run
+
+
+def test_a_sure_model_is_cooled_and_sets_cover(fit):
+    trust = fit(make_records(600, 2), coverage=0.8)
+    assert trust.skipped == ""
+    assert 2 < trust.temperature < 8
+    assert 3.5 < trust.age_half_width_months < 4.5
+    assert trust.age_range_months[0] < 2
+    assert set(trust.thresholds) == set(CLASSES)
+    test = make_records(700, 3)
+    ((found, _),) = module.map_batches(None, Source(test))
+    predictions = Predictions(
+        CLASSES,
+        found["probabilities"],
+        Source(test).labels,
+        test.age_months,
+        SPEC.age_in_months(found["age"]),
+        test.patient,
+    )
+    scored = trust.score(predictions)
+    json.dumps(scored, allow_nan=False)
+    before, after = (
+        scored["calibration"][when]["expected_calibration_error"] for when in ("before", "after")
+    )
+    assert after < before / 2
+    assert abs(scored["sets"]["all"]["coverage"]["value"] - 0.8) < 0.06
+    assert abs(scored["age"]["all"]["value"] - 0.8) < 0.06
+
+
+def test_far_features_are_unlike_the_training_images(fit):
+    trust = fit(make_records(300, 2))
+    features = np.zeros((2, 6), np.float32)
+    features[1] = 30
+    judged = trust.judge(np.full((2, 3), 1 / 3), np.zeros(2), features)
+    assert judged.unlike_training.tolist() == [False, True]
+    assert judged.in_set.any(1).all()
+
+
+def test_too_few_validation_images_are_a_reason(fit, caplog):
+    trust = fit(make_records(49, 2))
+    assert (trust.temperature, trust.sets, trust.detector) == (None, None, None)
+    assert "49 validation images have a known condition, fewer than 50" in trust.skipped
+    assert "skipped" in caplog.text
+    judged = trust.judge(np.full((2, 3), 0.3), np.zeros(2), np.zeros((2, 6)))
+    assert judged.in_set is None
+    assert not judged.unlike_training.any()
+    assert np.isnan(judged.age_low_months).all()
+    unlabelled = fit(make_records(80, 2, labelled=False))
+    assert unlabelled.temperature is None
+    assert unlabelled.detector is not None
+
+
+def test_it_reads_back_what_it_wrote(fit, tmp_path):
+    assert Trust.read(str(tmp_path)) is None
+    trust = dataclasses.replace(fit(make_records(300, 2)), test={"x": 1})
+    trust.write(str(tmp_path))
+    found = Trust.read(str(tmp_path))
+    for field in dataclasses.fields(Trust):
+        if field.name != "detector":
+            assert getattr(found, field.name) == getattr(trust, field.name), field.name
+    np.testing.assert_array_equal(found.detector.whitening, trust.detector.whitening)
+    assert found.distance_threshold == trust.distance_threshold
+    (tmp_path / "trust.json").write_text("{}")
+    with pytest.raises(UserError, match=r"trust\.json is damaged.*delete it"):
+        Trust.read(str(tmp_path))
+
+
+def test_a_run_whose_images_are_gone_is_used_without(tmp_path, caplog):
+    trust = module.for_workdir(str(tmp_path), SPEC, None)
+    assert trust == Trust(skipped=trust.skipped)
+    assert "calibration and outlier detection are skipped" in caplog.text
