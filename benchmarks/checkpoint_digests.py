@@ -1,6 +1,6 @@
 """Time of comparing a checkpoint with its digests, beside the time of restoring it.
 
-    python benchmarks/checkpoint_digests.py
+    python -m benchmarks.checkpoint_digests
 
 ResNet-50 with the state of AdamW, random values, files in the page cache. The CPU time tells more
 than the clock on a machine that has other work.
@@ -8,12 +8,9 @@ than the clock on a machine that has other work.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 import jax
 import jax.numpy as jnp

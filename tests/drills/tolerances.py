@@ -87,10 +87,11 @@ def table(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--output", default="", help="JSON file for the results")
+    parser.add_argument("stages", nargs="*", default=["pretrain", "finetune"])
     options = parser.parse_args()
     harness.load()
     with tempfile.TemporaryDirectory() as place:
-        found = table(Path(place))
+        found = table(Path(place), stages=options.stages)
     for what, value in found.items():
         print(f"{what:50s} {value:.1e}" if value else f"{what:50s} equal bit for bit")
     if options.output:
