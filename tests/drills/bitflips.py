@@ -1,10 +1,11 @@
 """Random damage to every kind of file: noticed in one line or harmless, never silently different.
 
-    python tests/drills/bitflips.py --count 200
+    python tests/drills/bitflips.py --count 1000              # what reads the files
+    python tests/drills/bitflips.py --count 40 --commands     # whole commands, half a minute each
 
-One file of a finished run, of an unfinished run, of a stage one or of a cache is changed at a time:
-a bit is flipped, the file is cut short, or it is deleted. Then the command runs that would read it
-next. Its outcome is one of
+One file of a finished run, of an unfinished run or of a cache is changed at a time: a bit is
+flipped, the file is cut short, or it is deleted. Then everything that reads such files reads them,
+or the command runs that would read them next. The outcome is one of
 
 - noticed: an error of one line, exit code 2;
 - same: the results are those of the undamaged files, with or without a warning;
@@ -159,30 +160,167 @@ def scenes(place: Path) -> list[Scene]:
     return found
 
 
+def readings(folder: Path) -> dict[str, Any]:
+    """Everything that commands read from a run, by what reads it."""
+    import jax
+
+    from data_pipeline import files
+    from data_pipeline.splits import read_split
+    from infantxray.evaluation.predictions import read_predictions
+    from infantxray.runs import workdir
+    from infantxray.runs.model_spec import ModelSpec
+    from infantxray.stage_two import inference
+    from infantxray.training import checkpoints, writers
+
+    run = str(folder)
+    found: dict[str, Any] = {"settings": workdir.read_config(run)}
+    spec = ModelSpec.read(run)
+    found["model"] = repr(spec)
+    split = read_split(folder / "split.csv")
+    found["split"] = [
+        str(getattr(part, name).tolist())
+        for part in (split.train, split.validation, split.test)
+        for name in ("image_path", "patient_id", "label", "age_months", "split")
+    ]
+    found["progress"] = checkpoints.read_progress(run)
+    found["best"] = checkpoints.best_step(run)
+    abstract = jax.eval_shape(
+        lambda: inference.init_variables(inference.build_model(spec), 32, jax.random.key(0))
+    )
+    for step in checkpoints.checkpoint_steps(run):
+        restored, _ = checkpoints.restore_variables(run, step, abstract)
+        leaves = jax.tree_util.tree_flatten_with_path(restored)[0]
+        found[f"step {step}"] = [(str(name), leaf.tobytes()) for name, leaf in leaves]
+    found["history"] = writers.read_history(str(folder / "history.jsonl"))
+    writers.purge_events(run, 10_000)
+    found["events"] = sorted(harness._events(folder))
+    if (folder / "metrics.json").exists():
+        files.verify_checksums(folder)
+        found["metrics"] = files.read_json(folder / "metrics.json")
+        predictions, paths = read_predictions(folder / "predictions.csv")
+        found["predictions"] = (paths, predictions.probabilities.tobytes())
+    return found
+
+
+def cached(folder: Path) -> dict[str, Any]:
+    """The images of a cache, or of their files where it has them no longer."""
+    from data_pipeline.cache import find_cache
+    from data_pipeline.decode import Preprocessing, load_image
+
+    cache = find_cache(folder, Preprocessing(32))
+    values = {}
+    for path in sorted((folder.parent / "images").iterdir())[:60]:
+        image = None if cache is None else cache.get(str(path))
+        image = load_image(str(path), Preprocessing(32)) if image is None else image
+        values[str(path)] = image.tobytes()
+    return values
+
+
+def damage_readers(place: Path, count: int, seed: int) -> list[tuple[str, str, str]]:
+    """Damages files and reads them, in one process; call it through `call`.
+
+    Returns:
+      For each trial the kind of file, the outcome, and details.
+    """
+    import logging
+
+    from data_pipeline.errors import UserError
+    from infantxray.runs import accidents
+
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    for name in ("data_pipeline", "infantxray"):
+        logging.getLogger(name).addHandler(Listener())
+        logging.getLogger(name).propagate = False
+    rng = random.Random(seed)
+    scenes = [("finished run", place / "finetune", readings),
+              ("unfinished run", place / "unfinished", readings),
+              ("cache", place / "cache", cached)]  # fmt: skip
+    found = []
+    expected = {}
+    for name, root, read in scenes:
+        shutil.copytree(root, root.with_name(root.name + "-saved"))
+        expected[name] = read(root)
+    for trial in range(count):
+        name, root, read = scenes[trial % 3]
+        shutil.rmtree(root)
+        shutil.copytree(root.with_name(root.name + "-saved"), root)
+        kinds: dict[str, list[Path]] = collections.defaultdict(list)
+        for path in sorted(root.rglob("*")):
+            if path.is_file() and path.name not in _IGNORED:
+                kinds[kind(path, root)].append(path)
+        chosen = rng.choice(sorted(kinds))  # Every kind of file equally often.
+        path = rng.choice(kinds[chosen])
+        how = damage(path, rng)
+        said.clear()
+        try:
+            values = read(root)
+        except UserError as error:
+            outcome, details = "noticed", str(error)
+        except Exception as error:
+            ordinary = accidents._os_error(error) is not None
+            outcome, details = "noticed" if ordinary else "TRACEBACK", repr(error)
+        else:
+            keys = harness.differences(expected[name], values)
+            warned = any(path.name in message for message in said)
+            outcome = "same" if not keys else "warned" if warned else "SILENT"
+            details = f"{keys[:4]}; {said[:1]}" if keys else ""
+        found.append((f"{name}: {chosen}", outcome, f"{how}: {details}"[:400]))
+    return found
+
+
+def for_readers(place: Path) -> None:
+    """A finished and an unfinished run, and a cache."""
+    task, *flags = FINETUNE
+    harness.finish(task, *flags, workdir=place / "finetune")
+    command = harness.Command(task, *flags, workdir=place / "unfinished")
+    while not (place / "unfinished/checkpoints/8").exists() and command.poll() is None:
+        pass
+    command.send(9)
+    command.poll(block=True)
+    harness.call(harness.write_images, place / "images")
+    harness.finish("prepare", f"--config.data.train=folder:{place / 'images'}",
+                   "--config.data.image_size=32", "--config.images_per_shard=40",
+                   workdir=place / "cache")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--count", type=int, default=5)
+    parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="", help="JSON file for the results")
+    parser.add_argument("--commands", action="store_true", help="run whole commands")
     options = parser.parse_args()
     harness.load()
-    rng = random.Random(options.seed)
     table: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    bad = []
+    trials = []
     with tempfile.TemporaryDirectory() as temporary:
-        stages = scenes(Path(temporary))
-        for i in range(options.count):
-            scene = stages[i % len(stages)]
-            by_kind: dict[str, list[Path]] = collections.defaultdict(list)
-            for path in scene.files:
-                by_kind[kind(path, scene.root)].append(path)
-            # Every kind of file equally often.
-            name = rng.choice(sorted(by_kind))
-            outcome, details = scene(rng.choice(by_kind[name]), rng)
-            table[f"{scene.name}: {name}"][outcome] += 1
-            print(f"{i + 1:4d} {outcome:9s} {scene.name}: {name}: {details}", flush=True)
-            if outcome in _BAD:
-                bad.append(f"{scene.name}: {name}: {outcome}: {details}")
+        place = Path(temporary)
+        if options.commands:
+            rng = random.Random(options.seed)
+            stages = scenes(place)
+            for i in range(options.count):
+                scene = stages[i % len(stages)]
+                by_kind: dict[str, list[Path]] = collections.defaultdict(list)
+                for path in scene.files:
+                    by_kind[kind(path, scene.root)].append(path)
+                name = rng.choice(sorted(by_kind))  # Every kind of file equally often.
+                outcome, details = scene(rng.choice(by_kind[name]), rng)
+                trials.append((f"{scene.name}: {name}", outcome, details))
+                print(f"{i + 1:4d} {outcome:9s} {scene.name}: {name}: {details}", flush=True)
+        else:
+            for_readers(place)
+            trials = harness.call(damage_readers, place, options.count, options.seed)
+    for name, outcome, _ in trials:
+        table[name][outcome] += 1
+    bad = [trial for trial in trials if trial[1] in _BAD]
+    for name in sorted(table):
+        print(f"{name}: {', '.join(f'{n} {what}' for what, n in sorted(table[name].items()))}")
+    print(*bad, sep="\n")
     results = {"count": options.count, "table": table, "bad": bad}
     totals: collections.Counter[str] = collections.Counter()
     for counter in table.values():
