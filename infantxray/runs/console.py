@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
 
 from absl import logging as absl_logging
 from tqdm import tqdm
@@ -23,7 +22,7 @@ def setup() -> None:
     for name in ("absl", "asyncio"):  # An error that they log with its traceback is raised as well.
         for target in (logging.getLogger(name), *logging.getLogger(name).handlers):
             target.addFilter(lambda record: not record.exc_info)
-    sys.excepthook = _print_unhandled
+    sys.unraisablehook = _print_unraisable
     handler = _AboveTheBar()
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("infantxray", "data_pipeline"):
@@ -33,7 +32,7 @@ def setup() -> None:
         logger.propagate = False
 
 
-def _print_unhandled(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Prints an error, but for those of saving threads after the error that the command reports."""
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+def _print_unraisable(found: sys.UnraisableHookArgs) -> None:
+    """Prints an error of a thread, but for those of saving threads after a failed save."""
+    if str(found.exc_value) != "Event loop is closed":  # The command reports why.
+        sys.__unraisablehook__(found)

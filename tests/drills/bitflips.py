@@ -54,6 +54,7 @@ def damage(path: Path, rng: random.Random) -> str:
 def kind(path: Path, root: Path) -> str:
     """The name of a file, with what differs between runs replaced."""
     text = path.relative_to(root).as_posix()
+    text = re.sub(r"^(figures|tables)/.*", r"\1/*", text)
     text = re.sub(r"/[0-9a-f]{32}$", "/*", text)
     text = re.sub(r"checkpoints/\d+/", "checkpoints/N/", text)
     text = re.sub(r"shard-[0-9a-f]+", "shard-*", text)
@@ -187,14 +188,15 @@ def readings(folder: Path) -> dict[str, Any]:
     abstract = jax.eval_shape(
         lambda: inference.init_variables(inference.build_model(spec), 32, jax.random.key(0))
     )
-    for step in checkpoints.checkpoint_steps(run):
+    # A run that is killed while it removes an older checkpoint leaves a part of that.
+    for step in {found["best"], checkpoints.checkpoint_steps(run)[-1]}:
         restored, _ = checkpoints.restore_variables(run, step, abstract)
         leaves = jax.tree_util.tree_flatten_with_path(restored)[0]
         found[f"step {step}"] = [(str(name), leaf.tobytes()) for name, leaf in leaves]
     found["history"] = writers.read_history(str(folder / "history.jsonl"))
     writers.purge_events(run, 10_000)
     found["events"] = sorted(harness._events(folder))
-    if (folder / "metrics.json").exists():
+    if (folder / files.CHECKSUMS).exists() or (folder / "metrics.json").exists():
         files.verify_checksums(folder)
         found["metrics"] = files.read_json(folder / "metrics.json")
         predictions, paths = read_predictions(folder / "predictions.csv")
