@@ -44,7 +44,8 @@ def run(config, folder: str) -> None:
     transfer.check_stage_one(config.pretrained, config.encoder, data.preprocessing)
     workdir.prepare(folder, settings.to_dict(config))
     if config.resume == "last_good":
-        self_training.set_aside_damaged(folder)
+        with processes.main_first():
+            self_training.set_aside_damaged(folder)
     report = os.path.join(folder, "report.html")
     if checkpoints.is_finished(folder) and os.path.exists(report):
         _log.info("%s is finished: see %s", folder, report)

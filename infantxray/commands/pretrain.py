@@ -30,7 +30,8 @@ def run(config, folder: str) -> None:
     runtime.setup()
     workdir.prepare(folder, settings.to_dict(config))
     if config.resume == "last_good":
-        checkpoints.set_aside_damaged(folder)
+        with processes.main_first():
+            checkpoints.set_aside_damaged(folder)
     if checkpoints.is_finished(folder):
         _log.info("%s is finished: nothing to do", folder)
         return
