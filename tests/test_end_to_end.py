@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
+from small_encoder import small_encoder
 
 from configs import evaluate as evaluate_config
 from configs import finetune as finetune_config
@@ -27,11 +28,11 @@ from data_pipeline.splits import read_split
 from infantxray.commands import evaluate, finetune, predict, pretrain, probe
 from infantxray.models import ENCODERS
 from infantxray.models.diagnosis import DiagnosisModel
-from infantxray.models.encoders import resnet, vgg
+from infantxray.models.encoders import vgg
 from infantxray.runs import settings
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import inference, transfer
-from infantxray.training import augment, checkpoints, loop, sharding
+from infantxray.training import augment, checkpoints, loop
 from infantxray.training.writers import read_history
 
 # All in one process, so that the two runs which most tests look at are made once.
@@ -43,17 +44,7 @@ ENCODER = "small"
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_encoder():
-    """A ResNet of one narrow block a stage, known by name: it compiles in seconds."""
-    stages = tuple(
-        resnet.Stage(f"conv{n}", 1, 8, strides)
-        for n, strides in zip(range(2, 6), (1, 2, 2, 2), strict=True)
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENCODERS, ENCODER, functools.partial(resnet.ResNet, stages=stages))
-        # Two processors cannot run two test processes of four devices each without waiting most of
-        # the time. That devices agree is tested where steps are.
-        one = jax.devices()[:1]
-        patch.setattr(sharding.jax, "devices", lambda: one)
+    with small_encoder():
         yield
 
 

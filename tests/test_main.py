@@ -4,9 +4,11 @@ import concurrent.futures
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PRETRAIN = "--config=configs/pretrain.py"
 FINETUNE = "--config=configs/finetune.py"

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from soak import LIMITS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 DRILLS = Path(__file__).parent
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
-from conftest import SIZE, make_member
+from members import SIZE, make_member
 from PIL import Image
 
 import infantxray

@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from conftest import CLASSES, SIZE, make_member
+from members import CLASSES, SIZE, make_member
 from PIL import Image
 
 from configs import predict as predict_config

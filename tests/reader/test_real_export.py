@@ -1,11 +1,9 @@
 """The page with what the export command writes: its answers are those of Python."""
 
-import functools
-
-import jax
 import numpy as np
 import pytest
 from PIL import Image
+from small_encoder import small_encoder
 
 import infantxray
 from configs import export as export_config
@@ -14,9 +12,6 @@ from data_pipeline.phantom import render
 from data_pipeline.phantom.export import file_name, write_image
 from infantxray.commands import export, finetune
 from infantxray.export_assets import BUILD_COMMAND, reader_assets
-from infantxray.models import ENCODERS, torch_weights
-from infantxray.models.encoders import resnet
-from infantxray.training import sharding
 
 pytestmark = pytest.mark.xdist_group("reader")
 
@@ -30,16 +25,8 @@ def runs(tmp_path_factory):
     pytest.importorskip("playwright.sync_api")
     if reader_assets() is None:
         pytest.skip(f"the page is not built: {BUILD_COMMAND}")
-    stages = tuple(
-        resnet.Stage(f"conv{n}", 1, 8, strides)
-        for n, strides in zip(range(2, 6), (1, 2, 2, 2), strict=True)
-    )
     folder = tmp_path_factory.mktemp("real")
-    one = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENCODERS, "small", functools.partial(resnet.ResNet, stages=stages))
-        patch.setitem(torch_weights.RULES, "small", torch_weights.RULES["resnet50"])
-        patch.setattr(sharding.jax, "devices", lambda: one)
+    with small_encoder():
         config = finetune_config.get_config()
         config.encoder, config.batch_size, config.train_steps = "small", 16, 20
         config.data.train = "phantom:infant:films=300"

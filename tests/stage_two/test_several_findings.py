@@ -1,7 +1,6 @@
 """Several findings an image, from the phantom to the report, the probes and `predict`."""
 
 import csv
-import functools
 import json
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
+from small_encoder import small_encoder
 
 import infantxray
 from configs import evaluate as evaluate_config
@@ -22,26 +22,16 @@ from data_pipeline.manifest import Records, write_manifest
 from data_pipeline.phantom import open_phantom
 from infantxray.commands import evaluate, finetune, label_efficiency, predict, probe
 from infantxray.evaluation.predictions import NO_FINDING, read_predictions
-from infantxray.models import ENCODERS
-from infantxray.models.encoders import resnet
 from infantxray.runs import settings
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import loss
-from infantxray.training import sharding
 
 PHANTOM = "phantom:infant:findings=2:films=110:severity=obvious"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_encoder():
-    stages = tuple(
-        resnet.Stage(f"conv{n}", 1, 8, strides)
-        for n, strides in zip(range(2, 6), (1, 2, 2, 2), strict=True)
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENCODERS, "small", functools.partial(resnet.ResNet, stages=stages))
-        one = jax.devices()[:1]
-        patch.setattr(sharding.jax, "devices", lambda: one)
+    with small_encoder():
         yield
 
 

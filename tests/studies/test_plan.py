@@ -339,8 +339,13 @@ def test_sizes_are_those_of_the_stages():
         config = study_config.get_config(size)
         for task in ("pretrain", "finetune"):
             whole = importlib.import_module(f"configs.{task}").get_config(size)
-            assert set(config[task]) | {"task", "encoder", "seed", "dtype", "data"} >= set(
-                whole
-            ) - {"pretrained"}
+            assert set(config[task]) | {
+                "task",
+                "encoder",
+                "seed",
+                "dtype",
+                "data",
+                "labels",
+            } >= set(whole) - {"pretrained"}
             if size == "paper":
                 assert config[task].batch_size == whole.batch_size
