@@ -84,6 +84,13 @@ class Hook(Protocol):
     def __call__(self, moment: Moment) -> Scalars: ...
 
 
+@dataclasses.dataclass
+class Pause:
+    """Whether a block of `Clock.paused` was a pause."""
+
+    counts: bool = False
+
+
 class Clock:
     """Measures images per second of training alone, without evaluation and checkpoints."""
 
@@ -105,10 +112,15 @@ class Clock:
         return rate
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        before = time.perf_counter()
-        yield
-        self._started += time.perf_counter() - before
+    def paused(self) -> Iterator[Pause]:
+        """Leaves out what happens in the block, if `counts` of its `Pause` is set to true.
+
+        A hook without work must not count: on a CPU the devices compute while it is called.
+        """
+        before, pause = time.perf_counter(), Pause()
+        yield pause
+        if pause.counts:
+            self._started += time.perf_counter() - before
 
 
 class MetricsLog:

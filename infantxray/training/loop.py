@@ -178,17 +178,20 @@ def fit(
             clock.step()
             moment = Moment(step, state, progress, log.writer, step == settings.total_steps)
             log(step, metrics_log(moment))
-            with clock.paused():
-                for hook in (*hooks, validation):
-                    log(step, hook(moment))
+            for hook in (*hooks, validation):
+                with clock.paused() as pause:
+                    scalars = hook(moment)
+                    pause.counts = bool(scalars)
+                    log(step, scalars)
             # Read once: a signal may come at any moment. Steps are checked before they are saved.
             stopping = stop.requested
             if processes.count() > 1:  # They agree where they wait for the devices anyway.
                 stopping = settings.logs(moment) and processes.any_of(stopping)
             moment = dataclasses.replace(moment, stopping=stopping)
             log(step, metrics_log(moment))
-            with clock.paused():
+            with clock.paused() as pause:
                 saving(moment)
+                pause.counts = settings.saves(moment)
             if moment.stopping and not progress.finished:
                 raise Interrupted(
                     f"stopped at step {step} of {settings.total_steps} and saved; run the same "

@@ -29,6 +29,7 @@ def config(**changes):
     values.data.train = "phantom:infant:films=60"
     values.data.image_size = 32
     values.bootstrap_samples = 0
+    values.coverage = 0.0  # Needs the predictions of the evaluation, which is left out here.
     values.update(changes)
     return values
 

@@ -359,7 +359,7 @@ class TestFit:
 
     def test_the_last_step_is_saved_also_where_nothing_could_be_evaluated(self, tmp_path):
         fit(tmp_path, make_task(evaluate=lambda variables: {}))
-        assert checkpoints.checkpoint_steps(str(tmp_path)) == [10]
+        assert checkpoints.checkpoint_steps(str(tmp_path)) == [9, 10]
         assert checkpoints.is_finished(str(tmp_path))
 
     def test_a_finished_run_is_not_trained_again(self, tmp_path):
@@ -410,7 +410,9 @@ class TestFit:
         assert progress.best_step == 2 * best
         assert progress.best == values[best - 1]
         assert checkpoints.best_step(str(tmp_path)) == 2 * best
-        assert checkpoints.checkpoint_steps(str(tmp_path)) == sorted({2 * best, 10})
+        assert checkpoints.checkpoint_steps(str(tmp_path)) == sorted(
+            {2 * best, 10} if best < 5 else {9, 10}
+        )  # Where the latest is the best, the one before is kept too.
 
     def test_without_a_metric_to_choose_by_the_latest_counts_as_the_best(self, tmp_path):
         loop_settings = settings(
@@ -419,7 +421,7 @@ class TestFit:
         task = make_task(evaluate=scripted((0.1, 0.2, 0.3, 0.4, 0.5)))
         _, progress = fit(tmp_path, task, loop_settings=loop_settings)
         assert (progress.best, progress.finished) == (None, True)
-        assert checkpoints.checkpoint_steps(str(tmp_path)) == [10]
+        assert checkpoints.checkpoint_steps(str(tmp_path)) == [9, 10]
         assert checkpoints.best_step(str(tmp_path)) == 10
 
     def test_the_best_survives_a_resumption(self, tmp_path):
@@ -448,7 +450,7 @@ class TestFit:
         _, progress = fit(tmp_path, make_task(evaluate=scripted([0.3, 0.1, 0.0])), **options)
         # Best at 4; 6, 8 and 10 are no better. Of equals the last is kept.
         assert (progress.finished, progress.best_step) == (True, 10)
-        assert checkpoints.checkpoint_steps(str(tmp_path)) == [10]
+        assert checkpoints.checkpoint_steps(str(tmp_path)) == [9, 10]
 
     def test_a_loss_that_is_not_finite_names_the_steps_and_keeps_a_good_checkpoint(self, tmp_path):
         def poison(index, batch):
