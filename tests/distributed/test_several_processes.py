@@ -91,7 +91,7 @@ def history(folder):
         (row["step"], name): value
         for row in rows
         for name, value in row.items()
-        if "per_second" not in name and "gradient_norm" not in name
+        if "per_second" not in name and name not in ("train/gradient_norm", "checksum")
     }
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from members import SIZE, make_member
 from PIL import Image
+from small_encoder import small_encoder
 
 import infantxray
 from configs import export as export_config
@@ -28,13 +29,20 @@ pytestmark = pytest.mark.xdist_group("export")
 
 
 @pytest.fixture(scope="module")
-def exported(finetuned, tmp_path_factory):
+def _exported(_finetuned, tmp_path_factory):
     pytest.importorskip("jax2onnx")
     folder = tmp_path_factory.mktemp("export")
     config = export_config.get_config()
-    config.checkpoint, config.licence = str(finetuned), "apache-2.0"
-    export.run(config, str(folder))
+    config.checkpoint, config.licence = str(_finetuned), "apache-2.0"
+    with small_encoder():
+        export.run(config, str(folder))
     return folder
+
+
+@pytest.fixture
+def exported(small, _exported):
+    """The folder, while the encoder is known."""
+    return _exported
 
 
 def images(n, seed=1):
