@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +42,10 @@ MIN_VALIDATION = 50
 _MOST_IMAGES = 2000  # Training images whose features are described.
 _MOST_NEIGHBOURS = 500
 _DISTANCE = "mahalanobis"  # One linear map, so that an exported model needs no training images.
+
+# What reading a damaged archive raises.
+_DAMAGE = (KeyError, TypeError, ValueError, EOFError, NotImplementedError, RuntimeError,
+           zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -166,7 +172,7 @@ class Trust:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["detector"] = self.detector is not None
         values["sets"] = None if self.sets is None else dataclasses.asdict(self.sets)
-        write_json(os.path.join(folder, FILE), values)
+        write_json(os.path.join(folder, FILE), values, checksum=True)
 
     @classmethod
     def read(cls, folder: str) -> Trust | None:
@@ -190,7 +196,7 @@ class Trust:
                 with np.load(os.path.join(folder, ARRAYS)) as arrays:
                     values["detector"] = OutlierDetector.from_arrays(dict(arrays))
             return cls(**values)
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (*_DAMAGE, OSError) as error:
             raise UserError(
                 f"{os.path.join(folder, FILE)} is damaged ({error}); delete it, and it is "
                 "fitted again"

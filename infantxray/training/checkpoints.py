@@ -57,7 +57,8 @@ class _TemporaryFolder(atomicity.AtomicRenameTemporaryPath):
     """The folder of an unfinished checkpoint; its digests are written before it is renamed."""
 
     async def finalize(self) -> None:
-        write_digests(Path(self.get()))
+        if (Path(self.get()) / "state").is_dir():  # Not one of its items.
+            write_digests(Path(self.get()))
         await super().finalize()
 
 

@@ -157,7 +157,7 @@ class ScalarLog:
         # A run that starts afresh logs step 0 again.
         last = step or -1
         self._path = os.path.join(folder, "history.jsonl")
-        kept = [row for row in read_history(self._path) if row["step"] <= last]
+        kept = [row for row in read_history(self._path) if row["step"] <= last] if step else []
         with files.replaced(self._path) as file:
             file.writelines(_history_line(row) for row in kept)
         purge_events(folder, last)
@@ -200,6 +200,8 @@ def purge_events(folder: str, step: int) -> None:
         for path in paths:
             os.remove(path)
         return
+    if not paths:
+        _log.warning("%s: the events.out.tfevents files of the earlier steps are missing", folder)
     for path in paths:
         kept, dropped, damaged = _read_events(path, step)
         if damaged:
@@ -241,6 +243,7 @@ def read_history(path: str) -> list[dict[str, float]]:
       lines, such as a torn last one, are skipped.
     """
     if not os.path.exists(path):
+        _log.warning("%s is missing: earlier steps have no learning curves", path)
         return []
     rows = []
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -249,7 +252,10 @@ def read_history(path: str) -> list[dict[str, float]]:
                 row = files.without_checksum(json.loads(line))
             except (AttributeError, ValueError):
                 row = None
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
+            numbers = isinstance(row, dict) and all(
+                value is None or isinstance(value, int | float) for value in row.values()
+            )
+            if numbers and isinstance(row.get("step"), int):
                 rows.append(row)
             else:
                 _log.warning("%s: skipped a damaged line", path)

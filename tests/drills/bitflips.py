@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
+import pickle
 import random
 import re
 import shutil
@@ -170,7 +172,7 @@ def readings(folder: Path) -> dict[str, Any]:
     from infantxray.evaluation.predictions import read_predictions
     from infantxray.runs import workdir
     from infantxray.runs.model_spec import ModelSpec
-    from infantxray.stage_two import inference
+    from infantxray.stage_two import inference, trust
     from infantxray.training import checkpoints, writers
 
     run = str(folder)
@@ -193,6 +195,8 @@ def readings(folder: Path) -> dict[str, Any]:
         restored, _ = checkpoints.restore_variables(run, step, abstract)
         leaves = jax.tree_util.tree_flatten_with_path(restored)[0]
         found[f"step {step}"] = [(str(name), leaf.tobytes()) for name, leaf in leaves]
+    judge = trust.Trust.read(run)
+    found["trust"] = None if judge is None else pickle.dumps(dataclasses.asdict(judge))
     found["history"] = writers.read_history(str(folder / "history.jsonl"))
     writers.purge_events(run, 10_000)
     found["events"] = sorted(harness._events(folder))

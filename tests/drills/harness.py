@@ -264,9 +264,9 @@ def fingerprint(workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """Digest of a file, but for the time of writing that a page carries."""
+    """Digest of a file, but for the time of writing that a page and some tables carry."""
     content = path.read_bytes()
-    if path.suffix == ".html":
+    if path.suffix in (".html", ".csv", ".md", ".tex"):
         content = re.sub(rb"\d{4}-\d\d-\d\d \d\d:\d\d UTC", b"", content)
     return hashlib.sha256(content).hexdigest()[:16]
 
