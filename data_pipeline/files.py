@@ -125,6 +125,11 @@ def write_checksums(
         file.writelines(lines)
 
 
+def remove_checksums(folder: str | os.PathLike[str]) -> None:
+    """Removes `SHA256SUMS`, before the files that it lists are written again."""
+    Path(folder, CHECKSUMS).unlink(missing_ok=True)
+
+
 def verify_checksums(
     folder: str | os.PathLike[str], names: Iterable[str | os.PathLike[str]] | None = None
 ) -> None:
@@ -141,7 +146,7 @@ def verify_checksums(
     wanted = None if names is None else {Path(name).as_posix() for name in names}
     try:
         text = (root / CHECKSUMS).read_text(encoding="utf-8", errors="surrogateescape")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     for line in text.splitlines():
         expected, separator, name = line.partition("  ")

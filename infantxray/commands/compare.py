@@ -6,9 +6,8 @@ import logging
 import os
 
 from data_pipeline.errors import UserError
-from infantxray.evaluation import operating_points
 from infantxray.reports import comparison
-from infantxray.reports.run_report import POINTS
+from infantxray.reports.run_report import read_points
 from infantxray.runs import settings, workdir
 from infantxray.runs.model_spec import ModelSpec
 
@@ -27,12 +26,9 @@ def run(config, folder: str) -> None:
     }
     workdir.prepare(folder, settings.to_dict(config))
     first = next(iter(runs.values()))
-    points = os.path.join(first, POINTS)
     thresholds: dict[str, float] = {}
-    if os.path.exists(points):
-        with open(points, encoding="utf-8") as file:
-            for point in operating_points.from_json(file.read()):
-                thresholds.setdefault(point.finding, point.threshold)
+    for point in read_points(first):
+        thresholds.setdefault(point.finding, point.threshold)
     trained = workdir.read_config(first).get("checkpoint") or first
     comparison.write(
         folder,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.files import replaced
+from data_pipeline.files import replaced, verify_checksums
 
 THRESHOLD = 0.5  # Of a finding, where an image may have several.
 NO_FINDING = "no finding"
@@ -150,6 +150,7 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[Predictions, list[st
     Returns:
       The predictions, and the path of each image.
     """
+    verify_checksums(os.path.dirname(path), [os.path.basename(path)])
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         classes = tuple(name[2:] for name in reader.fieldnames or () if name.startswith("p_"))

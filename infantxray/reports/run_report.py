@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import logging
@@ -166,8 +165,7 @@ def evaluate(
     if found:
         summary["saliency"] = found
     summary = to_json(summary)
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(os.path.join(folder, files.CHECKSUMS))
+    files.remove_checksums(folder)
     write_json(os.path.join(folder, "metrics.json"), summary)
     write_json(os.path.join(folder, "curves.json"), to_json(curves))
     write_predictions(os.path.join(folder, "predictions.csv"), predictions, records)
@@ -194,7 +192,8 @@ def evaluate(
         patients=_patients(drawings, parts, summary),
         num_parameters=num_parameters,
     )
-    files.write_checksums(folder, ["metrics.json", "predictions.csv", "report.html"])
+    written = ["metrics.json", "predictions.csv", "report.html", *([POINTS] if points else [])]
+    files.write_checksums(folder, written)
     shown = [
         f"{NAMES[name]} {number(summary[name], name)}"
         for name in HEADLINES
@@ -268,11 +267,7 @@ def _operating_points(
     if not rules or not predictor.spec.classes:
         return []
     wanted = [str(rule) for rule in rules]
-    stored = os.path.join(checkpoint, POINTS)
-    points: list[OperatingPoint] = []
-    if os.path.exists(stored):
-        with open(stored, encoding="utf-8") as file:
-            points = [p for p in operating_points.from_json(file.read()) if p.rule in wanted]
+    points = [point for point in read_points(checkpoint) if point.rule in wanted]
     if not set(wanted) <= {point.rule for point in points} and validation is not None:
         _log.info("thresholds on %d validation images", len(validation))
         try:
@@ -284,9 +279,27 @@ def _operating_points(
     if not points:
         _log.warning("no operating points: no validation images of both outcomes")
         return []
+    files.remove_checksums(folder)
     with replaced(os.path.join(folder, POINTS)) as file:
         file.write(operating_points.to_json(points))
     return points
+
+
+def read_points(folder: str) -> list[OperatingPoint]:
+    """The operating points that an evaluation chose; none where it chose none.
+
+    Raises:
+      DataError: the file is damaged.
+    """
+    files.verify_checksums(folder, [POINTS])
+    path = os.path.join(folder, POINTS)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return list(operating_points.from_json(file.read()))
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error})") from None
 
 
 def _readable(pixels: Predictions) -> Predictions | None:

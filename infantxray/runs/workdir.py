@@ -179,6 +179,7 @@ def read_json(workdir: str, name: str) -> dict[str, Any]:
       UserError: it does not exist, is not a JSON object, or differs from its checksum.
     """
     path = os.path.join(os.path.expanduser(workdir), name)
+    files.verify_checksums(os.path.dirname(path), [name])
     try:
         return files.read_json(path)
     except FileNotFoundError:

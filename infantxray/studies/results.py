@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.files import verify_checksums
 from data_pipeline.loader import class_indices
 from data_pipeline.manifest import Records
 from data_pipeline.splits import Split, read_split
@@ -166,7 +165,6 @@ class _Reader:
         self.images = test
 
     def __call__(self, path: str) -> Predictions:
-        verify_checksums(os.path.dirname(path), [os.path.basename(path)])
         predictions, paths = read_predictions(path)
         if self._paths is None:
             self._paths = paths

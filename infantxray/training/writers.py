@@ -252,9 +252,8 @@ def read_history(path: str) -> list[dict[str, float]]:
                 row = files.without_checksum(json.loads(line))
             except (AttributeError, ValueError):
                 row = None
-            numbers = isinstance(row, dict) and all(
-                value is None or isinstance(value, int | float) for value in row.values()
-            )
+            row = row or {}
+            numbers = all(v is None or isinstance(v, int | float) for v in row.values())
             if numbers and isinstance(row.get("step"), int):
                 rows.append(row)
             else:

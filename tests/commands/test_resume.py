@@ -1,5 +1,6 @@
 """A damaged checkpoint stops the command that reads it; `config.resume=last_good` goes on."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,12 +8,16 @@ import numpy as np
 import pytest
 
 from configs import finetune as finetune_config
+from data_pipeline import files
 from data_pipeline.decode import Preprocessing
+from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
 from infantxray.commands import finetune
-from infantxray.evaluation.predictions import Predictions
+from infantxray.evaluation import operating_points
+from infantxray.evaluation.predictions import Predictions, read_predictions
 from infantxray.models import ENCODERS
 from infantxray.models.encoders import vgg
+from infantxray.reports.run_report import read_points
 from infantxray.runs import settings, workdir
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import inference
@@ -96,3 +101,24 @@ def test_predictions_that_cannot_be_stop_with_a_sentence(probability, months, me
     with pytest.raises(inference.ImplausiblePredictionError, match=message):
         inference.check_plausible(spec, predictions, records)
     inference.check_plausible(spec, predictions.take(np.array([0])), records)
+
+
+def test_thresholds_and_predictions_that_were_changed_are_errors(tmp_path):
+    assert read_points(str(tmp_path)) == []
+    point = operating_points.OperatingPoint("a", "youden", 0.25, 0.9, 0.8, 10, 20)
+    (tmp_path / "operating_points.json").write_text(operating_points.to_json([point]))
+    (tmp_path / "predictions.csv").write_text("image_path,label\n")
+    files.write_checksums(tmp_path, ["operating_points.json", "predictions.csv"])
+    assert read_points(str(tmp_path)) == [point]
+    (tmp_path / "operating_points.json").write_text(
+        operating_points.to_json([dataclasses.replace(point, threshold=0.26)])
+    )
+    (tmp_path / "predictions.csv").write_text("image_path,labal\n")
+    with pytest.raises(DataError, match=r"operating_points\.json was changed"):
+        read_points(str(tmp_path))
+    with pytest.raises(DataError, match=r"predictions\.csv was changed"):
+        read_predictions(tmp_path / "predictions.csv")
+    files.remove_checksums(tmp_path)
+    (tmp_path / "operating_points.json").write_text('[{"finding": ')
+    with pytest.raises(DataError, match=r"operating_points\.json is damaged"):
+        read_points(str(tmp_path))
