@@ -76,7 +76,8 @@ def cache_folder(directory: str | os.PathLike[str], preprocessing: Preprocessing
 def _read_description(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        np.dtype(found["dtype"])
+        if found["dtype"] not in ("uint8", "uint16"):
+            raise ValueError(found["dtype"])
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{path} is damaged; delete the folder {path.parent} and run configs/prepare.py again"

@@ -2,10 +2,11 @@
 
     python tests/drills/tolerances.py
 
-Each row trains 12 steps of one stage by SGD and compares all parameters with those of the first
-run of its dtype, on one device. The difference of an array is relative to its largest value. (Adam
-divides by the size of the gradient: where that is zero but for rounding, such as for a bias before
-BatchNorm, its steps are rounding alone.)
+Each row trains 12 steps of one stage and compares the parameters and the last validation loss with
+those of the first run of its dtype, on one device: the norm of the difference of all parameters, as
+a share of their norm, and the relative difference of the loss. SGD, since Adam divides by the size
+of the gradient: where that is zero but for rounding, such as for a bias before BatchNorm, Adam's
+steps are rounding alone.
 """
 
 from __future__ import annotations
@@ -20,20 +21,29 @@ from typing import Any
 import harness
 
 STEPS = 12
+Result = tuple[dict[str, Any], float]
 _SGD = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.01")
 
 
-def difference(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """Largest difference of any parameter, relative to the largest value of its array."""
+def difference(one: Result, other: Result) -> tuple[float, float]:
+    """Of all parameters, as a share of their norm, and of the last validation loss, as a share."""
     import numpy as np
 
-    worst = 0.0
-    for name, array in one.items():
-        if "params" in name:
-            a, b = array.astype(np.float64), other[name].astype(np.float64)
-            scale = max(float(np.abs(a).max()), 1e-3)  # Biases start at zero.
-            worst = max(worst, float(np.abs(a - b).max()) / scale)
-    return worst
+    (arrays, loss), (others, other_loss) = one, other
+    names = [name for name in arrays if "params" in name]
+    pairs = [(arrays[n].astype(np.float64), others[n].astype(np.float64)) for n in names]
+    norm = sum(float((a**2).sum()) for a, _ in pairs) ** 0.5
+    change = sum(float(((a - b) ** 2).sum()) for a, b in pairs) ** 0.5
+    return change / norm, abs(loss - other_loss) / abs(loss)
+
+
+def result(folder: Path, stage: str) -> Result:
+    """Arrays of the last checkpoint and the last validation loss; call it through `harness.call`."""
+    from infantxray.training.writers import read_history
+
+    name = "validation/l1" if stage == "pretrain" else "validation/loss"
+    rows = read_history(str(folder / "history.jsonl"))
+    return harness.arrays(folder, STEPS), [row[name] for row in rows if name in row][-1]
 
 
 def table(
@@ -43,7 +53,7 @@ def table(
     dtypes=("float32", "bfloat16"),
     devices=(2, 4, 8),
     parts=(2, 4),
-) -> dict[str, float]:
+) -> dict[str, tuple[float, float]]:
     """Differences by what was changed.
 
     Args:
@@ -53,7 +63,7 @@ def table(
       devices: numbers of devices.
       parts: values of `accumulate_steps`, with an encoder that has no BatchNorm.
     """
-    found: dict[str, float] = {}
+    found: dict[str, tuple[float, float]] = {}
     for stage in stages:
         flags = (harness.PRETRAIN if stage == "pretrain" else harness.FINETUNE)[1:]
         for dtype in dtypes:
@@ -68,7 +78,7 @@ def table(
                     command.send(signal.SIGKILL)
                     command.poll(block=True)
                 harness.finish(stage, *settings, workdir=folder, devices=count)
-                return harness.call(harness.arrays, folder, STEPS)
+                return harness.call(result, folder, stage)
 
             def note(what, one, other, stage=stage, dtype=dtype):
                 found[f"{stage}, {dtype}, {what}"] = difference(one, other)
@@ -95,8 +105,9 @@ def main() -> None:
     harness.load()
     with tempfile.TemporaryDirectory() as place:
         found = table(Path(place), stages=options.stages)
-    for what, value in found.items():
-        print(f"{what:50s} {value:.1e}" if value else f"{what:50s} equal bit for bit")
+    for what, (parameters, loss) in found.items():
+        equal = "equal bit for bit" if not parameters else f"{parameters:.1e}, loss {loss:.1e}"
+        print(f"{what:50s} {equal}")
     if options.output:
         harness.write_results(options.output, found)
 
