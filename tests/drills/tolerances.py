@@ -38,7 +38,7 @@ def difference(one: Result, other: Result) -> tuple[float, float]:
 
 
 def result(folder: Path, stage: str) -> Result:
-    """Arrays of the last checkpoint and the last validation loss; call it through `harness.call`."""
+    """Arrays of the last checkpoint, and the last validation loss; use `harness.call`."""
     from infantxray.training.writers import read_history
 
     name = "validation/l1" if stage == "pretrain" else "validation/loss"
