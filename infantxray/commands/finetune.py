@@ -25,6 +25,7 @@ from data_pipeline.splits import FEW_IMAGES, Split
 from infantxray.evaluation.metrics import headline
 from infantxray.evaluation.predictions import read_predictions
 from infantxray.evaluation.summary import calibration_of
+from infantxray.reports import columns
 from infantxray.reports.run_report import Review, evaluate
 from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec
@@ -54,6 +55,7 @@ def run(config, folder: str) -> None:
     notes: list[str] = []
     with processes.main_first():
         split = open_split(data, folder, notes)
+    columns.parse(config.subgroups, split.test)
     spec = _specify(config, data, split)
     spec.write(folder)
     names = finding_names(data, split, spec.classes)

@@ -37,7 +37,7 @@ from infantxray.evaluation.saliency import (
 )
 from infantxray.evaluation.summary import baseline, calibration_of, summarise, to_json
 from infantxray.features.baselines import RIDGE, baselines
-from infantxray.reports import checklist, demographics, plots, run_page, run_sections
+from infantxray.reports import checklist, columns, demographics, plots, run_page, run_sections
 from infantxray.reports.page import NAMES, Figure, number
 from infantxray.reports.tables import Table
 from infantxray.runs import workdir
@@ -59,7 +59,7 @@ class Review:
     Attributes:
       operating_points: rules of thresholds, such as `sensitivity:0.95,youden`; empty = none.
       prevalence: shares, separated by commas, at which predictive values are stated too.
-      subgroups: columns of `demographics.COLUMNS`, separated by commas; empty = none.
+      subgroups: columns of `reports.columns`, separated by commas; empty = none.
     """
 
     operating_points: str = "sensitivity:0.95,youden"
@@ -103,9 +103,14 @@ def evaluate(
 
     Returns:
       The contents of `metrics.json`; nothing on processes that do not write.
+
+    Raises:
+      UserError: the images lack a column of the subgroups, or `author.yaml` is not valid.
+      DataError: no test image can be read.
     """
     spec = predictor.spec
     checkpoint = os.path.expanduser(checkpoint)
+    columns.parse(review.subgroups, source.records)
     variables, step = restore(checkpoint, spec)
     _log.info("predicting %d test images", len(source))
     predictions, records = _predict(predictor, variables, source, "test")
@@ -129,9 +134,9 @@ def evaluate(
         summary["findings"], curves = diagnostics.findings(predictions, ridge, seed=seed)
         prevalences = operating_points.parse_prevalences(review.prevalence)
         summary["operating_points"] = diagnostics.at_points(predictions, points, prevalences)
-    columns = [name.strip() for name in review.subgroups.split(",") if name.strip()]
+    named = columns.parse(review.subgroups, records)
     summary["subgroups"] = diagnostics.by_subgroup(
-        predictions, demographics.groups(records, columns), points
+        predictions, columns.read(records, named), points
     )
     train = split.train
     train_label = class_indices(train.label, spec.classes)
@@ -139,6 +144,7 @@ def evaluate(
     external = not set(sources) & set(split.train.source.tolist())
     parts = {"train": split.train, "validation": split.validation, "test": source.records}
     parts = {("external test" if external and n == "test" else n): p for n, p in parts.items()}
+    headers = {name: columns.sampled_headers(part) for name, part in parts.items()}
     summary |= {
         "baseline": baseline(
             predictions,
@@ -150,6 +156,7 @@ def evaluate(
         "sources": sources,
         "external": external,
         "partitions": {name: len(part) for name, part in parts.items()},
+        "acquisition": columns.acquisition(headers.values()),
         "checkpoint_step": step,
         "n_unreadable": len(source) - len(records),
         "n_constant": len(source.bad_files.constant.intersection(records.image_path)),
@@ -189,7 +196,7 @@ def evaluate(
         summary=summary,
         figures=figures,
         drawn=run_sections.figures(drawings, predictions, curves),
-        patients=_patients(drawings, parts, summary),
+        patients=_patients(drawings, parts, headers, summary),
         num_parameters=num_parameters,
     )
     written = ["metrics.json", "predictions.csv", "report.html", *([POINTS] if points else [])]
@@ -314,7 +321,10 @@ def _readable(pixels: Predictions) -> Predictions | None:
 
 
 def _patients(
-    folder: str, parts: dict[str, Records], summary: dict[str, Any]
+    folder: str,
+    parts: dict[str, Records],
+    headers: dict[str, dict[str, np.ndarray]],
+    summary: dict[str, Any],
 ) -> list[Table | Figure]:
     """Table 1 and the flow of images, as a table and as a chart."""
     scored = {
@@ -326,7 +336,7 @@ def _patients(
     flow = demographics.flow_table(parts, left_out, scored, external=summary["external"])
     paths = plots.save(folder, "flow", functools.partial(demographics.flow_chart, flow))
     chart = Figure("", "Flow of images from the split to the scores.", *paths)
-    return [demographics.table_one(parts), flow, chart]
+    return [demographics.table_one(parts, headers), flow, chart]
 
 
 def _stage_one_panels(settings: dict[str, Any]) -> list[Figure]:
