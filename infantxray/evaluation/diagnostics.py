@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from infantxray.evaluation import curves, operating_points, roc, subgroups
+from infantxray.evaluation import curves, operating_points, recalibration, roc, subgroups
 from infantxray.evaluation.estimates import Metric, Scores, proportion
 from infantxray.evaluation.operating_points import OperatingPoint, Rule
 from infantxray.evaluation.predictions import Predictions
@@ -64,14 +64,14 @@ def findings(
             "average_precision": curves.average_precision(scores),
             "prevalence": proportion(scores.positive, scores.patient),
             "brier": curves.brier(scores),
-        } | {f"calibration_{n}": m for n, m in curves.recalibration(scores).items()}
+        } | {f"calibration_{n}": m for n, m in recalibration.recalibration(scores).items()}
         if floor is not None:
             found["roc_auc_over_pixels"] = roc.auc_difference(scores, floor)
         metrics[name] = {key: to_dict(metric) for key, metric in found.items()}
         metrics[name]["n_positive"] = int(scores.positive.sum())
         metrics[name]["brier_parts"] = curves.brier_decomposition(scores, 10)
         if not scores.missing():
-            smooth = curves.calibration_curve(scores, samples=_CURVE_SAMPLES, seed=seed)
+            smooth = recalibration.calibration_curve(scores, samples=_CURVE_SAMPLES, seed=seed)
             metrics[name]["ici"] = smooth["ici"]
             rows = curves.decision_curve(scores, _THRESHOLDS.tolist(), floor)
             drawn[name] = {

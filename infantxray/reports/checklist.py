@@ -310,8 +310,8 @@ def facts(
         ),
         "sources": Fact(f"Test images: {', '.join(summary['sources'])}.", "demographics"),
         "audit": Fact(
-            "Every prediction is in predictions.csv, with its image and the truth; SHA256SUMS holds "
-            "its checksum.",
+            "Every prediction is in predictions.csv, with its image and the truth; its checksum is "
+            "in SHA256SUMS.",
             "made",
         ),
         "details": Fact("Every setting is listed on this page and in config.json.", "made"),

@@ -60,7 +60,9 @@ def table_one(
     rows = [[*label, *row] for label, *row in zip(labels, *cells.values(), strict=True)]
     caption = "Shares are of images. Partitions share no patient."
     if any(shown.get(columns.TITLES[name]) for name in columns.DICOM):
-        caption += f" Manufacturer, year and tube voltage: of up to {columns.SAMPLE:,} DICOM headers."
+        caption += (
+            f" Manufacturer, year and tube voltage: of up to {columns.SAMPLE:,} DICOM headers."
+        )
     return Table(
         "demographics",
         "Patients and images by partition",

@@ -152,7 +152,8 @@ def write(
     n = summary["n"]
     tables = [_class_table(summary)] if "per_class" in summary else []
     tables += (sections or {}).get("operating_points", ())
-    tables += [_age_table(summary), *_saliency_table(summary)]
+    tables += [_age_table(summary)] * any(row["band"] != "unknown" for row in summary["age_bands"])
+    tables += _saliency_table(summary)
     write_page(
         path,
         "run",
