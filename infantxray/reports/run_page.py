@@ -12,7 +12,7 @@ import numpy as np
 from infantxray.evaluation.metrics import CLASS_METRICS, HEADLINES
 from infantxray.evaluation.predictions import Predictions
 from infantxray.evaluation.saliency import STRIDES, Example
-from infantxray.reports import plots
+from infantxray.reports import plots, stage_one_gain
 from infantxray.reports.page import (
     NAMES,
     NOTHING,
@@ -175,7 +175,9 @@ def write(
 
 def _facts(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
     n, patients = summary["n"], plural(summary["n_patients"], "patient")
-    facts = [f"{patients} whom neither stage was trained on"]
+    facts = [f"{patients} whom the model was not trained on"]
+    if settings["pretrained"]:
+        facts = [f"{patients} whom neither stage was trained on"]
     if not summary["stage_one_known"]:
         facts = [
             f"{patients} whom stage two was not trained on (the folder of stage one is gone, so "
@@ -237,8 +239,22 @@ def _card(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": title, "value": number(summary[name], name), "notes": notes}
 
 
+def result_line(summary: Mapping[str, Any]) -> str:
+    """The headline metrics beside their floors, and what stage one gave, in one line."""
+    shown = []
+    for name in HEADLINES:
+        if summary[name] is not None:
+            floors = [f"{label} {number(value, name)}" for label, value in _floors(name, summary)]
+            beside = f" ({', '.join(floors)})" if floors else ""
+            shown.append(f"{NAMES[name]} {number(summary[name], name)}{beside}")
+    if not shown:
+        return "nothing to score"
+    gain = stage_one_gain.sentence(summary.get("stage_one") or {})
+    return "; ".join(shown) + (f". {gain}" if gain else "")
+
+
 def in_short(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
-    """What was asked, what came out, against which floor, and what must be doubted."""
+    """What was asked, what came out, against which floor, what to doubt, what stage one gave."""
     scored = [n for n in ("roc_auc", "accuracy", "age_mae_months") if summary[n] is not None]
     classes = len(summary.get("per_class", ()))
     what = f"tell {plural(classes, 'condition')} apart"
@@ -265,14 +281,13 @@ def in_short(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[st
         floors += [f"{title} {listed(known)}"] if known else []
     floor = f"Floor: {'; '.join(floors)}." if floors else "Floor: none is known."
     doubts = _doubts(summary, scored)
-    return [
-        asked,
-        f"Result: {listed(results)}.",
-        floor,
-        f"Doubt: {'; '.join(doubts)}." if doubts else
-        "Doubt: patients of one data source do not show how the model does elsewhere; other "
-        "training runs would differ.",
-    ]  # fmt: skip
+    doubt = (
+        "; ".join(doubts)
+        or "patients of one data source do not show how the model does elsewhere; other training "
+        "runs would differ"
+    )
+    gain = stage_one_gain.sentence(summary.get("stage_one") or {})
+    return [asked, f"Result: {listed(results)}.", floor, f"Doubt: {doubt}.", *filter(None, [gain])]
 
 
 def _doubts(summary: Mapping[str, Any], scored: Sequence[str]) -> list[str]:

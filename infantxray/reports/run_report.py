@@ -24,7 +24,7 @@ from data_pipeline.loader import ImageSource, class_indices
 from data_pipeline.manifest import Records
 from data_pipeline.splits import read_split
 from infantxray.evaluation import diagnostics, operating_points
-from infantxray.evaluation.metrics import HEADLINES, headline
+from infantxray.evaluation.metrics import headline
 from infantxray.evaluation.operating_points import OperatingPoint
 from infantxray.evaluation.predictions import Predictions, write_predictions
 from infantxray.evaluation.saliency import (
@@ -37,8 +37,16 @@ from infantxray.evaluation.saliency import (
 )
 from infantxray.evaluation.summary import baseline, calibration_of, summarise, to_json
 from infantxray.features.baselines import RIDGE, baselines
-from infantxray.reports import checklist, columns, demographics, plots, run_page, run_sections
-from infantxray.reports.page import NAMES, Figure, number
+from infantxray.reports import (
+    checklist,
+    columns,
+    demographics,
+    plots,
+    run_page,
+    run_sections,
+    stage_one_gain,
+)
+from infantxray.reports.page import Figure
 from infantxray.reports.tables import Table
 from infantxray.runs import workdir
 from infantxray.stage_one.objectives import OBJECTIVES
@@ -171,6 +179,8 @@ def evaluate(
     found = localisation(explain, images, predictions, samples=bootstrap_samples, seed=seed)
     if found:
         summary["saliency"] = found
+    settings = workdir.read_config(checkpoint)
+    summary["stage_one"] = stage_one_gain.read(checkpoint, settings, summary)
     summary = to_json(summary)
     files.remove_checksums(folder)
     write_json(os.path.join(folder, "metrics.json"), summary)
@@ -186,7 +196,6 @@ def evaluate(
         examples(explain, images, predictions),
         mistakes(explain, images, predictions),
     )
-    settings = workdir.read_config(checkpoint)
     figures += _stage_one_panels(settings)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     _write_page(
@@ -201,12 +210,7 @@ def evaluate(
     )
     written = ["metrics.json", "predictions.csv", "report.html", *([POINTS] if points else [])]
     files.write_checksums(folder, written)
-    shown = [
-        f"{NAMES[name]} {number(summary[name], name)}"
-        for name in HEADLINES
-        if summary[name] is not None
-    ]
-    _log.info("test: %s", "; ".join(shown) or "nothing to score")
+    _log.info("test: %s", run_page.result_line(summary))
     _log.info("report: %s", os.path.join(folder, "report.html"))
     return summary
 
