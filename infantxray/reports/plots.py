@@ -157,9 +157,11 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     scores = [f"validation/{name}" for name in ("accuracy", "f1", "roc_auc")]
     ages = ["validation/age_mae_months"]
     for axes, shown in zip(panels, (names, scores, ages), strict=False):
+        drawn: list[Any] = []  # Without an age head the loss is the cross-entropy.
         for i, name in enumerate(shown):
             points = [(row["step"], row[name]) for row in history if row.get(name) is not None]
-            if points:
+            if points and points not in drawn:
+                drawn.append(points)
                 label = name.replace("train/", "training ").replace("/", " ").replace("_", " ")
                 if shown is not names:
                     label = page.NAMES[name.removeprefix("validation/")]

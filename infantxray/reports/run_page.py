@@ -302,7 +302,7 @@ def _doubts(summary: Mapping[str, Any], scored: Sequence[str]) -> list[str]:
             if sign * (summary[name] - value) <= 0:
                 doubts.append(f"{what} is no better than {label}")
             elif low is not None and low <= value <= high:
-                doubts.append(f"{what} is not surely better than {label}")
+                doubts.append(f"{what} is not clearly better than {label}")
     error = (summary.get("calibration") or {}).get("expected_calibration_error")
     if error is not None and error > _POOR_CALIBRATION:
         doubts.append(f"probabilities are off by {error:.0%} on average")

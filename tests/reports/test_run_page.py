@@ -233,7 +233,7 @@ def test_in_short_has_the_question_the_result_the_floor_and_the_doubt(tmp_path):
     assert "the age head is no better than the mean age" in run_page.in_short(settings(), worse)[3]
     close = summary | {"ci95": summary["ci95"] | {"age_mae_months": [0.1, 9.2]}}
     assert (
-        "the age head is not surely better than the mean age"
+        "the age head is not clearly better than the mean age"
         in run_page.in_short(settings(), close)[3]
     )
 
