@@ -6,7 +6,7 @@ import logging
 import os
 
 from data_pipeline.errors import UserError
-from infantxray.reports import comparison
+from infantxray.reports import comparison, comparison_page
 from infantxray.reports.run_report import read_points
 from infantxray.runs import settings, workdir
 from infantxray.runs.model_spec import ModelSpec
@@ -30,7 +30,7 @@ def run(config, folder: str) -> None:
     for point in read_points(first):
         thresholds.setdefault(point.finding, point.threshold)
     trained = workdir.read_config(first).get("checkpoint") or first
-    comparison.write(
+    comparison_page.write(
         folder,
         tested,
         others,
