@@ -34,6 +34,7 @@ from infantxray.stage_two.inference import Predictor, restore
 from infantxray.stage_two.loss import LossSettings, TaskWeights, learns_weights, make_task
 from infantxray.training import checkpoints, loop, processes
 from infantxray.training.augment import Augmentation
+from infantxray.training.waiting import waiting
 
 _log = logging.getLogger(__name__)
 
@@ -141,16 +142,17 @@ def run(config, folder: str) -> None:
             fit(loop_settings, folder, batches(informative))
         calibrated = None
         if config.coverage:
-            calibrated = trust.fit(
-                spec,
-                restore(folder, spec)[0],
-                reader,
-                split.train,
-                split.validation,
-                coverage=config.coverage,
-                batch_size=config.batch_size,
-                num_threads=data.num_threads,
-            )
+            with waiting("calibration and outlier detection"):
+                calibrated = trust.fit(
+                    spec,
+                    restore(folder, spec)[0],
+                    reader,
+                    split.train,
+                    split.validation,
+                    coverage=config.coverage,
+                    batch_size=config.batch_size,
+                    num_threads=data.num_threads,
+                )
             calibrated.write(folder)
         evaluate(
             folder,

@@ -8,9 +8,7 @@ score, net benefit, and accuracy at operating points. A metric is a dictionary w
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,13 +19,10 @@ from infantxray.evaluation.estimates import Metric, Scores, proportion
 from infantxray.evaluation.operating_points import OperatingPoint, Rule
 from infantxray.evaluation.predictions import Predictions
 
-_log = logging.getLogger(__name__)
-
 MAX_FPR = 0.2  # Of the partial area: specificities of 80 % and more.
 _THRESHOLDS = np.round(np.arange(0.02, 0.99, 0.02), 2)
 _CURVE_SAMPLES = 200
 _MOST_FINDINGS = 3  # Of which subgroups have a sensitivity: each adds two gaps to correct for.
-_SECONDS = 5.0  # Between two lines of progress.
 
 
 def to_dict(metric: Metric) -> dict[str, Any]:
@@ -54,7 +49,6 @@ def findings(
     """
     metrics: dict[str, dict[str, Any]] = {}
     drawn: dict[str, dict[str, Any]] = {}
-    last = time.monotonic()
     for k, name in enumerate(predictions.classes):
         scores = Scores.of_class(predictions, k)
         floor = _clipped(pixels, k) if pixels is not None else None
@@ -79,9 +73,6 @@ def findings(
                 "net_benefit": [_flat(row) for row in rows],
                 "probabilities": curves.outcome_distribution(scores),
             }
-        if time.monotonic() - last > _SECONDS:
-            last = time.monotonic()
-            _log.info("metrics of %d of %d conditions", k + 1, len(predictions.classes))
     return metrics, drawn
 
 

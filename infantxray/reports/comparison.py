@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +23,6 @@ from infantxray.evaluation.roc import auc, auc_difference
 from infantxray.evaluation.subgroups import measures
 from infantxray.reports.page import plural
 
-_log = logging.getLogger(__name__)
 _NAN = float("nan")
 _PICTURES = 12
 
@@ -171,7 +169,6 @@ def by_condition(tested: Tested, *, permutations: int, seed: int) -> list[dict[s
                     "p_permutation": p,
                 }
             )
-            _log.info("%s against %s: %s", name, tested.reference, condition)
     return _corrected(rows)
 
 
