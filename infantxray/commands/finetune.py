@@ -168,8 +168,9 @@ def run(config, folder: str) -> None:
             label_notes=notes,
         )
         if calibrated is not None:
-            tested, _ = read_predictions(os.path.join(folder, "predictions.csv"))
-            dataclasses.replace(calibrated, test=calibrated.score(tested)).write(folder)
+            with waiting("calibration of the test images"):
+                tested, _ = read_predictions(os.path.join(folder, "predictions.csv"))
+                dataclasses.replace(calibrated, test=calibrated.score(tested)).write(folder)
     finally:
         reader.write_bad_files(folder, processes.part())
 

@@ -162,7 +162,12 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
             points = [(row["step"], row[name]) for row in history if row.get(name) is not None]
             if points and points not in drawn:
                 drawn.append(points)
-                label = name.replace("train/", "training ").replace("/", " ").replace("_", " ")
+                label = (
+                    name.replace("train/", "training ")
+                    .replace("/", " ")
+                    .replace("_", " ")
+                    .replace(" mse", " MSE")
+                )
                 if shown is not names:
                     label = page.NAMES[name.removeprefix("validation/")]
                 marker = "." if len(points) < 40 else None
