@@ -147,38 +147,44 @@ def square(axes: Axes, **options: Any) -> None:
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", **options)
 
 
+_LOSSES = {
+    "train/loss": "training loss",
+    "train/cross_entropy": "training cross-entropy",
+    "train/age_mse": "training age MSE",
+    "train/age_distribution": "training age distribution",
+    "validation/loss": "validation loss",
+}
+
+
 def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Training loss, and validation metrics, by step."""
-    aged = any(row.get("validation/age_mae_months") is not None for row in history)
-    figure = Figure(figsize=(10 if aged else 8, 3.2), layout="constrained")
-    panels = figure.subplots(1, 3 if aged else 2)
-    names = ("train/loss", "train/cross_entropy", "train/age_mse", "train/age_distribution",
-             "validation/loss")  # fmt: skip
-    scores = [f"validation/{name}" for name in ("accuracy", "f1", "roc_auc")]
-    ages = ["validation/age_mae_months"]
-    for axes, shown in zip(panels, (names, scores, ages), strict=False):
-        drawn: list[Any] = []  # Without an age head the loss is the cross-entropy.
-        for i, name in enumerate(shown):
-            points = [(row["step"], row[name]) for row in history if row.get(name) is not None]
-            if points and points not in drawn:
-                drawn.append(points)
-                label = (
-                    name.replace("train/", "training ")
-                    .replace("/", " ")
-                    .replace("_", " ")
-                    .replace(" mse", " MSE")
-                )
-                if shown is not names:
-                    label = page.NAMES[name.removeprefix("validation/")]
-                marker = "." if len(points) < 40 else None
-                axes.plot(*zip(*points, strict=True), color=colour(i), marker=marker, label=label)
-        axes.set(xlabel="step")
+    """Training loss, and validation metrics, by step; panels without a curve are left out."""
+    panels = {
+        "Loss": ("loss", _LOSSES),
+        "Validation": ("score", {n: page.NAMES[n] for n in ("accuracy", "f1", "roc_auc")}),
+        "Validation, age": ("months", {"age_mae_months": page.NAMES["age_mae_months"]}),
+    }
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for title, (_, names) in panels.items():
+        for name, label in names.items():
+            key = name if names is _LOSSES else f"validation/{name}"
+            points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
+            # Without an age head the loss is the cross-entropy: one curve.
+            if points and points not in found.get(title, {}).values():
+                found.setdefault(title, {})[label] = points
+    figure = Figure(figsize=(max(3.6 * len(found), 4), 3.2), layout="constrained")
+    grid = figure.subplots(1, max(len(found), 1), squeeze=False).ravel()
+    for axes, (title, lines) in zip(grid, found.items(), strict=False):
+        ylabel, names = panels[title]
+        for label, points in lines.items():
+            place = list(names.values()).index(label)
+            marker = "." if len(points) < 40 else None
+            axes.plot(*zip(*points, strict=True), color=colour(place), marker=marker, label=label)
+        axes.set(xlabel="step", ylabel=ylabel, title=title)
+        if ylabel == "score":
+            axes.set_ylim(0, 1)
+        elif ylabel == "months":
+            axes.set_ylim(bottom=0)
         finish_curves(axes)
-    panels[0].set(ylabel="loss", title="Loss")
-    panels[1].set(ylim=(0, 1), ylabel="score", title="Validation")
-    if aged:
-        panels[2].set(ylabel="months", title="Validation, age")
-        panels[2].set_ylim(bottom=0)
     return figure
 
 

@@ -30,6 +30,7 @@ _MACRO = ("recall", "precision", "f1", "roc_auc")
 _FEW_PATIENTS = 30
 _LABELS = {"blind guess": "a blind guess"}
 _POOR_CALIBRATION = 0.1
+_LACKING = ("the model has no condition head", "the model has no age head")  # `not_computed`.
 PIXELS = "pixels"  # Of `summary["baseline"]`: metrics of ridge on pixels.
 
 
@@ -160,7 +161,7 @@ def write(
         title=f"{settings['encoder']} on {n:,} {kind if n != 1 else kind.removesuffix('s')}",
         facts=_facts(settings, summary),
         sentences=in_short(settings, summary),
-        metrics=[_card(name, summary) for name in HEADLINES],
+        metrics=[_card(name, summary) for name in _asked(summary)],
         pixels=_pixels(summary),
         parts=[*(table.filled() for table in tables), *figures],
         groups=[
@@ -204,6 +205,7 @@ def _facts(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]
             "accuracy is the share of right answers about single findings, and "
             f"{number(summary['exact_match'])} of the images are right in all that is known"
         )
+    facts += [why for why in _LACKING if why in summary["not_computed"].values()]
     return [*facts, *summary.get("label_notes", ())]
 
 
@@ -226,6 +228,12 @@ def _floors(name: str, summary: Mapping[str, Any]) -> list[tuple[str, float]]:
 def _interval(name: str, summary: Mapping[str, Any]) -> str:
     low, high = summary.get("ci95", {}).get(name, (None, None))
     return "" if low is None else f"{number(low, name)} to {number(high, name)}"
+
+
+def _asked(summary: Mapping[str, Any]) -> list[str]:
+    """The headline metrics, without those of a head that the model lacks."""
+    asked = [n for n in HEADLINES if summary["not_computed"].get(n) not in _LACKING]
+    return asked or list(HEADLINES)
 
 
 def _card(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,7 +299,7 @@ def in_short(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[st
 
 
 def _doubts(summary: Mapping[str, Any], scored: Sequence[str]) -> list[str]:
-    doubts = []
+    weak: dict[str, list[str]] = {}  # By the claim: the floors that it is about.
     for name in scored:
         lower = name == "age_mae_months"
         what = "the age head" if lower else f"the {NAMES[name].replace('Acc', 'acc')}"
@@ -300,9 +308,10 @@ def _doubts(summary: Mapping[str, Any], scored: Sequence[str]) -> list[str]:
             sign = -1 if lower else 1
             label = {"blind guess": "the mean age" if lower else "a blind guess"}.get(label, label)
             if sign * (summary[name] - value) <= 0:
-                doubts.append(f"{what} is no better than {label}")
+                weak.setdefault(f"{what} is no better than", []).append(label)
             elif low is not None and low <= value <= high:
-                doubts.append(f"{what} is not clearly better than {label}")
+                weak.setdefault(f"{what} is not clearly better than", []).append(label)
+    doubts = [f"{claim} {listed(labels)}" for claim, labels in weak.items()]
     error = (summary.get("calibration") or {}).get("expected_calibration_error")
     if error is not None and error > _POOR_CALIBRATION:
         doubts.append(f"probabilities are off by {error:.0%} on average")
