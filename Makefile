@@ -23,7 +23,7 @@ DEMO := --config.encoder=shufflenet --config.batch_size=32 --config.eval_every_s
 
 demo: .venv/installed
 	$(RUN) main.py --config=configs/pretrain.py --workdir=runs/demo/pretrain $(DEMO) \
-		--config.train_steps=300 --config.images_every_steps=300 --config.probe_every_steps=0
+		--config.train_steps=300 --config.images_every_steps=300 --config.probe_every_steps=300
 	$(RUN) main.py --config=configs/finetune.py --workdir=runs/demo/finetune $(DEMO) \
 		--config.pretrained=runs/demo/pretrain --config.train_steps=1200 \
 		--config.optimizer.learning_rate=2e-3
