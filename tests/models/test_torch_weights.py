@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import logging as absl_logging
 from flax import traverse_util
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -104,7 +103,6 @@ def test_other_keys_are_skipped_and_reported(tmp_path, shufflenet, caplog):
     weights = load_file(path)
     weights["output.weight"] = np.zeros((1000, 960), np.float32)
     save_file(weights, path)
-    absl_logging.set_verbosity(absl_logging.INFO)
     with caplog.at_level("INFO"):
         assert_same(import_encoder("shufflenet", path), shufflenet)
     assert "245 weights of shufflenet matched, 1 skipped (output.weight)" in caplog.text
@@ -229,7 +227,6 @@ def test_common_prefixes_are_removed_and_reported(tmp_path, shufflenet, caplog, 
     export_encoder("shufflenet", shufflenet, path)
     weights = {prefix + key: value for key, value in load_file(path).items()}
     save_file({**weights, "head.weight": np.zeros(3, np.float32)}, path)
-    absl_logging.set_verbosity(absl_logging.INFO)
     with caplog.at_level("INFO"):
         assert_same(import_encoder("shufflenet", path), shufflenet)
     assert f"the prefix {prefix} of its keys is removed" in caplog.text
