@@ -3,7 +3,8 @@
     python tests/drills/soak.py --steps 20000
 
 A network of a few parameters trains with the loop, checkpoints and logs of both stages, with an
-evaluation and a checkpoint every 500 steps or four times in an eighth of the run, and is stopped once, half-way, and started again.
+evaluation and a checkpoint every 500 steps (in short runs, four times in an eighth of the run). It
+is stopped once, half-way, and started again.
 """
 
 from __future__ import annotations
