@@ -12,6 +12,8 @@ from flax import traverse_util
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from data_pipeline import files
+from data_pipeline.errors import DataError
 from infantxray.models import ENCODERS, create_encoder
 from infantxray.models.input_scale import IMAGENET, SYMMETRIC, TORCHXRAYVISION, InputScale
 from infantxray.models.torch_weights import (
@@ -106,6 +108,17 @@ def test_other_keys_are_skipped_and_reported(tmp_path, shufflenet, caplog):
     with caplog.at_level("INFO"):
         assert_same(import_encoder("shufflenet", path), shufflenet)
     assert "245 weights of shufflenet matched, 1 skipped (output.weight)" in caplog.text
+
+
+def test_a_file_is_compared_with_its_checksum(tmp_path, shufflenet):
+    path = tmp_path / "w.safetensors"
+    export_encoder("shufflenet", shufflenet, path)
+    files.write_checksums(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1  # Still a whole file: only the checksum tells.
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"w\.safetensors was changed or damaged"):
+        import_encoder("shufflenet", path)
 
 
 def test_old_densenet_names(tmp_path):
