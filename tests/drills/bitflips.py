@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import harness
-import kill
 from harness import FINETUNE, PRETRAIN
 
 _BAD = ("SILENT", "TRACEBACK")
@@ -132,7 +131,7 @@ def scenes(place: Path) -> list[Scene]:
     scored = (f"--config.checkpoint={model}", "--config.batch_size=8")
     found.append(
         Scene("finished run, evaluate", model,
-              ("evaluate", *scored, "--config.bootstrap_samples=20"), kill.pages)
+              ("evaluate", *scored, "--config.bootstrap_samples=20"), harness.results)
     )  # fmt: skip
     stage_one = place / "pretrain"
     found.append(
@@ -158,7 +157,7 @@ def scenes(place: Path) -> list[Scene]:
     found.append(
         Scene("cache, predict", cache,
               ("predict", *scored, f"--config.data.test={images}", f"--config.data.cache={cache}"),
-              kill.pages)
+              harness.results)
     )  # fmt: skip
     return found
 
