@@ -249,7 +249,7 @@ def exported(folder: Path) -> dict[str, Any]:
     return {"use.py": printed.getvalue(), "encoder": pickle.dumps(weights)}
 
 
-def damage_readers(place: Path, count: int, seed: int) -> list[tuple[str, str, str]]:
+def damage_readers(place: Path, count: int, seed: int, only: str) -> list[tuple[str, str, str]]:
     """Damages files and reads them, in one process; call it through `call`.
 
     Returns:
@@ -274,6 +274,7 @@ def damage_readers(place: Path, count: int, seed: int) -> list[tuple[str, str, s
               ("unfinished run", place / "unfinished", readings),
               ("cache", place / "cache", cached),
               ("export", place / "export", exported)]  # fmt: skip
+    scenes = [scene for scene in scenes if not only or scene[0] == only]
     found = []
     expected = {}
     for name, root, read in scenes:
@@ -331,6 +332,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="", help="JSON file for the results")
+    parser.add_argument("--only", default="", help="files of one kind, such as export")
     parser.add_argument("--commands", action="store_true", help="run whole commands")
     options = parser.parse_args()
     harness.load()
@@ -352,7 +354,7 @@ def main() -> None:
                 print(f"{i + 1:4d} {outcome:9s} {scene.name}: {name}: {details}", flush=True)
         else:
             for_readers(place)
-            trials = harness.call(damage_readers, place, options.count, options.seed)
+            trials = harness.call(damage_readers, place, options.count, options.seed, options.only)
     for name, outcome, _ in trials:
         table[name][outcome] += 1
     bad = [trial for trial in trials if trial[1] in _BAD]
