@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import io
 import itertools
 import logging
 import math
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipeline import remote
 from data_pipeline.cells import (
     DASHES,
     MAX_AGE_MONTHS,
@@ -277,9 +279,11 @@ def read_manifest(path: str | os.PathLike[str], *, source: str | None = None) ->
         cannot be meant (an age that is no number, an unknown split, a failed formula). All such
         cells are listed with their lines.
     """
-    path = Path(os.path.abspath(Path(path).expanduser()))
-    with _opened(path) as file:
-        return _Reader(path, file).read(source or f"manifest:{path}")
+    place = str(path)
+    if not remote.is_remote(place):
+        place = os.path.abspath(os.path.expanduser(place))
+    with _opened(place) as file:
+        return _Reader(place, file).read(source or f"manifest:{place}")
 
 
 def unused_age_columns(path: str | os.PathLike[str]) -> list[str]:
@@ -288,38 +292,39 @@ def unused_age_columns(path: str | os.PathLike[str]) -> list[str]:
     Raises:
       DataError: see `read_manifest`.
     """
-    with _opened(Path(path)) as file:
-        return _Reader(Path(path), file).unused_age_columns
+    with _opened(str(path)) as file:
+        return _Reader(str(path), file).unused_age_columns
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Iterator[str]]:
+def _opened(path: str) -> Iterator[Iterator[str]]:
     """The lines of a file that may be a manifest."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise DataError(
             f"{path} is a folder, not a manifest; name the CSV file, or use folder:{path}"
         )
-    if not path.is_file():
+    if not remote.is_remote(path) and not os.path.isfile(path):
         raise DataError(f"manifest {path} does not exist; check data.train, .validation, .test")
     try:
-        with path.open("rb") as binary:
-            head = binary.read(4)
-        for signature, what in _FOREIGN:
-            if head.startswith(signature):
-                raise DataError(f"manifest {path} is {what}, not CSV text; {_ADVICE}")
-        # The name of a file need not be UTF-8; everything else must be.
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            yield file
+        with remote.open_binary(path) as binary:
+            head = binary.peek(4)
+            for signature, what in _FOREIGN:
+                if head.startswith(signature):
+                    raise DataError(f"manifest {path} is {what}, not CSV text; {_ADVICE}")
+            # The name of a file need not be UTF-8; everything else must be.
+            yield io.TextIOWrapper(
+                binary, encoding="utf-8-sig", errors="surrogateescape", newline=""
+            )
     except OSError as error:
-        raise DataError(f"manifest {path} cannot be read ({error.strerror})") from None
+        raise DataError(f"manifest {path} cannot be read ({error.strerror or error})") from None
 
 
 class _Reader:
     """Reads one manifest; collects all cells that cannot be used before it refuses any."""
 
-    def __init__(self, path: Path, file: Iterator[str]):
+    def __init__(self, path: str, file: Iterator[str]):
         self._path = path
-        self._folder = str(path.parent)
+        self._folder = os.path.dirname(path)
         self._slashes: bool | None = None  # Whether backslashes are slashes; not known yet.
         # By column and what is wrong: values with the lines that hold them.
         self._refused: dict[tuple[str, str], dict[str, list[int]]] = {}
@@ -420,7 +425,7 @@ class _Reader:
             return value
         if not value:
             self._refuse("image_path", "", value, line)
-        elif not _UNUSUAL_PATH.match(value):
+        elif not _UNUSUAL_PATH.match(value) or remote.is_remote(value):
             pass
         elif os.name != "nt" and _WINDOWS_PATH.match(value):
             what = "a path of a Windows machine; write it relative to the manifest, with slashes"
@@ -437,7 +442,8 @@ class _Reader:
             value = value.replace("\\", "/") if self._slashes else value
         if value.startswith("~/"):
             value = os.path.expanduser(value)
-        image_path = os.path.normpath(os.path.join(self._folder, value))
+        joined = value if remote.is_remote(value) else os.path.join(self._folder, value)
+        image_path = remote.normpath(joined)
         try:
             _check_utf8(value, self._path, line)
         except DataError:
@@ -566,7 +572,7 @@ def _keys(written: list[str]) -> list[str]:
     return [key if alias in keys else alias for key, alias in zip(keys, aliases, strict=True)]
 
 
-def _column_names(written: list[str], path: Path) -> list[str]:
+def _column_names(written: list[str], path: str) -> list[str]:
     """The header in this project's names.
 
     Raises:
@@ -590,7 +596,7 @@ def _column_names(written: list[str], path: Path) -> list[str]:
     return header
 
 
-def _check_one_line(header: list[str], row: list[str], path: Path, line: int) -> None:
+def _check_one_line(header: list[str], row: list[str], path: str, line: int) -> None:
     # A column that is not used may hold whole reports.
     for name, value in zip(header, row, strict=True):
         if name in OPTIONAL_COLUMNS and ("\n" in value or "\r" in value):
@@ -600,14 +606,14 @@ def _check_one_line(header: list[str], row: list[str], path: Path, line: int) ->
             )
 
 
-def _check_utf8(value: str, path: Path, line: int) -> None:
+def _check_utf8(value: str, path: str, line: int) -> None:
     try:
         value.encode()
     except UnicodeEncodeError:
         raise DataError(f"manifest {path}, line {line}: not UTF-8 text; {_ADVICE}") from None
 
 
-def _log_doubtful(path: Path, columns: Mapping[str, list[str]], emptied: Mapping[str, int]) -> None:
+def _log_doubtful(path: str, columns: Mapping[str, list[str]], emptied: Mapping[str, int]) -> None:
     """Warns of values that may have another meaning."""
     if emptied:
         _log.warning(
