@@ -296,6 +296,24 @@ def unused_age_columns(path: str | os.PathLike[str]) -> list[str]:
         return _Reader(str(path), file).unused_age_columns
 
 
+def column_key(name: str) -> str:
+    """The name of a column as `further_columns` spells it: in lower case, without spaces."""
+    return _keys([name])[0]
+
+
+def further_columns(path: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
+    """The columns of a manifest that `Records` lack, `{column: {image_path: value}}`.
+
+    Values are text without spaces around it; an image on several rows has its last value.
+
+    Raises:
+      DataError: see `read_manifest`.
+    """
+    path = Path(os.path.abspath(Path(path).expanduser()))
+    with _opened(path) as file:
+        return _Reader(path, file).further_columns()
+
+
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[Iterator[str]]:
     """The lines of a file that may be a manifest."""
@@ -419,6 +437,17 @@ class _Reader:
         self._raise_refused()
         _log_doubtful(path, cells, emptied)
         return Records.create(cells["image_path"], source=source, **columns)
+
+    def further_columns(self) -> dict[str, dict[str, str]]:
+        at = [i for i, name in enumerate(self._header) if name not in _KNOWN_COLUMNS]
+        found: dict[str, dict[str, str]] = {self._header[i]: {} for i in at}
+        image_path = self._header.index("image_path")
+        for line, _, row in self._rows:
+            if len(row) == len(self._header):  # `read` refuses other rows.
+                path = self._image_path(row[image_path].strip(), line)
+                for i in at:
+                    found[self._header[i]][path] = restore(row[i].strip())
+        return found
 
     def _image_path(self, value: str, line: int) -> str:
         if value.startswith("phantom:"):  # The address of a computed image, no path.

@@ -43,6 +43,7 @@ class Header:
       modality: DICOM modality, such as `"DX"`; empty for PNG, JPEG and TIFF.
       manufacturer: of the equipment, such as `"FUJI PHOTO FILM CO. LTD."`.
       year: of the study, four digits.
+      tube_voltage_kv: peak voltage of the X-ray tube.
       pixel_spacing_mm: height and width of a stored pixel, NaN if unknown.
       patient_key: a one-way hash of the patient's identifier.
       bits: bits stored of a pixel.
@@ -57,6 +58,7 @@ class Header:
     modality: str = ""
     manufacturer: str = ""
     year: str = ""
+    tube_voltage_kv: float = math.nan
     pixel_spacing_mm: tuple[float, float] = (math.nan, math.nan)
     patient_key: str = ""
     bits: int = 8
