@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from data_pipeline import tables
+from data_pipeline.cells import in_words, spelled_apart
+from data_pipeline.contents import equal_files
 from data_pipeline.errors import DataError
 from data_pipeline.files import replaced
 from data_pipeline.labels import carries, count_findings, rarest_findings
@@ -29,8 +31,6 @@ from data_pipeline.manifest import (
     SPLITS,
     Box,
     Records,
-    in_words,
-    spelled_apart,
 )
 
 _log = logging.getLogger(__name__)
@@ -458,7 +458,8 @@ def check_unseen(
     """
     if not len(records):
         return
-    trained = _identities(read_split(split_csv).train.with_patients(patient_ids))
+    seen = read_split(split_csv).train.with_patients(patient_ids)
+    trained = _identities(seen)
     scored = _identities(records)
     leaked = sorted(scored & trained)
     if leaked:
@@ -467,6 +468,7 @@ def check_unseen(
             "use the same manifests, data.split_seed and fractions throughout (if ids of "
             "different sources are different people, set config.data.patient_ids=source)"
         )
+    _warn_of_copies(seen.image_path.tolist(), records.image_path.tolist(), what)
     ids, known = _patient_names(scored), _patient_names(trained)
     alike = [
         group
@@ -479,6 +481,21 @@ def check_unseen(
             "if they are the same people",
             what,
             in_words(alike),
+        )
+
+
+def _warn_of_copies(trained: list[str], scored: list[str], what: str) -> None:
+    """Warns of scored images that are copies of images that a model was trained on."""
+    paths = trained + scored
+    groups = equal_files(paths, ["trained"] * len(trained) + ["scored"] * len(scored))
+    copies = [row for rows in groups for row in rows if row >= len(trained)]
+    if copies:
+        _log.warning(
+            "%s copies of %d of these images under other names, such as %s: the scores will be too "
+            "good",
+            what,
+            len(copies),
+            paths[copies[0]],
         )
 
 

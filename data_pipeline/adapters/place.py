@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import gzip
+import itertools
 import json
 import logging
 import math
@@ -17,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.cells import MAX_AGE_MONTHS, NO_VALUE, parse_age
+from data_pipeline.ages import MAX_AGE_MONTHS, parse_age
+from data_pipeline.cells import NO_VALUE, in_short, shortened
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Box, Records
 
@@ -29,6 +31,7 @@ _OPTION = re.compile(r"[a-z_]+=[^:]*")
 DICOM_SUFFIXES = (".dcm", ".dicom")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff")
 IMAGE_SUFFIXES = PICTURE_SUFFIXES + DICOM_SUFFIXES
+_DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 _DIGITS = re.compile(r"(\d+)")
 # Of macOS, Synology and Windows: thumbnails, resource forks and deleted files.
 _HIDDEN = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN")
@@ -196,7 +199,8 @@ def _listed(folder: str) -> frozenset[str]:
 def read_table(name: str, path: Path, columns: tuple[str, ...]) -> dict[str, list[str]]:
     """Columns of a CSV file by name, stripped. Unpacks gzip.
 
-    Optional columns that are missing come back empty.
+    Optional columns that are missing come back empty. Tables that a spreadsheet saved with
+    semicolons or tabs are read too, with their decimal commas. Logs ids that it has shortened.
 
     Args:
       name: the adapter, for messages.
@@ -204,30 +208,76 @@ def read_table(name: str, path: Path, columns: tuple[str, ...]) -> dict[str, lis
       columns: what to read; a leading `?` marks an optional column.
 
     Raises:
-      DataError: the file cannot be read or lacks a column.
+      DataError: the file cannot be read, lacks a column, or ends within a row.
+    """
+    wanted = [column.removeprefix("?") for column in columns]
+    table: dict[str, list[str]] = {column: [] for column in wanted}
+    header, separator, rows = _open_table(name, path)
+    missing = [c for c in columns if not c.startswith("?") and c not in header]
+    if missing:
+        raise DataError(
+            f"{name}: {path} has no column {missing[0]!r} (columns found: "
+            f"{', '.join(header[:20]) or 'none'})"
+        )
+    places = [(table[c].append, header.index(c) if c in header else -1) for c in wanted]
+    short = count = 0
+    row: list[str] = []
+    for row in rows:
+        short += len(row) < len(header)
+        count += 1
+        for append, at in places:
+            append(row[at].strip() if 0 <= at < len(row) else "")
+    if short == 1 and len(row) < len(header):
+        raise DataError(
+            f"{name}: {path} ends within a row ({len(row)} values for {len(header)} columns): the "
+            "file was cut short; copy it again"
+        )
+    if short:
+        _log.warning(
+            "%s: %s: %d of %d rows have fewer values than the header; the others are taken as "
+            "unknown",
+            name,
+            path.name,
+            short,
+            count,
+        )
+    for column, cells in table.items():
+        if separator == ";":
+            cells[:] = [c.replace(",", ".") if _DECIMAL_COMMA.fullmatch(c) else c for c in cells]
+        found = shortened(cell for cell in cells if "E+" in cell)
+        if found:
+            _log.warning("%s: %s, column %s: %s", name, path.name, column, in_short(found))
+    return table
+
+
+def _open_table(name: str, path: Path) -> tuple[list[str], str, Iterator[list[str]]]:
+    """The names of a table's columns, its separator, and its rows without empty ones.
+
+    Raises:
+      DataError: the file cannot be read as text, or is not valid CSV, now or further on.
     """
     opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file)
-            header = [cell.strip() for cell in next(rows, [])]
-            wanted = [column.removeprefix("?") for column in columns]
-            missing = [c for c in columns if not c.startswith("?") and c not in header]
-            if missing:
-                raise DataError(
-                    f"{name}: {path} has no column {missing[0]!r} (columns found: "
-                    f"{', '.join(header[:20]) or 'none'})"
-                )
-            table: dict[str, list[str]] = {column: [] for column in wanted}
-            places = [(table[c].append, header.index(c) if c in header else -1) for c in wanted]
-            for row in rows:
-                if not row:
-                    continue
-                for append, at in places:
-                    append(row[at].strip() if 0 <= at < len(row) else "")
-    except (OSError, UnicodeDecodeError, csv.Error, EOFError) as error:
-        raise DataError(f"{name}: {path} cannot be read as CSV ({error})") from None
-    return table
+
+    def rows() -> Iterator[list[str]]:
+        try:
+            with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
+                first = next(file, "")
+                if first.lower().startswith("sep="):
+                    first = next(file, "")
+                separator = max(",;\t", key=first.count)
+                yield [separator]
+                # Not strict, a quote that is never closed takes the rows that follow with it.
+                lines = itertools.chain([first], file)
+                yield from csv.reader(lines, strict=True, delimiter=separator)
+        except (OSError, UnicodeDecodeError, csv.Error, EOFError) as error:
+            raise DataError(f"{name}: {path} cannot be read as CSV ({error})") from None
+
+    found = rows()
+    (separator,) = next(found)
+    header = [cell.strip() for cell in next(found, [])]
+    while header and not header[-1]:  # NIH's ends in a comma in some releases.
+        header.pop()
+    return header, separator, (row for row in found if row)
 
 
 def read_boxes(name: str, path: Path) -> dict[str, list[Box]]:
@@ -256,12 +306,7 @@ def table_columns(name: str, path: Path) -> list[str]:
     Raises:
       DataError: the file cannot be read as text.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
-            return [cell.strip() for cell in next(csv.reader(file), [])]
-    except (OSError, UnicodeDecodeError, csv.Error, EOFError) as error:
-        raise DataError(f"{name}: {path} cannot be read as CSV ({error})") from None
+    return _open_table(name, path)[0]
 
 
 def find_files(folder: Path, *patterns: str) -> list[Path]:

@@ -18,7 +18,8 @@ from data_pipeline import dataset as data
 from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import PHANTOM_PREFIX
 from data_pipeline.errors import DataError, UserError
-from data_pipeline.manifest import SPLITS, Records, unused_age_columns, write_manifest
+from data_pipeline.manifest import UNKNOWN_UNIT, unused_age_columns, write_manifest
+from data_pipeline.records import SPLITS, Records
 from data_pipeline.splits import Split
 from data_pipeline.tables import write_csv
 from infantxray.evaluation.shortcuts import TOGETHER, Shortcut, shortcuts
@@ -174,10 +175,7 @@ def _ages(records: Records) -> list[Problem]:
         kind, _, place = source.partition(":")
         columns = unused_age_columns(place) if kind == "manifest" else []
         if columns:
-            message = (
-                f"{source}: no age is read from {', '.join(columns)}, whose unit is unknown; write "
-                "months into age_months"
-            )
+            message = f"{source}: {UNKNOWN_UNIT.format(', '.join(columns))}"
             problems.append(Problem("warning", "age", message))
     return problems
 

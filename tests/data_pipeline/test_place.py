@@ -1,0 +1,44 @@
+"""Tables of public data sets, as spreadsheets save them."""
+
+import pytest
+
+from data_pipeline.adapters.rsna_bone_age import read_rsna_bone_age
+from data_pipeline.errors import DataError
+
+
+class TestTablesFromSpreadsheets:
+    """RSNA's, as an example: all adapters read tables alike."""
+
+    def _read(self, tmp_path, text):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        (tmp_path / "train" / "1.png").touch()
+        (tmp_path / "t.csv").write_text(text)
+        return read_rsna_bone_age(str(tmp_path))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "id;boneage;male\n1;10,5;True\n",
+            "sep=;\nid;boneage;male\n1;10,5;True\n",
+            "id\tboneage\tmale\n1\t10.5\tTrue\n",
+            "\ufeffid,boneage,male,\r\n1,10.5,True\r\n",
+        ],
+    )
+    def test_separators_and_decimal_commas(self, tmp_path, text):
+        records = self._read(tmp_path, text)
+        assert records.age_months.tolist() == [10.5]
+        assert records.sex.tolist() == ["M"]
+
+    def test_shortened_ids_are_named(self, tmp_path, caplog):
+        self._read(tmp_path, "id,boneage,male\n1,10,True\n1.23457E+11,9,True\n")
+        assert "column id: a spreadsheet has shortened 1 values, such as '1.23457E+11'" in (
+            caplog.text
+        )
+
+    def test_a_table_cut_short_is_refused(self, tmp_path, caplog):
+        with pytest.raises(DataError, match=r"t\.csv ends within a row .*cut short"):
+            self._read(tmp_path, "id,boneage,male\n1,10,True\n2,1")
+        with pytest.raises(DataError, match="cannot be read as CSV"):
+            self._read(tmp_path, 'id,boneage,male\n1,10,"True\n2,1,True\n')
+        self._read(tmp_path, "id,boneage,male\n2,9\n1,10,True\n")
+        assert "1 of 2 rows have fewer values than the header" in caplog.text
