@@ -26,7 +26,7 @@ _REMEMBER_FROM = 2000  # Images; fewer are read quickly.
 _FIELDS = ("age_months", "sex", "view", "patient_key")
 _REMEMBERED = (*_FIELDS, "placeholder")
 _BIRTH_DATE = 0x00100030
-_HEADER_READ_BYTES = 2**18
+_HEADER_READ_BYTES, _HEADER_INFLATED_BYTES = 2**18, 2**22
 _T = TypeVar("_T")
 
 
@@ -145,7 +145,8 @@ def _birth_date(path: str) -> str:
     """Eight digits as in the header, or empty; used for comparison only."""
     try:
         with open(path, "rb") as file:
-            dicom = parse_dicom(file.read(_HEADER_READ_BYTES), {_BIRTH_DATE}, ())
+            head = file.read(_HEADER_READ_BYTES)
+        dicom = parse_dicom(head, {_BIRTH_DATE}, (), _HEADER_INFLATED_BYTES)
     except (Refused, OSError):
         return ""
     date = dicom.text(_BIRTH_DATE).replace(".", "")

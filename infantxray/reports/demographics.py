@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from data_pipeline.decode import looks_like_dicom
+from data_pipeline.decode.dicom import read_header
+from data_pipeline.decode.radiograph import Refused
 from data_pipeline.manifest import Records
 from infantxray.evaluation.metrics import AGE_BANDS
 from infantxray.evaluation.subgroups import age_bands
@@ -17,7 +19,6 @@ from infantxray.reports.tables import Table
 
 COLUMNS = ("sex", "age", "view", "site", "source", "manufacturer")
 _MOST_VALUES = 12  # Of a column in Table 1.
-_DICOM_ENDINGS = (".dcm", ".dicom", ".ima", "")
 
 
 def groups(records: Records, columns: Sequence[str]) -> dict[str, np.ndarray]:
@@ -40,15 +41,9 @@ def groups(records: Records, columns: Sequence[str]) -> dict[str, np.ndarray]:
 
 def _manufacturer(path: str) -> str:
     """`Manufacturer` of a DICOM file; empty for other files. Reads the header only."""
-    if os.path.splitext(path)[1].lower() not in _DICOM_ENDINGS or not os.path.isfile(path):
-        return ""
-    import pydicom
-
     try:
-        with open(path, "rb") as file:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Manufacturer"])
-            return str(header.get("Manufacturer") or "").strip()
-    except (pydicom.errors.InvalidDicomError, OSError, ValueError, TypeError):
+        return read_header(path).manufacturer if looks_like_dicom(path) else ""
+    except Refused:
         return ""
 
 

@@ -19,6 +19,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from data_pipeline.adapters import headers
 from data_pipeline.decode import Preprocessing, load_image, looks_like_dicom, read_radiograph
 from data_pipeline.decode.dicom import read_header
 from data_pipeline.decode.radiograph import MAX_PIXELS, Refused
@@ -659,6 +660,7 @@ def test_the_header_of_a_bomb_takes_little_memory(tmp_path):
     tracemalloc.start()
     try:
         read_header(path)
+        assert headers._birth_date(str(path)) == ""
         assert tracemalloc.get_traced_memory()[1] < 2**25
     finally:
         tracemalloc.stop()
