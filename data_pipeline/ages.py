@@ -26,6 +26,7 @@ SELDOM_AGES = (88.0, 99.0, 777.0, 888.0, 999.0)
 
 # What a column of ages is called before its unit, letters alone.
 _AGE_NAMES = ("patientage", "age", "나이", "연령")
+_AGE_WORDS = {"age", "ages", "patientage", "birth", "birthdate", "birthday", "dob"}
 _AGE_EVENTS = ("atexam", "atexamination", "atstudy", "atimaging", "atscan", "atvisit")
 # Columns of ages and their unit in months, the finest first. In `age` each cell states its own.
 AGE_UNITS = {
@@ -85,9 +86,9 @@ def age_column(name: str) -> float | None:
 
 
 def names_an_age(name: str) -> bool:
-    """Whether one of the words of a column's name is `age`."""
+    """Whether one of the words of a column's name is `age`, or it is a date of birth."""
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
-    return not {"age", "ages", "patientage"}.isdisjoint(map(str.lower, words))
+    return not _AGE_WORDS.isdisjoint(map(str.lower, words))
 
 
 def is_number(cell: str) -> bool:

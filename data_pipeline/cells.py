@@ -32,8 +32,10 @@ _FORMULA_ERROR = re.compile(r"#¡?[^\W\d_]+[!?]|#DIV/0!|#N/[AD]|#NV|##+|Err:\d{3
 _THOUSANDS = re.compile(r"'?(\d{1,3}([,.])\d{3}(?:\2\d{3})*)")
 _INTEGER = re.compile(r"'?(\d+)(?:[.,]0*)?")
 _SCIENTIFIC = re.compile(r"\d(?:[.,](\d+))?e\+?\d{1,2}", re.IGNORECASE)
-# As a spreadsheet shows a number of twelve digits and more; also at the begin of a file's name.
+# As a spreadsheet writes a number of twelve digits and more, and 3-12; also in a file's name.
 _SHORTENED = re.compile(r"\d([.,]\d+)?E\+\d{2}")
+_MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
+_DATE = re.compile(rf"(\d{{1,2}}-{_MONTH}|{_MONTH}-\d\d)(\.\w+)?")
 
 
 def is_formula_error(cell: str) -> bool:
@@ -46,15 +48,16 @@ def join_findings(names: Iterable[str]) -> str:
     return "|".join(sorted({name.strip() for name in names} - {""}))
 
 
-def shortened(names: Iterable[str]) -> list[str]:
-    """Ids and names of files that a spreadsheet has shortened, `1.23457E+11`, in order."""
-    return sorted({name for name in names if _SHORTENED.match(_last_part(name)[1])})
+def rewritten(names: Iterable[str]) -> list[str]:
+    """Ids and names of files that a spreadsheet has rewritten, `1.23457E+11` or `12-Mar`."""
+    found = {name for name in names if _SHORTENED.match(_last_part(name)[1])}
+    return sorted(found | {name for name in names if _DATE.fullmatch(name)})
 
 
 def in_short(names: Sequence[str]) -> str:
-    """A message about `shortened` names."""
+    """A message about `rewritten` names."""
     return (
-        f"a spreadsheet has shortened {len(names):,} values, such as {names[0]!r}: several people "
+        f"a spreadsheet has rewritten {len(names):,} values, such as {names[0]!r}: several people "
         "or files may have become one; export the column as text"
     )
 
@@ -83,6 +86,17 @@ def spelled_apart(names: Iterable[str]) -> list[tuple[str, ...]]:
     return sorted({tuple(sorted(group)) for group in groups.values() if len(group) > 1})
 
 
+def joined_otherwise(labels: Iterable[str]) -> list[str]:
+    """Labels that join others by another sign than a bar: `a;b` beside `a` and `b`, `['a']`."""
+    known = set(labels)
+    found = []
+    for label in known:
+        parts = [part.strip(" '\"[]()") for part in re.split(r"[;,/+&]", label)]
+        if label.startswith("[") or (len(parts) > 1 and known.issuperset(parts)):
+            found.append(label)
+    return sorted(found)
+
+
 def in_words(groups: Sequence[tuple[str, ...]]) -> str:
     """The first of some groups of names, for a message."""
     named = ", ".join(" and ".join(map(repr, group)) for group in groups[:3])
@@ -90,7 +104,7 @@ def in_words(groups: Sequence[tuple[str, ...]]) -> str:
 
 
 def _folded(name: str) -> str:
-    name = unicodedata.normalize("NFC", name).casefold()
+    name = unicodedata.normalize("NFKC", name).casefold()
     if not name.isprintable() or " " in name:
         name = "".join(c for c in name if c.isprintable() and not c.isspace())
     if not name[-1:].isdecimal() and not name.endswith((".", ",")):

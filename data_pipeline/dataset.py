@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.cells import in_short, in_words, shortened, spelled_apart
+from data_pipeline.cells import in_short, in_words, joined_otherwise, rewritten, spelled_apart
 from data_pipeline.context import context_matrix
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
@@ -203,7 +203,8 @@ def describe(records: Records) -> str:
 def doubtful_spellings(records: Records) -> Iterator[tuple[str, np.ndarray]]:
     """Finds patient ids, then labels, that may be one name in several spellings.
 
-    Also patient ids and names of files that a spreadsheet has shortened, `1.23457E+11`.
+    Also patient ids and names of files that a spreadsheet has rewritten (`1.23457E+11`, `12-Mar`),
+    and labels that join others by another sign than a bar.
 
     Yields:
       A message, and the rows of the images concerned.
@@ -221,9 +222,14 @@ def doubtful_spellings(records: Records) -> Iterator[tuple[str, np.ndarray]]:
             yield f"{message}: {in_words(groups)}; correct them if they are the same", rows
     files = [os.path.basename(path) for path in records.image_path]
     for what, names in (("patient ids", records.patient_id.tolist()), ("names of files", files)):
-        found = shortened(names)
+        found = rewritten(names)
         if found:
             yield f"{what}: {in_short(found)}", np.flatnonzero(np.isin(names, found))
+    found = joined_otherwise(records.label.tolist())
+    if found:
+        message = f"labels that seem to join several: {', '.join(map(repr, found[:3]))}"
+        rows = np.flatnonzero(np.isin(records.label.astype(str), found))
+        yield f"{message}; write a bar between them (a|b) if they are several findings", rows
 
 
 def find_classes(settings: DataSettings, train: Records) -> tuple[str, ...]:

@@ -55,9 +55,9 @@ _EXPECTED = {
     "split": f"expected {', '.join(SPLITS)} or empty",
     "box_x0": "expected four numbers of pixels, x0 < x1 and y0 < y1, or four empty cells",
 }
-UNKNOWN_UNIT = (
-    "no age is read from {}, whose unit is unknown; name it age_months, age_days, age_weeks "
-    "or age_years, or write the unit into the cells (6 months)"
+NO_AGE = (
+    "no age is read from {}; name a column age_months, age_days, age_weeks or age_years, or write "
+    "the unit into the cells of age (6 months)"
 )
 _FORMULA = "a formula that failed; correct it, or leave the cell empty"
 _ADVICE = "save it as CSV UTF-8 (comma delimited)"
@@ -70,7 +70,7 @@ _FOREIGN = (
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-_UNUSUAL_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\\|#|err", re.IGNORECASE)
+_UNUSUAL_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\\|#|err|=", re.IGNORECASE)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _VALUES_NAMED, _LINES_NAMED = 20, 5
 
@@ -152,7 +152,9 @@ class _Reader:
         """See the function. Reads the rows if the cells of known columns are not given."""
         if cells is None and "age" in self._header:
             at = self._header.index("age")
-            cells = {"age": [row[at].strip() for _, _, row in self._rows if at < len(row)]}
+            cells = {
+                "age": [self._age(row[at].strip()) for _, _, row in self._rows if at < len(row)]
+            }
         used = set(AGE_UNITS) & set(self._header)
         if not any(map(states_unit, set((cells or {}).get("age", ())))):
             used -= {"age"}
@@ -209,6 +211,7 @@ class _Reader:
                         value = ""
                     else:
                         _check_utf8(value, path, line)
+                        value = self._age(value) if name in AGE_UNITS else value
                         known[row[at]] = value
                 append(value)
         if not lines:
@@ -236,6 +239,10 @@ class _Reader:
         _log_doubtful(path, cells, emptied)
         return Records.create(cells["image_path"], source=source, **columns)
 
+    def _age(self, cell: str) -> str:
+        """An age with a decimal point: where commas do not separate, they are decimal."""
+        return cell if self._separator == "," else cell.replace(",", ".")
+
     def _image_path(self, value: str, line: int) -> str:
         if value.startswith("phantom:"):  # The address of a computed image, no path.
             return value
@@ -248,7 +255,7 @@ class _Reader:
             self._refuse("image_path", what, value, line)
         elif _URL.match(value):
             self._refuse("image_path", "an address, not a path; download the files", value, line)
-        elif is_formula_error(value):
+        elif is_formula_error(value) or value.startswith("=HYPERLINK("):
             self._refuse("image_path", _FORMULA, value, line)
         if "\\" in value and os.name != "nt":
             if self._slashes is None:
@@ -268,8 +275,6 @@ class _Reader:
 
     def _ages(self, cells: Mapping[str, list[str]], lines: list[int]) -> list[float] | None:
         columns = {name: cells[name] for name in AGE_UNITS if name in cells}
-        if self._separator != ",":  # Such tables write a decimal comma.
-            columns = {n: [c.replace(",", ".") for c in column] for n, column in columns.items()}
         if "age" in columns and not any(map(states_unit, set(columns["age"]))):
             del columns["age"]
 
@@ -316,7 +321,7 @@ class _Reader:
 
     def _log_unused(self, cells: Mapping[str, list[str]]) -> None:
         names = zip(self._written, self._header, strict=True)
-        unused = [name for name, key in names if key not in _KNOWN_COLUMNS]
+        unused = [name for name, key in names if name and key not in _KNOWN_COLUMNS]
         if unused:
             known = ", ".join((*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS))
             unused_names = ", ".join(unused)
@@ -331,7 +336,7 @@ class _Reader:
             )
         ages = self.unused_age_columns(cells)
         if ages:
-            _log.warning("%s: %s", self._path, UNKNOWN_UNIT.format(", ".join(ages)))
+            _log.warning("%s: %s", self._path, NO_AGE.format(", ".join(ages)))
 
 
 def _separator(lines: list[str]) -> str:

@@ -59,7 +59,7 @@ def read_chexpert(place: str) -> Records:
 def _read_table(path: Path, split: str, source: str) -> Records:
     columns = ("Path", "?Sex", "?Age", "?Frontal/Lateral", "?AP/PA")
     table = read_table("chexpert", path, columns + tuple(f"?{name}" for name in _FINDINGS))
-    paths = table["Path"]
+    paths = [entry.replace("\\", "/") for entry in table["Path"]]
     if not paths:
         raise DataError(f"chexpert: {path} lists no image")
     base = _base(path.parent, paths[0])

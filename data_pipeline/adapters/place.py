@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.ages import MAX_AGE_MONTHS, parse_age
-from data_pipeline.cells import NO_VALUE, in_short, shortened
+from data_pipeline.cells import NO_VALUE, in_short, rewritten
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Box, Records
 
@@ -200,7 +200,8 @@ def read_table(name: str, path: Path, columns: tuple[str, ...]) -> dict[str, lis
     """Columns of a CSV file by name, stripped. Unpacks gzip.
 
     Optional columns that are missing come back empty. Tables that a spreadsheet saved with
-    semicolons or tabs are read too, with their decimal commas. Logs ids that it has shortened.
+    semicolons or tabs are read too, with their decimal commas; `114.0` is read as `114`. Logs ids
+    that a spreadsheet has rewritten.
 
     Args:
       name: the adapter, for messages.
@@ -226,7 +227,7 @@ def read_table(name: str, path: Path, columns: tuple[str, ...]) -> dict[str, lis
         short += len(row) < len(header)
         count += 1
         for append, at in places:
-            append(row[at].strip() if 0 <= at < len(row) else "")
+            append(_cell(row[at]) if 0 <= at < len(row) else "")
     if short == 1 and len(row) < len(header):
         raise DataError(
             f"{name}: {path} ends within a row ({len(row)} values for {len(header)} columns): the "
@@ -244,10 +245,16 @@ def read_table(name: str, path: Path, columns: tuple[str, ...]) -> dict[str, lis
     for column, cells in table.items():
         if separator == ";":
             cells[:] = [c.replace(",", ".") if _DECIMAL_COMMA.fullmatch(c) else c for c in cells]
-        found = shortened(cell for cell in cells if "E+" in cell)
+        found = rewritten([cell for cell in cells if "E+" in cell])
         if found:
             _log.warning("%s: %s, column %s: %s", name, path.name, column, in_short(found))
     return table
+
+
+def _cell(text: str) -> str:
+    """A cell without blanks, and without the `.0` that a program has added to a whole number."""
+    text = text.strip()
+    return text[:-2] if text.endswith(".0") and text[:-2].isdecimal() else text
 
 
 def _open_table(name: str, path: Path) -> tuple[list[str], str, Iterator[list[str]]]:

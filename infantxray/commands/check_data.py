@@ -18,7 +18,7 @@ from data_pipeline import dataset as data
 from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import PHANTOM_PREFIX
 from data_pipeline.errors import DataError, UserError
-from data_pipeline.manifest import UNKNOWN_UNIT, unused_age_columns, write_manifest
+from data_pipeline.manifest import NO_AGE, unused_age_columns, write_manifest
 from data_pipeline.records import SPLITS, Records
 from data_pipeline.splits import Split
 from data_pipeline.tables import write_csv
@@ -175,7 +175,7 @@ def _ages(records: Records) -> list[Problem]:
         kind, _, place = source.partition(":")
         columns = unused_age_columns(place) if kind == "manifest" else []
         if columns:
-            message = f"{source}: {UNKNOWN_UNIT.format(', '.join(columns))}"
+            message = f"{source}: {NO_AGE.format(', '.join(columns))}"
             problems.append(Problem("warning", "age", message))
     return problems
 

@@ -349,7 +349,7 @@ def test_a_column_of_ages_that_is_not_used_is_named(tmp_path):
     spec = with_ages(tmp_path / "a", range(40), column="Age")
     problems, _ = check(spec, tmp_path / "out")
     (found,) = [p for p in problems if p["kind"] == "age"]
-    assert "no age is read from Age, whose unit is unknown" in found["message"]
+    assert "no age is read from Age; name a column age_months" in found["message"]
 
 
 def test_a_workdir_that_cannot_be_written_is_refused_before_reading(tmp_path, monkeypatch):

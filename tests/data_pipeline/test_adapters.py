@@ -595,6 +595,13 @@ def test_other_names_than_kermanys_are_refused(tmp_path, name):
         ADAPTERS["kermany"](str(tmp_path))
 
 
+def test_files_of_kermany_in_the_wrong_folder_are_named(tmp_path, caplog):
+    names = ("train/NORMAL/BACTERIA-1-0001", "train/NORMAL/NORMAL-2-0001")
+    ADAPTERS["kermany"](build_original_kermany(tmp_path, names))
+    assert "1 files are named like another class than that of their folder" in caplog.text
+    assert "BACTERIA-1-0001.jpeg" in caplog.text
+
+
 def test_files_of_macos_and_synology_are_passed_over(tmp_path):
     junk = b"\0\5\x16\7Mac OS X \xff\xfe"
     touch(tmp_path / "ker" / "train" / "NORMAL" / "IM-0115-0001.jpeg", b"x")

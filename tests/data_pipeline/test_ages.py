@@ -75,7 +75,15 @@ def test_columns_of_ages_by_their_unit(name, months):
 
 def test_other_columns_of_ages():
     assert all(math.isnan(age_column(name)) for name in ("age", "Age", "PatientAge", "age_at_exam"))
-    others = ["bone_age", "gestational_age_weeks", "ageGroup", "age_m", "studyAge", "AGE_CODE"]
+    others = [
+        "bone_age",
+        "gestational_age_weeks",
+        "ageGroup",
+        "age_m",
+        "studyAge",
+        "AGE_CODE",
+        "birth_date",
+    ]
     assert [age_column(name) for name in others] == [None] * len(others)
     assert all(map(names_an_age, others))
     assert not any(map(names_an_age, ("image", "agent", "stage", "page_number", "percentage")))

@@ -7,7 +7,8 @@ import pytest
 from data_pipeline.cells import (
     is_formula_error,
     join_findings,
-    shortened,
+    joined_otherwise,
+    rewritten,
     spelled_apart,
 )
 
@@ -35,6 +36,7 @@ def test_spelled_apart():
         (["1140", "1,140", "1140,0", "'1140"], 1),
         (["manifest:/a.csv:114", "manifest:/a.csv:0114"], 1),  # patient_ids=source
         (["nih-114", "nih-114.0", "nih-00114", "NIH-114"], 1),
+        (["114", "１１４", "114\u00a0"], 1),
         (["123456789012", "123457000001", "1.23457E+11", "1,23457E+11"], 1),
         (["nih-123456789012", "nih-1.23457E+11"], 1),
         (["123466789012", "1.23457E+11", "12", "1.2E+01x", "graz-123456789012"], 0),
@@ -46,5 +48,19 @@ def test_numbers_that_a_spreadsheet_rewrote_are_spelled_apart(ids, groups):
 
 
 def test_ids_and_files_that_a_spreadsheet_shortened():
-    names = ["1.23457E+11", "1,23E+11", "nih-1E+12", "1.23457E+11.png", "12", "1E5", "A1.2E+11"]
-    assert shortened(names) == sorted(names[:4])
+    names = [
+        "1.23457E+11",
+        "1,23E+11",
+        "nih-1E+12",
+        "1.23457E+11.png",
+        "12-Mar",
+        "12",
+        "1E5",
+        "A1.2E+11",
+    ]
+    assert rewritten(names) == sorted(names[:5])
+
+
+def test_labels_joined_by_another_sign_than_a_bar():
+    assert joined_otherwise(["a", "b", "a;b", "a, b", "a;c", "a|b", "c/d"]) == ["a, b", "a;b"]
+    assert joined_otherwise(["['a', 'b']", "No Finding"]) == ["['a', 'b']"]

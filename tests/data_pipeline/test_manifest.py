@@ -431,7 +431,7 @@ def test_columns_of_ages_in_an_unknown_unit_are_named(tmp_path, caplog):
     path = _write(tmp_path, "image_path,Age,bone_age,agent,page\na,1,2,3,4\n")
     assert unused_age_columns(path) == ["Age", "bone_age"]
     assert not read_manifest(path).has_age.any()
-    assert "no age is read from Age, bone_age, whose unit is unknown" in caplog.text
+    assert "no age is read from Age, bone_age; name a column age_months" in caplog.text
     path = _write(tmp_path, "image_path,age,age_months\na,1,2\n")
     assert unused_age_columns(path) == []
     assert read_manifest(path).age_months.tolist() == [2]

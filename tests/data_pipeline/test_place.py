@@ -20,6 +20,7 @@ class TestTablesFromSpreadsheets:
         [
             "id;boneage;male\n1;10,5;True\n",
             "sep=;\nid;boneage;male\n1;10,5;True\n",
+            "id,boneage,male\n1.0,10.5,True\n",
             "id\tboneage\tmale\n1\t10.5\tTrue\n",
             "\ufeffid,boneage,male,\r\n1,10.5,True\r\n",
         ],
@@ -31,7 +32,7 @@ class TestTablesFromSpreadsheets:
 
     def test_shortened_ids_are_named(self, tmp_path, caplog):
         self._read(tmp_path, "id,boneage,male\n1,10,True\n1.23457E+11,9,True\n")
-        assert "column id: a spreadsheet has shortened 1 values, such as '1.23457E+11'" in (
+        assert "column id: a spreadsheet has rewritten 1 values, such as '1.23457E+11'" in (
             caplog.text
         )
 
