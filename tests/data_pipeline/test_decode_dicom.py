@@ -356,6 +356,8 @@ def test_a_shutter_of_many_vertices(read):
         {"ShutterShape": "RECTANGULAR", **RECTANGLE, "ShutterRightVerticalEdge": 5},
         {"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [30, 41]},
         {"ShutterShape": "POLYGONAL", "VerticesOfThePolygonalShutter": [1, 2, 3, 4]},
+        {"ShutterShape": "BITMAP"},
+        RECTANGLE,
     ],
 )
 def test_a_shutter_that_hides_everything_is_ignored(read, elements):
