@@ -72,17 +72,17 @@ def spelled_apart(names: Iterable[str]) -> list[tuple[str, ...]]:
     groups = defaultdict(set)
     rounded = defaultdict(set)  # Number of digits -> ids that are written with so many.
     for name in names:
-        folded = _folded(name)
-        groups[folded].add(name)
-        if (match := _SHORTENED.match(_last_part(name)[1])) and len(_last_part(folded)[1]) > 9:
-            rounded[1 + len((match[1] or "").strip(",.").rstrip("0"))].add(folded)
+        key = folded(name)
+        groups[key].add(name)
+        if (match := _SHORTENED.match(_last_part(name)[1])) and len(_last_part(key)[1]) > 9:
+            rounded[1 + len((match[1] or "").strip(",.").rstrip("0"))].add(key)
     for digits, short in rounded.items():
-        for folded in list(groups):
-            before, last = _last_part(folded)
+        for key in list(groups):
+            before, last = _last_part(key)
             if last.isascii() and last.isdecimal() and len(last) > 9:
                 in_short = f"{before}{float(f'{int(last):.{digits - 1}e}'):.0f}"
-                if in_short in short and in_short != folded:
-                    groups[in_short] |= groups[folded]
+                if in_short in short and in_short != key:
+                    groups[in_short] |= groups[key]
     return sorted({tuple(sorted(group)) for group in groups.values() if len(group) > 1})
 
 
@@ -103,7 +103,8 @@ def in_words(groups: Sequence[tuple[str, ...]]) -> str:
     return f"{named} and {len(groups) - 3:,} more" if len(groups) > 3 else named
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """An id without capitals and blanks, and a number as plain digits; see `spelled_apart`."""
     name = unicodedata.normalize("NFKC", name).casefold()
     if not name.isprintable() or " " in name:
         name = "".join(c for c in name if c.isprintable() and not c.isspace())

@@ -49,6 +49,13 @@ def check_repeats(split: Split, **limits: Any) -> None:
     if len(across) > 3:
         _log.warning("and %d more images are in several splits; configs/check_data.py lists them",
                      len(across) - 3)  # fmt: skip
+    labels = [sorted({everyone.label[row] for row in rows} - {""}) for rows in groups]
+    torn = [(rows, names) for rows, names in zip(groups, labels, strict=True) if len(names) > 1]
+    for rows, names in torn[:3]:
+        where = ", ".join(everyone.image_path[row] for row in rows[:3])
+        _log.warning("the same image has several labels (%s): %s", ", ".join(names), where)
+    if len(torn) > 3:
+        _log.warning("and %d more images have several labels", len(torn) - 3)
     for side in ("train", "test"):
         here = [[row for row in rows if sides[row] == side] for rows in groups]
         repeated = [row for rows in here for row in rows[1:]]

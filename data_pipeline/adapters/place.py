@@ -34,7 +34,7 @@ IMAGE_SUFFIXES = PICTURE_SUFFIXES + DICOM_SUFFIXES
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 _DIGITS = re.compile(r"(\d+)")
 # Of macOS, Synology and Windows: thumbnails, resource forks and deleted files.
-_HIDDEN = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN")
+_HIDDEN = (".", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "~$")
 _OF_RUNS = {"model.json", "preprocessing.json", "metrics.json"}
 _THREADS = 16  # Listing folders waits for the disk.
 
@@ -54,7 +54,7 @@ def parse_place(name: str, place: str, **defaults: Any) -> tuple[Path, dict[str,
       DataError: the path does not exist, an option is unknown or its value has the wrong type.
     """
     options = dict(defaults)
-    parts = place.split(":")
+    parts = [place] if os.path.exists(os.path.expanduser(place)) else place.split(":")
     # From the right, because a path may hold colons too.
     while len(parts) > 1 and _OPTION.fullmatch(parts[-1]):
         key, value = parts.pop().split("=", 1)

@@ -43,6 +43,7 @@ class Header:
       year: of the study, four digits.
       pixel_spacing_mm: height and width of a stored pixel, NaN if unknown.
       patient_key: a one-way hash of the patient's identifier.
+      patient_alike: the same without regard to its spelling, see `cells.folded`.
       bits: bits stored of a pixel.
       size: stored height and width, before decoding at reduced scale and before it is oriented.
       notes: decisions of the decoder, such as the replacement of a useless window.
@@ -57,6 +58,7 @@ class Header:
     year: str = ""
     pixel_spacing_mm: tuple[float, float] = (math.nan, math.nan)
     patient_key: str = ""
+    patient_alike: str = ""
     bits: int = 8
     size: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()

@@ -192,6 +192,13 @@ class TestFolder:
         assert "2 images carry a PatientID that is a placeholder" in caplog.text
         assert word not in caplog.text.replace("such as ANONYMOUS", "")
 
+    def test_identifiers_that_differ_in_spelling_are_counted(self, tmp_path, caplog):
+        for i, patient in enumerate(("114", "0114", "p1", "P1 ", "p2")):
+            touch(tmp_path / f"{i}.dcm", dicom_bytes(ramp(), PatientID=patient))
+        records = ADAPTERS["folder"](str(tmp_path))
+        assert len(set(records.patient_id)) == 5
+        assert "4 PatientIDs differ from another one only in spelling" in caplog.text
+
     @pytest.mark.parametrize("field", ["PatientBirthDate", "PatientSex"])
     def test_nor_is_one_of_several_people(self, tmp_path, caplog, field):
         values = {"PatientBirthDate": ["20200115", "20190203"], "PatientSex": ["F", "M"]}[field]
@@ -285,6 +292,16 @@ class TestFolder:
             ADAPTERS["folder"](str(tmp_path))
         assert len(ADAPTERS["folder"](f"{tmp_path}:labels=none")) == 2
         assert set(ADAPTERS["folder"](str(tmp_path / "chest_xray")).split) == {"train", "test"}
+
+    def test_classes_that_seem_to_be_splits_are_refused(self, tmp_path):
+        for name in ("1.Training", "2.Validation"):
+            touch(tmp_path / name / "mass" / "1.png")
+        with pytest.raises(DataError, match=r"1\.Training and 2\.Validation would be classes; ren"):
+            ADAPTERS["folder"](str(tmp_path))
+        assert len(ADAPTERS["folder"](f"{tmp_path}:labels=none")) == 2
+        touch(tmp_path / "a:b=c" / "x" / "test positive" / "1.png")
+        touch(tmp_path / "a:b=c" / "x" / "test negative" / "1.png")
+        assert len(ADAPTERS["folder"](f"{tmp_path}/a:b=c/x")) == 2
 
     def test_names_in_any_script_and_encoding(self, tmp_path):
         for name in ("5²3.png", "٣.png", os.fsdecode(b"f\xe9vrier.png")):

@@ -59,6 +59,12 @@ def test_the_same_content_in_two_splits_is_named(tmp_path, caplog):
     assert "copy.png (test)" in message
 
 
+def test_the_same_content_with_two_labels_is_named(tmp_path, caplog):
+    rows = [*ROWS, ("copy.png", 3, "p50", "a", "train")]
+    open_split(write(tmp_path / "data", rows), str(tmp_path))
+    assert messages(caplog)[0].startswith("the same image has several labels (a, b): ")
+
+
 def test_repeats_within_training_are_counted(tmp_path, caplog):
     rows = [*ROWS, ("copy.png", 3, "p50", "b", "train"), ("again.png", 3, "p51", "b", "train")]
     open_split(write(tmp_path / "data", rows), str(tmp_path))
