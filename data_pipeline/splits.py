@@ -122,6 +122,12 @@ def _split_source(
         if (frequency[label], label) < (frequency[rarest], rarest):
             label_of[key] = label
     roles_given = set(given.values()) - {""}
+    if roles_given and "" in given.values():
+        _log.warning(
+            "%s: %d images have no split, unlike the others; they count as training images",
+            records.source[0],
+            (records.split == "").sum(),
+        )
     strata: dict[str, list[str]] = {}
     role = {}
     for key, split in given.items():
@@ -358,6 +364,8 @@ def _read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
                 f"{path} is not the file that the run wrote: it was cut short or changed (its "
                 f"checksum differs from {os.path.basename(checksum)}); restore it from a copy"
             )
+    if not content.endswith(b"\n"):
+        raise DataError(f"{path} ends within a line: it was cut short; restore it from a copy")
     text = io.StringIO(content.decode("utf-8", "surrogateescape"), newline="")
     rows = [
         {name: tables.restore(cell or "") for name, cell in row.items() if name}
