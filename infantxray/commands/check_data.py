@@ -18,6 +18,7 @@ from data_pipeline import dataset as data
 from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import PHANTOM_PREFIX
 from data_pipeline.errors import DataError, UserError
+from data_pipeline.labels import carries, names_in
 from data_pipeline.manifest import NO_AGE, unused_age_columns, write_manifest
 from data_pipeline.records import SPLITS, Records
 from data_pipeline.splits import Split
@@ -265,8 +266,8 @@ def _rare_classes(records: Records) -> list[Problem]:
     for role in SPLITS:
         here = labelled & (records.split == role)
         few = []
-        for label in sorted(set(records.label[labelled])) if here.any() else ():
-            patients = len(set(records.patient[here & (records.label == label)]))
+        for label in sorted(names_in(records.label[labelled])) if here.any() else ():
+            patients = len(set(records.patient[here & carries(records.label, label)]))
             if patients < _FEW_PATIENTS:
                 few.append(f"{label} ({patients})")
         if few:
