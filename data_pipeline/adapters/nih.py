@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from data_pipeline.adapters.columns import ADULT_MONTHS, ages_in_months, read_table
 from data_pipeline.adapters.place import (
-    ADULT_MONTHS,
-    ages_in_months,
     find_file,
     find_files,
     image_index,
     keep_present,
     leave_out_children,
     parse_place,
-    read_table,
 )
 from data_pipeline.cells import SEXES, join_findings
 from data_pipeline.manifest import Records

@@ -1,7 +1,10 @@
-"""Tables of public data sets, as spreadsheets save them."""
+"""Tables of public data sets, as spreadsheets save them, and their ages."""
+
+import math
 
 import pytest
 
+from data_pipeline.adapters.columns import OLDEST_CHILD_MONTHS, ages_in_months
 from data_pipeline.adapters.rsna_bone_age import read_rsna_bone_age
 from data_pipeline.errors import DataError
 
@@ -43,3 +46,14 @@ class TestTablesFromSpreadsheets:
             self._read(tmp_path, 'id,boneage,male\n1,10,"True\n2,1,True\n')
         self._read(tmp_path, "id,boneage,male\n2,9\n1,10,True\n")
         assert "1 of 2 rows have fewer values than the header" in caplog.text
+
+
+def test_zero_whole_years_of_a_child_are_unknown(caplog):
+    infants = ages_in_months("x", ["0", "2", "0y", "3 months"], 12, OLDEST_CHILD_MONTHS)
+    assert [age for age in infants if not math.isnan(age)] == [24, 3]
+    assert "x: 2 ages are taken as unknown, such as '0', '0y'" in caplog.text
+    assert ages_in_months("x", ["0", "0.5"], 12, OLDEST_CHILD_MONTHS) == [0, 6]
+    assert ages_in_months("x", ["0", "57"], 12) == [
+        0,
+        57 * 12,
+    ]  # To be left out of a set of adults.
