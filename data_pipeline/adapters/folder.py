@@ -133,7 +133,7 @@ def _with_headers(
 
 def _refuse_splits_as_classes(place: str, folders: list[str]) -> None:
     """Refuses classes such as `1.Training` and `2.Validation`."""
-    named = {}
+    named: dict[str, str] = {}
     for name in folders:
         for word in re.findall("[a-z]+", name.lower()):
             if word in SPLIT_NAMES:

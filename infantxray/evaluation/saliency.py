@@ -471,8 +471,8 @@ def _boxed_findings(
                 yield row, k, found
 
     found = [each for k in range(len(predictions.classes)) for each in of_class(k)]
-    rows, target, boxes = ([each[i] for each in found] for i in range(3))
-    return rows, np.array(target, int), boxes
+    target = np.array([k for _, k, _ in found], int)
+    return [row for row, _, _ in found], target, [boxes for _, _, boxes in found]
 
 
 def _mask(boxes: Sequence[Box], size: int) -> np.ndarray:
