@@ -46,6 +46,7 @@ class Header:
       tube_voltage_kv: peak voltage of the X-ray tube.
       pixel_spacing_mm: height and width of a stored pixel, NaN if unknown.
       patient_key: a one-way hash of the patient's identifier.
+      patient_alike: the same without regard to its spelling, see `cells.folded`.
       bits: bits stored of a pixel.
       size: stored height and width, before decoding at reduced scale and before it is oriented.
       notes: decisions of the decoder, such as the replacement of a useless window.
@@ -61,6 +62,7 @@ class Header:
     tube_voltage_kv: float = math.nan
     pixel_spacing_mm: tuple[float, float] = (math.nan, math.nan)
     patient_key: str = ""
+    patient_alike: str = ""
     bits: int = 8
     size: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()

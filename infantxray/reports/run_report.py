@@ -19,7 +19,7 @@ from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
 from data_pipeline.files import replaced, write_json
-from data_pipeline.labels import FindingNames
+from data_pipeline.labels import FindingNames, names_in
 from data_pipeline.loader import ImageSource, class_indices
 from data_pipeline.manifest import Records
 from data_pipeline.splits import read_split
@@ -363,7 +363,15 @@ def _images(source: ImageSource, records: Records, preprocessing: Preprocessing)
     def load(row: int) -> np.ndarray:
         return np.asarray(source[row_of[records.image_path[row]]]["image"])
 
-    def boxes(row: int) -> list[Box]:
-        return [box[:4] for box in image_boxes(records, row, preprocessing)]
+    # Some data sets name boxes by other words than findings: PediCXR's diagnoses have boxes of
+    # opacities. Then all boxes of an image of one finding are where that is.
+    named = {box.label for boxes in records.boxes for box in boxes}
+    same_words = not named.isdisjoint(names_in(records.label))
+
+    def boxes(row: int, name: str) -> list[Box]:
+        found = image_boxes(records, row, preprocessing)
+        of_finding = [b[:4] for b in found if not b.label or name in b.label.split("|")]
+        alone = not same_words and "|" not in records.label[row]
+        return of_finding or [box[:4] for box in found if alone]
 
     return Images(load, boxes)

@@ -78,7 +78,7 @@ def write(
     differences = comparisons.differences()
     drawn = Drawing(os.path.join(folder, "figures"), comparisons, focus)
     parts = [
-        _data_table(results, data.patient_ids),
+        _data_table(results, data.patient_ids, read_metrics(focus.runs[0]).get("label_notes", ())),
         comparisons.encoders(),
         drawn.performance(),
         comparisons.ablation(),
@@ -242,7 +242,7 @@ def _short(comparisons: Comparisons, differences: Table | None, focus: Model) ->
     return sentences
 
 
-def _data_table(results: Results, patient_ids: str) -> Table:
+def _data_table(results: Results, patient_ids: str, notes: Sequence[str]) -> Table:
     split = results.splits[results.top_fraction]
     rows = []
     for name in SPLITS:
@@ -260,7 +260,8 @@ def _data_table(results: Results, patient_ids: str) -> Table:
         "data",
         "Data",
         "Images of stage two by role; patients are divided, never images. Ages in months: median "
-        "and quartiles. Stage one sees the training images and others, without labels.",
+        "and quartiles. Stage one sees the training images and others, without labels."
+        + "".join(f" {note[:1].upper()}{note[1:]}." for note in notes),
         ["Role", "Images", "Patients", "With label", "Conditions", "Age, months"],
         rows,
     )
