@@ -134,6 +134,8 @@ def row_values(answers: Answers, records: Records, answerer: Answerer) -> list[d
         row["age_predicted_months"] = _known(predictions.age_predicted_months[i])
         if predictions.multi_label:
             row[UNKNOWN] = list(classes)  # Nobody has said which findings are present.
+        for rule, reached in answers.positive.items():
+            row[f"positive_{rule}"] = [classes[k] for k in np.flatnonzero(reached[i])]
         if trusts:
             row["age_low_months"] = _known(judged.age_low_months[i])
             row["age_high_months"] = _known(judged.age_high_months[i])
@@ -210,7 +212,8 @@ class Extras:
         self._count += 1
         name = f"{self._count:06d}_{_stem(row['image_path'])}"
         if self._json:
-            write_json(os.path.join(self._folder, "json", f"{name}.json"), nested(row))
+            answer = nested(row) | {"thresholds": self._answerer.members[0].thresholds()}
+            write_json(os.path.join(self._folder, "json", f"{name}.json"), answer)
         wanted = self._pages and len(self._cards) < MOST_PICTURES
         if not (wanted or self._dicom):
             return

@@ -18,7 +18,7 @@ PyTree = Any
 
 
 def answer_function(
-    spec: ModelSpec, variables: PyTree, temperature: float | None = None
+    spec: ModelSpec, variables: PyTree, temperature: float | tuple[float, ...] | None = None
 ) -> tuple[Callable[[jax.Array], tuple[jax.Array, ...]], tuple[str, ...]]:
     """The function that is exported, with the weights inside, and the names of its outputs.
 
@@ -28,7 +28,7 @@ def answer_function(
     Args:
       spec: of the model.
       variables: its parameters and statistics.
-      temperature: of the softmax; None = 1.
+      temperature: of the softmax, or of each sigmoid; None = 1.
 
     Returns:
       A function of greys 0 to 255, `[B, S, S, 1]`, and the names of what it returns, in order:
@@ -55,7 +55,7 @@ def answer_function(
         outputs = heads(latent)
         result = []
         if spec.classes:
-            logits = outputs["logits"] / (temperature or 1.0)
+            logits = outputs["logits"] / jnp.asarray(temperature or 1.0, jnp.float32)
             result.append(jax.nn.sigmoid(logits) if spec.multi_label else jax.nn.softmax(logits))
         if spec.has_age:
             result.append(spec.age_in_months(outputs["age"]))

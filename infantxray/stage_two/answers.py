@@ -14,6 +14,7 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
+from infantxray.evaluation.operating_points import OperatingPoint, read_points
 from infantxray.evaluation.predictions import Predictions
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two.inference import batch_context, predict_function, read_spec, restore
@@ -37,6 +38,8 @@ class Member:
       trust: its calibration; None to use the model's own probabilities.
       step: of the checkpoint.
       folder: the workdir.
+      points: thresholds of the probabilities that it gives: those of `trust` where it calibrates,
+        else those of the run's report.
     """
 
     spec: ModelSpec
@@ -44,6 +47,22 @@ class Member:
     trust: Trust | None = None
     step: int = 0
     folder: str = ""
+    points: tuple[OperatingPoint, ...] = ()
+
+    def thresholds(self) -> dict[str, dict[str, float]]:
+        """The thresholds `{rule: {condition: probability}}`."""
+        found: dict[str, dict[str, float]] = {}
+        for point in self.points:
+            if point.finding in self.spec.classes:
+                found.setdefault(point.rule, {})[point.finding] = min(point.threshold, 1.0)
+        return found
+
+    def positive(self, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+        """Which probabilities `[N, K]` reach their threshold, `{rule: bool [N, K]}`."""
+        return {
+            rule: probabilities >= [limits.get(name, np.inf) for name in self.spec.classes]
+            for rule, limits in self.thresholds().items()
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,20 +73,26 @@ class Answers:
       predictions: calibrated.
       judgement: see `Judgement`; of an ensemble, the union of the members' sets and intervals,
         whose coverage is at least a member's, and the median distance.
+      positive: which conditions reach their threshold, by rule: bool `[N, K]`; of an ensemble, for
+        more than half of the members.
       features: pooled last maps of the first model, `[N, C]`.
     """
 
     predictions: Predictions
     judgement: Judgement
+    positive: dict[str, np.ndarray]
     features: np.ndarray
 
 
-def load_members(folders: Sequence[str], *, calibrate: bool = True) -> tuple[Member, ...]:
+def load_members(
+    folders: Sequence[str], *, calibrate: bool = True, refit: bool = True
+) -> tuple[Member, ...]:
     """Loads the models of an ensemble.
 
     Args:
       folders: workdirs of stage two.
-      calibrate: read calibration, or fit it for runs of earlier versions.
+      calibrate: use the calibration of the runs.
+      refit: fit it for runs of earlier versions, which have none.
 
     Raises:
       UserError: a folder is not such a workdir, or the models differ in conditions or in the
@@ -84,8 +109,12 @@ def load_members(folders: Sequence[str], *, calibrate: bool = True) -> tuple[Mem
                 "models of an ensemble must agree in them"
             )
         variables, step = restore(folder, spec)
-        trust = for_workdir(folder, spec, variables) if calibrate else None
-        members.append(Member(spec, variables, trust, step, folder))
+        trust = None
+        if calibrate:
+            trust = for_workdir(folder, spec, variables) if refit else Trust.read(folder)
+        calibrated = trust is not None and trust.temperature is not None
+        points = trust.points if trust and calibrated else read_points(folder)
+        members.append(Member(spec, variables, trust, step, folder, tuple(points)))
     return tuple(members)
 
 
@@ -148,7 +177,7 @@ class Answerer:
           label: int `[N]`, -1 = unknown.
         """
         n = len(label)
-        judged, ages = [], []
+        judged, ages, votes = [], [], []
         for member, found in zip(self.members, outputs, strict=True):
             spec = member.spec
             months = np.full(n, np.nan, np.float32)
@@ -161,6 +190,7 @@ class Answerer:
                     found.get("probabilities", none), months, found["features"]
                 )
             )
+            votes.append(member.positive(judged[-1].probabilities))
         sets = [j.in_set for j in judged if j.in_set is not None]
         judgement = Judgement(
             np.asarray(np.mean([j.probabilities for j in judged], axis=0, dtype=np.float32)),
@@ -170,6 +200,11 @@ class Answerer:
             np.median([j.distance for j in judged], axis=0),
             np.mean([j.unlike_training for j in judged], axis=0) > 0.5,
         )
+        positive = {
+            rule: np.mean([vote[rule] for vote in votes], axis=0) > 0.5
+            for rule in votes[0]
+            if all(rule in vote for vote in votes)
+        }
         spec = self.members[0].spec
         predictions = Predictions(
             classes=spec.classes,
@@ -180,7 +215,7 @@ class Answerer:
             patient=records.patient,
             findings=np.full_like(judgement.probabilities, np.nan) if spec.multi_label else None,
         )
-        return Answers(predictions, judgement, outputs[0]["features"])
+        return Answers(predictions, judgement, positive, outputs[0]["features"])
 
 
 def _averaged(

@@ -10,6 +10,7 @@ import pytest
 from members import CLASSES, SIZE, make_member
 from PIL import Image
 
+import infantxray
 from configs import predict as predict_config
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError, UserError
@@ -52,6 +53,13 @@ def test_one_image_needs_no_folder_of_its_own(finetuned, tmp_path):
     answer = json.loads((tmp_path / "out" / "json" / name).read_text())
     assert answer["predicted"] == row["predicted"]
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    reached = {
+        name
+        for name, limit in answer["thresholds"]["youden"].items()
+        if answer["probabilities"][name] >= limit
+    }
+    assert set(answer["positive_youden"]) == reached
+    assert row["positive_youden"].split("|") == answer["positive_youden"] or not reached
     page = (tmp_path / "out" / "predictions.html").read_text()
     assert "not a medical device" in page
     assert page.count("<img") == 2
@@ -80,6 +88,11 @@ def test_several_models_are_averaged(finetuned, tmp_path):
     one = run(finetuned, images, tmp_path / "one")
     two = run(f"{finetuned},{finetuned}", images, tmp_path / "two")
     assert [row["p_normal"] for row in one] == [row["p_normal"] for row in two]
+    assert [row["positive_youden"] for row in one] == [row["positive_youden"] for row in two]
+    found = infantxray.load([finetuned, finetuned]).predict(sorted(images.iterdir()))
+    assert [f"{p:.7g}" for p in found.probabilities[:, found.classes.index("normal")]] == [
+        row["p_normal"] for row in one
+    ]
     moved = run(finetuned, images, tmp_path / "moved", augmentations=2)
     assert [row["p_normal"] for row in one] != [row["p_normal"] for row in moved]
     with pytest.raises(UserError, match="the folder nowhere does not exist"):
