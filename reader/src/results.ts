@@ -69,10 +69,8 @@ export function showConditions(
   };
   if (model.conformal) {
     const coverage = `${Math.round(100 * model.conformal.coverage)} %`;
-    if (!set.length)
-      list.append(make("p", "empty-set", `The ${coverage} prediction set is empty: no condition is likely enough.`));
     group(`${coverage} prediction set`, set);
-    group(set.length ? "Outside the set" : "", rows.filter((row) => !row.inSet));
+    group("Outside the set", rows.filter((row) => !row.inSet));
   } else group("", rows);
 }
 
