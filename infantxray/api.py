@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import operator
 import os
@@ -21,20 +20,17 @@ from data_pipeline.manifest import Records
 from infantxray.evaluation import saliency
 from infantxray.features.extraction import encoder_variables, pooled_map
 from infantxray.models import create_encoder
-from infantxray.runs import workdir as run_folder
 from infantxray.runs.model_spec import ModelSpec
-from infantxray.stage_one.objectives import OBJECTIVES, ObjectiveSettings
+from infantxray.stage_one import restoring
 from infantxray.stage_two import inference
 from infantxray.stage_two.answers import Answerer, Member, load_members
 from infantxray.stage_two.result import Result
-from infantxray.training import augment, checkpoints
 
 PyTree = Any
 Path = str | os.PathLike[str]
 Images = Path | Sequence[Path] | np.ndarray
 
 _BATCH = 32
-_RECONSTRUCTING = ("l1", "denoise")
 
 
 class Model:
@@ -231,7 +227,7 @@ class Model:
         Raises:
           UserError: the model is not an autoencoder.
         """
-        if self.spec.objective not in _RECONSTRUCTING:
+        if self.spec.objective not in restoring.RECONSTRUCTING:
             raise UserError(
                 "only a stage-one model with the objective l1 or denoise reconstructs images; "
                 f"this is {self.spec.objective or 'a stage-two model'}"
@@ -242,7 +238,7 @@ class Model:
         if not self.spec.has_heads:
             raise UserError(
                 f"{verb} needs a stage-two model; this one is of stage one, which can embed"
-                + (" and reconstruct" if self.spec.objective in _RECONSTRUCTING else "")
+                + (" and reconstruct" if self.spec.objective in restoring.RECONSTRUCTING else "")
             )
 
     def _map(
@@ -286,12 +282,10 @@ class Model:
 
     @functools.cached_property
     def _reconstruct(self) -> Callable[..., PyTree]:
-        objective = _objective(self.spec)
+        rebuild = restoring.reconstruct_function(self.spec)
 
         def reconstruct(variables: PyTree, image: jax.Array) -> jax.Array:
-            x = augment.to_intensity(image)
-            x = objective.panels(variables, x)[objective.panel_names.index("reconstruction")]
-            return jnp.rint(x[..., 0] * 255).astype(jnp.uint8)
+            return jnp.rint(rebuild(variables, image)[..., 0] * 255).astype(jnp.uint8)
 
         return jax.jit(reconstruct)
 
@@ -318,27 +312,8 @@ def load(workdir: Path | Sequence[Path], *, calibrate: bool = True) -> Model:
     spec = ModelSpec.read(folder)
     if spec.has_heads:
         return Model(*load_members([folder], calibrate=calibrate, refit=False))
-    if not spec.objective:  # A run of an earlier version.
-        objective = run_folder.read_config(folder).get("objective", "")
-        spec = dataclasses.replace(spec, objective=objective)
-    steps = checkpoints.checkpoint_steps(folder)
-    if not steps:
-        raise UserError(f"{folder} has no checkpoint yet; run configs/pretrain.py to its end")
-    size = spec.preprocessing.image_size
-    module = _objective(spec).model
-    abstract = jax.eval_shape(
-        lambda: module.init(jax.random.key(0), jnp.zeros((1, size, size, 1)), train=False)
-    )
-    variables, _ = checkpoints.restore_variables(folder, steps[-1], abstract)
-    return Model(Member(spec, variables, None, steps[-1], folder))
-
-
-def _objective(spec: ModelSpec) -> Any:
-    """The objective of a stage-one model; an unknown one counts as an autoencoder."""
-    dtype = jnp.dtype(spec.dtype)
-    kind = OBJECTIVES.get(spec.objective, OBJECTIVES["l1"])
-    settings = ObjectiveSettings(image_size=spec.preprocessing.image_size, noise=0.0)
-    return kind(create_encoder(spec.encoder, dtype=dtype), dtype, settings)
+    spec, variables, step = restoring.restore(folder)
+    return Model(Member(spec, variables, None, step, folder))
 
 
 def _are_arrays(images: Images) -> bool:

@@ -25,6 +25,7 @@ from infantxray.evaluation.saliency import Explainer
 from infantxray.export import dicom_out
 from infantxray.reports.predictions_page import Card, write_predictions_page
 from infantxray.runs import runtime, settings, workdir
+from infantxray.stage_two import reconstruction
 from infantxray.stage_two.answers import Answerer, Answers, load_members
 from infantxray.stage_two.inference import build_model
 from infantxray.training import processes
@@ -50,6 +51,9 @@ def run(config, folder: str) -> None:
         batch_size=config.batch_size,
         num_threads=data.num_threads,
         augmentations=config.augmentations,
+        reconstruction=reconstruction.for_workdir(places[0], spec)
+        if config.reconstruction
+        else None,
     )
     extras = Extras(folder, answerer, json=config.json, pages=config.pictures, dicom=config.dicom)
     source = reader(records)
@@ -143,6 +147,11 @@ def row_values(answers: Answers, records: Records, answerer: Answerer) -> list[d
             row["conditions"] = [classes[k] for k in inside]
             row["distance"] = _known(judged.distance[i])
             row["unlike_training"] = bool(judged.unlike_training[i])
+        if answers.reconstruction_error is not None and answerer.reconstruction is not None:
+            error = float(answers.reconstruction_error[i])
+            row["reconstruction_error"] = error
+            row["badly_rebuilt"] = error > answerer.reconstruction.threshold
+        if trusts or "badly_rebuilt" in row:
             row["note"] = _note(row, ranges[0] if ranges else None)
         rows.append(row)
     return rows
@@ -150,8 +159,10 @@ def row_values(answers: Answers, records: Records, answerer: Answerer) -> list[d
 
 def _note(row: dict[str, Any], ages: tuple[float, float] | None) -> str:
     notes = []
-    if row["unlike_training"]:
+    if row.get("unlike_training"):
         notes.append("unlike the training images")
+    if row.get("badly_rebuilt"):
+        notes.append("rebuilt badly by the autoencoder of stage one")
     for key, name in (("age_months", "age"), ("age_predicted_months", "predicted age")):
         months = row[key]
         if ages and months is not None and not ages[0] <= months <= ages[1]:

@@ -18,6 +18,7 @@ from infantxray.evaluation.operating_points import OperatingPoint, read_points
 from infantxray.evaluation.predictions import Predictions
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two.inference import batch_context, predict_function, read_spec, restore
+from infantxray.stage_two.reconstruction import ReconstructionError
 from infantxray.stage_two.trust import Judgement, Trust, for_workdir
 from infantxray.training.augment import Augmentation, augment
 from infantxray.training.batches import map_batches
@@ -76,12 +77,14 @@ class Answers:
       positive: which conditions reach their threshold, by rule: bool `[N, K]`; of an ensemble, for
         more than half of the members.
       features: pooled last maps of the first model, `[N, C]`.
+      reconstruction_error: of its stage one, `[N]`; None where it was not asked for.
     """
 
     predictions: Predictions
     judgement: Judgement
     positive: dict[str, np.ndarray]
     features: np.ndarray
+    reconstruction_error: np.ndarray | None = None
 
 
 def load_members(
@@ -127,6 +130,7 @@ class Answerer:
       num_threads: that decode.
       augmentations: slightly rotated, scaled and shifted copies whose predictions are averaged
         with the image's own.
+      reconstruction: of the autoencoder that the first model started from; None = do without.
     """
 
     def __init__(
@@ -136,8 +140,9 @@ class Answerer:
         batch_size: int = 32,
         num_threads: int = 4,
         augmentations: int = 0,
+        reconstruction: ReconstructionError | None = None,
     ):
-        self.members = tuple(members)
+        self.members, self.reconstruction = tuple(members), reconstruction
         self._how = {"batch_size": batch_size, "num_threads": num_threads}
         self._functions = [
             jax.jit(functools.partial(_averaged, predict_function(m.spec), augmentations))
@@ -161,10 +166,13 @@ class Answerer:
         self, image: jax.Array, context: jax.Array | None = None
     ) -> list[dict[str, jax.Array]]:
         """What each member predicts for images uint8 `[B, S, S, 1]` and further inputs `[B, D]`."""
-        return [
+        found = [
             function(member.variables, image, context)
             for function, member in zip(self._functions, self.members, strict=True)
         ]
+        if self.reconstruction is not None:
+            found[0] = found[0] | {"reconstruction": self.reconstruction(image)}
+        return found
 
     def answers(
         self, outputs: Sequence[dict[str, np.ndarray]], records: Records, label: np.ndarray
@@ -215,7 +223,8 @@ class Answerer:
             patient=records.patient,
             findings=np.full_like(judgement.probabilities, np.nan) if spec.multi_label else None,
         )
-        return Answers(predictions, judgement, positive, outputs[0]["features"])
+        features, errors = outputs[0]["features"], outputs[0].get("reconstruction")
+        return Answers(predictions, judgement, positive, features, errors)
 
 
 def _averaged(

@@ -332,12 +332,7 @@ def for_workdir(folder: str, spec: ModelSpec, variables: PyTree, *, batch_size: 
         return found
     try:
         split = read_split(os.path.join(folder, "split.csv"))
-        recorded = workdir.read_config(folder)["data"]
-        names = {f.name for f in dataclasses.fields(DataSettings)}
-        kept = {k: v for k, v in recorded.items() if k in names} | {"on_error": "skip"}
-        reader = Reader(
-            DataSettings(**kept), spec.classes, spec.preprocessing, context=spec.context
-        )
+        reader = reader_of(folder, spec)
         _log.info("fitting calibration and outlier detection for %s", folder)
         trust = fit(
             spec,
@@ -357,6 +352,14 @@ def for_workdir(folder: str, spec: ModelSpec, variables: PyTree, *, batch_size: 
     except OSError as error:
         _log.warning("%s cannot be written to (%s): fitted for this command only", folder, error)
     return trust
+
+
+def reader_of(folder: str, spec: ModelSpec) -> Reader:
+    """Opens the images of a run again; leaves out those that can no longer be read."""
+    recorded = workdir.read_config(folder)["data"]
+    names = {f.name for f in dataclasses.fields(DataSettings)}
+    kept = {k: v for k, v in recorded.items() if k in names} | {"on_error": "skip"}
+    return Reader(DataSettings(**kept), spec.classes, spec.preprocessing, context=spec.context)
 
 
 def _fit_conditions(

@@ -1,9 +1,15 @@
 """`predict`: what it takes, what it writes, and that memory stays bounded."""
 
 import csv
+import importlib.util
 import json
 import os
+import re
+import shutil
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,3 +170,22 @@ def test_dicom_output_opens(finetuned, tmp_path):
     picture = pydicom.dcmread(tmp_path / "out" / "dicom" / saliency)
     assert picture.pixel_array.shape == (SIZE, SIZE, 3)
     assert picture.StudyInstanceUID == report.StudyInstanceUID
+
+
+def test_dicom_output_is_valid(finetuned, tmp_path):
+    """By dciodvfy (Debian's dicom3tools) and dicom-validator, whose tables are downloaded once."""
+    pytest.importorskip("highdicom")
+    standard = Path.home() / "dicom-validator"
+    commands = [["dciodvfy"]] * (shutil.which("dciodvfy") is not None)
+    if importlib.util.find_spec("dicom_validator") and list(standard.glob("*/json/iod_info.json")):
+        module = "dicom_validator.validate_iods"
+        commands.append([sys.executable, "-m", module, "--edition", "local"])
+    if not commands:
+        pytest.skip("neither dciodvfy nor the tables of dicom-validator are here")
+    run(finetuned, write_images(tmp_path / "images", 1), tmp_path / "out", dicom=True)
+    for file in (tmp_path / "out" / "dicom").iterdir():
+        for command in commands:
+            done = subprocess.run([*command, str(file)], capture_output=True, text=True)
+            said = done.stdout + done.stderr
+            assert done.returncode == 0, said
+            assert not re.search("^Error", said, re.MULTILINE), said
