@@ -71,15 +71,23 @@ def run(config, folder: str) -> None:
         return
     extras.close()
     write_checksums(folder, ["predictions.csv"])
-    _log.info("%d predictions: %s", count, os.path.join(folder, "predictions.csv"))
+    plural = "" if count == 1 else "s"
+    _log.info("%d prediction%s: %s", count, plural, os.path.join(folder, "predictions.csv"))
+    if extras.noted:
+        _log.warning("%d of %d have a note, such as unusual images", extras.noted, count)
 
 
 def as_source(place: str) -> str:
-    """A file, a folder, a DICOM series or a CSV file as `source:place`; others as they are."""
-    name = place.partition(":")[0]
+    """A file, a folder, a DICOM series or a CSV file as `source:place`; others as they are.
+
+    Raises:
+      UserError: it is neither `source:place` nor a file or folder.
+    """
     path = os.path.expanduser(place)
-    if name in ADAPTERS or not os.path.exists(path):
+    if place.partition(":")[0] in ADAPTERS or (":" in place and not os.path.exists(path)):
         return place
+    if not os.path.exists(path):
+        raise UserError(f"config.data.test: there is no file or folder {place}")
     escaped = place.replace(",", "\\,")
     return f"manifest:{escaped}" if path.lower().endswith(".csv") else f"folder:{escaped}"
 
@@ -196,13 +204,16 @@ class Extras:
       json: one JSON an image, in `json/`.
       pages: `predictions.html`, with each image and its saliency, of the first 500 images.
       dicom: a Structured Report and a secondary capture of the saliency an image, in `dicom/`.
+
+    Attributes:
+      noted: images with a note.
     """
 
     def __init__(self, folder: str, answerer: Answerer, *, json: bool, pages: bool, dicom: bool):
         self._folder, self._answerer = folder, answerer
         self._json, self._pages, self._dicom = json, pages, dicom
         self._cards: list[Card] = []
-        self._count = 0
+        self._count = self.noted = 0
         self._spec = answerer.members[0].spec
         if dicom:
             dicom_out.check_installed()
@@ -221,6 +232,7 @@ class Extras:
     def add(self, row: dict[str, Any], answers: Answers, i: int) -> None:
         """Writes what belongs to one image."""
         self._count += 1
+        self.noted += bool(row.get("note"))
         name = f"{self._count:06d}_{_stem(row['image_path'])}"
         if self._json:
             answer = nested(row) | {"thresholds": self._answerer.members[0].thresholds()}

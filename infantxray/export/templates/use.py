@@ -8,6 +8,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 folder = Path(__file__).parent
 model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
 size = model["preprocessing"]["image_size"]
