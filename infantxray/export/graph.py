@@ -49,13 +49,15 @@ def answer_function(
         gradient = jax.jacobian(lambda z: heads(z[None, None, None])["logits"][0])
         slope = np.asarray(gradient(np.zeros(channels, np.float32)))
 
+    scale = np.asarray(temperature or 1.0, np.float32).reshape(1, -1)
+
     def answer(image: jax.Array) -> tuple[jax.Array, ...]:
         x = normalise(image.astype(jnp.float32) / 255.0, spec.input_mean, spec.input_std)
         latent: Any = model.apply(variables, x, method=DiagnosisModel.latent)
         outputs = heads(latent)
         result = []
         if spec.classes:
-            logits = outputs["logits"] / jnp.asarray(temperature or 1.0, jnp.float32)
+            logits = outputs["logits"] / scale
             result.append(jax.nn.sigmoid(logits) if spec.multi_label else jax.nn.softmax(logits))
         if spec.has_age:
             result.append(spec.age_in_months(outputs["age"]))

@@ -58,6 +58,8 @@ export function showConditions(
 ): void {
   const rows = ranked(model, outputs.probabilities);
   const list = element("bars");
+  if (model.multi_label)
+    element("conditions").querySelector("legend")!.textContent = "Findings; several may be present";
   list.replaceChildren();
   const set = rows.filter((row) => row.inSet);
   const group = (label: string, members: typeof rows) => {

@@ -93,6 +93,16 @@ def test_the_most_probable_condition_is_always_in_the_set(tmp_path, open_page, i
     assert page.page.locator(".in-set .bar").count() == 1
 
 
+def test_several_findings_are_named(tmp_path, open_page, image):
+    page = open_page(write_export(tmp_path / "export", multi_label=True, conformal=None))
+    answer = page.read(image)
+    likely = [c for c, p in zip(CLASSES, answer["probabilities"], strict=True) if p >= 0.5]
+    status = page.page.inner_text("#status")
+    assert status.startswith("Most likely: " + likely[0] if likely else "No finding is likely")
+    assert page.page.inner_text("#conditions legend").startswith("Findings")
+    assert answer["prediction_set"] == []
+
+
 def test_age_has_its_interval_on_the_growth_scale(opened):
     page, answer = opened
     age = answer["age_months"]
