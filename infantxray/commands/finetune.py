@@ -23,6 +23,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.loader import ImageSource, mixed_batches, training_batches
 from data_pipeline.splits import FEW_IMAGES, Split
 from infantxray.evaluation.metrics import headline
+from infantxray.evaluation.operating_points import parse_rules
 from infantxray.evaluation.predictions import read_predictions
 from infantxray.evaluation.summary import calibration_of
 from infantxray.reports import columns
@@ -150,6 +151,7 @@ def run(config, folder: str) -> None:
                     split.train,
                     split.validation,
                     coverage=config.coverage,
+                    rules=parse_rules(config.operating_points),
                     batch_size=config.batch_size,
                     num_threads=data.num_threads,
                 )

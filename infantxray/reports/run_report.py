@@ -25,7 +25,8 @@ from data_pipeline.manifest import Records
 from data_pipeline.splits import read_split
 from infantxray.evaluation import diagnostics, operating_points
 from infantxray.evaluation.metrics import headline
-from infantxray.evaluation.operating_points import OperatingPoint
+from infantxray.evaluation.operating_points import FILE as POINTS
+from infantxray.evaluation.operating_points import OperatingPoint, read_points
 from infantxray.evaluation.predictions import Predictions, write_predictions
 from infantxray.evaluation.saliency import (
     Box,
@@ -56,8 +57,6 @@ from infantxray.training.waiting import waiting
 from infantxray.training.writers import read_history
 
 _log = logging.getLogger(__name__)
-
-POINTS = "operating_points.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,23 +295,6 @@ def _operating_points(
     with replaced(os.path.join(folder, POINTS)) as file:
         file.write(operating_points.to_json(points))
     return points
-
-
-def read_points(folder: str) -> list[OperatingPoint]:
-    """The operating points that an evaluation chose; none where it chose none.
-
-    Raises:
-      DataError: the file is damaged.
-    """
-    files.verify_checksums(folder, [POINTS])
-    path = os.path.join(folder, POINTS)
-    try:
-        with open(path, encoding="utf-8") as file:
-            return list(operating_points.from_json(file.read()))
-    except FileNotFoundError:
-        return []
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error})") from None
 
 
 def _readable(pixels: Predictions) -> Predictions | None:

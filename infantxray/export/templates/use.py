@@ -9,6 +9,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 folder = Path(__file__).parent
 sums = folder / "SHA256SUMS"
 for line in sums.read_text(errors="replace").splitlines() if sums.exists() else ():
