@@ -28,7 +28,7 @@ def data() -> ConfigDict:
     # "negative". Those of validation and test images are ignored.
     config.uncertain = "ignore"
     # Share of the training patients who keep labels and ages; the others keep their images only.
-    # It applies to both stages (stage one uses labels in its probe only).
+    # It applies to both stages (stage one uses labels in its probe, and if it is supervised).
     config.label_fraction = 1.0
     config.label_seed = 0  # Another seed draws other labelled patients.
     config.image_size = 64  # Pixels, a multiple of 32.

@@ -22,15 +22,14 @@ from data_pipeline.dataset import (
 from data_pipeline.errors import DataError
 from data_pipeline.loader import ImageSource, mixed_batches, training_batches
 from data_pipeline.splits import FEW_IMAGES, Split
-from infantxray.evaluation.metrics import headline
 from infantxray.evaluation.predictions import read_predictions
-from infantxray.evaluation.summary import calibration_of
 from infantxray.reports.run_report import Review, evaluate
 from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import self_training, transfer, trust
 from infantxray.stage_two.inference import Predictor, restore
 from infantxray.stage_two.loss import LossSettings, TaskWeights, learns_weights, make_task
+from infantxray.stage_two.supervised import validation_metrics
 from infantxray.training import checkpoints, loop, processes
 from infantxray.training.augment import Augmentation
 
@@ -74,7 +73,7 @@ def run(config, folder: str) -> None:
         loss,
         augmentation,
         train.labels if train.findings is None else train.findings,
-        functools.partial(_validate, predictor, validation),
+        functools.partial(validation_metrics, predictor, validation),
     )
     fit = functools.partial(
         _fit,
@@ -283,14 +282,3 @@ def _log_labels(spec: ModelSpec, source: ImageSource) -> None:
             spec.age_std_months,
             source.records.has_age.sum(),
         )
-
-
-def _validate(predictor: Predictor, source: ImageSource, variables) -> dict[str, float]:
-    """The headline metrics on validation images, and the cross-entropy as `loss`."""
-    if not len(source):
-        return {}
-    predictions, _ = predictor(variables, source, check=False)  # Training may still mend it.
-    result = {k: v for k, v in headline(predictions).items() if np.isfinite(v)}
-    if predictions.classes:
-        result["loss"] = calibration_of(predictions)["log_loss"]
-    return result

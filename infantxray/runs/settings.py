@@ -38,7 +38,7 @@ TASKS = (
     "study",
     "compare",
 )
-OBJECTIVES = ("l1", "denoise", "masked_pixels", "masked_hog", "simsiam")
+OBJECTIVES = ("l1", "denoise", "masked_pixels", "masked_hog", "simsiam", "byol", "supervised")
 SUBGROUPS = ("sex", "age", "view", "site", "source", "manufacturer")
 RANDOM, PIXELS = "random", "pixels"  # Of config.encoders, beside stages one.
 OPTIMIZERS = ("adamw", "sgd")
@@ -132,7 +132,14 @@ _SHARE = r"0?\.\d*[1-9]\d*"  # Above 0 and below 1.
 _RULES = {
     "task": (lambda v: v in TASKS, f"one of {', '.join(TASKS)}"),
     "seed": (lambda v: v >= 0, "0 or more"),
-    "objective": (lambda v: v in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
+    "objective": (
+        lambda v: set(found := v.split("+")) <= set(OBJECTIVES) and len(set(found)) == len(found),
+        f"one of {', '.join(OBJECTIVES)}, or several joined by +, each once",
+    ),
+    **{f"weights.{name}": (lambda v: v > 0, "above 0") for name in OBJECTIVES},
+    "teacher_momentum": (_is_fraction, "at least 0 and below 1"),
+    "supervised.labels": (lambda v: v in ("single", "multi"), "single or multi"),
+    "supervised.age_weight": (lambda v: v >= 0, "0 or more"),
     "dtype": (lambda v: v in DTYPES, f"one of {', '.join(DTYPES)}"),
     "batch_size": (lambda v: v >= 1, "at least 1"),
     "accumulate_steps": (lambda v: v >= 1, "at least 1"),
@@ -215,9 +222,10 @@ _RULES = {
     "data.num_threads": (lambda v: v >= 1, "at least 1"),
 }
 
-# The two views of objective=simsiam are made by the same function as any augmentation.
+# The same function makes the two views of objective=simsiam, and the images of supervision.
 _RULES |= {
-    key.replace("augment", "views"): rule
+    key.replace("augment", name): rule
+    for name in ("views", "supervised.augment")
     for key, rule in _RULES.items()
     if key.startswith("augment.")
 }

@@ -12,6 +12,7 @@ from data_pipeline.manifest import Records
 from infantxray.commands import finetune
 from infantxray.runs import settings
 from infantxray.stage_two import self_training
+from infantxray.stage_two.supervised import validation_metrics
 
 CLASSES = ("mass", "normal")
 HOW = Preprocessing(image_size=32)
@@ -124,7 +125,7 @@ def test_who_has_no_validation_images_still_trains(tmp_path):
     config.data.validation_fraction = 0.0
     split, _ = open_data(config, tmp_path / "run")
     assert (len(split.train), len(split.validation), len(split.test)) == (22, 0, 2)
-    assert finetune._validate(None, make_source(0, num_images=0), {}) == {}
+    assert validation_metrics(None, make_source(0, num_images=0), {}) == {}
 
 
 def test_images_of_which_nothing_is_known(tmp_path):
