@@ -23,11 +23,19 @@ class Variant:
       pretrained: stage two starts from a stage one; otherwise from random weights.
       pretrain: changed settings of stage one, nested as in `configs/pretrain.py`.
       finetune: changed settings of stage two, nested as in `configs/finetune.py`.
+
+    Variants whose stage one learns from labels of the source data (`uses_source_labels`) answer
+    another question than the others: tables keep the two kinds apart.
     """
 
     pretrained: bool = True
     pretrain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     finetune: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def uses_source_labels(self) -> bool:
+        """Whether stage one learns from labels."""
+        return self.pretrained and "supervised" in self.pretrain.get("objective", "").split("+")
 
 
 _LABELS_ALONE = {"self_training": {"linear_probe": False}}
@@ -85,6 +93,21 @@ RECIPES: dict[str, dict[str, Variant]] = {
         **{
             name: Variant(pretrain={"objective": name}, finetune=_LABELS_ALONE)
             for name in ("l1", "denoise", "simsiam", "masked_pixels", "masked_hog")
+        },
+    },
+    # What stage one may learn from: nothing, images alone, labels of the source data, or both.
+    "transfer": {
+        "random": Variant(pretrained=False, finetune=_LABELS_ALONE),
+        **{
+            name: Variant(pretrain={"objective": objective}, finetune=_LABELS_ALONE)
+            for name, objective in (
+                ("l1", "l1"),
+                ("masked_hog", "masked_hog"),
+                ("simsiam", "simsiam"),
+                ("hybrid", "masked_hog+simsiam"),
+                ("supervised", "supervised"),
+                ("supervised_masked_hog", "supervised+masked_hog"),
+            )
         },
     },
     # The age term of stage two; all else as in the paper.
