@@ -282,7 +282,9 @@ class _Planner:
         needs: Sequence[Run] = (),
         fraction: float = 1.0,
     ) -> Run:
-        parts = [task, encoder, name.replace(" ", "-"), f"seed{seed}"]
+        # A plus sign joins places in config.encoders.
+        place = name.replace(" ", "-").replace("+", "-and-")
+        parts = [task, encoder, place, f"seed{seed}"]
         if task == "finetune":
             parts.insert(3, f"fraction{fraction:g}")
         folder = os.path.join(self._folder, *parts)
