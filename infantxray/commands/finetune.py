@@ -26,7 +26,7 @@ from infantxray.evaluation.predictions import read_predictions
 from infantxray.reports.run_report import Review, evaluate
 from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec
-from infantxray.stage_two import self_training, transfer, trust
+from infantxray.stage_two import budget, self_training, transfer, trust
 from infantxray.stage_two.inference import Predictor, restore
 from infantxray.stage_two.loss import LossSettings, TaskWeights, learns_weights, make_task
 from infantxray.stage_two.supervised import validation_metrics
@@ -102,8 +102,8 @@ def run(config, folder: str) -> None:
     try:
         if self_training.is_needed(teaching, spec.classes, train):
             labelled = reader(split.train.take(train.has_condition), training=True)
-            steps = settings.total_steps(config, len(train))
-            loop_settings = settings.loop_settings(config, steps, best_metric=best_metric)
+            drawn = teaching.images_drawn(num_labelled)
+            loop_settings = _length(config, len(train), train, validation, best_metric, drawn)
             if teaching.linear_probe:
                 ask = functools.partial(
                     _ask_linear_probe, config, spec, augmentation, labelled, train, validation
@@ -124,9 +124,12 @@ def run(config, folder: str) -> None:
             train.soft_labels = self_training.soft_labels(folder, ask)
             fit(loop_settings, folder, batches(train))
         else:
-            steps = settings.total_steps(config, len(informative))
-            steps += round(teaching.images_drawn(num_labelled) / config.batch_size)
-            loop_settings = settings.loop_settings(config, steps, best_metric=best_metric)
+            loop_settings = _length(config, len(informative), train, validation, best_metric)
+            if not settings.is_by_data(config):
+                more = round(teaching.images_drawn(num_labelled) / config.batch_size)
+                loop_settings = dataclasses.replace(
+                    loop_settings, total_steps=loop_settings.total_steps + more
+                )
             if not _labels_are_rare(config, informative):
                 batches = functools.partial(
                     training_batches,
@@ -167,6 +170,30 @@ def run(config, folder: str) -> None:
             dataclasses.replace(calibrated, test=calibrated.score(tested)).write(folder)
     finally:
         reader.write_bad_files(folder, processes.part())
+
+
+def _length(config, num_images: int, train, validation, best_metric, drawn_by_teachers: int = 0):
+    """The settings of the loop, with the length that is asked for or follows from the data."""
+    if not settings.is_by_data(config):
+        steps = settings.total_steps(config, num_images)
+        return settings.loop_settings(config, steps, best_metric=best_metric)
+    aged = best_metric == "age_mae_months"
+
+    def known(source: ImageSource) -> int:
+        return int((source.records.has_age if aged else source.has_condition).sum())
+
+    found = budget.by_data(
+        known(train) or int(train.records.has_age.sum()),
+        known(validation),
+        config.batch_size,
+        drawn_by_teachers=drawn_by_teachers,
+    )
+    changes = dataclasses.asdict(found) | {"checkpoint_every_steps": found.eval_every_steps}
+    if config.early_stopping_evals:
+        changes["early_stopping_evals"] = config.early_stopping_evals
+    loop_settings = settings.loop_settings(config, found.total_steps, best_metric=best_metric)
+    _log.info("learning rate %g", config.optimizer.learning_rate)
+    return dataclasses.replace(loop_settings, **changes)
 
 
 def _fit(task, loop_settings, folder, batches, **options):

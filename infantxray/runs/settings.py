@@ -83,6 +83,11 @@ def data_settings(config: Any, **values: Any) -> DataSettings:
     return build(DataSettings, config.data, **values)
 
 
+def is_by_data(config: Any) -> bool:
+    """Whether the length of stage two follows from its data, see `stage_two.budget`."""
+    return config.task == "finetune" and not config.train_steps and not config.train_epochs
+
+
 def total_steps(config: Any, num_images: int) -> int:
     """`train_steps`, or the number of steps of `train_epochs` passes over the training images."""
     steps = config.train_steps or math.ceil(config.train_epochs * num_images / config.batch_size)
@@ -247,7 +252,11 @@ def check(config) -> None:
             continue
         if (isinstance(value, float) and not math.isfinite(value)) or not holds(value):
             raise ConfigError(f"config.{key} is {value!r}; it must be {expected}")
-    if "train_steps" in config and (config.train_steps > 0) == (config.train_epochs > 0):
+    if (
+        "train_steps" in config
+        and (config.train_steps > 0) == (config.train_epochs > 0)
+        and not is_by_data(config)
+    ):
         raise ConfigError(
             f"exactly one of config.train_steps ({config.train_steps}) and config.train_epochs "
             f"({config.train_epochs:g}) must be above 0; set the other to 0"

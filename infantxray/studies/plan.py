@@ -317,8 +317,8 @@ def _equally_many_images(name: str, usual: Settings, changed: Settings) -> dict[
     The images that teachers draw count too.
     """
     spare = _drawn_by_teachers(usual) - _drawn_by_teachers(changed)
-    if not spare:
-        return {}
+    if not spare or not (changed["train_steps"] or changed["train_epochs"]):
+        return {}  # A length by the data counts the images of teachers.
     if not changed["train_steps"]:
         raise UserError(
             f"the variant {name} has other teachers and must draw as many images as the others; "
