@@ -41,6 +41,7 @@ TASKS = (
 OBJECTIVES = ("l1", "denoise", "masked_pixels", "masked_hog", "simsiam", "byol", "supervised")
 SUBGROUPS = ("sex", "age", "view", "site", "source", "manufacturer")
 RANDOM, PIXELS = "random", "pixels"  # Of config.encoders, beside stages one.
+FEATURES = "features:"  # Before a file of config.encoders.
 OPTIMIZERS = ("adamw", "sgd")
 DTYPES = ("float32", "bfloat16")
 HIGHER_IS_BETTER = ("roc_auc", "accuracy", "recall", "precision", "f1")
@@ -359,6 +360,10 @@ def compared_encoders(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def _check_pretrained(pretrained: str, key: str = "pretrained") -> None:
+    if key == "encoders" and pretrained.startswith(FEATURES):
+        if not os.path.isfile(os.path.expanduser(pretrained.removeprefix(FEATURES))):
+            raise ConfigError(f"config.encoders: the file of {pretrained} does not exist")
+        return
     place = pretrained.removeprefix("torch:")
     path = os.path.expanduser(place)
     if place != pretrained:
