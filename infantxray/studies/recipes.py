@@ -23,19 +23,11 @@ class Variant:
       pretrained: stage two starts from a stage one; otherwise from random weights.
       pretrain: changed settings of stage one, nested as in `configs/pretrain.py`.
       finetune: changed settings of stage two, nested as in `configs/finetune.py`.
-
-    Variants whose stage one learns from labels of the source data (`uses_source_labels`) answer
-    another question than the others: tables keep the two kinds apart.
     """
 
     pretrained: bool = True
     pretrain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     finetune: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def uses_source_labels(self) -> bool:
-        """Whether stage one learns from labels."""
-        return self.pretrained and "supervised" in self.pretrain.get("objective", "").split("+")
 
 
 _LABELS_ALONE = {"self_training": {"linear_probe": False}}
