@@ -31,6 +31,16 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 os.environ.setdefault("MPLBACKEND", "agg")
 
 
+def pytest_collection_modifyitems(items):
+    """Skips tests marked `slow` unless INFANTXRAY_SLOW_TESTS is set."""
+    if os.environ.get("INFANTXRAY_SLOW_TESTS"):
+        return
+    skip = pytest.mark.skip(reason="takes minutes; INFANTXRAY_SLOW_TESTS=1 runs it")
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(skip)
+
+
 @pytest.fixture(scope="session")
 def real_images() -> Path:
     """A folder of real X-rays with manifests, for those who have one; not part of the project."""

@@ -142,7 +142,7 @@ def _pieces(text: str, whole: str) -> tuple[str, dict[str, str]]:
     for piece in pieces:
         name, equals, value = piece.partition("=")
         if not equals:
-            raise DataError(f"{whole}: {piece!r} is not of the form name=value")
+            raise DataError(f"{whole}: {piece!r} is not of the form name=value, such as films=100")
         if name in options:
             raise DataError(f"{whole}: {name} is given twice; give it once")
         options[name] = value

@@ -31,10 +31,6 @@ STAGES = {
     "pretrain": ("--config.images_every_steps=10", "--config.probe_every_steps=0"),
     "finetune": ("--config.bootstrap_samples=20",),
 }
-# 1, 2 and 4 processes take minutes on two cores: the slow drills run when asked for.
-slow = pytest.mark.skipif(
-    not os.environ.get("INFANTXRAY_DRILLS"), reason="set INFANTXRAY_DRILLS=1 to run the drills"
-)
 
 
 def start(folder, config, *arguments, processes=1, devices=1):
@@ -127,7 +123,7 @@ def test_two_processes_are_one_run(tmp_path):
     ).read_bytes()
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_one_two_and_four_processes_agree_over_20_steps(stage, tmp_path):
     arguments = (*SMALL, *STAGES[stage], "--config.train_steps=20", "--config.eval_every_steps=10")
@@ -147,7 +143,7 @@ def test_one_two_and_four_processes_agree_over_20_steps(stage, tmp_path):
             assert first == second
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others_with_one_line(victim, tmp_path):
     arguments = (*SMALL, *STAGES["finetune"], "--config.train_steps=100000")

@@ -32,10 +32,7 @@ def test_memory_threads_and_files_stay_flat(tmp_path):
             assert value <= LIMITS[measure], found["rows"]
 
 
-@pytest.mark.skipif(
-    "INFANTXRAY_SLOW_TESTS" not in os.environ,
-    reason="minutes of real commands; INFANTXRAY_SLOW_TESTS=1 runs them",
-)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

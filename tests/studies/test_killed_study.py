@@ -122,10 +122,7 @@ def tables(folder):
     return {path.name: path.read_bytes() for path in sorted((folder / "tables").iterdir())}
 
 
-@pytest.mark.skipif(
-    "INFANTXRAY_SLOW_TESTS" not in os.environ,
-    reason="two minutes of real studies; INFANTXRAY_SLOW_TESTS=1 runs it",
-)
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["everything", "the study alone"])
 def test_a_killed_study_ends_with_the_same_tables(tmp_path, how):
     variants = ["without_pretraining"]
