@@ -202,9 +202,10 @@ def _fit(task, loop_settings, folder, batches, **options):
 
 def _ask_linear_probe(config, spec, augmentation, labelled, images, validation, folder: str):
     del folder  # The probe is fitted in seconds and not kept.
-    return self_training.ask_linear_probe(
+    teaching = settings.build(self_training.Teaching, config.self_training)
+    return self_training.ask_linear_probes(
         spec,
-        config.pretrained,
+        [config.pretrained, *teaching.members],
         labelled,
         images,
         validation,
@@ -225,9 +226,9 @@ def _specify(config, data: DataSettings, split: Split) -> ModelSpec:
         data, split.train, age_head=config.age_head, best_metric=config.best_metric
     )
     check_split(data, split, classes)
-    transfer.check_scored(
-        config.pretrained, split, ("validation", "test"), patient_ids=data.patient_ids
-    )
+    teaching = settings.build(self_training.Teaching, config.self_training)
+    for place in (config.pretrained, *teaching.members):
+        transfer.check_scored(place, split, ("validation", "test"), patient_ids=data.patient_ids)
     context = find_context(split.train, filter(None, config.condition_on.split(",")))
     spec = ModelSpec(
         config.encoder,

@@ -290,6 +290,14 @@ def check(config) -> None:
         raise ConfigError(
             "config.self_training.teachers counts fine-tuned teachers; a linear probe is one"
         )
+    committee = _lookup(config, "self_training.committee")
+    if committee and not config.self_training.linear_probe:
+        raise ConfigError(
+            "config.self_training.committee names encoders for linear probes; set "
+            "config.self_training.linear_probe=True"
+        )
+    for place in filter(None, (committee or "").split("+")):
+        _check_pretrained(place.strip(), "self_training.committee")
     if config.get("age_film") and not config.age_head:
         raise ConfigError("config.age_film=True needs config.age_head=True")
     if "best_metric" in config and not config.age_head and config.best_metric == "age_mae_months":

@@ -31,6 +31,7 @@ _LATER = {
     "subgroups": "sex,age,view,site",
     "pretrained": "",
     "teacher_momentum": 0.99,
+    "self_training.committee": "",
 }
 _LATER_GROUPS = ("weights.", "supervised.")  # Without effect on what earlier versions could do.
 # Files that a run writes before its first checkpoint.
