@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_encoder import small_encoder
@@ -13,9 +14,13 @@ from configs import pretrain as pretrain_config
 from data_pipeline.dataset import DataSettings, divide_sources
 from data_pipeline.errors import DataError, UserError
 from infantxray.commands import pretrain
+from infantxray.models import ENCODERS, create_encoder
 from infantxray.models.initialisation import initialise
 from infantxray.runs import settings
 from infantxray.runs.model_spec import ModelSpec
+from infantxray.stage_one.joint import join
+from infantxray.stage_one.objectives import OBJECTIVES, ObjectiveSettings
+from infantxray.stage_one.training import make_task
 from infantxray.stage_two import supervised, transfer
 from infantxray.stage_two.inference import build_model, init_variables
 from infantxray.stage_two.supervised import SupervisedSettings, make_supervised, source_split
@@ -49,9 +54,9 @@ def test_sources_can_be_named(split):
         source_split(split, SupervisedSettings(sources="phantom:adult"))
 
 
-def supervise(split, data=DATA, **options):
+def supervise(split, data=DATA, encoder="small", **options):
     with small_encoder():
-        spec = ModelSpec("small", "float32", DATA.preprocessing)
+        spec = ModelSpec(encoder, "float32", DATA.preprocessing)
         options = SupervisedSettings(labels=data.labels, **options)
         known = source_split(split, options)
         task, reader = make_supervised(spec, options, Augmentation(), data, known, batch_size=8)
@@ -76,6 +81,36 @@ def test_several_findings_and_ages_alone(split):
     assert set(task.coefficients) == {"age_mse"}
     with pytest.raises(DataError, match="needs images of the source data with labels"):
         supervise(dataclasses.replace(split, train=one), age_head=False)
+
+
+QUICK = ("vgg19", "resnet50")  # Without and with statistics.
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [pytest.param(e, marks=() if e in QUICK else pytest.mark.slow) for e in ENCODERS],
+)
+def test_every_encoder_learns_from_labels_and_images_together(encoder, split):
+    """Shapes of a step; `test_objectives_with_encoders.py` computes the parts."""
+    task, source = supervise(split, encoder=encoder)
+    kind = OBJECTIVES["masked_hog"]
+    hog = kind(create_encoder(encoder), jnp.float32, ObjectiveSettings(image_size=32))
+    other = make_task(hog, source, Augmentation(), batch_size=8, num_threads=1, seed=0)
+    both = join({"supervised": task, "masked_hog": other}, dict.fromkeys(OBJECTIVES, 1.0)
+                | {"supervised": 1.0})  # fmt: skip
+    start = jax.eval_shape(both.init, jax.random.key(0))
+    batch = jax.tree.map(jnp.asarray, source.read_batch(np.arange(4)))
+
+    def loss(params):
+        values, stats = both.losses(params, start_stats, batch, jax.random.key(0))
+        return sum(value.sum() for value in values.values()), (values, stats)
+
+    start_stats = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), start["batch_stats"])
+    gradient, (values, stats) = jax.eval_shape(jax.grad(loss, has_aux=True), start["params"])
+    assert set(values) == {"cross_entropy", "age_mse", "masked_hog"} == set(both.coefficients)
+    assert {value.shape for value in values.values()} == {(4,)}
+    assert jax.tree.structure(gradient) == jax.tree.structure(start["params"])
+    assert jax.tree.structure(stats) == jax.tree.structure(start["batch_stats"])
 
 
 def config_of(objective, **changes):
