@@ -478,10 +478,15 @@ class TestBYOL:
         moved = jax.tree.map(lambda p: p + 1.0, variables["params"])
         _, stats = loss(objective, variables | {"params": moved}, images)
         jax.tree.map(
-            lambda new, old: np.testing.assert_allclose(new, old + 0.01, rtol=1e-5, atol=1e-6),
+            lambda new, old: np.testing.assert_allclose(new, old + 0.9, rtol=1e-5, atol=1e-6),
             stats["target"]["params"],
             target["params"],
         )
+        # From the momentum of a run's first step to the one that is set.
+        late = {**variables["batch_stats"], "target": {**target, "step": np.float32(5000)}}
+        _, stats = loss(objective, {"params": moved, "batch_stats": late}, images)
+        norm, before = (t["params"]["encoder"]["norm"]["bias"] for t in (stats["target"], target))
+        np.testing.assert_allclose(norm, before + 0.01, rtol=1e-5, atol=1e-6)
 
     def test_it_predicts_the_teacher_not_itself(self, images):
         objective, variables = create("byol")

@@ -6,6 +6,7 @@ Grill et al., "Bootstrap your own latent", NeurIPS 2020.
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
 from infantxray.stage_one.objectives.base import PyTree
 from infantxray.stage_one.objectives.simsiam import SimSiam, agreement
@@ -29,7 +30,7 @@ class BYOL(SimSiam):
         stats = variables["batch_stats"]
         target = {"params": _teacher(variables["params"]), "batch_stats": _teacher(stats)}
         # Copies: the training step donates its state, and must not donate a buffer twice.
-        target = jax.tree.map(lambda x: x.copy(), target)
+        target = jax.tree.map(lambda x: x.copy(), target) | {"step": jnp.zeros(())}
         return {**variables, "batch_stats": {**stats, "target": target}}
 
     def loss(
@@ -50,8 +51,12 @@ class BYOL(SimSiam):
             teacher, both, train=train, mutable=["batch_stats"]
         )
         if train:
-            keep = self.settings.teacher_momentum
+            # A short memory at first: the encoder of an earlier stage one may have replaced the random
+            # weights that the teacher starts from.
+            step = target["step"]
+            keep = jnp.minimum(self.settings.teacher_momentum, (1 + step) / (10 + step))
             target = {
+                "step": step + 1,
                 "params": jax.tree.map(
                     lambda old, new: keep * old + (1 - keep) * jax.lax.stop_gradient(new),
                     target["params"],
