@@ -51,8 +51,8 @@ class BYOL(SimSiam):
             teacher, both, train=train, mutable=["batch_stats"]
         )
         if train:
-            # A short memory at first: the encoder of an earlier stage one may have replaced the random
-            # weights that the teacher starts from.
+            # A short memory at first: the teacher starts from random weights, also where the
+            # encoder is that of an earlier stage one.
             step = target["step"]
             keep = jnp.minimum(self.settings.teacher_momentum, (1 + step) / (10 + step))
             target = {
