@@ -103,7 +103,9 @@ def run(config, folder: str) -> None:
         if self_training.is_needed(teaching, spec.classes, train):
             labelled = reader(split.train.take(train.has_condition), training=True)
             drawn = teaching.images_drawn(num_labelled)
-            loop_settings = _length(config, len(train), train, validation, best_metric, drawn)
+            loop_settings = _length(
+                config, len(train), train, validation, best_metric, notes, drawn
+            )
             if teaching.linear_probe:
                 ask = functools.partial(
                     _ask_linear_probe, config, spec, augmentation, labelled, train, validation
@@ -124,7 +126,7 @@ def run(config, folder: str) -> None:
             train.soft_labels = self_training.soft_labels(folder, ask)
             fit(loop_settings, folder, batches(train))
         else:
-            loop_settings = _length(config, len(informative), train, validation, best_metric)
+            loop_settings = _length(config, len(informative), train, validation, best_metric, notes)
             if not settings.is_by_data(config):
                 more = round(teaching.images_drawn(num_labelled) / config.batch_size)
                 loop_settings = dataclasses.replace(
@@ -172,8 +174,13 @@ def run(config, folder: str) -> None:
         reader.write_bad_files(folder, processes.part())
 
 
-def _length(config, num_images: int, train, validation, best_metric, drawn_by_teachers: int = 0):
-    """The settings of the loop, with the length that is asked for or follows from the data."""
+def _length(
+    config, num_images, train, validation, best_metric, notes: list[str], drawn_by_teachers=0
+) -> loop.LoopSettings:
+    """The settings of the loop, with the length that is asked for or follows from the data.
+
+    In the second case a sentence that says so is added to `notes`, for the report.
+    """
     if not settings.is_by_data(config):
         steps = settings.total_steps(config, num_images)
         return settings.loop_settings(config, steps, best_metric=best_metric)
@@ -188,11 +195,13 @@ def _length(config, num_images: int, train, validation, best_metric, drawn_by_te
         config.batch_size,
         drawn_by_teachers=drawn_by_teachers,
     )
+    notes.append(f"{found.text}; learning rate {config.optimizer.learning_rate:g}")
+    _log.info(notes[-1])
     changes = dataclasses.asdict(found) | {"checkpoint_every_steps": found.eval_every_steps}
+    del changes["text"]
     if config.early_stopping_evals:
         changes["early_stopping_evals"] = config.early_stopping_evals
     loop_settings = settings.loop_settings(config, found.total_steps, best_metric=best_metric)
-    _log.info("learning rate %g", config.optimizer.learning_rate)
     return dataclasses.replace(loop_settings, **changes)
 
 

@@ -9,13 +9,10 @@ eight times.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 
 from data_pipeline.errors import UserError
 from data_pipeline.splits import FEW_IMAGES
-
-_log = logging.getLogger(__name__)
 
 _IMAGES, _LABELS = 12_800, 40
 _LEAST_EPOCHS = 8
@@ -32,12 +29,14 @@ class Budget:
       eval_every_steps: interval of evaluations and checkpoints.
       early_stopping_evals: stop after so many evaluations without improvement; 0 = never.
       least_steps: the floor, before which nothing stops: half of the ceiling.
+      text: all of this for people.
     """
 
     total_steps: int
     eval_every_steps: int
     early_stopping_evals: int
     least_steps: int
+    text: str = ""
 
 
 def images_to_draw(num_labelled: int) -> int:
@@ -78,14 +77,9 @@ def by_data(
     stop = "never stops early"
     if budget.early_stopping_evals:
         stop = f"stops after {_PATIENCE} evaluations without improvement, from step {steps // 2} on"
-    _log.info(
-        "budget by the data: %s labelled images, %s for validation: %s steps of %d, an evaluation "
-        "every %d; %s",
-        f"{num_labelled:,}",
-        f"{num_validation:,}",
-        f"{steps:,}",
-        batch_size,
-        budget.eval_every_steps,
-        stop,
+    text = (
+        f"length by the data: {num_labelled:,} labelled images and {num_validation:,} for "
+        f"validation give {steps:,} steps of {batch_size} images, an evaluation every "
+        f"{budget.eval_every_steps}; {stop}"
     )
-    return budget
+    return dataclasses.replace(budget, text=text)

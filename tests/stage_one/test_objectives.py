@@ -498,3 +498,23 @@ class TestBYOL:
             for s in (stats, changed)
         )
         assert np.abs(first - second).max() > 1e-3
+
+    def test_the_loss_is_that_of_numpy(self, images):
+        objective, variables = create("byol")
+        stats = dict(variables["batch_stats"])
+        target = stats.pop("target")
+        rng = np.random.default_rng(0)
+        teacher = {
+            name: jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape), tree)
+            for name, tree in target["params"].items()
+        }
+        changed = {**stats, "target": {**target, "params": teacher}}
+        key = 4
+        found, _ = loss(objective, variables | {"batch_stats": changed}, images, key, train=False)
+        shown = (make_views(images, jax.random.key(key)).reshape(8, SIDE, SIDE, 1) - MEAN) / STD
+        params = variables["params"]
+        own, other = (
+            objective.model.apply({"params": p, "batch_stats": stats}, shown, train=False)
+            for p in (params, {**params, **teacher})
+        )
+        np.testing.assert_allclose(found, reference_simsiam(other[0], own[1]), rtol=1e-4)
