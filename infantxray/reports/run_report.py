@@ -50,7 +50,7 @@ from infantxray.reports import (
 from infantxray.reports.page import Figure
 from infantxray.reports.tables import Table
 from infantxray.runs import workdir
-from infantxray.stage_one.objectives import OBJECTIVES
+from infantxray.stage_one.objectives import panel_names
 from infantxray.stage_two.inference import Predictor, restore
 from infantxray.training import processes
 from infantxray.training.waiting import waiting
@@ -332,10 +332,9 @@ def _stage_one_panels(settings: dict[str, Any]) -> list[Figure]:
     panels = os.path.join(stage_one, "figures", "panels.png")
     if not settings["pretrained"] or not os.path.exists(panels):
         return []
-    objective = workdir.read_config(stage_one).get("objective")
-    if objective not in OBJECTIVES:  # A stage two may be another one's start: it has no panels.
-        return []
-    return [run_page.panels(panels, OBJECTIVES[objective].panel_names)]
+    names = panel_names(workdir.read_config(stage_one).get("objective", ""))
+    # A stage two may be another one's start: it has no panels.
+    return [run_page.panels(panels, names)] if names else []
 
 
 def _images(source: ImageSource, records: Records, preprocessing: Preprocessing) -> Images:
