@@ -28,7 +28,7 @@ def data() -> ConfigDict:
     # "negative". Those of validation and test images are ignored.
     config.uncertain = "ignore"
     # Share of the training patients who keep labels and ages; the others keep their images only.
-    # It applies to both stages (stage one uses labels in its probe only).
+    # It applies to both stages (stage one uses labels in its probe, and if it is supervised).
     config.label_fraction = 1.0
     config.label_seed = 0  # Another seed draws other labelled patients.
     config.image_size = 64  # Pixels, a multiple of 32.
@@ -109,7 +109,8 @@ def training() -> ConfigDict:
     # Splits a batch that does not fit in memory. BatchNorm then sees one part at a time.
     config.accumulate_steps = 1
     config.dtype = "float32"  # Of the computation, or "bfloat16"; parameters stay float32.
-    # Set exactly one of the two above 0.
+    # Set exactly one of the two above 0. In stage two both may be 0: the length then follows from
+    # the number of labelled images, with early stopping where validation images are many.
     config.train_steps = 0
     config.train_epochs = 0.0
     config.log_every_steps = 20

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from data_pipeline.cells import folded
 from data_pipeline.decode import codecs
 from data_pipeline.decode.age import age_months
 from data_pipeline.decode.dicom_file import PIXEL_DATA, DicomFile, parse_dicom
@@ -231,7 +232,11 @@ def _header(dicom: DicomFile) -> Header:
     sex = dicom.text(_SEX).upper()
     manufacturer = dicom.text(_MANUFACTURER)
     year = dicom.text(_STUDY_DATE)[:4]
-    key = hashlib.blake2b(identifier, digest_size=8, person=b"infantxray").hexdigest()
+    spelled = folded(identifier.decode("utf-8", "replace")).encode()
+    keys = [
+        hashlib.blake2b(each, digest_size=8, person=b"infantxray").hexdigest()
+        for each in (identifier, spelled)
+    ]
     return Header(
         age_months=age,
         sex=sex if sex in ("F", "M") else "",
@@ -242,7 +247,8 @@ def _header(dicom: DicomFile) -> Header:
         year=year if _YEAR.fullmatch(year) else "",
         tube_voltage_kv=next((v for v in dicom.decimals(_TUBE_VOLTAGE) if v > 0), math.nan),
         pixel_spacing_mm=_pair(dicom, _SPACING, _IMAGER_SPACING) or (math.nan, math.nan),
-        patient_key=key if identifier else "",
+        patient_key=keys[0] if identifier else "",
+        patient_alike=keys[1] if identifier else "",
         bits=dicom.number(_STORED) or 0,
         size=(dicom.number(_ROWS) or 0, dicom.number(_COLUMNS) or 0),
         notes=tuple(notes),

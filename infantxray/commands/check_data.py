@@ -18,7 +18,9 @@ from data_pipeline import dataset as data
 from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import PHANTOM_PREFIX
 from data_pipeline.errors import DataError, UserError
-from data_pipeline.manifest import SPLITS, Records, unused_age_columns, write_manifest
+from data_pipeline.labels import carries, names_in
+from data_pipeline.manifest import NO_AGE, unused_age_columns, write_manifest
+from data_pipeline.records import SPLITS, Records
 from data_pipeline.splits import Split
 from data_pipeline.tables import write_csv
 from infantxray.evaluation.shortcuts import TOGETHER, Shortcut, shortcuts
@@ -179,10 +181,7 @@ def _ages(records: Records) -> list[Problem]:
         kind, _, place = source.partition(":")
         columns = unused_age_columns(place) if kind == "manifest" else []
         if columns:
-            message = (
-                f"{source}: no age is read from {', '.join(columns)}, whose unit is unknown; write "
-                "months into age_months"
-            )
+            message = f"{source}: {NO_AGE.format(', '.join(columns))}"
             problems.append(Problem("warning", "age", message))
     return problems
 
@@ -272,8 +271,8 @@ def _rare_classes(records: Records) -> list[Problem]:
     for role in SPLITS:
         here = labelled & (records.split == role)
         few = []
-        for label in sorted(set(records.label[labelled])) if here.any() else ():
-            patients = len(set(records.patient[here & (records.label == label)]))
+        for label in sorted(names_in(records.label[labelled])) if here.any() else ():
+            patients = len(set(records.patient[here & carries(records.label, label)]))
             if patients < _FEW_PATIENTS:
                 few.append(f"{label} ({patients})")
         if few:

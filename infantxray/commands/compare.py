@@ -6,8 +6,8 @@ import logging
 import os
 
 from data_pipeline.errors import UserError
+from infantxray.evaluation.operating_points import read_points
 from infantxray.reports import comparison, comparison_page
-from infantxray.reports.run_report import read_points
 from infantxray.runs import settings, workdir
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.training.waiting import waiting

@@ -198,7 +198,9 @@ def facts(
     length = (
         f"{settings['train_steps']:,} steps"
         if settings.get("train_steps")
-        else f"{settings.get('train_epochs', 0):g} epochs"
+        else f"{settings['train_epochs']:g} epochs"
+        if settings.get("train_epochs")
+        else "a length by the data (the notes of the report)"
     )
     changes = [
         f"{name.replace('_', ' ')} {value:g}"

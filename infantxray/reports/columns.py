@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from data_pipeline.decode import looks_like_dicom
 from data_pipeline.decode.dicom import read_header
 from data_pipeline.decode.radiograph import Header, Refused
 from data_pipeline.errors import UserError
@@ -22,7 +23,6 @@ DICOM = ("manufacturer", "year", "kvp")  # Of headers: maker, year of the study,
 TITLES = {"manufacturer": "Manufacturer", "year": "Year", "kvp": "Tube voltage"}
 OTHERS = "others"
 SAMPLE = 2000  # Headers of a partition that are read for Table 1.
-_DICOM_ENDINGS = (".dcm", ".dicom", ".ima", "")
 _MOST_GROUPS = 20  # Of a column of texts; the others are one group.
 _QUARTERS = (0.25, 0.5, 0.75)
 _THREADS = 16  # Reading waits for the disk.
@@ -107,10 +107,8 @@ def acquisition(headers: Iterable[Mapping[str, np.ndarray]]) -> dict[str, list[s
 
 
 def _header(path: str) -> Header:
-    if os.path.splitext(path)[1].lower() not in _DICOM_ENDINGS or not os.path.isfile(path):
-        return Header()
     try:
-        return read_header(path)
+        return read_header(path) if looks_like_dicom(path) else Header()
     except (Refused, OSError):
         return Header()
 

@@ -19,13 +19,14 @@ from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
 from data_pipeline.files import replaced, write_json
-from data_pipeline.labels import FindingNames
+from data_pipeline.labels import FindingNames, names_in
 from data_pipeline.loader import ImageSource, class_indices
 from data_pipeline.manifest import Records
 from data_pipeline.splits import read_split
 from infantxray.evaluation import diagnostics, operating_points
 from infantxray.evaluation.metrics import headline
-from infantxray.evaluation.operating_points import OperatingPoint
+from infantxray.evaluation.operating_points import FILE as POINTS
+from infantxray.evaluation.operating_points import OperatingPoint, read_points
 from infantxray.evaluation.predictions import Predictions, write_predictions
 from infantxray.evaluation.saliency import (
     Box,
@@ -49,15 +50,13 @@ from infantxray.reports import (
 from infantxray.reports.page import Figure
 from infantxray.reports.tables import Table
 from infantxray.runs import workdir
-from infantxray.stage_one.objectives import OBJECTIVES
+from infantxray.stage_one.objectives import panel_names
 from infantxray.stage_two.inference import Predictor, restore
 from infantxray.training import processes
 from infantxray.training.waiting import waiting
 from infantxray.training.writers import read_history
 
 _log = logging.getLogger(__name__)
-
-POINTS = "operating_points.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,23 +297,6 @@ def _operating_points(
     return points
 
 
-def read_points(folder: str) -> list[OperatingPoint]:
-    """The operating points that an evaluation chose; none where it chose none.
-
-    Raises:
-      DataError: the file is damaged.
-    """
-    files.verify_checksums(folder, [POINTS])
-    path = os.path.join(folder, POINTS)
-    try:
-        with open(path, encoding="utf-8") as file:
-            return list(operating_points.from_json(file.read()))
-    except FileNotFoundError:
-        return []
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error})") from None
-
-
 def _readable(pixels: Predictions) -> Predictions | None:
     """The baseline, or None where no training image could be read."""
     known = (
@@ -350,10 +332,9 @@ def _stage_one_panels(settings: dict[str, Any]) -> list[Figure]:
     panels = os.path.join(stage_one, "figures", "panels.png")
     if not settings["pretrained"] or not os.path.exists(panels):
         return []
-    objective = workdir.read_config(stage_one).get("objective")
-    if objective not in OBJECTIVES:  # A stage two may be another one's start: it has no panels.
-        return []
-    return [run_page.panels(panels, OBJECTIVES[objective].panel_names)]
+    names = panel_names(workdir.read_config(stage_one).get("objective", ""))
+    # A stage two may be another one's start: it has no panels.
+    return [run_page.panels(panels, names)] if names else []
 
 
 def _images(source: ImageSource, records: Records, preprocessing: Preprocessing) -> Images:
@@ -363,7 +344,15 @@ def _images(source: ImageSource, records: Records, preprocessing: Preprocessing)
     def load(row: int) -> np.ndarray:
         return np.asarray(source[row_of[records.image_path[row]]]["image"])
 
-    def boxes(row: int) -> list[Box]:
-        return [box[:4] for box in image_boxes(records, row, preprocessing)]
+    # Some data sets name boxes by other words than findings: PediCXR's diagnoses have boxes of
+    # opacities. Then all boxes of an image of one finding are where that is.
+    named = {box.label for boxes in records.boxes for box in boxes}
+    same_words = not named.isdisjoint(names_in(records.label))
+
+    def boxes(row: int, name: str) -> list[Box]:
+        found = image_boxes(records, row, preprocessing)
+        of_finding = [b[:4] for b in found if not b.label or name in b.label.split("|")]
+        alone = not same_words and "|" not in records.label[row]
+        return of_finding or [box[:4] for box in found if alone]
 
     return Images(load, boxes)

@@ -21,7 +21,7 @@ from infantxray.reports import plots, study_plots
 from infantxray.reports.comparisons import TESTED, Comparisons, words
 from infantxray.reports.page import Figure, plural
 from infantxray.reports.tables import NAMES, NOTHING, Table
-from infantxray.stage_one.objectives import OBJECTIVES
+from infantxray.stage_one.objectives import panel_names
 from infantxray.studies.plan import Run
 from infantxray.studies.results import Model
 from infantxray.training.writers import read_history
@@ -350,7 +350,7 @@ class Drawing:
             path = os.path.join(run.folder, "figures", "panels.png")
             kind = (run.encoder, run.name)
             if run.task == "pretrain" and os.path.exists(path) and kind not in shown:
-                names = ", ".join(OBJECTIVES[run.settings["objective"]].panel_names)
+                names = ", ".join(panel_names(run.settings["objective"]))
                 title = "" if shown else "What stage one predicts"
                 caption = f"{run.encoder}, {run.name}, validation images: {names}."
                 shown[kind] = Figure(title, caption.replace("_", " "), path, pixels=True)

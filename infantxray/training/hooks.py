@@ -184,6 +184,7 @@ class Validation:
         the latest checkpoint, without early stopping.
       lower_is_better: direction of that metric.
       early_stopping_evals: stop after so many evaluations without a new best; 0 = never.
+      least_steps: before which nothing stops early.
     """
 
     def __init__(
@@ -193,10 +194,12 @@ class Validation:
         best_metric: str | None,
         lower_is_better: bool,
         early_stopping_evals: int,
+        least_steps: int = 0,
     ):
         self._due, self._evaluate, self._best_metric = due, evaluate, best_metric
         self._lower_is_better = lower_is_better
         self._early_stopping_evals = early_stopping_evals
+        self._least_steps = least_steps
 
     def __call__(self, moment: Moment) -> Scalars:
         if not self._due(moment):
@@ -209,6 +212,7 @@ class Validation:
             _log.info("step %d: validation %s%s", moment.step, text, " (best)" if better else "")
         progress = moment.progress
         tired = 0 < self._early_stopping_evals <= progress.evals_since_best
+        tired = tired and moment.step >= self._least_steps
         if tired and not moment.last:
             _log.info(
                 "stopped early: %d evaluations without a better %s",

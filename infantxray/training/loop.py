@@ -51,6 +51,7 @@ class LoopSettings:
         None = the latest checkpoint, without early stopping.
       lower_is_better: direction of that metric.
       early_stopping_evals: stop after so many evaluations without a new best; 0 = never.
+      least_steps: before which nothing stops early.
       ema_decay: decay of the moving average of the parameters; 0 = no average.
     """
 
@@ -67,6 +68,7 @@ class LoopSettings:
     best_metric: str | None = "loss"
     lower_is_better: bool = True
     early_stopping_evals: int = 0
+    least_steps: int = 0
     ema_decay: float = 0.0
 
     def logs(self, moment: Moment) -> bool:
@@ -156,6 +158,7 @@ def fit(
             settings.best_metric,
             settings.lower_is_better,
             settings.early_stopping_evals,
+            settings.least_steps,
         )
         saving = loop_hooks.Saving(settings.saves, checkpoints, batches)
         stop = stack.enter_context(StopOnSignal())

@@ -9,10 +9,15 @@ from PIL import Image
 
 from configs import label_efficiency as label_efficiency_config
 from configs import pretrain as pretrain_config
+from data_pipeline.dataset import DataSettings, Reader, divide_sources
+from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
+from data_pipeline.loader import ImageSource
+from data_pipeline.manifest import Records
 from data_pipeline.splits import keep_labels, read_split
 from infantxray.commands import label_efficiency, pretrain
 from infantxray.evaluation.metrics import classification
+from infantxray.features.extraction import Extractor, pixels, read_features
 from infantxray.models import encoders
 from infantxray.runs import settings
 from infantxray.runs.settings import ConfigError, compared_encoders
@@ -235,3 +240,43 @@ def test_settings_that_cannot_be_meant(change, message):
     config.update(change)
     with pytest.raises(ConfigError, match=message):
         settings.check(config)
+
+
+def test_vectors_of_another_program_are_ranked_beside_ours(config, tmp_path):
+    """Written in another order and with images of others: the scores are those of the vectors."""
+    data = settings.build(DataSettings, config.data)
+    split, reader = divide_sources(data), Reader(data)
+    images = [*split.train.image_path, *split.test.image_path]
+    paths = [*images[::-1], "other.png"]
+    extract = Extractor(pixels, batch_size=8, num_threads=1)
+    parts = [extract(reader(records)) for records in (split.train, split.test)]
+    values = np.concatenate([part.values for part in parts])[::-1]
+    values = np.concatenate([values, values[:1]])
+    file = tmp_path / "vectors.npz"
+    np.savez(file, image_path=paths, values=values)
+    config.draws, config.bootstrap_samples = 1, 2
+    config.encoders = f"pixels,theirs=features:{file}"
+    settings.check(config)
+    label_efficiency.run(config, str(tmp_path / "compared"))
+    rows = read_draws(tmp_path / "compared")
+    half = len(rows) // 2
+    assert [r["roc_auc"] for r in rows[:half]] == [r["roc_auc"] for r in rows[half:]]
+    assert {r["place"] for r in rows[half:]} == {f"features:{file}"}
+
+    np.savez(file, image_path=paths[1:], values=values[1:])
+    with pytest.raises(DataError, match=r"no finite vector of 1 of \d+ images, such as phantom"):
+        read_features(str(file), reader(split.test))
+    np.savez(file, paths=paths)
+    with pytest.raises(DataError, match="arrays image_path"):
+        read_features(str(file), reader(split.test))
+    config.encoders = "features:/nowhere.npz"
+    with pytest.raises(ConfigError, match=r"features:/nowhere\.npz does not exist"):
+        settings.check(config)
+
+
+def test_paths_of_vectors_may_be_relative_to_their_file(tmp_path):
+    records = Records.create([str(tmp_path / "a.png"), str(tmp_path / "b.png")], source="s")
+    source = ImageSource(records, (), Preprocessing(32))
+    file = str(tmp_path / "v.npz")
+    np.savez(file, image_path=["b.png", "a.png"], values=np.array([[1.0], [2.0]]))
+    assert read_features(file, source).values.tolist() == [[2.0], [1.0]]
