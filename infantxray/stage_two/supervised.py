@@ -104,7 +104,13 @@ def make_supervised(
     Raises:
       DataError: there is neither a label nor an age to learn from.
     """
+    data = dataclasses.replace(data, classes=())  # Those of the target need not be known here.
     labelled = split.train.take(split.train.has_label)
+    if labelled.has_several.any() and not data.multi_label:
+        raise DataError(
+            f"images of the source have several findings, such as "
+            f"{labelled.label[labelled.has_several][0]!r}; set config.supervised.labels=multi"
+        )
     single = not data.multi_label and len(set(labelled.label.tolist())) < 2
     classes = () if single else find_classes(data, labelled)
     spec = dataclasses.replace(
