@@ -57,7 +57,8 @@ def review(config: ConfigDict) -> None:
     # youden, separated by commas. Empty: none.
     config.operating_points = "sensitivity:0.95,youden"
     config.prevalence = ""  # Predictive values are also stated at these, such as "0.01,0.1".
-    # Columns of subgroups: sex, age, view, site, source, and manufacturer (of DICOM files).
+    # Columns of subgroups: sex, age, view, site, source; manufacturer, year and kvp (of DICOM
+    # headers); and any other column of the manifest, such as "sex,site,incubator".
     config.subgroups = "sex,age,view,site"
 
 

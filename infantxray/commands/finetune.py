@@ -22,7 +22,9 @@ from data_pipeline.dataset import (
 from data_pipeline.errors import DataError
 from data_pipeline.loader import ImageSource, mixed_batches, training_batches
 from data_pipeline.splits import FEW_IMAGES, Split
+from infantxray.evaluation.operating_points import parse_rules
 from infantxray.evaluation.predictions import read_predictions
+from infantxray.reports import columns
 from infantxray.reports.run_report import Review, evaluate
 from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec
@@ -32,6 +34,7 @@ from infantxray.stage_two.loss import LossSettings, TaskWeights, learns_weights,
 from infantxray.stage_two.supervised import validation_metrics
 from infantxray.training import checkpoints, loop, processes
 from infantxray.training.augment import Augmentation
+from infantxray.training.waiting import waiting
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +56,7 @@ def run(config, folder: str) -> None:
     notes: list[str] = []
     with processes.main_first():
         split = open_split(data, folder, notes)
+    columns.parse(config.subgroups, split.test)
     spec = _specify(config, data, split)
     spec.write(folder)
     names = finding_names(data, split, spec.classes)
@@ -143,16 +147,18 @@ def run(config, folder: str) -> None:
             fit(loop_settings, folder, batches(informative))
         calibrated = None
         if config.coverage:
-            calibrated = trust.fit(
-                spec,
-                restore(folder, spec)[0],
-                reader,
-                split.train,
-                split.validation,
-                coverage=config.coverage,
-                batch_size=config.batch_size,
-                num_threads=data.num_threads,
-            )
+            with waiting("calibration and outlier detection"):
+                calibrated = trust.fit(
+                    spec,
+                    restore(folder, spec)[0],
+                    reader,
+                    split.train,
+                    split.validation,
+                    coverage=config.coverage,
+                    rules=parse_rules(config.operating_points),
+                    batch_size=config.batch_size,
+                    num_threads=data.num_threads,
+                )
             calibrated.write(folder)
         evaluate(
             folder,
@@ -168,8 +174,9 @@ def run(config, folder: str) -> None:
             label_notes=notes,
         )
         if calibrated is not None:
-            tested, _ = read_predictions(os.path.join(folder, "predictions.csv"))
-            dataclasses.replace(calibrated, test=calibrated.score(tested)).write(folder)
+            with waiting("calibration of the test images"):
+                tested, _ = read_predictions(os.path.join(folder, "predictions.csv"))
+                dataclasses.replace(calibrated, test=calibrated.score(tested)).write(folder)
     finally:
         reader.write_bad_files(folder, processes.part())
 

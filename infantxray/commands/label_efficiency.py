@@ -36,6 +36,7 @@ from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.runs.settings import FEATURES, PIXELS, RANDOM, compared_encoders
 from infantxray.stage_two import transfer
+from infantxray.training.waiting import waiting
 
 _log = logging.getLogger(__name__)
 
@@ -75,18 +76,20 @@ def run(config, folder: str) -> None:
     answers = {}
     try:
         for name, places in encoders.items():
-            answers[name] = _probe(config, sources, needed, classes, places, draws)
+            with waiting(f"probes of {name}"):
+                answers[name] = _probe(config, sources, needed, classes, places, draws)
     finally:
         reader.write_bad_files(folder)
-    label_efficiency_page.write(
-        folder,
-        encoders,
-        draws,
-        answers,
-        samples=config.bootstrap_samples,
-        seed=config.seed,
-        settings=settings.to_dict(config),
-    )
+    with waiting("tables and figures"):
+        label_efficiency_page.write(
+            folder,
+            encoders,
+            draws,
+            answers,
+            samples=config.bootstrap_samples,
+            seed=config.seed,
+            settings=settings.to_dict(config),
+        )
 
 
 def draw_labels(config, split: Split, turns: int) -> list[Draw]:

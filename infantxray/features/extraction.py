@@ -17,6 +17,7 @@ from data_pipeline.manifest import Records
 from infantxray.training import augment
 from infantxray.training.augment import Augmentation
 from infantxray.training.batches import map_batches
+from infantxray.training.waiting import waiting
 
 PyTree = Any
 FeatureFunction = Callable[[PyTree, jax.Array, jax.Array], jax.Array]
@@ -170,9 +171,10 @@ class Extractor:
             batch_size=self._batch_size,
             num_threads=self._num_threads,
         )
-        for part, kept in batches:
-            values.append(part)
-            rows.append(kept)
+        with waiting(lambda: f"features of {sum(map(len, rows)):,} of {len(source):,} images"):
+            for part, kept in batches:
+                values.append(part)
+                rows.append(kept)
         kept = np.concatenate(rows) if rows else np.zeros(0, int)
         return Features(
             np.concatenate(values) if values else np.zeros((0, 0), np.float32),

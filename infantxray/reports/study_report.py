@@ -79,7 +79,7 @@ def write(
     differences = comparisons.differences()
     drawn = Drawing(os.path.join(folder, "figures"), comparisons, focus)
     parts = [
-        _data_table(results, data.patient_ids),
+        _data_table(results, data.patient_ids, read_metrics(focus.runs[0]).get("label_notes", ())),
         arms(results, plan.runs, best_metric),
         comparisons.encoders(),
         drawn.performance(),
@@ -244,7 +244,7 @@ def _short(comparisons: Comparisons, differences: Table | None, focus: Model) ->
     return sentences
 
 
-def _data_table(results: Results, patient_ids: str) -> Table:
+def _data_table(results: Results, patient_ids: str, notes: Sequence[str]) -> Table:
     split = results.splits[results.top_fraction]
     rows = []
     for name in SPLITS:
@@ -263,7 +263,8 @@ def _data_table(results: Results, patient_ids: str) -> Table:
         "Data",
         "Images of stage two by role; patients are divided, never images. Ages in months: median "
         "and quartiles. Stage one sees the training images and others; the table of arms "
-        "says whether it used labels.",
+        "says whether it used labels."
+        + "".join(f" {note[:1].upper()}{note[1:]}." for note in notes),
         ["Role", "Images", "Patients", "With label", "Conditions", "Age, months"],
         rows,
     )

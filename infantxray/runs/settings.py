@@ -39,7 +39,6 @@ TASKS = (
     "compare",
 )
 OBJECTIVES = ("l1", "denoise", "masked_pixels", "masked_hog", "simsiam", "byol", "supervised")
-SUBGROUPS = ("sex", "age", "view", "site", "source", "manufacturer")
 RANDOM, PIXELS = "random", "pixels"  # Of config.encoders, beside stages one.
 FEATURES = "features:"  # Before a file of config.encoders.
 OPTIMIZERS = ("adamw", "sgd")
@@ -197,7 +196,7 @@ _RULES = {
         "youden, sensitivity:X and specificity:X, such as sensitivity:0.95,youden",
     ),
     "prevalence": (lambda v: _listed(v, _SHARE), "shares between 0 and 1, such as 0.01,0.1"),
-    "subgroups": (lambda v: _listed(v, "|".join(SUBGROUPS)), f"of {', '.join(SUBGROUPS)}"),
+    "subgroups": (lambda v: _listed(v, ".+"), "columns, each once, such as sex,site"),
     "optimizer.name": (lambda v: v in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
     "optimizer.learning_rate": (lambda v: v > 0, "above 0"),
     "optimizer.warmup_fraction": (_is_fraction, "at least 0 and below 1"),

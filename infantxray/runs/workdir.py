@@ -24,11 +24,22 @@ _HARMLESS = (
     "data.cache",
     "data.on_error",
 )
-# Settings that earlier versions did not have, as these behaved.
+# Settings that earlier versions did not have, with values that change none of their results.
 _LATER = {
+    "labels": "single",
+    "condition_on": "",
+    "data.label_map": "",
+    "data.normal_names": "normal,no finding,no findings",
+    "data.uncertain": "ignore",
+    "coverage": 0.9,
     "operating_points": "sensitivity:0.95,youden",
     "prevalence": "",
     "subgroups": "sex,age,view,site",
+    "calibrate": True,
+    "augmentations": 0,
+    "json": False,
+    "pictures": False,
+    "dicom": False,
     "pretrained": "",
     "teacher_momentum": 0.99,
     "self_training.committee": "",

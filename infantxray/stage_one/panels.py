@@ -15,6 +15,7 @@ from data_pipeline.loader import ImageSource
 from infantxray.training import processes
 from infantxray.training.augment import to_intensity
 from infantxray.training.hooks import Moment
+from infantxray.training.waiting import waiting
 
 _IMAGES = 8
 
@@ -48,7 +49,8 @@ class Panels:
 
     def __call__(self, moment: Moment) -> Mapping[str, float]:
         if moment.every(self._every_steps):
-            moment.writer.write_images(moment.step, self.draw(moment.state.eval_variables))
+            with waiting("panels"):
+                moment.writer.write_images(moment.step, self.draw(moment.state.eval_variables))
         return {}
 
     def draw(self, variables: Any) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ from data_pipeline.errors import UserError
 from infantxray.training import processes
 from infantxray.training.checkpoints import Checkpoints
 from infantxray.training.state import TrainState
+from infantxray.training.waiting import waiting
 from infantxray.training.writers import Writer
 
 PyTree = Any
@@ -203,7 +204,8 @@ class Validation:
     def __call__(self, moment: Moment) -> Scalars:
         if not self._due(moment):
             return {}
-        metrics = self._evaluate(moment.state.eval_variables)
+        with waiting("validation"):
+            metrics = self._evaluate(moment.state.eval_variables)
         better = self._compare(metrics, moment)
         if metrics:
             text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -263,8 +265,8 @@ def progress_bar(start: int, total_steps: int) -> Any:
         total=total_steps,
         unit="step",
         dynamic_ncols=True,
-        # In a log file every refresh is a line: few are enough there.
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        # In a log file every refresh is a line.
+        mininterval=0.5 if sys.stderr.isatty() else 4.5,
         disable=not processes.is_main(),
         smoothing=0.1,
     )

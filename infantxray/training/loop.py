@@ -22,6 +22,7 @@ from infantxray.training.sharding import DataParallel
 from infantxray.training.state import TrainState
 from infantxray.training.stopping import StopOnSignal
 from infantxray.training.train_step import Task, make_train_step
+from infantxray.training.waiting import waiting
 
 __all__ = ["Interrupted", "LoopSettings", "NonFiniteLossError", "Progress", "Task", "fit"]
 
@@ -130,9 +131,10 @@ def fit(
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(workdir)
         stack.callback(checkpoints.close)
-        state, progress = _start(
-            task, tx, batches, settings, checkpoints, sharding, initialise, init_key
-        )
+        with waiting("setting up the model"):
+            state, progress = _start(
+                task, tx, batches, settings, checkpoints, sharding, initialise, init_key
+            )
         start = int(state.step)
         log = writers.ScalarLog(workdir, start) if processes.is_main() else writers.SilentLog()
         stack.callback(log.close)
@@ -167,7 +169,7 @@ def fit(
             batch = sharding.put(next(batches))
             if compiled is None:
                 # Compile in the background while the hooks of step 0 run.
-                with ThreadPoolExecutor(1) as pool:
+                with waiting("compiling the training step"), ThreadPoolExecutor(1) as pool:
                     compiling = pool.submit(_compile, train_step, state, batch, step_key)
                     if start == 0:
                         log.describe(state.params, description)

@@ -61,7 +61,7 @@ BAD = {
     "bootstrap_samples": [-1],
     "operating_points": ["sensitivity", "sensitivity:1", "specificity:0", "youden,youden", "best"],
     "prevalence": ["1", "0", "0.0", "ten"],
-    "subgroups": ["colour", "sex,sex"],
+    "subgroups": ["sex,sex"],
     "coverage": [-0.1, 1.0],
     "optimizer__name": ["adam"],
     "optimizer__learning_rate": [0.0, -1e-3, float("inf")],
