@@ -428,7 +428,7 @@ def test_a_linear_probe_teaches(tmp_path, pretrained, caplog):
         config.augment[name] = type(config.augment[name])(0)
     settings.check(config)
     finetune.run(config, str(tmp_path / "run"))
-    assert "teacher: a linear probe on" in caplog.text
+    assert "teacher: a linear probe of" in caplog.text
     answers = np.load(tmp_path / "run" / "teachers" / "soft_labels.npy")
 
     spec = ModelSpec.read(str(tmp_path / "run"))
