@@ -17,7 +17,7 @@ import yaml
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import replaced
-from infantxray.reports.page import Figure, listed, plural, versions
+from infantxray.reports.page import Figure, listed, plural, software
 from infantxray.reports.tables import Table
 
 FORM = "author.yaml"
@@ -257,7 +257,7 @@ def facts(
             "months where there is an age head.",
             "operating_points",
         ),
-        "software": Fact(versions(), "made"),
+        "software": Fact(software(), "made"),
         "initialisation": Fact(
             f"Encoder from {settings['pretrained']}."
             if settings["pretrained"]

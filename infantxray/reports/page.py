@@ -169,11 +169,15 @@ def write_page(path: str | os.PathLike[str], template: str, **context: Any) -> N
         file.write(text)
 
 
+def software() -> str:
+    """The code and packages that make a page."""
+    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
+    return f"Python {platform.python_version()} · {packages} · code {_commit()}"
+
+
 def versions() -> str:
     """When, and with what code and packages, a page is made."""
-    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"{now} · Python {platform.python_version()} · {packages} · code {_commit()}"
+    return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M UTC} · {software()}"
 
 
 def _commit() -> str:
