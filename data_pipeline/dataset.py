@@ -13,6 +13,7 @@ import numpy as np
 from data_pipeline.cells import in_short, in_words, joined_otherwise, rewritten, spelled_apart
 from data_pipeline.context import context_matrix
 from data_pipeline.decode import Preprocessing
+from data_pipeline.division import divide, keep_labels
 from data_pipeline.errors import DataError
 from data_pipeline.labels import (
     NORMAL_NAMES,
@@ -30,14 +31,7 @@ from data_pipeline.manifest import SPLITS, Records
 from data_pipeline.phantom import CLASSES as PHANTOM_CLASSES
 from data_pipeline.repeats import check_repeats
 from data_pipeline.sources import open_sources
-from data_pipeline.splits import (
-    Split,
-    check_classes,
-    check_unchanged,
-    divide,
-    keep_labels,
-    write_split,
-)
+from data_pipeline.splits import Split, check_classes, check_unchanged, write_split
 
 _log = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ from PIL import Image
 
 from configs import label_efficiency as label_efficiency_config
 from configs import pretrain as pretrain_config
+from data_pipeline.division import keep_labels
 from data_pipeline.errors import DataError
-from data_pipeline.splits import keep_labels, read_split
+from data_pipeline.splits import read_split
 from infantxray.commands import label_efficiency, pretrain
 from infantxray.evaluation.metrics import classification
 from infantxray.models import encoders
