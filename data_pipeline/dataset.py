@@ -198,7 +198,7 @@ def doubtful_spellings(records: Records) -> Iterator[tuple[str, np.ndarray]]:
     """Finds patient ids, then labels, that may be one name in several spellings.
 
     Also patient ids and names of files that a spreadsheet has rewritten (`1.23457E+11`, `12-Mar`),
-    and labels that join others by another sign than a bar.
+    ids of several people, and labels that join others by another sign than a bar.
 
     Yields:
       A message, and the rows of the images concerned.
@@ -219,6 +219,15 @@ def doubtful_spellings(records: Records) -> Iterator[tuple[str, np.ndarray]]:
         found = rewritten(names)
         if found:
             yield f"{what}: {in_short(found)}", np.flatnonzero(np.isin(names, found))
+    sexes: dict[str, set[str]] = {}
+    for name, sex in zip(ids, records.sex, strict=True):
+        if name and sex:
+            sexes.setdefault(name, set()).add(sex)
+    both = sorted(name for name, known in sexes.items() if len(known) > 1)
+    if both:
+        message = f"{len(both):,} patient ids have images of both sexes, such as {both[0]!r}"
+        rows = np.flatnonzero(np.isin(np.array(ids, str), both))
+        yield f"{message} ({ids.count(both[0]):,} images): several people may share an id", rows
     found = joined_otherwise(records.label.tolist())
     if found:
         message = f"labels that seem to join several: {', '.join(map(repr, found[:3]))}"
