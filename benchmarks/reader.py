@@ -4,7 +4,7 @@
 
 Prints the time to load the page with its model, the first answer, and the median and slowest of the
 rest: decoding, preprocessing, network, and drawing. Needs playwright (requirements-dev.txt) and
-Debian's chromium. A screenshot shows the image with its saliency, 1280 pixels wide.
+Debian's chromium. A screenshot shows the image with its saliency, 1400 pixels wide.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
     with sync_playwright() as driver:
         chromium = shutil.which("chromium")
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 905})
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
         began = time.perf_counter()
         page.goto(f"http://127.0.0.1:{server.server_port}/reader.html")
         page.wait_for_selector("body[data-ready]", timeout=300_000)
@@ -68,7 +68,7 @@ def main() -> None:
         print(f"slowest of them          {max(times[1:]):6.0f} ms")
         if args.screenshot:
             if page.is_visible("#opacity"):
-                page.fill("#opacity", "60")
+                page.fill("#opacity", "30")
                 page.locator("#opacity").blur()
             page.wait_for_timeout(1000)
             page.screenshot(path=args.screenshot)

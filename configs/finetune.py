@@ -64,6 +64,8 @@ def get_config(variant: str = "cpu"):
     config.self_training = ConfigDict()
     # The teacher is a linear probe of the frozen encoder that the student starts from.
     config.self_training.linear_probe = False
+    # Further stage-one workdirs, joined by +: the teacher is the mean of the probes of all.
+    config.self_training.committee = ""
     config.self_training.teacher_steps = 0  # Or a network fine-tuned for so many steps; 0 = none.
     config.self_training.teachers = 1  # Several teachers have different seeds; their mean is used.
     # Share of images with a condition in a student's batch, and in any batch if they are rarer than
@@ -92,11 +94,10 @@ def get_config(variant: str = "cpu"):
         # on validation patients, and takes seconds (docs/results.md).
         config.self_training.linear_probe = True
         config.batch_size = 64
-        # Short, for few labels; with all labels train longer, such as 900 steps (docs/results.md).
-        config.train_steps = 188
-        config.ema_decay = 0.99
-        config.eval_every_steps = 50
+        config.train_steps = 0  # By the data: 240 steps for 70 labelled images, 920 for 3,900.
+        config.eval_every_steps = 50  # These two where train_steps is set.
         config.checkpoint_every_steps = 50
+        config.ema_decay = 0.99
     elif variant != "cpu":
         raise ValueError(
             f"configs/finetune.py has the variants cpu, paper and best, not {variant!r}"

@@ -22,6 +22,8 @@ def get_config():
     config.calibrate = True
     # Slightly rotated and shifted copies of each image that are averaged with it. No flips.
     config.augmentations = 0
+    # Also the reconstruction error of the autoencoder that stage two started from.
+    config.reconstruction = False
     config.json = False  # One JSON an image, in json/.
     config.pictures = False  # predictions.html: images, probabilities, ages and saliency.
     config.dicom = False  # DICOM Structured Reports and saliency, in dicom/; needs highdicom.

@@ -1,4 +1,4 @@
-"""Stage one, representation learning: trains an encoder on unlabelled X-rays.
+"""Stage one, representation learning: trains an encoder on X-rays, without labels by default.
 
     python main.py --config=configs/pretrain.py
 
@@ -40,7 +40,7 @@ def masking() -> ConfigDict:
 
 
 def views() -> ConfigDict:
-    """Settings of objective=simsiam: the changes between its two views, after augmentation.
+    """Settings of objective=simsiam and byol: how the two views of an image differ.
 
     No flips, for the reasons given in `common.augment`.
     """
@@ -54,11 +54,46 @@ def views() -> ConfigDict:
     return config
 
 
+def supervised() -> ConfigDict:
+    """Settings of objective=supervised: conditions and ages of the source data.
+
+    data.label_fraction sets the share of the training patients whose labels are learned.
+    """
+    config = ConfigDict()
+    # Whose labels and ages count, "source:place" separated by commas. Empty: all sources of
+    # data.train but the last, the target, whose labels belong to stage two.
+    config.sources = ""
+    config.labels = "single"  # "multi": any number of findings, joined by | in the label.
+    config.age_head = True  # AgePredictionNet learns the known ages.
+    config.age_weight = 0.8
+    config.augment = common.augment()
+    return config
+
+
+def weights() -> ConfigDict:
+    """Weights of joined objectives. Losses of l1 and denoise are about a tenth of the others."""
+    config = ConfigDict()
+    config.l1 = 10.0
+    config.denoise = 10.0
+    config.masked_pixels = 1.0
+    config.masked_hog = 1.0
+    config.simsiam = 1.0
+    config.byol = 1.0
+    config.supervised = 1.0
+    return config
+
+
 def get_config(variant: str = "cpu"):
     config = common.training()
     config.task = "pretrain"
-    # "l1" (Equation 1), "denoise", "masked_pixels", "masked_hog" or "simsiam": docs/objectives.md.
+    # "l1" (Equation 1), "denoise", "masked_pixels", "masked_hog", "simsiam", "byol" or
+    # "supervised": docs/objectives.md. Several are joined by +: "supervised+masked_hog".
     config.objective = "l1"
+    config.weights = weights()
+    # An earlier stage one (or "torch:FILE") to start from; empty for random weights.
+    config.pretrained = ""
+    config.supervised = supervised()
+    config.teacher_momentum = 0.99  # Of objective=byol: what a step keeps of the teacher.
     config.denoise = denoise()
     config.masking = masking()
     config.views = views()

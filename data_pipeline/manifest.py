@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import itertools
 import logging
 import math
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import remote
 from data_pipeline.ages import AGE_UNITS, read_ages, states_unit
 from data_pipeline.cells import (
     DASHES,
@@ -30,6 +32,7 @@ from data_pipeline.manifest_header import (
     KNOWN_COLUMNS,
     SEPARATORS,
     Header,
+    column_keys,
     find_separator,
 )
 from data_pipeline.manifest_header import NO_AGE as NO_AGE
@@ -83,9 +86,15 @@ def read_manifest(path: str | os.PathLike[str], *, source: str | None = None) ->
         cannot be meant (an age that is no number, an unknown split, a failed formula). All such
         cells are listed with their lines.
     """
-    path = Path(os.path.abspath(Path(path).expanduser()))
-    with _opened(path) as file:
-        return _Reader(path, file).read(source or f"manifest:{path}")
+    place = _absolute(path)
+    with _opened(place) as file:
+        return _Reader(place, file).read(source or f"manifest:{place}")
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    """The path from the root, or the address of a remote file."""
+    place = str(path)
+    return place if remote.is_remote(place) else os.path.abspath(os.path.expanduser(place))
 
 
 def unused_age_columns(path: str | os.PathLike[str]) -> list[str]:
@@ -94,38 +103,57 @@ def unused_age_columns(path: str | os.PathLike[str]) -> list[str]:
     Raises:
       DataError: see `read_manifest`.
     """
-    with _opened(Path(path)) as file:
-        return _Reader(Path(path), file).unused_age_columns()
+    with _opened(str(path)) as file:
+        return _Reader(str(path), file).unused_age_columns()
+
+
+def column_key(name: str) -> str:
+    """The name of a column as `further_columns` spells it: in lower case, without spaces."""
+    return column_keys([name])[0]
+
+
+def further_columns(path: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
+    """The columns of a manifest that `Records` lack, `{column: {image_path: value}}`.
+
+    Values are text without spaces around it; an image on several rows has its last value.
+
+    Raises:
+      DataError: see `read_manifest`.
+    """
+    place = _absolute(path)
+    with _opened(place) as file:
+        return _Reader(place, file).further_columns()
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Iterator[str]]:
+def _opened(path: str) -> Iterator[Iterator[str]]:
     """The lines of a file that may be a manifest."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise DataError(
             f"{path} is a folder, not a manifest; name the CSV file, or use folder:{path}"
         )
-    if not path.is_file():
+    if not remote.is_remote(path) and not os.path.isfile(path):
         raise DataError(f"manifest {path} does not exist; check data.train, .validation, .test")
     try:
-        with path.open("rb") as binary:
-            head = binary.read(4)
-        for signature, what in _FOREIGN:
-            if head.startswith(signature):
-                raise DataError(f"manifest {path} is {what}, not CSV text; {_ADVICE}")
-        # The name of a file need not be UTF-8; everything else must be.
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            yield file
+        with remote.open_binary(path) as binary:
+            head = binary.peek(4)
+            for signature, what in _FOREIGN:
+                if head.startswith(signature):
+                    raise DataError(f"manifest {path} is {what}, not CSV text; {_ADVICE}")
+            # The name of a file need not be UTF-8; everything else must be.
+            yield io.TextIOWrapper(
+                binary, encoding="utf-8-sig", errors="surrogateescape", newline=""
+            )
     except OSError as error:
-        raise DataError(f"manifest {path} cannot be read ({error.strerror})") from None
+        raise DataError(f"manifest {path} cannot be read ({error.strerror or error})") from None
 
 
 class _Reader:
     """Reads one manifest; collects all cells that cannot be used before it refuses any."""
 
-    def __init__(self, path: Path, file: Iterator[str]):
+    def __init__(self, path: str, file: Iterator[str]):
         self._path = path
-        self._folder = str(path.parent)
+        self._folder = os.path.dirname(path)
         self._slashes: bool | None = None  # Whether backslashes are slashes; not known yet.
         # By column and what is wrong: values with the lines that hold them.
         self._refused: dict[tuple[str, str], dict[str, list[int]]] = {}
@@ -221,6 +249,18 @@ class _Reader:
         _log_doubtful(path, cells, emptied)
         return Records.create(cells["image_path"], source=source, **columns)
 
+    def further_columns(self) -> dict[str, dict[str, str]]:
+        header = self._header.keys
+        at = [i for i, name in enumerate(header) if name not in KNOWN_COLUMNS]
+        found: dict[str, dict[str, str]] = {header[i]: {} for i in at}
+        image_path = header.index("image_path")
+        for line, _, row in self._rows:
+            if len(row) == len(header):  # `read` refuses other rows.
+                path = self._image_path(row[image_path].strip(), line)
+                for i in at:
+                    found[header[i]][path] = restore(row[i].strip())
+        return found
+
     def _age(self, cell: str) -> str:
         """An age with a decimal point: where commas do not separate, they are decimal."""
         return cell if self._separator == "," else cell.replace(",", ".")
@@ -230,7 +270,7 @@ class _Reader:
             return value
         if not value:
             self._refuse("image_path", "", value, line)
-        elif not _UNUSUAL_PATH.match(value):
+        elif not _UNUSUAL_PATH.match(value) or remote.is_remote(value):
             pass
         elif os.name != "nt" and _WINDOWS_PATH.match(value):
             what = "a path of a Windows machine; write it relative to the manifest, with slashes"
@@ -247,7 +287,8 @@ class _Reader:
             value = value.replace("\\", "/") if self._slashes else value
         if value.startswith("~/"):
             value = os.path.expanduser(value)
-        image_path = os.path.normpath(os.path.join(self._folder, value))
+        joined = value if remote.is_remote(value) else os.path.join(self._folder, value)
+        image_path = remote.normpath(joined)
         try:
             _check_utf8(value, self._path, line)
         except DataError:
@@ -340,7 +381,7 @@ def _in_lines(lines: list[int]) -> str:
     return f"lines {named} and {more:,} more" if more > 0 else f"lines {named}"
 
 
-def _check_one_line(header: Sequence[str], row: list[str], path: Path, line: int) -> None:
+def _check_one_line(header: Sequence[str], row: list[str], path: str, line: int) -> None:
     # A column that is not used may hold whole reports.
     for name, value in zip(header, row, strict=True):
         if name in OPTIONAL_COLUMNS and ("\n" in value or "\r" in value):
@@ -350,14 +391,14 @@ def _check_one_line(header: Sequence[str], row: list[str], path: Path, line: int
             )
 
 
-def _check_utf8(value: str, path: Path, line: int) -> None:
+def _check_utf8(value: str, path: str, line: int) -> None:
     try:
         value.encode()
     except UnicodeEncodeError:
         raise DataError(f"manifest {path}, line {line}: not UTF-8 text; {_ADVICE}") from None
 
 
-def _log_doubtful(path: Path, columns: Mapping[str, list[str]], emptied: Mapping[str, int]) -> None:
+def _log_doubtful(path: str, columns: Mapping[str, list[str]], emptied: Mapping[str, int]) -> None:
     """Warns of values that may have another meaning."""
     if emptied:
         _log.warning(

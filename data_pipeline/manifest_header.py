@@ -8,7 +8,6 @@ import dataclasses
 import logging
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from data_pipeline.ages import AGE_UNITS, age_column, names_an_age, states_unit
 from data_pipeline.errors import DataError
@@ -37,12 +36,24 @@ NO_AGE = (
 )
 
 
+def column_keys(written: list[str]) -> list[str]:
+    """Names of columns in this project's spelling; unknown ones come back in lower case."""
+    keys = [name.lower().replace(" ", "_").replace("-", "_") for name in written]
+    aliases = [_ALIASES.get(key.replace("_", ""), key) for key in keys]
+    for i, name in enumerate(written):
+        unit = age_column(name)
+        if unit is not None:
+            found = (n for n, u in AGE_UNITS.items() if u == unit or (u != u and unit != unit))
+            aliases[i] = next(found)
+    return [key if alias in keys else alias for key, alias in zip(keys, aliases, strict=True)]
+
+
 def find_separator(lines: list[str]) -> str:
     """The separator that makes a header with `image_path`."""
     with contextlib.suppress(csv.Error):
         for separator in SEPARATORS:
             header = next(csv.reader(lines, delimiter=separator), [])
-            if "image_path" in _keys([name.strip() for name in header]):
+            if "image_path" in column_keys([name.strip() for name in header]):
                 return separator
     return ","
 
@@ -57,15 +68,15 @@ class Header:
       keys: of the same columns; unknown ones in lower case.
     """
 
-    path: Path
+    path: str
     written: tuple[str, ...]
     keys: tuple[str, ...]
 
     @classmethod
-    def parse(cls, cells: Iterable[str], path: Path) -> Header:
+    def parse(cls, cells: Iterable[str], path: str) -> Header:
         """Raises `DataError` if a column that is needed is missing, or a known one comes twice."""
         written = [name.strip() for name in cells]
-        header = _keys(written)
+        header = column_keys(written)
         if "image_path" not in header:
             raise DataError(
                 f"manifest {path} has no column 'image_path' (columns found: "
@@ -116,15 +127,3 @@ class Header:
         unread = self.unused_ages(ages)
         if unread:
             _log.warning("%s: %s", self.path, NO_AGE.format(", ".join(unread)))
-
-
-def _keys(written: list[str]) -> list[str]:
-    """Names of columns in this project's spelling; unknown ones come back in lower case."""
-    keys = [name.lower().replace(" ", "_").replace("-", "_") for name in written]
-    aliases = [_ALIASES.get(key.replace("_", ""), key) for key in keys]
-    for i, name in enumerate(written):
-        unit = age_column(name)
-        if unit is not None:
-            found = (n for n, u in AGE_UNITS.items() if u == unit or (u != u and unit != unit))
-            aliases[i] = next(found)
-    return [key if alias in keys else alias for key, alias in zip(keys, aliases, strict=True)]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import operator
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,107 +16,32 @@ from data_pipeline.context import context_matrix
 from data_pipeline.decode import load_image
 from data_pipeline.decode.preprocessing import to_square
 from data_pipeline.errors import UserError
+from data_pipeline.manifest import Records
 from infantxray.evaluation import saliency
-from infantxray.evaluation.predictions import joined_findings
 from infantxray.features.extraction import encoder_variables, pooled_map
 from infantxray.models import create_encoder
-from infantxray.runs import workdir as run_folder
 from infantxray.runs.model_spec import ModelSpec
-from infantxray.stage_one.objectives import OBJECTIVES, ObjectiveSettings
+from infantxray.stage_one import restoring
 from infantxray.stage_two import inference
-from infantxray.stage_two.answers import Member
-from infantxray.stage_two.trust import Trust
-from infantxray.training import augment, checkpoints
-
-if TYPE_CHECKING:
-    import pandas
+from infantxray.stage_two.answers import Answerer, Member, load_members
+from infantxray.stage_two.result import Result
 
 PyTree = Any
 Path = str | os.PathLike[str]
 Images = Path | Sequence[Path] | np.ndarray
 
 _BATCH = 32
-_RECONSTRUCTING = ("l1", "denoise")
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """Predictions for N images.
-
-    Attributes:
-      classes: names of the K conditions; empty for a model of ages alone.
-      probabilities: float32 `[N, K]`.
-      age_months: float32 `[N]`; NaN for a model without an age head.
-      image_path: the N files; empty where arrays were given.
-      conditions: the prediction set of each image: conditions that hold the true one in 90 % of
-        images like those of training. Empty where none was fitted.
-      age_low_months, age_high_months: limits of the age with the same coverage, `[N]`; NaN where
-        none were fitted.
-      unlike_training: whether an image is far from the training images, bool `[N]`; all False
-        where that was not fitted.
-      distance: from the training images, `[N]`; NaN where that was not fitted.
-      multi_label: whether an image may have several conditions.
-    """
-
-    classes: tuple[str, ...]
-    probabilities: np.ndarray
-    age_months: np.ndarray
-    image_path: tuple[str, ...] = ()
-    conditions: tuple[tuple[str, ...], ...] = ()
-    age_low_months: np.ndarray | None = None
-    age_high_months: np.ndarray | None = None
-    unlike_training: np.ndarray | None = None
-    distance: np.ndarray | None = None
-    multi_label: bool = False
-
-    def __len__(self) -> int:
-        return len(self.probabilities)
-
-    @property
-    def predicted(self) -> list[str]:
-        """The most probable condition of each image; empty without conditions.
-
-        Where an image may have several: those of probability 0.5 and more, joined by `|`.
-        """
-        if not self.classes:
-            return []
-        if self.multi_label:
-            return [joined_findings(self.classes, row) for row in self.probabilities]
-        return [self.classes[k] for k in self.probabilities.argmax(1)]
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """The columns of `predictions.csv` that are known without the truth.
-
-        Raises:
-          UserError: pandas is not installed.
-        """
-        try:
-            import pandas
-        except ImportError:
-            raise UserError("Result.to_pandas needs pandas: pip install pandas") from None
-        columns: dict[str, Any] = {}
-        if self.image_path:
-            columns["image_path"] = self.image_path
-        if self.classes:
-            columns["predicted"] = self.predicted
-        columns |= {f"p_{name}": self.probabilities[:, k] for k, name in enumerate(self.classes)}
-        columns["age_predicted_months"] = self.age_months
-        for name in ("age_low_months", "age_high_months", "unlike_training", "distance"):
-            if getattr(self, name) is not None:
-                columns[name] = getattr(self, name)
-        if self.conditions:
-            columns["conditions"] = ["|".join(names) for names in self.conditions]
-        return pandas.DataFrame(columns)
 
 
 class Model:
-    """A trained model. Made by `load`.
+    """A trained model, or an ensemble of stage-two models. Made by `load`.
 
     Images are file paths, which go through the same decoder as in training, or uint8 arrays
     `[B, H, W]` of grey levels (bright = dense), which are resized as files are. Everything runs on
     all images of a call in batches of 32.
 
     Attributes:
+      members: the models; everything but `predict` uses the first.
       spec: all that is needed to use the weights: classes, preprocessing, input scale, ages.
       variables: `params` and `batch_stats`, as NumPy arrays.
       step: of the checkpoint.
@@ -125,22 +49,18 @@ class Model:
       workdir: that it was loaded from.
     """
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        variables: PyTree,
-        step: int,
-        trust: Trust | None = None,
-        workdir: str = "",
-    ):
-        self.spec, self.variables, self.step = spec, variables, step
-        self.trust, self.workdir = trust, workdir
-        self._encoder = create_encoder(spec.encoder, dtype=jnp.dtype(spec.dtype))
+    def __init__(self, *members: Member):
+        first = members[0]
+        self.members, self.spec, self.variables = members, first.spec, first.variables
+        self.step, self.trust, self.workdir = first.step, first.trust, first.folder
+        self._answerers: dict[int, Answerer] = {}
+        self._encoder = create_encoder(self.spec.encoder, dtype=jnp.dtype(self.spec.dtype))
 
     def __repr__(self) -> str:
         kind = f"{len(self.classes)} conditions" if self.classes else "no conditions"
         ages = "ages" if self.spec.has_age else "no ages"
-        return f"Model({self.spec.encoder}, {kind}, {ages}, step {self.step})"
+        names = ", ".join(f"{m.spec.encoder} (step {m.step})" for m in self.members)
+        return f"Model({names}, {kind}, {ages})"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -175,7 +95,12 @@ class Model:
         return np.stack([load_image(path, how) for path in _paths(images)])
 
     def predict(
-        self, images: Images, *, sex: str | Sequence[str] = "", view: str | Sequence[str] = ""
+        self,
+        images: Images,
+        *,
+        sex: str | Sequence[str] = "",
+        view: str | Sequence[str] = "",
+        augmentations: int = 0,
     ) -> Result:
         """Predicts conditions and ages.
 
@@ -183,36 +108,39 @@ class Model:
           images: files, or uint8 `[B, H, W]`.
           sex, view: of each image, or of all, such as `"F"` and `"AP"`; empty = unknown. They
             matter to models that were trained with `config.condition_on`.
+          augmentations: slightly rotated, scaled and shifted copies, without flips, whose
+            predictions are averaged with those of the image.
 
         Raises:
           UserError: the model is of stage one and has no heads.
           ValueError: there are more or fewer sexes or views than images.
         """
         self._need_heads("predict")
-        context = None
+        shown: Any = images if _are_arrays(images) else _paths(images)
+        n, context = len(shown), None
         if self.spec.context:
-            shown: Any = images if _are_arrays(images) else _paths(images)
-            n = len(shown)
             known = {"sex": sex, "view": view}
             listed = {k: [v] * n if isinstance(v, str) else list(v) for k, v in known.items()}
             for name, values in listed.items():
                 if len(values) != n:
                     raise ValueError(f"{len(values)} values of {name} for {n} images")
             context = context_matrix(self.spec.context, **listed)
-        outputs = self._map(self._predict, images, context)
-        n = len(outputs["features"])
-        ages = outputs.get("age", np.full(n, np.nan, np.float32))
-        months = np.asarray(self.spec.age_in_months(ages) if self.spec.has_age else ages)
-        judged = (self.trust or Trust()).judge(
-            outputs.get("probabilities", np.zeros((n, 0), np.float32)), months, outputs["features"]
-        )
-        inside: Any = [] if judged.in_set is None else judged.in_set
+        answerer = self._answerer(augmentations)
+        outputs = self._map(lambda _, *batch: answerer.outputs(*batch), images, context)
+        nobody = Records.create([""] * n, source="")
+        answers = answerer.answers(outputs, nobody, np.full(n, -1))
+        judged = answers.judgement
+
+        def names(inside: np.ndarray) -> tuple[tuple[str, ...], ...]:
+            return tuple(tuple(self.classes[k] for k in np.flatnonzero(row)) for row in inside)
+
         return Result(
             classes=self.classes,
             probabilities=judged.probabilities,
-            age_months=months,
-            image_path=() if _are_arrays(images) else tuple(map(str, _paths(images))),
-            conditions=tuple(tuple(self.classes[k] for k in np.flatnonzero(row)) for row in inside),
+            age_months=answers.predictions.age_predicted_months,
+            image_path=() if _are_arrays(images) else tuple(map(str, shown)),
+            conditions=() if judged.in_set is None else names(judged.in_set),
+            positive={rule: names(reached) for rule, reached in answers.positive.items()},
             age_low_months=judged.age_low_months,
             age_high_months=judged.age_high_months,
             unlike_training=judged.unlike_training,
@@ -237,8 +165,7 @@ class Model:
         from infantxray.export.folder import write_export
 
         self._need_heads("export")
-        member = Member(self.spec, self.variables, self.trust, self.step, self.workdir)
-        write_export(os.fspath(folder), member, name=name, licence=licence, page=page)
+        write_export(os.fspath(folder), self.members[0], name=name, licence=licence, page=page)
 
     def embed(self, images: Images) -> np.ndarray:
         """The mean of the encoder's last map, float32 `[N, C]`."""
@@ -300,7 +227,7 @@ class Model:
         Raises:
           UserError: the model is not an autoencoder.
         """
-        if self.spec.objective not in _RECONSTRUCTING:
+        if self.spec.objective not in restoring.RECONSTRUCTING:
             raise UserError(
                 "only a stage-one model with the objective l1 or denoise reconstructs images; "
                 f"this is {self.spec.objective or 'a stage-two model'}"
@@ -311,7 +238,7 @@ class Model:
         if not self.spec.has_heads:
             raise UserError(
                 f"{verb} needs a stage-two model; this one is of stage one, which can embed"
-                + (" and reconstruct" if self.spec.objective in _RECONSTRUCTING else "")
+                + (" and reconstruct" if self.spec.objective in restoring.RECONSTRUCTING else "")
             )
 
     def _map(
@@ -339,9 +266,10 @@ class Model:
     def _model(self) -> Any:
         return inference.build_model(self.spec)
 
-    @functools.cached_property
-    def _predict(self) -> Callable[..., PyTree]:
-        return jax.jit(inference.predict_function(self.spec))
+    def _answerer(self, augmentations: int) -> Answerer:
+        if augmentations not in self._answerers:
+            self._answerers[augmentations] = Answerer(self.members, augmentations=augmentations)
+        return self._answerers[augmentations]
 
     @functools.cached_property
     def _embed(self) -> Callable[..., PyTree]:
@@ -354,54 +282,38 @@ class Model:
 
     @functools.cached_property
     def _reconstruct(self) -> Callable[..., PyTree]:
-        objective = _objective(self.spec)
+        rebuild = restoring.reconstruct_function(self.spec)
 
         def reconstruct(variables: PyTree, image: jax.Array) -> jax.Array:
-            x = augment.to_intensity(image)
-            x = objective.panels(variables, x)[objective.panel_names.index("reconstruction")]
-            return jnp.rint(x[..., 0] * 255).astype(jnp.uint8)
+            return jnp.rint(rebuild(variables, image)[..., 0] * 255).astype(jnp.uint8)
 
         return jax.jit(reconstruct)
 
 
-def load(workdir: Path, *, calibrate: bool = True) -> Model:
-    """Loads a trained model.
+def load(workdir: Path | Sequence[Path], *, calibrate: bool = True) -> Model:
+    """Loads a trained model, or several as an ensemble.
+
+    An ensemble predicts mean probabilities and ages, the union of sets and intervals, and warns
+    where more than half of its models do.
 
     Args:
       workdir: of a run of stage two (its best checkpoint is loaded), or of stage one (its last):
-        then the model can embed, and reconstruct where it is an autoencoder.
+        then the model can embed, and reconstruct where it is an autoencoder. Or several of stage
+        two.
       calibrate: calibrate probabilities and judge images, where the run has `trust.json`.
 
     Raises:
-      UserError: the folder is not such a workdir, or has no checkpoint.
+      UserError: the folder is not such a workdir, or has no checkpoint; or the models of an
+        ensemble differ in conditions or in the reading of images.
     """
+    if not isinstance(workdir, str | os.PathLike):
+        return Model(*load_members(_paths(workdir), calibrate=calibrate, refit=False))
     folder = os.path.expanduser(os.fspath(workdir))
     spec = ModelSpec.read(folder)
     if spec.has_heads:
-        spec = inference.read_spec(folder)
-        trust = Trust.read(folder) if calibrate else None
-        return Model(spec, *inference.restore(folder, spec), trust, folder)
-    if not spec.objective:  # A run of an earlier version.
-        objective = run_folder.read_config(folder).get("objective", "")
-        spec = dataclasses.replace(spec, objective=objective)
-    steps = checkpoints.checkpoint_steps(folder)
-    if not steps:
-        raise UserError(f"{folder} has no checkpoint yet; run configs/pretrain.py to its end")
-    size = spec.preprocessing.image_size
-    module = _objective(spec).model
-    abstract = jax.eval_shape(
-        lambda: module.init(jax.random.key(0), jnp.zeros((1, size, size, 1)), train=False)
-    )
-    variables, _ = checkpoints.restore_variables(folder, steps[-1], abstract)
-    return Model(spec, variables, steps[-1], workdir=folder)
-
-
-def _objective(spec: ModelSpec) -> Any:
-    """The objective of a stage-one model; an unknown one counts as an autoencoder."""
-    dtype = jnp.dtype(spec.dtype)
-    kind = OBJECTIVES.get(spec.objective, OBJECTIVES["l1"])
-    settings = ObjectiveSettings(image_size=spec.preprocessing.image_size, noise=0.0)
-    return kind(create_encoder(spec.encoder, dtype=dtype), dtype, settings)
+        return Model(*load_members([folder], calibrate=calibrate, refit=False))
+    spec, variables, step = restoring.restore(folder)
+    return Model(Member(spec, variables, None, step, folder))
 
 
 def _are_arrays(images: Images) -> bool:

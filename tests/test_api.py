@@ -28,6 +28,7 @@ def notebook(tmp_path_factory):
         patch.chdir(ROOT)
         patch.setenv("QUICKSTART_WORKDIR", str(folder / "run"))
         patch.setenv("QUICKSTART_STEPS", "4")
+        patch.setenv("QUICKSTART_FILMS", "250")
         for cell in cells:
             if cell["cell_type"] == "code":
                 exec(compile("".join(cell["source"]), "quickstart.ipynb", "exec"), names)

@@ -27,6 +27,7 @@ from infantxray.evaluation.shortcuts import TOGETHER, Shortcut, shortcuts
 from infantxray.reports import data_page
 from infantxray.reports.data_page import Problem
 from infantxray.runs import settings
+from infantxray.training.waiting import waiting
 
 _log = logging.getLogger(__name__)
 _OTHER = "other stage"
@@ -46,26 +47,30 @@ def run(config: Any, workdir: str) -> None:
     where = settings.data_settings(config)
     records, problems = _open(where, config.other_stage)
     problems += _spellings_and_ids(records) + _ages(records)
-    with tqdm(total=len(records), unit="image", desc="reading") as progress:
+    with (
+        tqdm(total=len(records), unit="image", desc="reading") as progress,
+        waiting(lambda: f"{progress.n:,} of {len(records):,} images read"),
+    ):
         images = audit.measure(
             list(records.image_path),
             num_processes=config.num_processes or os.cpu_count() or 1,
             progress=progress.update,
         )
-    problems += _unreadable(images, records, where.on_error)
-    # Images of the phantom are computed, each from its own address: they are never copies.
-    on_disk = np.array([not path.startswith(PHANTOM_PREFIX) for path in records.image_path])
-    groups = audit.same_images(images, compare=on_disk)
-    problems += _repeats(groups, records, images)
-    labels = np.where(records.split == _OTHER, "", records.label)
-    found = shortcuts(images, labels, records.patient)
-    problems += _shortcut_alarms(found) + _rare_classes(records) + _outliers(images, records)
-    problems.sort(key=lambda problem: list(_SEVERITIES).index(problem.severity))
-    _write_tables(workdir, records, images, groups, problems)
-    page = os.path.join(workdir, "report.html")
-    # The bins of a histogram of equal ages are narrower than the resolution of float32.
-    wide = records.replace(age_months=records.age_months.astype(np.float64))
-    data_page.write(page, wide, records.patient, images, groups, problems, found)
+    with waiting("comparing images and writing the page"):
+        problems += _unreadable(images, records, where.on_error)
+        # Images of the phantom are computed, each from its own address: they are never copies.
+        on_disk = np.array([not path.startswith(PHANTOM_PREFIX) for path in records.image_path])
+        groups = audit.same_images(images, compare=on_disk)
+        problems += _repeats(groups, records, images)
+        labels = np.where(records.split == _OTHER, "", records.label)
+        found = shortcuts(images, labels, records.patient)
+        problems += _shortcut_alarms(found) + _rare_classes(records) + _outliers(images, records)
+        problems.sort(key=lambda problem: list(_SEVERITIES).index(problem.severity))
+        _write_tables(workdir, records, images, groups, problems)
+        page = os.path.join(workdir, "report.html")
+        # The bins of a histogram of equal ages are narrower than the resolution of float32.
+        wide = records.replace(age_months=records.age_months.astype(np.float64))
+        data_page.write(page, wide, records.patient, images, groups, problems, found)
     for problem in problems[:_LOGGED]:
         _log.log(_SEVERITIES[problem.severity], problem.message)
     if len(problems) > _LOGGED:

@@ -25,6 +25,7 @@ from infantxray.evaluation.saliency import Explainer
 from infantxray.export import dicom_out
 from infantxray.reports.predictions_page import Card, write_predictions_page
 from infantxray.runs import runtime, settings, workdir
+from infantxray.stage_two import reconstruction
 from infantxray.stage_two.answers import Answerer, Answers, load_members
 from infantxray.stage_two.inference import build_model
 from infantxray.training import processes
@@ -50,6 +51,9 @@ def run(config, folder: str) -> None:
         batch_size=config.batch_size,
         num_threads=data.num_threads,
         augmentations=config.augmentations,
+        reconstruction=reconstruction.for_workdir(places[0], spec)
+        if config.reconstruction
+        else None,
     )
     extras = Extras(folder, answerer, json=config.json, pages=config.pictures, dicom=config.dicom)
     source = reader(records)
@@ -67,15 +71,23 @@ def run(config, folder: str) -> None:
         return
     extras.close()
     write_checksums(folder, ["predictions.csv"])
-    _log.info("%d predictions: %s", count, os.path.join(folder, "predictions.csv"))
+    plural = "" if count == 1 else "s"
+    _log.info("%d prediction%s: %s", count, plural, os.path.join(folder, "predictions.csv"))
+    if extras.noted:
+        _log.warning("%d of %d have a note, such as unusual images", extras.noted, count)
 
 
 def as_source(place: str) -> str:
-    """A file, a folder, a DICOM series or a CSV file as `source:place`; others as they are."""
-    name = place.partition(":")[0]
+    """A file, a folder, a DICOM series or a CSV file as `source:place`; others as they are.
+
+    Raises:
+      UserError: it is neither `source:place` nor a file or folder.
+    """
     path = os.path.expanduser(place)
-    if name in ADAPTERS or not os.path.exists(path):
+    if place.partition(":")[0] in ADAPTERS or (":" in place and not os.path.exists(path)):
         return place
+    if not os.path.exists(path):
+        raise UserError(f"config.data.test: there is no file or folder {place}")
     escaped = place.replace(",", "\\,")
     return f"manifest:{escaped}" if path.lower().endswith(".csv") else f"folder:{escaped}"
 
@@ -134,6 +146,8 @@ def row_values(answers: Answers, records: Records, answerer: Answerer) -> list[d
         row["age_predicted_months"] = _known(predictions.age_predicted_months[i])
         if predictions.multi_label:
             row[UNKNOWN] = list(classes)  # Nobody has said which findings are present.
+        for rule, reached in answers.positive.items():
+            row[f"positive_{rule}"] = [classes[k] for k in np.flatnonzero(reached[i])]
         if trusts:
             row["age_low_months"] = _known(judged.age_low_months[i])
             row["age_high_months"] = _known(judged.age_high_months[i])
@@ -141,6 +155,11 @@ def row_values(answers: Answers, records: Records, answerer: Answerer) -> list[d
             row["conditions"] = [classes[k] for k in inside]
             row["distance"] = _known(judged.distance[i])
             row["unlike_training"] = bool(judged.unlike_training[i])
+        if answers.reconstruction_error is not None and answerer.reconstruction is not None:
+            error = float(answers.reconstruction_error[i])
+            row["reconstruction_error"] = error
+            row["badly_rebuilt"] = error > answerer.reconstruction.threshold
+        if trusts or "badly_rebuilt" in row:
             row["note"] = _note(row, ranges[0] if ranges else None)
         rows.append(row)
     return rows
@@ -148,8 +167,10 @@ def row_values(answers: Answers, records: Records, answerer: Answerer) -> list[d
 
 def _note(row: dict[str, Any], ages: tuple[float, float] | None) -> str:
     notes = []
-    if row["unlike_training"]:
+    if row.get("unlike_training"):
         notes.append("unlike the training images")
+    if row.get("badly_rebuilt"):
+        notes.append("rebuilt badly by the autoencoder of stage one")
     for key, name in (("age_months", "age"), ("age_predicted_months", "predicted age")):
         months = row[key]
         if ages and months is not None and not ages[0] <= months <= ages[1]:
@@ -183,13 +204,16 @@ class Extras:
       json: one JSON an image, in `json/`.
       pages: `predictions.html`, with each image and its saliency, of the first 500 images.
       dicom: a Structured Report and a secondary capture of the saliency an image, in `dicom/`.
+
+    Attributes:
+      noted: images with a note.
     """
 
     def __init__(self, folder: str, answerer: Answerer, *, json: bool, pages: bool, dicom: bool):
         self._folder, self._answerer = folder, answerer
         self._json, self._pages, self._dicom = json, pages, dicom
         self._cards: list[Card] = []
-        self._count = 0
+        self._count = self.noted = 0
         self._spec = answerer.members[0].spec
         if dicom:
             dicom_out.check_installed()
@@ -208,9 +232,11 @@ class Extras:
     def add(self, row: dict[str, Any], answers: Answers, i: int) -> None:
         """Writes what belongs to one image."""
         self._count += 1
+        self.noted += bool(row.get("note"))
         name = f"{self._count:06d}_{_stem(row['image_path'])}"
         if self._json:
-            write_json(os.path.join(self._folder, "json", f"{name}.json"), nested(row))
+            answer = nested(row) | {"thresholds": self._answerer.members[0].thresholds()}
+            write_json(os.path.join(self._folder, "json", f"{name}.json"), answer)
         wanted = self._pages and len(self._cards) < MOST_PICTURES
         if not (wanted or self._dicom):
             return

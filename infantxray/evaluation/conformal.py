@@ -156,6 +156,42 @@ def set_coverage(
     }
 
 
+def abstention_curve(
+    probabilities: np.ndarray,
+    label: np.ndarray,
+    patient: np.ndarray,
+    shares: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5),
+) -> list[dict[str, Any]]:
+    """Accuracy if the least certain images are left to a reader.
+
+    Args:
+      probabilities: `[N, K]`.
+      label: int `[N]`, -1 = unknown (left out).
+      patient: one key a person, `[N]`.
+      shares: of the images that are answered, those of the largest probabilities.
+
+    Returns:
+      Rows with `answered` (the share), `n` images, `confidence` (the lowest probability among
+      them) and `accuracy` (a `Metric`).
+    """
+    known = np.flatnonzero(label >= 0)
+    confidence = probabilities.max(1)
+    order = known[np.argsort(-confidence[known], kind="stable")]
+    right = probabilities.argmax(1) == label
+    rows = []
+    for share in shares:
+        kept = order[: int(np.ceil(share * len(order)))]
+        rows.append(
+            {
+                "answered": share,
+                "n": len(kept),
+                "confidence": float(confidence[kept[-1]]) if len(kept) else float("nan"),
+                "accuracy": proportion(right[kept], patient[kept]),
+            }
+        )
+    return rows
+
+
 def _bands_present(bands: np.ndarray) -> list[str]:
     """The bands that occur, youngest first, without the unknown."""
     present = set(bands)

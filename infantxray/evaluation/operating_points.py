@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from data_pipeline.errors import DataError
+from data_pipeline.files import verify_checksums
 from infantxray.evaluation.estimates import FEW_PATIENTS, Metric, Scores, inner, proportion, ratio
+
+FILE = "operating_points.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,3 +216,20 @@ def to_json(points: Iterable[OperatingPoint]) -> str:
 def from_json(text: str) -> tuple[OperatingPoint, ...]:
     """Operating points from `to_json`."""
     return tuple(OperatingPoint(**row) for row in json.loads(text))
+
+
+def read_points(folder: str) -> list[OperatingPoint]:
+    """The operating points that an evaluation chose; none where it chose none.
+
+    Raises:
+      DataError: the file is damaged.
+    """
+    verify_checksums(folder, [FILE])
+    path = os.path.join(folder, FILE)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return list(from_json(file.read()))
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error})") from None

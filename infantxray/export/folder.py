@@ -144,7 +144,7 @@ def _model_json(
     metrics: dict[str, Any],
     examples: list[dict[str, str]],
 ) -> dict[str, Any]:
-    spec, detector = member.spec, trust.detector
+    spec, detector, thresholds = member.spec, trust.detector, member.thresholds()
     age = None
     if spec.has_age:
         age = {
@@ -185,7 +185,7 @@ def _model_json(
         "age": age,
         "conformal": conformal,
         "outliers": outliers,
-        "thresholds": trust.thresholds or None,
+        "thresholds": thresholds.get("youden") or next(iter(thresholds.values()), None),
         "metrics": {key: metrics[key] for key in ("n", *HEADLINES) if metrics.get(key) is not None},
         "examples": examples,
     }

@@ -18,7 +18,7 @@ PyTree = Any
 
 
 def answer_function(
-    spec: ModelSpec, variables: PyTree, temperature: float | None = None
+    spec: ModelSpec, variables: PyTree, temperature: float | tuple[float, ...] | None = None
 ) -> tuple[Callable[[jax.Array], tuple[jax.Array, ...]], tuple[str, ...]]:
     """The function that is exported, with the weights inside, and the names of its outputs.
 
@@ -28,7 +28,7 @@ def answer_function(
     Args:
       spec: of the model.
       variables: its parameters and statistics.
-      temperature: of the softmax; None = 1.
+      temperature: of the softmax, or of each sigmoid; None = 1.
 
     Returns:
       A function of greys 0 to 255, `[B, S, S, 1]`, and the names of what it returns, in order:
@@ -49,13 +49,15 @@ def answer_function(
         gradient = jax.jacobian(lambda z: heads(z[None, None, None])["logits"][0])
         slope = np.asarray(gradient(np.zeros(channels, np.float32)))
 
+    scale = np.asarray(temperature or 1.0, np.float32).reshape(1, -1)
+
     def answer(image: jax.Array) -> tuple[jax.Array, ...]:
         x = normalise(image.astype(jnp.float32) / 255.0, spec.input_mean, spec.input_std)
         latent: Any = model.apply(variables, x, method=DiagnosisModel.latent)
         outputs = heads(latent)
         result = []
         if spec.classes:
-            logits = outputs["logits"] / (temperature or 1.0)
+            logits = outputs["logits"] / scale
             result.append(jax.nn.sigmoid(logits) if spec.multi_label else jax.nn.softmax(logits))
         if spec.has_age:
             result.append(spec.age_in_months(outputs["age"]))

@@ -79,6 +79,10 @@ def model_card(
         coverage=trust.coverage,
         set_coverage=sets["coverage"]["value"] if sets else None,
         set_size=sets["mean_size"] if sets else None,
+        abstention=[
+            r for r in trust.test.get("abstention", ()) if r["accuracy"]["low"] is not None
+        ],
+        multi_label=model["multi_label"],
         half_width=trust.age_half_width_months,
         outliers=trust.detector is not None,
         skipped=trust.skipped,

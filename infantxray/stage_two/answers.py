@@ -14,9 +14,11 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
+from infantxray.evaluation.operating_points import OperatingPoint, read_points
 from infantxray.evaluation.predictions import Predictions
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two.inference import batch_context, predict_function, read_spec, restore
+from infantxray.stage_two.reconstruction import ReconstructionError
 from infantxray.stage_two.trust import Judgement, Trust, for_workdir
 from infantxray.training.augment import Augmentation, augment
 from infantxray.training.batches import map_batches
@@ -37,6 +39,8 @@ class Member:
       trust: its calibration; None to use the model's own probabilities.
       step: of the checkpoint.
       folder: the workdir.
+      points: thresholds of the probabilities that it gives: those of `trust` where it calibrates,
+        else those of the run's report.
     """
 
     spec: ModelSpec
@@ -44,6 +48,22 @@ class Member:
     trust: Trust | None = None
     step: int = 0
     folder: str = ""
+    points: tuple[OperatingPoint, ...] = ()
+
+    def thresholds(self) -> dict[str, dict[str, float]]:
+        """The thresholds `{rule: {condition: probability}}`."""
+        found: dict[str, dict[str, float]] = {}
+        for point in self.points:
+            if point.finding in self.spec.classes:
+                found.setdefault(point.rule, {})[point.finding] = min(point.threshold, 1.0)
+        return found
+
+    def positive(self, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+        """Which probabilities `[N, K]` reach their threshold, `{rule: bool [N, K]}`."""
+        return {
+            rule: probabilities >= [limits.get(name, np.inf) for name in self.spec.classes]
+            for rule, limits in self.thresholds().items()
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,20 +74,28 @@ class Answers:
       predictions: calibrated.
       judgement: see `Judgement`; of an ensemble, the union of the members' sets and intervals,
         whose coverage is at least a member's, and the median distance.
+      positive: which conditions reach their threshold, by rule: bool `[N, K]`; of an ensemble, for
+        more than half of the members.
       features: pooled last maps of the first model, `[N, C]`.
+      reconstruction_error: of its stage one, `[N]`; None where it was not asked for.
     """
 
     predictions: Predictions
     judgement: Judgement
+    positive: dict[str, np.ndarray]
     features: np.ndarray
+    reconstruction_error: np.ndarray | None = None
 
 
-def load_members(folders: Sequence[str], *, calibrate: bool = True) -> tuple[Member, ...]:
+def load_members(
+    folders: Sequence[str], *, calibrate: bool = True, refit: bool = True
+) -> tuple[Member, ...]:
     """Loads the models of an ensemble.
 
     Args:
       folders: workdirs of stage two.
-      calibrate: read calibration, or fit it for runs of earlier versions.
+      calibrate: use the calibration of the runs.
+      refit: fit it for runs of earlier versions, which have none.
 
     Raises:
       UserError: a folder is not such a workdir, or the models differ in conditions or in the
@@ -84,8 +112,12 @@ def load_members(folders: Sequence[str], *, calibrate: bool = True) -> tuple[Mem
                 "models of an ensemble must agree in them"
             )
         variables, step = restore(folder, spec)
-        trust = for_workdir(folder, spec, variables) if calibrate else None
-        members.append(Member(spec, variables, trust, step, folder))
+        trust = None
+        if calibrate:
+            trust = for_workdir(folder, spec, variables) if refit else Trust.read(folder)
+        calibrated = trust is not None and trust.temperature is not None
+        points = trust.points if trust and calibrated else read_points(folder)
+        members.append(Member(spec, variables, trust, step, folder, tuple(points)))
     return tuple(members)
 
 
@@ -98,6 +130,7 @@ class Answerer:
       num_threads: that decode.
       augmentations: slightly rotated, scaled and shifted copies whose predictions are averaged
         with the image's own.
+      reconstruction: of the autoencoder that the first model started from; None = do without.
     """
 
     def __init__(
@@ -107,8 +140,9 @@ class Answerer:
         batch_size: int = 32,
         num_threads: int = 4,
         augmentations: int = 0,
+        reconstruction: ReconstructionError | None = None,
     ):
-        self.members = tuple(members)
+        self.members, self.reconstruction = tuple(members), reconstruction
         self._how = {"batch_size": batch_size, "num_threads": num_threads}
         self._functions = [
             jax.jit(functools.partial(_averaged, predict_function(m.spec), augmentations))
@@ -132,10 +166,13 @@ class Answerer:
         self, image: jax.Array, context: jax.Array | None = None
     ) -> list[dict[str, jax.Array]]:
         """What each member predicts for images uint8 `[B, S, S, 1]` and further inputs `[B, D]`."""
-        return [
+        found = [
             function(member.variables, image, context)
             for function, member in zip(self._functions, self.members, strict=True)
         ]
+        if self.reconstruction is not None:
+            found[0] = found[0] | {"reconstruction": self.reconstruction(image)}
+        return found
 
     def answers(
         self, outputs: Sequence[dict[str, np.ndarray]], records: Records, label: np.ndarray
@@ -148,7 +185,7 @@ class Answerer:
           label: int `[N]`, -1 = unknown.
         """
         n = len(label)
-        judged, ages = [], []
+        judged, ages, votes = [], [], []
         for member, found in zip(self.members, outputs, strict=True):
             spec = member.spec
             months = np.full(n, np.nan, np.float32)
@@ -161,6 +198,7 @@ class Answerer:
                     found.get("probabilities", none), months, found["features"]
                 )
             )
+            votes.append(member.positive(judged[-1].probabilities))
         sets = [j.in_set for j in judged if j.in_set is not None]
         judgement = Judgement(
             np.asarray(np.mean([j.probabilities for j in judged], axis=0, dtype=np.float32)),
@@ -170,6 +208,11 @@ class Answerer:
             np.median([j.distance for j in judged], axis=0),
             np.mean([j.unlike_training for j in judged], axis=0) > 0.5,
         )
+        positive = {
+            rule: np.mean([vote[rule] for vote in votes], axis=0) > 0.5
+            for rule in votes[0]
+            if all(rule in vote for vote in votes)
+        }
         spec = self.members[0].spec
         predictions = Predictions(
             classes=spec.classes,
@@ -180,7 +223,8 @@ class Answerer:
             patient=records.patient,
             findings=np.full_like(judgement.probabilities, np.nan) if spec.multi_label else None,
         )
-        return Answers(predictions, judgement, outputs[0]["features"])
+        features, errors = outputs[0]["features"], outputs[0].get("reconstruction")
+        return Answers(predictions, judgement, positive, features, errors)
 
 
 def _averaged(

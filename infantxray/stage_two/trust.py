@@ -12,7 +12,7 @@ import logging
 import os
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,12 +24,20 @@ from data_pipeline.files import replaced, write_json
 from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
 from data_pipeline.splits import read_split
-from infantxray.evaluation import conformal, operating_points
-from infantxray.evaluation.estimates import Scores
+from infantxray.evaluation import conformal
+from infantxray.evaluation.calibration import findings_calibration
+from infantxray.evaluation.diagnostics import choose_points
+from infantxray.evaluation.operating_points import OperatingPoint, Rule, parse_rules
 from infantxray.evaluation.outliers import OutlierDetector, fit_detector
 from infantxray.evaluation.predictions import Predictions
 from infantxray.evaluation.summary import to_json
-from infantxray.evaluation.temperature import before_and_after, fit_temperature, scale
+from infantxray.evaluation.temperature import (
+    before_and_after,
+    fit_temperature,
+    fit_temperature_binary,
+    scale,
+    scale_binary,
+)
 from infantxray.runs import workdir
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two.inference import batch_context, predict_function
@@ -39,8 +47,10 @@ PyTree = Any
 
 FILE, ARRAYS = "trust.json", "trust.npz"
 MIN_VALIDATION = 50
+_MIN_OUTCOME = 10  # Images with a finding, and without it, for its temperature.
 _MOST_IMAGES = 2000  # Training images whose features are described.
 _MOST_NEIGHBOURS = 500
+_RULES = "sensitivity:0.95,youden"  # Of configs/finetune.py.
 _DISTANCE = "mahalanobis"  # One linear map, so that an exported model needs no training images.
 
 # What reading a damaged archive raises.
@@ -77,11 +87,11 @@ class Trust:
     Attributes:
       coverage: of prediction sets and age intervals.
       n_validation: images that they were fitted on.
-      temperature: of the softmax; None = not fitted.
+      temperature: of the softmax, or of the sigmoid of each finding; None = not fitted.
       sets: thresholds of prediction sets.
       age_half_width_months: half the width of the age interval.
       age_range_months: lowest and highest known age of the training images.
-      thresholds: probability of each condition with the largest Youden's index.
+      points: thresholds of calibrated probabilities, by the rules of `config.operating_points`.
       detector: statistics of the training features.
       skipped: why something was not fitted; empty where everything was.
       test: what they achieve on test patients, as `score` gives it.
@@ -89,11 +99,11 @@ class Trust:
 
     coverage: float = 0.9
     n_validation: int = 0
-    temperature: float | None = None
+    temperature: float | tuple[float, ...] | None = None
     sets: conformal.ConformalSets | None = None
     age_half_width_months: float | None = None
     age_range_months: tuple[float, float] | None = None
-    thresholds: dict[str, float] = dataclasses.field(default_factory=dict)
+    points: tuple[OperatingPoint, ...] = ()
     detector: OutlierDetector | None = None
     skipped: str = ""
     test: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -115,8 +125,11 @@ class Trust:
           features: pooled last maps, `[N, C]`; None = no distances.
         """
         nothing = np.full(len(probabilities), np.nan, np.float32)
-        if self.temperature is not None:
-            probabilities = scale(probabilities, self.temperature).astype(np.float32)
+        if isinstance(self.temperature, tuple):
+            probabilities = scale_binary(probabilities, np.asarray(self.temperature))
+        elif self.temperature is not None:
+            probabilities = scale(probabilities, self.temperature)
+        probabilities = probabilities.astype(np.float32)
         low = high = distance = nothing
         if self.age_half_width_months is not None:
             low, high = conformal.age_interval(age_months, self.age_half_width_months)
@@ -135,7 +148,7 @@ class Trust:
         )
 
     def score(self, predictions: Predictions) -> dict[str, Any]:
-        """Calibration before and after, and coverage, on test images.
+        """Calibration before and after, coverage and abstention, on test images.
 
         Args:
           predictions: of the model, before calibration.
@@ -143,9 +156,18 @@ class Trust:
         result: dict[str, Any] = {}
         ages, label = predictions.age_predicted_months, predictions.label
         judged = self.judge(predictions.probabilities, ages, None)
-        if self.temperature is not None and (label >= 0).any():
+        if predictions.findings is not None:
+            if self.temperature is not None:
+                result["calibration"] = {
+                    "before": findings_calibration(predictions.probabilities, predictions.findings),
+                    "after": findings_calibration(judged.probabilities, predictions.findings),
+                }
+        elif isinstance(self.temperature, float) and (label >= 0).any():
             result["calibration"] = before_and_after(
                 predictions.probabilities, label, self.temperature
+            )
+            result["abstention"] = conformal.abstention_curve(
+                judged.probabilities, label, predictions.patient
             )
         if judged.in_set is not None and (label >= 0).any():
             result["sets"] = conformal.set_coverage(
@@ -172,6 +194,7 @@ class Trust:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["detector"] = self.detector is not None
         values["sets"] = None if self.sets is None else dataclasses.asdict(self.sets)
+        values["points"] = [dataclasses.asdict(point) for point in self.points]
         write_json(os.path.join(folder, FILE), values, checksum=True)
 
     @classmethod
@@ -192,6 +215,10 @@ class Trust:
                 values["sets"] = conformal.ConformalSets(**sets)
             if values["age_range_months"] is not None:
                 values["age_range_months"] = tuple(values["age_range_months"])
+            values.pop("thresholds", None)  # Of earlier versions.
+            values["points"] = tuple(OperatingPoint(**p) for p in values.get("points", ()))
+            if isinstance(values["temperature"], list):
+                values["temperature"] = tuple(values["temperature"])
             if values.pop("detector"):
                 with np.load(os.path.join(folder, ARRAYS)) as arrays:
                     values["detector"] = OutlierDetector.from_arrays(dict(arrays))
@@ -211,6 +238,7 @@ def fit(
     validation: Records,
     *,
     coverage: float = 0.9,
+    rules: Sequence[Rule] = parse_rules(_RULES),
     batch_size: int = 32,
     num_threads: int = 4,
     seed: int = 0,
@@ -224,6 +252,7 @@ def fit(
       training: images that the model learned from; at most 2,000 are read, drawn at random.
       validation: images of other patients.
       coverage: of prediction sets and age intervals, within (0, 1).
+      rules: of the thresholds.
       batch_size: images at a time.
       num_threads: that decode.
       seed: of the draw.
@@ -249,29 +278,22 @@ def fit(
         values["age_range_months"] = float(known.min()), float(known.max())
     source = reader(validation)
     found, rows = outputs(source)
-    reasons = []
-    label, age = source.labels[rows], validation.age_months[rows]
-    labelled = int((label >= 0).sum())
-    values["n_validation"] = len(rows)
-    if spec.multi_label:
-        reasons.append("calibration: each condition of a multi-label model is its own question")
-    elif spec.classes and labelled < MIN_VALIDATION:
-        reasons.append(
-            f"calibration: {labelled} validation images have a known condition, fewer than "
-            f"{MIN_VALIDATION}"
-        )
-    elif spec.classes:
-        temperature = fit_temperature(found["probabilities"], label)
-        assert temperature is not None
-        calibrated = scale(found["probabilities"], temperature)
-        values["temperature"] = temperature
-        sets = conformal.fit_sets(calibrated, label, coverage=coverage)
-        # Every class has a nonconformity of at most 1, and JSON has no infinity.
-        limits = tuple(min(threshold, 1.0) for threshold in sets.thresholds)
-        values["sets"] = dataclasses.replace(sets, thresholds=limits)
-        values["thresholds"] = _thresholds(spec, calibrated, validation.take(rows), label)
+    age = validation.age_months[rows]
+    months = np.full(len(rows), np.nan)
+    if spec.has_age and len(rows):
+        months = np.asarray(spec.age_in_months(found["age"]))
+    predictions = Predictions(
+        spec.classes,
+        found.get("probabilities", np.zeros((len(rows), len(spec.classes)), np.float32)),
+        source.labels[rows],
+        age,
+        months,
+        validation.patient[rows],
+        source.findings[rows] if spec.multi_label and source.findings is not None else None,
+    )
+    fitted, reasons = _fit_conditions(predictions, coverage, rules)
+    values |= fitted | {"n_validation": len(rows)}
     if spec.has_age:
-        months = np.asarray(spec.age_in_months(found["age"])) if len(rows) else np.zeros(0)
         aged = int(np.isfinite(age).sum())
         if aged < MIN_VALIDATION:
             reasons.append(
@@ -310,14 +332,17 @@ def for_workdir(folder: str, spec: ModelSpec, variables: PyTree, *, batch_size: 
         return found
     try:
         split = read_split(os.path.join(folder, "split.csv"))
-        recorded = workdir.read_config(folder)["data"]
-        names = {f.name for f in dataclasses.fields(DataSettings)}
-        kept = {k: v for k, v in recorded.items() if k in names} | {"on_error": "skip"}
-        reader = Reader(
-            DataSettings(**kept), spec.classes, spec.preprocessing, context=spec.context
-        )
+        reader = reader_of(folder, spec)
         _log.info("fitting calibration and outlier detection for %s", folder)
-        trust = fit(spec, variables, reader, split.train, split.validation, batch_size=batch_size)
+        trust = fit(
+            spec,
+            variables,
+            reader,
+            split.train,
+            split.validation,
+            rules=parse_rules(workdir.read_config(folder).get("operating_points", _RULES)),
+            batch_size=batch_size,
+        )
     except (UserError, OSError) as error:
         trust = Trust(skipped=f"images of the run cannot be read ({error})")
         _log.warning("calibration and outlier detection are skipped: %s", trust.skipped)
@@ -329,16 +354,55 @@ def for_workdir(folder: str, spec: ModelSpec, variables: PyTree, *, batch_size: 
     return trust
 
 
-def _thresholds(
-    spec: ModelSpec, probabilities: np.ndarray, records: Records, label: np.ndarray
-) -> dict[str, float]:
-    result = {}
-    for k, name in enumerate(spec.classes):
-        scores = Scores.of(label == k, probabilities[:, k], records.patient, label >= 0)
-        point = operating_points.choose(name, scores, operating_points.Rule("youden"))
-        if point is not None:
-            result[name] = min(point.threshold, 1.0)
-    return result
+def reader_of(folder: str, spec: ModelSpec) -> Reader:
+    """Opens the images of a run again; leaves out those that can no longer be read."""
+    recorded = workdir.read_config(folder)["data"]
+    names = {f.name for f in dataclasses.fields(DataSettings)}
+    kept = {k: v for k, v in recorded.items() if k in names} | {"on_error": "skip"}
+    return Reader(DataSettings(**kept), spec.classes, spec.preprocessing, context=spec.context)
+
+
+def _fit_conditions(
+    predictions: Predictions, coverage: float, rules: Sequence[Rule]
+) -> tuple[dict[str, Any], list[str]]:
+    """Temperature, sets and thresholds from validation images, and why one of them is missing."""
+    values: dict[str, Any] = {}
+    p, classes = predictions.probabilities, predictions.classes
+    if predictions.multi_label:
+        temperatures, few = [1.0] * len(classes), []
+        for k, name in enumerate(classes):
+            known, positive = predictions.outcome(k)
+            cases = int(positive.sum())
+            if min(cases, int(known.sum()) - cases) < _MIN_OUTCOME:
+                few.append(name)
+            elif (found := fit_temperature_binary(p[:, k], positive, known)) is not None:
+                temperatures[k] = found
+        if len(few) < len(classes):
+            values["temperature"] = tuple(temperatures)
+        reasons = [
+            f"calibration of {', '.join(few)}: fewer than {_MIN_OUTCOME} validation images with "
+            "or without it"
+        ] * bool(few)
+    else:
+        labelled = int((predictions.label >= 0).sum())
+        if classes and labelled < MIN_VALIDATION:
+            return values, [
+                f"calibration: {labelled} validation images have a known condition, fewer than "
+                f"{MIN_VALIDATION}"
+            ]
+        reasons = []
+        if classes:
+            values["temperature"] = fit_temperature(p, predictions.label)
+    calibrated = Trust(**values).judge(p, predictions.age_predicted_months, None).probabilities
+    if classes and not predictions.multi_label:
+        sets = conformal.fit_sets(calibrated, predictions.label, coverage=coverage)
+        # Every class has a nonconformity of at most 1, and JSON has no infinity.
+        limits = tuple(min(threshold, 1.0) for threshold in sets.thresholds)
+        values["sets"] = dataclasses.replace(sets, thresholds=limits)
+    if values:
+        scaled = dataclasses.replace(predictions, probabilities=calibrated)
+        values["points"] = tuple(choose_points(scaled, rules))
+    return values, reasons
 
 
 def _plain(value: Any) -> Any:
@@ -347,4 +411,4 @@ def _plain(value: Any) -> Any:
         return _plain(dataclasses.asdict(value))
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
-    return value
+    return [_plain(v) for v in value] if isinstance(value, list) else value

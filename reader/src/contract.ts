@@ -9,6 +9,8 @@ export interface ModelFile {
   date?: string;
   license?: string;
   classes: string[];
+  /** Several findings an image: probabilities do not add up to 1. */
+  multi_label?: boolean;
   preprocessing: Preprocessing;
   age?: {
     /** Half width of the conformal interval; null or absent without one. */

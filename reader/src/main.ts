@@ -146,9 +146,11 @@ function showOutputs(outputs: Outputs, ms: number): void {
   );
   element("reading").hidden = false;
   element<HTMLDetailsElement>("about").open = false;
-  const first = `${title(model.classes[rows[0]!.index]!)}, ${percent(rows[0]!.p)}`;
+  const likely = model.multi_label ? rows.filter((row) => row.p >= 0.5) : rows.slice(0, 1);
+  const named = likely.map((row) => `${title(model.classes[row.index]!)}, ${percent(row.p)}`);
+  const first = named.length ? `Most likely: ${named.join("; ")}` : "No finding is likely";
   const age = outputs.age_months === null ? "" : `. Age ${ageText(outputs.age_months)}`;
-  status(`${unlike ? "Unlike the training data. " : ""}Most likely: ${first}${age}`, false);
+  status(`${unlike ? "Unlike the training data. " : ""}${first}${age}`, false);
   document.dispatchEvent(
     new CustomEvent("reading", {
       detail: {

@@ -58,6 +58,8 @@ export function showConditions(
 ): void {
   const rows = ranked(model, outputs.probabilities);
   const list = element("bars");
+  if (model.multi_label)
+    element("conditions").querySelector("legend")!.textContent = "Findings; several may be present";
   list.replaceChildren();
   const set = rows.filter((row) => row.inSet);
   const group = (label: string, members: typeof rows) => {
@@ -69,10 +71,8 @@ export function showConditions(
   };
   if (model.conformal) {
     const coverage = `${Math.round(100 * model.conformal.coverage)} %`;
-    if (!set.length)
-      list.append(make("p", "empty-set", `The ${coverage} prediction set is empty: no condition is likely enough.`));
     group(`${coverage} prediction set`, set);
-    group(set.length ? "Outside the set" : "", rows.filter((row) => !row.inSet));
+    group("Outside the set", rows.filter((row) => !row.inSet));
   } else group("", rows);
 }
 

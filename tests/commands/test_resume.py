@@ -14,10 +14,10 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
 from infantxray.commands import finetune
 from infantxray.evaluation import operating_points
+from infantxray.evaluation.operating_points import read_points
 from infantxray.evaluation.predictions import Predictions, read_predictions
 from infantxray.models import ENCODERS
 from infantxray.models.encoders import vgg
-from infantxray.reports.run_report import read_points
 from infantxray.runs import settings, workdir
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import inference

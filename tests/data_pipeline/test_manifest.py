@@ -151,7 +151,7 @@ def test_usual_names_of_splits(tmp_path, word, split):
             r"is 'C:\\\\x.*path of a Windows machine; write it rel",
         ),
         ("image_path\n\\\\server\\a.png\n", "a path of a Windows machine"),
-        ("image_path\ns3://bucket/a.png\n", "an address, not a path; download the files"),
+        ("image_path\nhttps://example.org/a.png\n", "an address, not a path; download the files"),
         ("image_path,box_x0\na.png,1\n", "has columns of boxes, but no 'box_y0'"),
         ("PatientID,patientid,image_path\np,p,a.png\n", "more than once: PatientID, patientid"),
         ('image_path,label\na.png,"ma"ss\n', "line 2: not valid CSV"),

@@ -17,12 +17,13 @@ def make_member(encoder, **changes):
     values = {"age_mean_months": 18.0, "age_std_months": 10.0} | changes
     spec = ModelSpec(encoder, "float32", Preprocessing(image_size=SIZE), CLASSES, **values)
     model = inference.build_model(spec)
-    variables = inference.init_variables(model, SIZE, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: inference.init_variables(model, SIZE, jax.random.key(0)))
     rng = np.random.default_rng(0)
-    return Member(
-        spec,
-        jax.tree.map(
-            lambda x: np.asarray(x) + np.abs(rng.normal(0, 0.05, x.shape)).astype(np.float32),
-            variables,
-        ),
-    )
+
+    def values_of(path, x):
+        noise = rng.normal(size=x.shape).astype(np.float32)
+        if path[-1].key == "kernel":
+            return noise * np.float32(2 / np.prod(x.shape[:-1])) ** 0.5
+        return (path[-1].key in ("scale", "var")) + 0.1 * np.abs(noise)
+
+    return Member(spec, jax.tree_util.tree_map_with_path(values_of, shapes))

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 
@@ -24,6 +25,7 @@ from infantxray.export import onnx
 from infantxray.export.graph import answer_function
 from infantxray.export.stablehlo import to_stablehlo
 from infantxray.stage_two import inference
+from infantxray.stage_two.trust import Trust
 
 pytestmark = pytest.mark.xdist_group("export")
 
@@ -69,6 +71,19 @@ def test_the_exported_function_is_the_calibrated_prediction(small, changes):
         logits = jax.jit(functools.partial(model.apply, train=False))(member.variables, x)["logits"]
         constant = np.asarray(found["saliency"]).mean((2, 3)) - logits
         np.testing.assert_allclose(constant - constant[:1], 0, atol=1e-3)
+
+
+def test_each_finding_is_calibrated_by_its_temperature(small):
+    member = make_member(small, multi_label=True)
+    temperature = (2.0, 1.0, 0.5)
+    function, _ = answer_function(member.spec, member.variables, temperature)
+    raw = jax.jit(inference.predict_function(member.spec))(member.variables, images(3))
+    expected = Trust(temperature=temperature).judge(
+        np.asarray(raw["probabilities"]), np.zeros(3), None
+    )
+    np.testing.assert_allclose(
+        jax.jit(function)(images(3))[0], expected.probabilities, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_onnx_and_stablehlo_agree_with_the_checkpoint(small):
@@ -149,3 +164,18 @@ def test_use_py_gives_what_the_api_gives(exported, finetuned, tmp_path):
     assert f"age {found.age_months[0]:.1f} months" in done.stdout
     image = load_image(str(tmp_path / "a.png"), infantxray.load(finetuned).spec.preprocessing)
     assert image.shape == (SIZE, SIZE)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.onnx"])
+def test_use_py_notices_a_damaged_file(exported, tmp_path, name):
+    shutil.copytree(exported, tmp_path / "copy")
+    content = bytearray((tmp_path / "copy" / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "copy" / name).write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "copy" / "use.py"), "a.png"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith(str(tmp_path / "copy" / name) + " is damaged")
+    assert len(done.stderr.splitlines()) == 1

@@ -1,15 +1,22 @@
 """`predict`: what it takes, what it writes, and that memory stays bounded."""
 
 import csv
+import importlib.util
 import json
 import os
+import re
+import shutil
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 from members import CLASSES, SIZE, make_member
 from PIL import Image
 
+import infantxray
 from configs import predict as predict_config
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError, UserError
@@ -52,6 +59,13 @@ def test_one_image_needs_no_folder_of_its_own(finetuned, tmp_path):
     answer = json.loads((tmp_path / "out" / "json" / name).read_text())
     assert answer["predicted"] == row["predicted"]
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    reached = {
+        name
+        for name, limit in answer["thresholds"]["youden"].items()
+        if answer["probabilities"][name] >= limit
+    }
+    assert set(answer["positive_youden"]) == reached
+    assert row["positive_youden"].split("|") == answer["positive_youden"] or not reached
     page = (tmp_path / "out" / "predictions.html").read_text()
     assert "not a medical device" in page
     assert page.count("<img") == 2
@@ -80,6 +94,11 @@ def test_several_models_are_averaged(finetuned, tmp_path):
     one = run(finetuned, images, tmp_path / "one")
     two = run(f"{finetuned},{finetuned}", images, tmp_path / "two")
     assert [row["p_normal"] for row in one] == [row["p_normal"] for row in two]
+    assert [row["positive_youden"] for row in one] == [row["positive_youden"] for row in two]
+    found = infantxray.load([finetuned, finetuned]).predict(sorted(images.iterdir()))
+    assert [f"{p:.7g}" for p in found.probabilities[:, found.classes.index("normal")]] == [
+        row["p_normal"] for row in one
+    ]
     moved = run(finetuned, images, tmp_path / "moved", augmentations=2)
     assert [row["p_normal"] for row in one] != [row["p_normal"] for row in moved]
     with pytest.raises(UserError, match="the folder nowhere does not exist"):
@@ -151,3 +170,22 @@ def test_dicom_output_opens(finetuned, tmp_path):
     picture = pydicom.dcmread(tmp_path / "out" / "dicom" / saliency)
     assert picture.pixel_array.shape == (SIZE, SIZE, 3)
     assert picture.StudyInstanceUID == report.StudyInstanceUID
+
+
+def test_dicom_output_is_valid(finetuned, tmp_path):
+    """By dciodvfy (Debian's dicom3tools) and dicom-validator, whose tables are downloaded once."""
+    pytest.importorskip("highdicom")
+    standard = Path.home() / "dicom-validator"
+    commands = [["dciodvfy"]] * (shutil.which("dciodvfy") is not None)
+    if importlib.util.find_spec("dicom_validator") and list(standard.glob("*/json/iod_info.json")):
+        module = "dicom_validator.validate_iods"
+        commands.append([sys.executable, "-m", module, "--edition", "local"])
+    if not commands:
+        pytest.skip("neither dciodvfy nor the tables of dicom-validator are here")
+    run(finetuned, write_images(tmp_path / "images", 1), tmp_path / "out", dicom=True)
+    for file in (tmp_path / "out" / "dicom").iterdir():
+        for command in commands:
+            done = subprocess.run([*command, str(file)], capture_output=True, text=True)
+            said = done.stdout + done.stderr
+            assert done.returncode == 0, said
+            assert not re.search("^Error", said, re.MULTILINE), said

@@ -10,6 +10,7 @@ from test_reader_decode import ADDRESS, dicom, picture, pixels
 
 from data_pipeline.phantom.rendering import render_raw
 from infantxray import export_assets
+from infantxray.evaluation.conformal import ConformalSets, predict_sets
 
 pytestmark = pytest.mark.xdist_group("reader")
 
@@ -80,11 +81,26 @@ def test_conditions_are_bars_with_the_prediction_set(opened):
     np.testing.assert_allclose(shares, np.sort(answer["probabilities"])[::-1], atol=1e-4)
 
 
-def test_an_empty_prediction_set_is_said(tmp_path, open_page, image):
+def test_the_most_probable_condition_is_always_in_the_set(tmp_path, open_page, image):
     conformal = {"coverage": 0.8, "threshold": 0.0, "method": "lac"}
     page = open_page(write_export(tmp_path / "export", conformal=conformal))
-    assert page.read(image)["prediction_set"] == []
-    assert page.page.inner_text(".empty-set").startswith("The 80 % prediction set is empty")
+    answer = page.read(image)
+    probabilities = np.array([answer["probabilities"]])
+    sets = ConformalSets("lac", 0.8, (0.0,) * len(CLASSES), by_class=False)
+    inside = np.flatnonzero(predict_sets(sets, probabilities)[0])
+    assert answer["prediction_set"] == [CLASSES[k] for k in inside]
+    assert len(inside) == 1
+    assert page.page.locator(".in-set .bar").count() == 1
+
+
+def test_several_findings_are_named(tmp_path, open_page, image):
+    page = open_page(write_export(tmp_path / "export", multi_label=True, conformal=None))
+    answer = page.read(image)
+    likely = [c for c, p in zip(CLASSES, answer["probabilities"], strict=True) if p >= 0.5]
+    status = page.page.inner_text("#status")
+    assert status.startswith("Most likely: " + likely[0] if likely else "No finding is likely")
+    assert page.page.inner_text("#conditions legend").startswith("Findings")
+    assert answer["prediction_set"] == []
 
 
 def test_age_has_its_interval_on_the_growth_scale(opened):

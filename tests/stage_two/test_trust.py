@@ -9,6 +9,7 @@ import pytest
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Records
+from infantxray.evaluation import operating_points
 from infantxray.evaluation.predictions import Predictions
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import trust as module
@@ -71,7 +72,7 @@ def test_a_sure_model_is_cooled_and_sets_cover(fit):
     assert 2 < trust.temperature < 8
     assert 3.5 < trust.age_half_width_months < 4.5
     assert trust.age_range_months[0] < 2
-    assert set(trust.thresholds) == set(CLASSES)
+    assert {p.finding for p in trust.points if p.rule == "youden"} == set(CLASSES)
     test = make_records(700, 3)
     ((found, _),) = module.map_batches(None, Source(test))
     predictions = Predictions(
@@ -90,6 +91,34 @@ def test_a_sure_model_is_cooled_and_sets_cover(fit):
     assert after < before / 2
     assert abs(scored["sets"]["all"]["coverage"]["value"] - 0.8) < 0.06
     assert abs(scored["age"]["all"]["value"] - 0.8) < 0.06
+    answered = [row["accuracy"]["value"] for row in scored["abstention"]]
+    assert answered[-1] > answered[0] + 0.05
+
+
+def test_each_finding_has_its_temperature():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(400, 3)) * [1, 2, 1]
+    present = rng.uniform(size=(400, 3)) < 1 / (1 + np.exp(-logits))
+    present[:, 2] = False
+    predictions = Predictions(
+        CLASSES,
+        (1 / (1 + np.exp(-3 * logits))).astype(np.float32),
+        np.full(400, -1),
+        np.full(400, np.nan),
+        np.full(400, np.nan),
+        np.arange(400),
+        present.astype(np.float32),
+    )
+    values, reasons = module._fit_conditions(
+        predictions, 0.9, operating_points.parse_rules("youden")
+    )
+    assert reasons == ["calibration of c: fewer than 10 validation images with or without it"]
+    assert values["temperature"][:2] == pytest.approx((3, 3), rel=0.35)
+    assert values["temperature"][2] == 1
+    assert "sets" not in values
+    assert [point.finding for point in values["points"]] == ["a", "b"]
+    scored = Trust(**values).score(predictions)["calibration"]
+    assert scored["after"]["log_loss"] < scored["before"]["log_loss"] - 0.1
 
 
 def test_far_features_are_unlike_the_training_images(fit):
