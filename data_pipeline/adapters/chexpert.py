@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from data_pipeline.adapters.columns import ADULT_MONTHS, ages_in_months, number, read_table
 from data_pipeline.adapters.place import keep_present, leave_out_children, on_disk, parse_place
+from data_pipeline.adapters.source_tables import ADULT_MONTHS, ages_in_months, number, read_table
 from data_pipeline.cells import SEXES, join_findings
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from data_pipeline.adapters.columns import ADULT_MONTHS, ages_in_months, read_table
 from data_pipeline.adapters.place import (
     find_file,
     find_files,
@@ -11,6 +10,7 @@ from data_pipeline.adapters.place import (
     leave_out_children,
     parse_place,
 )
+from data_pipeline.adapters.source_tables import ADULT_MONTHS, ages_in_months, read_table
 from data_pipeline.cells import SEXES, join_findings
 from data_pipeline.manifest import Records
 

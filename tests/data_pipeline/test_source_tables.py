@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from data_pipeline.adapters.columns import OLDEST_CHILD_MONTHS, ages_in_months
 from data_pipeline.adapters.rsna_bone_age import read_rsna_bone_age
+from data_pipeline.adapters.source_tables import OLDEST_CHILD_MONTHS, ages_in_months
 from data_pipeline.errors import DataError
 
 
