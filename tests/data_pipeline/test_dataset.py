@@ -7,6 +7,7 @@ from PIL import Image
 
 from data_pipeline import dataset as data
 from data_pipeline.dataset import DataSettings, Reader
+from data_pipeline.doubts import doubtful_spellings
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
 from data_pipeline.phantom import CLASSES as PHANTOM_CLASSES
@@ -87,38 +88,8 @@ def test_spellings_that_may_be_meant_as_one_are_named(tmp_path, caplog):
     # Ids of two hospitals mean nothing to each other.
     a, b = records(["a"]), records(["b"]).replace(patient_id=np.array(["P0"], object))
     both = Records.concatenate([a, b.replace(source=np.array(["t"], object))])
-    assert not list(data.doubtful_spellings(both.with_patients("source")))
-    assert len(list(data.doubtful_spellings(both))) == 1
-
-
-@pytest.mark.parametrize(
-    ("columns", "message", "rows"),
-    [
-        (
-            {"patient_id": ["1.23457E+11", "p", "q"]},
-            "patient ids: a spreadsheet has rewritten 1 values, such as '1.23457E+11'",
-            [0],
-        ),
-        ({"label": ["a", "b", "a;b"]}, "labels that seem to join several: 'a;b'; write a bar", [2]),
-        (
-            {"patient_id": ["0", "0", "p"], "sex": ["F", "M", "F"]},
-            "1 patient ids have images of both sexes, such as '0' (2 images)",
-            [0, 1],
-        ),
-    ],
-)
-def test_doubtful_names(columns, message, rows):
-    records = Records.create(["/a.png", "/b.png", "/c.png"], source="s", **columns)
-    ((found, where),) = data.doubtful_spellings(records)
-    assert found.startswith(message)
-    assert where.tolist() == rows
-
-
-def test_names_of_files_that_a_spreadsheet_has_rewritten():
-    records = Records.create(["/x/1.23457E+11.png", "/x/b.png"], source="s")
-    ((found, where),) = data.doubtful_spellings(records)
-    assert found.startswith("names of files: a spreadsheet has rewritten 1 values")
-    assert where.tolist() == [0]
+    assert not list(doubtful_spellings(both.with_patients("source")))
+    assert len(list(doubtful_spellings(both))) == 1
 
 
 def test_describe_counts_what_is_unknown():
