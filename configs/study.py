@@ -111,6 +111,10 @@ def get_config(variant: str = "cpu"):
         del config.data["label_fraction"]  # The study sets it.
     config.pretrain = _stage(pretrain.get_config(size))
     config.finetune = _stage(finetune.get_config(size))
+    if size == "cpu":
+        for stage in (config.pretrain, config.finetune):
+            stage.batch_size = 16
+        config.finetune.optimizer.learning_rate = 1e-3
     if variant == "cpu":
         for stage in (config.pretrain, config.finetune):
             stage.train_steps = 100
@@ -143,4 +147,6 @@ def get_config(variant: str = "cpu"):
         config.study.label_fractions = (0.02, 0.1)
     elif variant == "age":
         config.finetune.train_steps = 600
+        config.finetune.eval_every_steps = 100
+        config.finetune.checkpoint_every_steps = 100
     return config

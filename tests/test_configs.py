@@ -175,6 +175,6 @@ def test_paper_size_differs_where_it_says_so():
     for module in (pretrain, finetune):
         small, paper = module.get_config(), module.get_config("paper")
         assert paper.data.image_size == 224
-        assert paper.encoder == small.encoder == "resnet50"
+        assert (small.encoder, paper.encoder) == ("shufflenet", "resnet50")
         assert set(keys(small)) == set(keys(paper))
     assert finetune.get_config().age_weight == 0.8  # The paper's α.

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from quick_figures import quick_figures
 
 import infantxray
 from configs import evaluate as evaluate_config
@@ -72,7 +73,8 @@ def test_predict_and_evaluate_take_them(workdirs, tmp_path, name):
     )
     config = evaluate_config.get_config()
     config.checkpoint, config.bootstrap_samples = str(workdirs / name), 10
-    evaluate.run(config, str(tmp_path / "evaluate"))
+    with quick_figures():
+        evaluate.run(config, str(tmp_path / "evaluate"))
     metrics = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())
     assert metrics["n"] > 0
     assert (metrics["age_mae_months"] is None) == (name == "without_apn")

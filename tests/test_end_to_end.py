@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
+from quick_figures import quick_figures
 from sklearn.linear_model import LogisticRegression
 from small_encoder import small_encoder
 
@@ -45,6 +46,13 @@ ENCODER = "small"
 @pytest.fixture(scope="module", autouse=True)
 def _small_encoder():
     with small_encoder():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _quick_figures():
+    """For all runs but those of the module's fixtures."""
+    with quick_figures():
         yield
 
 
@@ -420,7 +428,7 @@ def test_a_linear_probe_teaches(tmp_path, pretrained, caplog):
         config.augment[name] = type(config.augment[name])(0)
     settings.check(config)
     finetune.run(config, str(tmp_path / "run"))
-    assert "teacher: a linear probe on" in caplog.text
+    assert "teacher: a linear probe of" in caplog.text
     answers = np.load(tmp_path / "run" / "teachers" / "soft_labels.npy")
 
     spec = ModelSpec.read(str(tmp_path / "run"))

@@ -87,6 +87,7 @@ def run(config, folder: str) -> None:
                 data,
                 known,
                 batch_size=config.batch_size,
+                bad_files=reader.bad_files,
             )
             learned = known.train
             if not objectives:  # Images without truth have nothing to teach.

@@ -13,7 +13,7 @@ import numpy as np
 
 from data_pipeline.dataset import DataSettings, Reader, age_statistics, find_classes, finding_names
 from data_pipeline.errors import DataError
-from data_pipeline.loader import ImageSource
+from data_pipeline.loader import BadFiles, ImageSource
 from data_pipeline.manifest import Records
 from data_pipeline.sources import parse_sources
 from data_pipeline.splits import Split
@@ -90,6 +90,7 @@ def make_supervised(
     split: Split,
     *,
     batch_size: int,
+    bad_files: BadFiles | None = None,
 ) -> tuple[Task, Reader]:
     """The task, and the reader whose batches have its labels.
 
@@ -100,11 +101,18 @@ def make_supervised(
       data: of the run, with `labels` of `settings`.
       split: see `source_split`.
       batch_size: of validation.
+      bad_files: a list to add to.
 
     Raises:
       DataError: there is neither a label nor an age to learn from.
     """
+    data = dataclasses.replace(data, classes=())  # Those of the target need not be known here.
     labelled = split.train.take(split.train.has_label)
+    if labelled.has_several.any() and not data.multi_label:
+        raise DataError(
+            f"images of the source have several findings, such as "
+            f"{labelled.label[labelled.has_several][0]!r}; set config.supervised.labels=multi"
+        )
     single = not data.multi_label and len(set(labelled.label.tolist())) < 2
     classes = () if single else find_classes(data, labelled)
     spec = dataclasses.replace(
@@ -122,7 +130,7 @@ def make_supervised(
             "or with ages; there are none"
         )
     names = finding_names(data, dataclasses.replace(split, train=labelled), classes)
-    reader = Reader(data, classes, names=names)
+    reader = Reader(data, classes, names=names, bad_files=bad_files)
     train = reader(split.train)
     _log.info(
         "supervised: %d conditions, %d training images with a label, %d with an age, of %d",

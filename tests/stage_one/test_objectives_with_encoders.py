@@ -100,7 +100,17 @@ def fill(shapes):
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        # Half a minute each to compile. One of each kind runs always: with BatchNorm, without, and
+        # with grouped convolutions.
+        name
+        if name in ("resnet50", "vgg19", "shufflenet")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in ENCODERS
+    ],
+)
 def test_every_objective_trains_every_encoder(encoder):
     start, forward, descend = compile_encoder(encoder)
     images = np.random.default_rng(1).uniform(size=(IMAGES, SIDE, SIDE, 1)).astype(np.float32)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick_figures import quick_figures
 from sklearn.metrics import roc_auc_score
 from small_encoder import small_encoder
 
@@ -33,6 +34,13 @@ PHANTOM = "phantom:infant:findings=2:films=110:severity=obvious"
 @pytest.fixture(scope="module", autouse=True)
 def _small_encoder():
     with small_encoder():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _quick_figures():
+    """For all runs but those of the module's fixtures."""
+    with quick_figures():
         yield
 
 

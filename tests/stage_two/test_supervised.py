@@ -113,6 +113,14 @@ def test_every_encoder_learns_from_labels_and_images_together(encoder, split):
     assert jax.tree.structure(stats) == jax.tree.structure(start["batch_stats"])
 
 
+def test_findings_and_classes_of_the_target_do_not_matter(split):
+    joined = split.train.replace(label=np.where(split.train.has_label, "mass|normal", ""))
+    with pytest.raises(DataError, match=r"set config\.supervised\.labels=multi"):
+        supervise(dataclasses.replace(split, train=joined))
+    task, _ = supervise(split, dataclasses.replace(DATA, classes=("of the target", "other")))
+    assert "cross_entropy" in task.coefficients
+
+
 def config_of(objective, **changes):
     config = pretrain_config.get_config()
     config.encoder, config.objective, config.batch_size = "small", objective, 8
