@@ -75,7 +75,7 @@ class Header:
     @classmethod
     def parse(cls, cells: Iterable[str], path: str) -> Header:
         """Raises `DataError` if a column that is needed is missing, or a known one comes twice."""
-        written = [name.strip() for name in cells]
+        written = [" ".join(name.split()) for name in cells]  # In one line, for messages.
         header = column_keys(written)
         if "image_path" not in header:
             raise DataError(
