@@ -330,3 +330,16 @@ def test_a_note_is_told_once_with_the_names_that_it_is_about():
     assert run_sections.notes(rows) == "9 to 12 patients: too few (all). At 95 % (all but b)."
     assert run_sections.notes(rows, ("1",)) == "At 95 % (a). 11 patients: too few (b)."
     assert run_sections.notes([("a", noted("why"))]) == "Why (a)."
+
+
+def test_the_result_is_one_line(tmp_path):
+    summary = summarise(make_predictions())
+    summary["baseline"]["pixels"] = {"roc_auc": 0.7, "accuracy": 0.95, "age_mae_months": 3.0}
+    summary["stage_one"] = {"pretrained": "runs/pretrain", "objective": "l1"}
+    line = run_page.result_line(summary)
+    assert f"accuracy {summary['accuracy']:.3f} (blind guess 0.400, ridge on pixels 0.950)" in line
+    assert "months (blind guess 9.0, ridge on pixels 3.0). Stage one (runs/pretrain, l1). " in line
+    assert "\n" not in line
+    assert run_page.in_short(settings(), summary)[4] in line
+    nothing = dict.fromkeys(HEADLINES)
+    assert run_page.result_line(nothing) == "nothing to score"
