@@ -29,7 +29,7 @@ from infantxray.evaluation.summary import calibration_of
 from infantxray.reports.run_report import Review, evaluate
 from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec
-from infantxray.stage_two import self_training, transfer, trust
+from infantxray.stage_two import self_training, transfer, trust_fitting
 from infantxray.stage_two.inference import Predictor, restore
 from infantxray.stage_two.loss import LossSettings, TaskWeights, learns_weights, make_task
 from infantxray.training import checkpoints, loop, processes
@@ -140,7 +140,7 @@ def run(config, folder: str) -> None:
             fit(loop_settings, folder, batches(informative))
         calibrated = None
         if config.coverage:
-            calibrated = trust.fit(
+            calibrated = trust_fitting.fit(
                 spec,
                 restore(folder, spec)[0],
                 reader,
