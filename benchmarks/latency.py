@@ -138,8 +138,8 @@ def main() -> None:
     lines = [
         "# Latency of predictions",
         "",
-        f"{datetime.date.today()}, {args.encoder} at {size} px, {cores} CPU cores that other work "
-        f"used as well (load {os.getloadavg()[0]:.1f}), `python -m benchmarks.latency`. Warm, "
+        f"{datetime.date.today()}, {args.encoder} at {size} px, {cores} CPU core(s) that other work "
+        f"used as well (load {os.getloadavg()[0]:.1f}), `python -m benchmarks.latency --cores={cores}`. Warm, "
         "float32, shortest of the calls. PyTorch runs torchvision's network on "
         "three channels.",
         "",
