@@ -138,10 +138,10 @@ def main() -> None:
     lines = [
         "# Latency of predictions",
         "",
-        f"{datetime.date.today()}, {args.encoder} at {size} px, {cores} CPU core(s) that other work "
-        f"used as well (load {os.getloadavg()[0]:.1f}), `python -m benchmarks.latency --cores={cores}`. Warm, "
-        "float32, shortest of the calls. PyTorch runs torchvision's network on "
-        "three channels.",
+        f"{datetime.date.today()}, {args.encoder} at {size} px, {cores} CPU core(s) that other "
+        f"work used as well (load {os.getloadavg()[0]:.1f}), `python -m benchmarks.latency "
+        f"--cores={cores}`. Warm, float32, shortest of the calls. PyTorch runs torchvision's "
+        "network on three channels.",
         "",
         "| program | 1 image, ms: clock, processor | 32 images, ms: clock, processor |",
         "|---|---|---|",
