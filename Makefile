@@ -18,15 +18,10 @@ READER := infantxray/export_assets/built/reader.html
 	$(RUN) -m pip install --quiet --no-deps --editable .
 	touch $@
 
-DEMO := --config.encoder=shufflenet --config.batch_size=32 --config.eval_every_steps=700 \
-	--config.checkpoint_every_steps=700
-
 demo: .venv/installed
-	$(RUN) main.py --config=configs/pretrain.py --workdir=runs/demo/pretrain $(DEMO) \
-		--config.train_steps=300 --config.images_every_steps=300 --config.probe_every_steps=0
-	$(RUN) main.py --config=configs/finetune.py --workdir=runs/demo/finetune $(DEMO) \
-		--config.pretrained=runs/demo/pretrain --config.train_steps=1200 \
-		--config.optimizer.learning_rate=2e-3
+	$(RUN) main.py --config=configs/pretrain.py --workdir=runs/demo/pretrain
+	$(RUN) main.py --config=configs/finetune.py --workdir=runs/demo/finetune \
+		--config.pretrained=runs/demo/pretrain
 
 reader: $(READER)
 

@@ -8,7 +8,11 @@ A step is forward, backward and AdamW on a resident batch of grey images, in bfl
 parameters and without augmentation. All programs are compiled first, in parallel processes, into a
 cache; then they are timed one after another. What does not fit into `--seconds` is listed as not
 measured. PyTorch runs the reference networks with channels_last, autocast and fused AdamW, eager
-and by torch.compile, where it is installed with CUDA. `--size=tiny` tries everything on a CPU.
+and by torch.compile, where it is installed with CUDA. `--size=tiny` tries everything on a CPU, and
+
+    python benchmarks/gpu.py --size=small --forms=cpu --out=benchmarks/results/gpu_small_on_cpu.md
+
+gives the same tables from one.
 """
 
 from __future__ import annotations
@@ -58,6 +62,7 @@ class Size:
 
 SIZES = {
     "full": Size(224, 128, 15, 3, ENCODERS, 4096),
+    "small": Size(64, 16, 5, 3, ENCODERS, 256, "float32"),
     "tiny": Size(32, 4, 2, 1, ("vgg19",), 16, "float32"),
 }
 
@@ -96,6 +101,8 @@ def all_jobs(size: Size, forms) -> list[Job]:
     for (encoder, stage), fields in ABLATIONS.items():
         if encoder in size.encoders:
             for field, values in fields.items():
+                if forms.convolution == "products" and field.startswith(("grouped", "stem")):
+                    continue  # These products come first.
                 others = [value for value in values if value != getattr(forms, field)]
                 jobs += [Job(encoder, stage, ((field, value),)) for value in others]
     return jobs

@@ -28,7 +28,13 @@ from scipy.stats import norm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from infantxray.evaluation import comparison, curves, operating_points, roc  # noqa: E402
+from infantxray.evaluation import (  # noqa: E402
+    comparison,
+    curves,
+    operating_points,
+    recalibration,
+    roc,
+)
 from infantxray.evaluation.estimates import (  # noqa: E402
     FEW_PATIENTS,
     Linearised,
@@ -122,7 +128,7 @@ def estimates(first: Scores, second: Scores, truth: Truth, with_curve: bool) -> 
     at = operating_points.accuracy_at(truth.threshold, first, [0.05])
     names = ("sensitivity", "specificity", "ppv", "npv", "lr_positive", "lr_negative", "ppv@0.05")
     decision = curves.decision_curve(first, [truth.threshold], second)[0]
-    calibration = curves.recalibration(first)
+    calibration = recalibration.recalibration(first)
     half = first.patient % 2 == 0
     hits = (first.score >= truth.threshold) == first.positive
 
@@ -139,7 +145,7 @@ def estimates(first: Scores, second: Scores, truth: Truth, with_curve: bool) -> 
     gaps = subgroups(np.where(half, "a", "b"), first.patient, measure)["gaps"]
     point = Metric(float("nan"))
     if with_curve:
-        curve = curves.calibration_curve(first, num_points=5)
+        curve = recalibration.calibration_curve(first, num_points=5)
         if curve["low"]:
             k = 2  # The middle of the log odds.
             ends = (logit(curve[n][k]) for n in ("observed", "low", "high"))

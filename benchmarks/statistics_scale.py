@@ -29,6 +29,7 @@ from infantxray.evaluation import (  # noqa: E402
     metrics,
     operating_points,
     outliers,
+    recalibration,
     roc,
     subgroups,
     summary,
@@ -120,8 +121,8 @@ def steps(validation: metrics.Predictions, test: metrics.Predictions, other: met
         "decision curve, 99 thresholds",
         each(lambda s, o: curves.decision_curve(s, thresholds, o), seconds),
     )
-    yield "calibration slope, intercept", each(curves.recalibration)
-    yield "calibration curve, 200 samples", each(curves.calibration_curve)
+    yield "calibration slope, intercept", each(recalibration.recalibration)
+    yield "calibration curve, 200 samples", each(recalibration.calibration_curve)
     yield "probabilities by outcome", each(curves.outcome_distribution)
     yield "risk-coverage curve", lambda: curves.risk_coverage(confidence, ~hits[0])
     yield (

@@ -28,7 +28,7 @@ def data() -> ConfigDict:
     # "negative". Those of validation and test images are ignored.
     config.uncertain = "ignore"
     # Share of the training patients who keep labels and ages; the others keep their images only.
-    # It applies to both stages (stage one uses labels in its probe only).
+    # It applies to both stages (stage one uses labels in its probe, and if it is supervised).
     config.label_fraction = 1.0
     config.label_seed = 0  # Another seed draws other labelled patients.
     config.image_size = 64  # Pixels, a multiple of 32.
@@ -57,7 +57,8 @@ def review(config: ConfigDict) -> None:
     # youden, separated by commas. Empty: none.
     config.operating_points = "sensitivity:0.95,youden"
     config.prevalence = ""  # Predictive values are also stated at these, such as "0.01,0.1".
-    # Columns of subgroups: sex, age, view, site, source, and manufacturer (of DICOM files).
+    # Columns of subgroups: sex, age, view, site, source; manufacturer, year and kvp (of DICOM
+    # headers); and any other column of the manifest, such as "sex,site,incubator".
     config.subgroups = "sex,age,view,site"
 
 
@@ -108,7 +109,8 @@ def training() -> ConfigDict:
     # Splits a batch that does not fit in memory. BatchNorm then sees one part at a time.
     config.accumulate_steps = 1
     config.dtype = "float32"  # Of the computation, or "bfloat16"; parameters stay float32.
-    # Set exactly one of the two above 0.
+    # Set exactly one of the two above 0. In stage two both may be 0: the length then follows from
+    # the number of labelled images, with early stopping where validation images are many.
     config.train_steps = 0
     config.train_epochs = 0.0
     config.log_every_steps = 20

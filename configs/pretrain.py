@@ -1,9 +1,8 @@
-"""Stage one, representation learning: trains an encoder on unlabelled X-rays.
+"""Stage one, representation learning: trains an encoder on X-rays, without labels by default.
 
     python main.py --config=configs/pretrain.py
 
-takes two to two and a half minutes on two CPU cores, on embedded data (adult and infant phantoms,
-64 px).
+takes a minute on two CPU cores, on embedded data (adult and infant phantoms, 64 px, ShuffleNet).
 
     python main.py --config=configs/pretrain.py:paper \
         --config.data.train=manifest:/data/adult.csv,manifest:/data/infant.csv
@@ -40,7 +39,7 @@ def masking() -> ConfigDict:
 
 
 def views() -> ConfigDict:
-    """Settings of objective=simsiam: the changes between its two views, after augmentation.
+    """Settings of objective=simsiam and byol: how the two views of an image differ.
 
     No flips, for the reasons given in `common.augment`.
     """
@@ -54,32 +53,72 @@ def views() -> ConfigDict:
     return config
 
 
+def supervised() -> ConfigDict:
+    """Settings of objective=supervised: conditions and ages of the source data.
+
+    data.label_fraction sets the share of the training patients whose labels are learned.
+    """
+    config = ConfigDict()
+    # Whose labels and ages count, "source:place" separated by commas. Empty: all sources of
+    # data.train but the last, the target, whose labels belong to stage two.
+    config.sources = ""
+    config.labels = "single"  # "multi": any number of findings, joined by | in the label.
+    config.age_head = True  # AgePredictionNet learns the known ages.
+    config.age_weight = 0.8
+    config.augment = common.augment()
+    return config
+
+
+def weights() -> ConfigDict:
+    """Weights of joined objectives. Losses of l1 and denoise are about a tenth of the others."""
+    config = ConfigDict()
+    config.l1 = 10.0
+    config.denoise = 10.0
+    config.masked_pixels = 1.0
+    config.masked_hog = 1.0
+    config.simsiam = 1.0
+    config.byol = 1.0
+    config.supervised = 1.0
+    return config
+
+
 def get_config(variant: str = "cpu"):
     config = common.training()
     config.task = "pretrain"
-    # "l1" (Equation 1), "denoise", "masked_pixels", "masked_hog" or "simsiam": docs/objectives.md.
+    # "l1" (Equation 1), "denoise", "masked_pixels", "masked_hog", "simsiam", "byol" or
+    # "supervised": docs/objectives.md. Several are joined by +: "supervised+masked_hog".
     config.objective = "l1"
+    config.weights = weights()
+    # An earlier stage one (or "torch:FILE") to start from; empty for random weights.
+    config.pretrained = ""
+    config.supervised = supervised()
+    config.teacher_momentum = 0.99  # Of objective=byol: what a step keeps of the teacher.
     config.denoise = denoise()
     config.masking = masking()
     config.views = views()
     config.data.train = "phantom:adult,phantom:infant"
+    config.encoder = "shufflenet"
+    config.batch_size = 32
     config.train_steps = 300
+    config.eval_every_steps = 300
+    config.checkpoint_every_steps = 300
     config.optimizer.learning_rate = 2e-3
     # No augmentation: the paper names none, and a target that moves along with its input teaches
     # no invariance. It only takes longer to reconstruct.
     for name in config.augment:
         config.augment[name] = type(config.augment[name])(0)
-    config.images_every_steps = 100  # Panels of input, reconstruction and difference.
+    config.images_every_steps = 300  # Panels of input, reconstruction and difference.
     # A linear classifier on the frozen latent, fitted on labelled training patients and scored on
     # validation patients of the last source of data.train that has labels (so name the target
     # domain last). A falling L1 does not show whether the representation transfers.
-    config.probe_every_steps = 100  # 0 = never.
+    config.probe_every_steps = 300  # 0 = never.
     config.probe_images = 512  # At most, in each of the two sets.
 
     if variant == "paper":
         # The paper gives none of the values below. 224 px and batch 256 are customary for these
         # encoders; 20 epochs of its 312,000 images are 24,000 steps, after which the L1 of
-        # autoencoders of this size no longer improves.
+        # autoencoders of this size no longer improves. The paper's best encoder.
+        config.encoder = "resnet50"
         config.data.image_size = 224
         config.data.num_threads = 16
         config.batch_size = 256

@@ -18,13 +18,15 @@ The whole paper: eight encoders, five seeds, 224 px, for GPUs:
         --config.data.train=manifest:/data/infant.csv
 
 The comparisons of docs/results.md, each at equal budgets: the paper's objective, `best` and their
-controls; `best` without one of its terms at a time; stage one by its objective; the age term:
+controls; `best` without one of its terms at a time; stage one by its objective; stage one with and
+without labels of the source data; the age term:
 
     python main.py --config=configs/study.py:best --workdir=runs/recipes \
         --config.study.pretrain_data=manifest:/data/adult.csv,manifest:/data/infant.csv \
         --config.data.train=manifest:/data/infant.csv
     python main.py --config=configs/study.py:ablation --workdir=runs/ablation
     python main.py --config=configs/study.py:objectives --workdir=runs/objectives
+    python main.py --config=configs/study.py:transfer --workdir=runs/transfer
     python main.py --config=configs/study.py:age --workdir=runs/age
 
 The same command again resumes a study that was stopped. docs/study.md has Slurm arrays and Ray.
@@ -53,6 +55,7 @@ VARIANTS = {
     "best": ("best", "best"),
     "ablation": ("ablation", "best"),
     "objectives": ("objectives", "best"),
+    "transfer": ("transfer", "best"),
     "age": ("age", "cpu"),
 }
 
@@ -108,6 +111,10 @@ def get_config(variant: str = "cpu"):
         del config.data["label_fraction"]  # The study sets it.
     config.pretrain = _stage(pretrain.get_config(size))
     config.finetune = _stage(finetune.get_config(size))
+    if size == "cpu":
+        for stage in (config.pretrain, config.finetune):
+            stage.batch_size = 16
+        config.finetune.optimizer.learning_rate = 1e-3
     if variant == "cpu":
         for stage in (config.pretrain, config.finetune):
             stage.train_steps = 100
@@ -134,6 +141,12 @@ def get_config(variant: str = "cpu"):
     elif variant == "objectives":
         config.study.pretrain_seeds = (0,)
         config.study.label_fractions = (0.02, 0.1, 1.0)
+    elif variant == "transfer":
+        config.study.seeds = tuple(range(6))
+        config.study.pretrain_seeds = (0, 1)
+        config.study.label_fractions = (0.02, 0.1)
     elif variant == "age":
         config.finetune.train_steps = 600
+        config.finetune.eval_every_steps = 100
+        config.finetune.checkpoint_every_steps = 100
     return config

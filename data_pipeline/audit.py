@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline import remote
 from data_pipeline.decode import (
     PHANTOM_PREFIX,
     Header,
@@ -93,7 +94,7 @@ def _measure(path: str) -> tuple[Any, ...]:
             header = Header(size=(_PHANTOM_SIDE, _PHANTOM_SIDE))
         else:
             radiograph = read_radiograph(path, min_side=_DECODE_SIDE)
-            with open(path, "rb") as file:
+            with remote.open_binary(path) as file:
                 digest = hashlib.file_digest(file, "blake2b").digest()[:16]
             pixels, header = radiograph.pixels, radiograph.header
         small = to_square(pixels, THUMBNAIL)

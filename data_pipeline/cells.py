@@ -1,14 +1,12 @@
-"""Parsing of table cells: ages, sexes, splits, missing values, and ids that may mean the same."""
+"""Parsing of table cells: sexes, splits, missing values, and ids that may mean the same."""
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-MAX_AGE_MONTHS = 130 * 12.0
 SEXES = {
     **dict.fromkeys(("f", "female", "girl", "woman"), "F"),
     **dict.fromkeys(("m", "male", "boy", "man"), "M"),
@@ -31,21 +29,13 @@ NOBODY = NO_VALUE | {
 # In any language of Excel (#VALUE!, #BEZUG!, #¡VALOR!), and of LibreOffice (Err:502).
 _FORMULA_ERROR = re.compile(r"#¡?[^\W\d_]+[!?]|#DIV/0!|#N/[AD]|#NV|##+|Err:\d{3}", re.IGNORECASE)
 
-_MONTHS_IN = {
-    **dict.fromkeys(("d", "day", "days", "일"), 12 / 365.25),
-    **dict.fromkeys(("w", "wk", "wks", "week", "weeks", "주"), 84 / 365.25),
-    **dict.fromkeys(("m", "mo", "mos", "mth", "mths", "month", "months", "개월"), 1.0),
-    **dict.fromkeys(("y", "yr", "yrs", "year", "years", "세", "살"), 12.0),
-}
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_AGE_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([^\W\d_]+)\.?,?\s*")
-# Codes for an unknown age. Some of them can be ages too, of schoolchildren or of adults.
-_NEVER_AGES = frozenset({-1.0, -9.0, -99.0, -999.0, 9998.0, 9999.0, 99999.0})
-SELDOM_AGES = (88.0, 99.0, 777.0, 888.0, 999.0)
-
 _THOUSANDS = re.compile(r"'?(\d{1,3}([,.])\d{3}(?:\2\d{3})*)")
 _INTEGER = re.compile(r"'?(\d+)(?:[.,]0*)?")
-SCIENTIFIC = re.compile(r"\d([.,]\d+)?e\+?\d{1,2}", re.IGNORECASE)
+_SCIENTIFIC = re.compile(r"\d(?:[.,](\d+))?e\+?\d{1,2}", re.IGNORECASE)
+# As a spreadsheet writes a number of twelve digits and more, and 3-12; also in a file's name.
+_SHORTENED = re.compile(r"\d([.,]\d+)?E\+\d{2}")
+_MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
+_DATE = re.compile(rf"(\d{{1,2}}-{_MONTH}|{_MONTH}-\d\d)(\.\w+)?")
 
 
 def is_formula_error(cell: str) -> bool:
@@ -53,58 +43,58 @@ def is_formula_error(cell: str) -> bool:
     return cell[:1] in "#Ee" and _FORMULA_ERROR.fullmatch(cell) is not None
 
 
-def parse_age(cell: str) -> float | None:
-    """Months of a plain number, or of `6 months`, `006M`, `2y`, `18 d`, `1 year 3 months`.
-
-    NaN for an empty cell; None for anything that is not an age from 0 to 130 years.
-    """
-    if not cell or cell.casefold() == "nan":
-        return math.nan
-    if _NUMBER.fullmatch(cell):
-        age = float(cell)
-    else:
-        age, at, text = 0.0, 0, unicodedata.normalize("NFC", cell).casefold()
-        while at < len(text):
-            part = _AGE_PART.match(text, at)
-            if part is None or part[2] not in _MONTHS_IN:
-                return None
-            age += float(part[1]) * _MONTHS_IN[part[2]]
-            at = part.end()
-    return age if 0 <= age <= MAX_AGE_MONTHS else None
-
-
-def is_never_an_age(cell: str) -> bool:
-    """Whether the cell is a usual code for an unknown age, such as -1 or 9999."""
-    return _NUMBER.fullmatch(cell) is not None and float(cell) in _NEVER_AGES
-
-
-def age_codes(ages: Iterable[float]) -> list[float]:
-    """Ages that are codes for unknown: 999, 888 or 777, and 99 or 88 if repeated.
-
-    A code is more than twice as high as every other age.
-    """
-    known = [age for age in ages if not math.isnan(age)]
-    others = [age for age in known if age not in SELDOM_AGES]
-    oldest = max(others, default=0.0)
-    codes = [code for code in SELDOM_AGES if 2 * oldest < code and code in known]
-    return [code for code in codes if code > 100 or (others and known.count(code) > 1)]
-
-
 def join_findings(names: Iterable[str]) -> str:
     """One label of several findings, `a|b`: each once, in alphabetical order."""
     return "|".join(sorted({name.strip() for name in names} - {""}))
+
+
+def rewritten(names: Iterable[str]) -> list[str]:
+    """Ids and names of files that a spreadsheet has rewritten, `1.23457E+11` or `12-Mar`."""
+    found = {name for name in names if _SHORTENED.match(_last_part(name)[1])}
+    return sorted(found | {name for name in names if _DATE.fullmatch(name)})
+
+
+def in_short(names: Sequence[str]) -> str:
+    """A message about `rewritten` names."""
+    return (
+        f"a spreadsheet has rewritten {len(names):,} values, such as {names[0]!r}: several people "
+        "or files may have become one; export the column as text"
+    )
 
 
 def spelled_apart(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Groups of names that may mean the same.
 
     They differ by capitals, blanks or Unicode form alone, or are one number as spreadsheets write
-    it: `114`, `114.0`, `00114`, `1.14E+02`.
+    it: `114`, `114.0`, `00114`, `1.14E+02`; or one is the other in fewer digits: `123456789012`,
+    `1.23457E+11`.
     """
     groups = defaultdict(set)
+    rounded = defaultdict(set)  # Number of digits -> ids that are written with so many.
     for name in names:
-        groups[_folded(name)].add(name)
-    return sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1)
+        key = folded(name)
+        groups[key].add(name)
+        if (match := _SHORTENED.match(_last_part(name)[1])) and len(_last_part(key)[1]) > 9:
+            rounded[1 + len((match[1] or "").strip(",.").rstrip("0"))].add(key)
+    for digits, short in rounded.items():
+        for key in list(groups):
+            before, last = _last_part(key)
+            if last.isascii() and last.isdecimal() and len(last) > 9:
+                in_short = f"{before}{float(f'{int(last):.{digits - 1}e}'):.0f}"
+                if in_short in short and in_short != key:
+                    groups[in_short] |= groups[key]
+    return sorted({tuple(sorted(group)) for group in groups.values() if len(group) > 1})
+
+
+def joined_otherwise(labels: Iterable[str]) -> list[str]:
+    """Labels that join others by another sign than a bar: `a;b` beside `a` and `b`, `['a']`."""
+    known = set(labels)
+    found = []
+    for label in known:
+        parts = [part.strip(" '\"[]()") for part in re.split(r"[;,/+&]", label)]
+        if label.startswith("[") or (len(parts) > 1 and known.issuperset(parts)):
+            found.append(label)
+    return sorted(found)
 
 
 def in_words(groups: Sequence[tuple[str, ...]]) -> str:
@@ -113,14 +103,24 @@ def in_words(groups: Sequence[tuple[str, ...]]) -> str:
     return f"{named} and {len(groups) - 3:,} more" if len(groups) > 3 else named
 
 
-def _folded(name: str) -> str:
-    name = unicodedata.normalize("NFC", name).casefold()
+def folded(name: str) -> str:
+    """An id without capitals and blanks, and a number as plain digits; see `spelled_apart`."""
+    name = unicodedata.normalize("NFKC", name).casefold()
     if not name.isprintable() or " " in name:
         name = "".join(c for c in name if c.isprintable() and not c.isspace())
     if not name[-1:].isdecimal() and not name.endswith((".", ",")):
         return name
-    source, colon, last = name.rpartition(":")  # The source may stand before the id.
-    return f"{source}{colon}{_plain_number(last)}"
+    before, last = _last_part(name)
+    return f"{before}{_plain_number(last)}"
+
+
+def _last_part(name: str) -> tuple[str, str]:
+    """An id after its source or data set: `manifest:/a.csv:114`, `nih-114`."""
+    for separator in ":-":
+        before, found, last = name.rpartition(separator)
+        if found and before and last[:1].isdecimal():
+            return before + found, last
+    return "", name
 
 
 def _plain_number(name: str) -> str:
@@ -129,7 +129,7 @@ def _plain_number(name: str) -> str:
         name = match[1].replace(match[2], "")
     if match := _INTEGER.fullmatch(name):
         return match[1].lstrip("0") or "0"
-    if SCIENTIFIC.fullmatch(name):
+    if _SCIENTIFIC.fullmatch(name):
         value = float(name.replace(",", "."))
         return f"{value:.0f}" if value.is_integer() else name
     return name

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.cells import in_short, in_words, joined_otherwise, rewritten, spelled_apart
 from data_pipeline.context import context_matrix
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
@@ -25,7 +26,7 @@ from data_pipeline.labels import (
     resolve_uncertain,
 )
 from data_pipeline.loader import WHOLE, BadFiles, ImageSource, Part
-from data_pipeline.manifest import SPLITS, Records, in_words, spelled_apart
+from data_pipeline.manifest import SPLITS, Records
 from data_pipeline.phantom import CLASSES as PHANTOM_CLASSES
 from data_pipeline.repeats import check_repeats
 from data_pipeline.sources import open_sources
@@ -171,6 +172,18 @@ def open_split(settings: DataSettings, folder: str, notes: list[str] | None = No
     return split
 
 
+def check_listed(records: Records) -> None:
+    """Checks the images of an evaluation as `open_split` checks those of training.
+
+    Raises:
+      DataError: a file is listed several times with different labels.
+    """
+    for message, _ in doubtful_spellings(records):
+        _log.warning(message)
+    nothing = records.take(np.zeros(len(records), bool))
+    check_repeats(Split(train=nothing, validation=nothing, test=records))
+
+
 def describe(records: Records) -> str:
     """One line: how many images and patients there are, and what is unknown."""
     text = f"{len(records):,} images of {len(set(records.patient)):,} patients"
@@ -190,6 +203,9 @@ def describe(records: Records) -> str:
 def doubtful_spellings(records: Records) -> Iterator[tuple[str, np.ndarray]]:
     """Finds patient ids, then labels, that may be one name in several spellings.
 
+    Also patient ids and names of files that a spreadsheet has rewritten (`1.23457E+11`, `12-Mar`),
+    and labels that join others by another sign than a bar.
+
     Yields:
       A message, and the rows of the images concerned.
     """
@@ -204,6 +220,16 @@ def doubtful_spellings(records: Records) -> Iterator[tuple[str, np.ndarray]]:
             rows = np.flatnonzero([name in doubtful for name in names])
             message = f"{what} that differ only in spelling are treated as different"
             yield f"{message}: {in_words(groups)}; correct them if they are the same", rows
+    files = [os.path.basename(path) for path in records.image_path]
+    for what, names in (("patient ids", records.patient_id.tolist()), ("names of files", files)):
+        found = rewritten(names)
+        if found:
+            yield f"{what}: {in_short(found)}", np.flatnonzero(np.isin(names, found))
+    found = joined_otherwise(records.label.tolist())
+    if found:
+        message = f"labels that seem to join several: {', '.join(map(repr, found[:3]))}"
+        rows = np.flatnonzero(np.isin(records.label.astype(str), found))
+        yield f"{message}; write a bar between them (a|b) if they are several findings", rows
 
 
 def find_classes(settings: DataSettings, train: Records) -> tuple[str, ...]:

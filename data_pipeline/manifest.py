@@ -1,14 +1,10 @@
-"""Records of radiographs, and the manifest: the CSV file that lists them.
-
-Records are columns rather than one object for each row: the paper's 312,000 images take tens of
-megabytes, and a million rows stay practical.
-"""
+"""The manifest: the CSV file that lists radiographs, read to records and written from them."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
+import io
 import itertools
 import logging
 import math
@@ -17,233 +13,54 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
+from data_pipeline import remote
+from data_pipeline.ages import AGE_UNITS, age_column, names_an_age, read_ages, states_unit
 from data_pipeline.cells import (
     DASHES,
-    MAX_AGE_MONTHS,
     NO_VALUE,
     NOBODY,
-    SCIENTIFIC,
     SEXES,
     SPLIT_NAMES,
-    age_codes,
     is_formula_error,
-    is_never_an_age,
     join_findings,
-    parse_age,
 )
-from data_pipeline.cells import in_words as in_words
-from data_pipeline.cells import spelled_apart as spelled_apart
 from data_pipeline.errors import DataError
+from data_pipeline.records import SPLITS as SPLITS
+from data_pipeline.records import Box as Box
+from data_pipeline.records import Records as Records
 from data_pipeline.tables import neutralise, restore, write_csv
 
 _log = logging.getLogger(__name__)
 
 REQUIRED_COLUMNS = ("image_path",)
 OPTIONAL_COLUMNS = ("patient_id", "age_months", "sex", "view", "label", "split", "site")
-SPLITS = ("train", "validation", "test")
 _BOX_COLUMNS = ("box_x0", "box_y0", "box_x1", "box_y1")
 _KNOWN_COLUMNS = (
-    *(*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS),
-    *("uncertain", *_BOX_COLUMNS, "box_label"),
+    *(*REQUIRED_COLUMNS, *(c for c in OPTIONAL_COLUMNS if c != "age_months")),
+    *(*AGE_UNITS, "uncertain", *_BOX_COLUMNS, "box_label"),
 )
 
-
-class Box(NamedTuple):
-    """Where a finding is, in pixels of the stored image. `x1` and `y1` lie outside of it."""
-
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-    label: str
-
-
-def _objects(values: Sequence[Any]) -> np.ndarray:
-    """An object array `[n]`; `np.array` would make a matrix of tuples."""
-    return np.fromiter(values, dtype=object, count=len(values))
-
-
-@dataclasses.dataclass(frozen=True)
-class Records:
-    """Radiographs, as columns of equal length `n`. An empty string or NaN means unknown.
-
-    Attributes:
-      image_path: where the image is: an absolute file path, or the address of a phantom image.
-      patient_id: the patient as the source names them, or empty.
-      patient: one key a person, resolved from `patient_id`; an image without an id is a person of
-        its own. Images of one person always stay in one split. See `with_patients`.
-      age_months: age at the image, float32.
-      sex: `"F"`, `"M"` or empty.
-      view: projection as the source gives it, such as `"AP"` or `"supine"`.
-      label: name of the condition; several findings are joined by `|`, in alphabetical order.
-      uncertain: a tuple of the findings that the source neither affirms nor denies.
-      split: `"train"`, `"validation"`, `"test"`, or empty where the source does not say.
-      site: hospital or detector, where the source has several.
-      boxes: a tuple of `Box`, empty where no place is known. `data_pipeline.boxes` maps them to
-        the preprocessed image, and knows those of the phantom.
-      source: the `source:place` of the row.
-    """
-
-    image_path: np.ndarray
-    patient_id: np.ndarray
-    patient: np.ndarray
-    age_months: np.ndarray
-    sex: np.ndarray
-    view: np.ndarray
-    label: np.ndarray
-    uncertain: np.ndarray
-    split: np.ndarray
-    site: np.ndarray
-    boxes: np.ndarray
-    source: np.ndarray
-
-    def __post_init__(self) -> None:
-        lengths = {f.name: len(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        if len(set(lengths.values())) != 1:
-            raise ValueError(f"Columns differ in length: {lengths}.")
-
-    def __len__(self) -> int:
-        return len(self.image_path)
-
-    def take(self, rows: np.ndarray | Sequence[int]) -> Records:
-        """The given rows, by integer index or boolean mask."""
-        return Records(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
-
-    def replace(self, **columns: np.ndarray) -> Records:
-        """Records with other columns. Another `patient_id` or `image_path` resolves `patient` anew.
-
-        That is done as for ids shared between sources.
-        """
-        records = dataclasses.replace(self, **columns)
-        if columns.keys() & {"patient_id", "image_path"} and "patient" not in columns:
-            return records.with_patients("shared")
-        return records
-
-    def with_patients(self, patient_ids: str) -> Records:
-        """Records whose `patient` is resolved as `config.data.patient_ids` says.
-
-        Args:
-          patient_ids: `"shared"`, an id means the same person in every source; or `"source"`, ids
-            of one source mean nothing in another.
-        """
-        sources = None if patient_ids == "shared" else self.source
-        patient = _patient_keys(self.patient_id, self.image_path, sources)
-        return dataclasses.replace(self, patient=patient)
-
-    @classmethod
-    def create(
-        cls,
-        image_path: Sequence[str],
-        *,
-        source: str,
-        patient_id: Sequence[str] | None = None,
-        age_months: Sequence[float] | np.ndarray | None = None,
-        sex: Sequence[str] | None = None,
-        view: Sequence[str] | None = None,
-        label: Sequence[str] | None = None,
-        uncertain: Sequence[tuple[str, ...]] | None = None,
-        split: Sequence[str] | None = None,
-        site: Sequence[str] | None = None,
-        boxes: Sequence[tuple[Box, ...]] | None = None,
-    ) -> Records:
-        """Records from plain lists; a column left out is unknown throughout.
-
-        `patient` is resolved as for ids shared between sources.
-        """
-        n = len(image_path)
-
-        def column(values: Sequence[Any] | None, unknown: Any = "") -> np.ndarray:
-            return _objects(values if values is not None else [unknown] * n)
-
-        ages = np.full(n, np.nan) if age_months is None else np.asarray(age_months, np.float64)
-        paths, patients = _objects([str(path) for path in image_path]), column(patient_id)
-        return cls(
-            image_path=paths,
-            patient_id=patients,
-            patient=_patient_keys(patients, paths),
-            age_months=ages.astype(np.float32),
-            sex=column(sex),
-            view=column(view),
-            label=column(label),
-            uncertain=column(uncertain, ()),
-            split=column(split),
-            site=column(site),
-            boxes=column(boxes, ()),
-            source=column([source] * n),
-        )
-
-    @classmethod
-    def concatenate(cls, parts: Iterable[Records]) -> Records:
-        parts = list(parts)
-        return cls(
-            *(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(cls))
-        )
-
-    @property
-    def has_label(self) -> np.ndarray:
-        """Boolean `[n]`: the condition is known."""
-        known: np.ndarray = self.label != ""
-        return known
-
-    @property
-    def has_several(self) -> np.ndarray:
-        """Boolean `[n]`: the label joins several findings."""
-        return np.array(["|" in label for label in self.label], dtype=bool)
-
-    @property
-    def has_uncertain(self) -> np.ndarray:
-        """Boolean `[n]`: a finding is uncertain."""
-        return np.array([bool(names) for names in self.uncertain], dtype=bool)
-
-    @property
-    def has_age(self) -> np.ndarray:
-        """Boolean `[n]`: the age is known."""
-        known: np.ndarray = np.isfinite(self.age_months)
-        return known
-
-
-def _patient_keys(
-    patient_ids: np.ndarray, image_paths: np.ndarray, sources: np.ndarray | None = None
-) -> np.ndarray:
-    """`[n]` keys; equal ones are one object. With `sources`, an id is known within its own."""
-    keys: dict[tuple[str, str], str] = {}
-    patients = np.empty(len(patient_ids), dtype=object)
-    rows = zip(patient_ids, image_paths, patient_ids if sources is None else sources, strict=True)
-    for i, (patient, path, source) in enumerate(rows):
-        if not patient:
-            patients[i] = f"image:{path}"
-        elif sources is None:
-            patients[i] = keys.setdefault((patient, ""), f"patient:{patient}")
-        else:
-            patients[i] = keys.setdefault((patient, source), f"patient:{source}:{patient}")
-    return patients
-
-
-# Other names of columns, such as those of DICOM. PatientAge is missing, because it is in years in
-# some tables and `003M` in others.
+# Other names of columns, such as those of DICOM.
 _ALIASES = {
     "imagepath": "image_path",
     "patientid": "patient_id",
-    "agemonths": "age_months",
     "patientsex": "sex",
     "viewposition": "view",
 }
 # Columns in which a word such as NA means empty; a dash does in all.
-_MAY_HAVE_NO_VALUE = ("patient_id", "age_months", "sex", "label")
+_MAY_HAVE_NO_VALUE = ("patient_id", *AGE_UNITS, "sex", "label")
 _NO_LABEL = frozenset({"none", "unknown"})  # Or a condition of that name.
-_AGE_COLUMN = re.compile(r"(patient_?)?age(?![a-z])")
-_AGE = f"months from 0 to {MAX_AGE_MONTHS:.0f}, an age with its unit (6 months, 2y, 018D), or empty"
 _EXPECTED = {
-    "age_months": f"expected {_AGE}",
     "sex": "expected F, M or empty",
     "split": f"expected {', '.join(SPLITS)} or empty",
     "box_x0": "expected four numbers of pixels, x0 < x1 and y0 < y1, or four empty cells",
 }
-_AGE_CODE = f"a usual code for an unknown age; expected {_AGE}"
+NO_AGE = (
+    "no age is read from {}; name a column age_months, age_days, age_weeks or age_years, or write "
+    "the unit into the cells of age (6 months)"
+)
 _FORMULA = "a formula that failed; correct it, or leave the cell empty"
 _ADVICE = "save it as CSV UTF-8 (comma delimited)"
 _FOREIGN = (
@@ -255,7 +72,7 @@ _FOREIGN = (
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-_UNUSUAL_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\\|#|err", re.IGNORECASE)
+_UNUSUAL_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\\|#|err|=", re.IGNORECASE)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _VALUES_NAMED, _LINES_NAMED = 20, 5
 
@@ -277,49 +94,74 @@ def read_manifest(path: str | os.PathLike[str], *, source: str | None = None) ->
         cannot be meant (an age that is no number, an unknown split, a failed formula). All such
         cells are listed with their lines.
     """
-    path = Path(os.path.abspath(Path(path).expanduser()))
-    with _opened(path) as file:
-        return _Reader(path, file).read(source or f"manifest:{path}")
+    place = _absolute(path)
+    with _opened(place) as file:
+        return _Reader(place, file).read(source or f"manifest:{place}")
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    """The path from the root, or the address of a remote file."""
+    place = str(path)
+    return place if remote.is_remote(place) else os.path.abspath(os.path.expanduser(place))
 
 
 def unused_age_columns(path: str | os.PathLike[str]) -> list[str]:
-    """Columns of a manifest that may hold ages in an unknown unit, where `age_months` is missing.
+    """Columns of a manifest that may hold ages in an unknown unit, where no other column is read.
 
     Raises:
       DataError: see `read_manifest`.
     """
-    with _opened(Path(path)) as file:
-        return _Reader(Path(path), file).unused_age_columns
+    with _opened(str(path)) as file:
+        return _Reader(str(path), file).unused_age_columns()
+
+
+def column_key(name: str) -> str:
+    """The name of a column as `further_columns` spells it: in lower case, without spaces."""
+    return _keys([name])[0]
+
+
+def further_columns(path: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
+    """The columns of a manifest that `Records` lack, `{column: {image_path: value}}`.
+
+    Values are text without spaces around it; an image on several rows has its last value.
+
+    Raises:
+      DataError: see `read_manifest`.
+    """
+    place = _absolute(path)
+    with _opened(place) as file:
+        return _Reader(place, file).further_columns()
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Iterator[str]]:
+def _opened(path: str) -> Iterator[Iterator[str]]:
     """The lines of a file that may be a manifest."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise DataError(
             f"{path} is a folder, not a manifest; name the CSV file, or use folder:{path}"
         )
-    if not path.is_file():
+    if not remote.is_remote(path) and not os.path.isfile(path):
         raise DataError(f"manifest {path} does not exist; check data.train, .validation, .test")
     try:
-        with path.open("rb") as binary:
-            head = binary.read(4)
-        for signature, what in _FOREIGN:
-            if head.startswith(signature):
-                raise DataError(f"manifest {path} is {what}, not CSV text; {_ADVICE}")
-        # The name of a file need not be UTF-8; everything else must be.
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            yield file
+        with remote.open_binary(path) as binary:
+            head = binary.peek(4)
+            for signature, what in _FOREIGN:
+                if head.startswith(signature):
+                    raise DataError(f"manifest {path} is {what}, not CSV text; {_ADVICE}")
+            # The name of a file need not be UTF-8; everything else must be.
+            yield io.TextIOWrapper(
+                binary, encoding="utf-8-sig", errors="surrogateescape", newline=""
+            )
     except OSError as error:
-        raise DataError(f"manifest {path} cannot be read ({error.strerror})") from None
+        raise DataError(f"manifest {path} cannot be read ({error.strerror or error})") from None
 
 
 class _Reader:
     """Reads one manifest; collects all cells that cannot be used before it refuses any."""
 
-    def __init__(self, path: Path, file: Iterator[str]):
+    def __init__(self, path: str, file: Iterator[str]):
         self._path = path
-        self._folder = str(path.parent)
+        self._folder = os.path.dirname(path)
         self._slashes: bool | None = None  # Whether backslashes are slashes; not known yet.
         # By column and what is wrong: values with the lines that hold them.
         self._refused: dict[tuple[str, str], dict[str, list[int]]] = {}
@@ -332,11 +174,19 @@ class _Reader:
         _, _, first = next(self._rows, (1, 1, []))
         self._written = [name.strip() for name in first]
         self._header = _column_names(self._written, path)
-        self.unused_age_columns = [
-            name
-            for name, key in zip(self._written, self._header, strict=True)
-            if _AGE_COLUMN.match(key) and "age_months" not in self._header
-        ]
+
+    def unused_age_columns(self, cells: Mapping[str, list[str]] | None = None) -> list[str]:
+        """See the function. Reads the rows if the cells of known columns are not given."""
+        if cells is None and "age" in self._header:
+            at = self._header.index("age")
+            cells = {
+                "age": [self._age(row[at].strip()) for _, _, row in self._rows if at < len(row)]
+            }
+        used = set(AGE_UNITS) & set(self._header)
+        if not any(map(states_unit, set((cells or {}).get("age", ())))):
+            used -= {"age"}
+        columns = zip(self._written, self._header, strict=True)
+        return [w for w, key in columns if names_an_age(w) or key == "age"] if not used else []
 
     def _read_rows(self, lines: Iterable[str], before: int) -> Iterator[tuple[int, int, list[str]]]:
         """Rows, after the numbers of the lines on which each begins and ends."""
@@ -355,7 +205,6 @@ class _Reader:
 
     def read(self, source: str) -> Records:
         header, path = self._header, self._path
-        self._log_unused()
         cells: dict[str, list[str]] = {name: [] for name in _KNOWN_COLUMNS if name in header}
         # What cells hold repeats: ordinary ones are looked at once.
         seen: dict[str, dict[str, str]] = {name: {} for name in cells}
@@ -389,10 +238,12 @@ class _Reader:
                         value = ""
                     else:
                         _check_utf8(value, path, line)
+                        value = self._age(value) if name in AGE_UNITS else value
                         known[row[at]] = value
                 append(value)
         if not lines:
             raise DataError(f"manifest {path} lists no image: it has a header line only")
+        self._log_unused(cells)
         labels = cells.get("label", [])
         if "+" not in labels and "-" in labels:  # Not positive against negative.
             emptied["label"] += labels.count("-")
@@ -404,7 +255,7 @@ class _Reader:
         if "uncertain" in cells:
             columns["uncertain"] = [_names(cell) for cell in cells["uncertain"]]
         columns["boxes"] = self._boxes(cells, labels, lines)
-        columns["age_months"] = self._ages(cells.get("age_months"), lines)
+        columns["age_months"] = self._ages(cells, lines)
         for name, table in (("sex", SEXES), ("split", SPLIT_NAMES)):
             if name in cells:
                 columns[name] = [table.get(cell.lower(), "") for cell in cells[name]]
@@ -415,19 +266,34 @@ class _Reader:
         _log_doubtful(path, cells, emptied)
         return Records.create(cells["image_path"], source=source, **columns)
 
+    def further_columns(self) -> dict[str, dict[str, str]]:
+        at = [i for i, name in enumerate(self._header) if name not in _KNOWN_COLUMNS]
+        found: dict[str, dict[str, str]] = {self._header[i]: {} for i in at}
+        image_path = self._header.index("image_path")
+        for line, _, row in self._rows:
+            if len(row) == len(self._header):  # `read` refuses other rows.
+                path = self._image_path(row[image_path].strip(), line)
+                for i in at:
+                    found[self._header[i]][path] = restore(row[i].strip())
+        return found
+
+    def _age(self, cell: str) -> str:
+        """An age with a decimal point: where commas do not separate, they are decimal."""
+        return cell if self._separator == "," else cell.replace(",", ".")
+
     def _image_path(self, value: str, line: int) -> str:
         if value.startswith("phantom:"):  # The address of a computed image, no path.
             return value
         if not value:
             self._refuse("image_path", "", value, line)
-        elif not _UNUSUAL_PATH.match(value):
+        elif not _UNUSUAL_PATH.match(value) or remote.is_remote(value):
             pass
         elif os.name != "nt" and _WINDOWS_PATH.match(value):
             what = "a path of a Windows machine; write it relative to the manifest, with slashes"
             self._refuse("image_path", what, value, line)
         elif _URL.match(value):
             self._refuse("image_path", "an address, not a path; download the files", value, line)
-        elif is_formula_error(value):
+        elif is_formula_error(value) or value.startswith("=HYPERLINK("):
             self._refuse("image_path", _FORMULA, value, line)
         if "\\" in value and os.name != "nt":
             if self._slashes is None:
@@ -437,7 +303,8 @@ class _Reader:
             value = value.replace("\\", "/") if self._slashes else value
         if value.startswith("~/"):
             value = os.path.expanduser(value)
-        image_path = os.path.normpath(os.path.join(self._folder, value))
+        joined = value if remote.is_remote(value) else os.path.join(self._folder, value)
+        image_path = remote.normpath(joined)
         try:
             _check_utf8(value, self._path, line)
         except DataError:
@@ -445,20 +312,15 @@ class _Reader:
                 raise
         return image_path
 
-    def _ages(self, cells: list[str] | None, lines: list[int]) -> list[float] | None:
-        if cells is None:
-            return None
-        if self._separator != ",":  # Such tables write a decimal comma.
-            cells = [cell.replace(",", ".") for cell in cells]
-        parsed = {cell: parse_age(cell) for cell in set(cells)}
-        codes = age_codes(parsed[cell] or 0.0 for cell in cells)
-        codes_written = {c for c, age in parsed.items() if age in codes or is_never_an_age(c)}
-        known = [None if cell in codes_written else parsed[cell] for cell in cells]
-        for line, cell, age in zip(lines, cells, known, strict=True):
-            if age is None:
-                what = _AGE_CODE if cell in codes_written else _EXPECTED["age_months"]
-                self._refuse("age_months", what, cell, line)
-        return [math.nan if age is None else age for age in known]
+    def _ages(self, cells: Mapping[str, list[str]], lines: list[int]) -> list[float] | None:
+        columns = {name: cells[name] for name in AGE_UNITS if name in cells}
+        if "age" in columns and not any(map(states_unit, set(columns["age"]))):
+            del columns["age"]
+
+        def refuse(name: str, what: str, value: str, row: int) -> None:
+            self._refuse(name, what, value, lines[row])
+
+        return read_ages(columns, refuse, str(self._path))
 
     def _boxes(
         self, cells: dict[str, list[str]], labels: list[str], lines: list[int]
@@ -496,19 +358,24 @@ class _Reader:
             parts.append(f"{named}; {what}" if what else named)
         raise DataError(f"manifest {self._path}, {'. Also '.join(parts)}")
 
-    def _log_unused(self) -> None:
+    def _log_unused(self, cells: Mapping[str, list[str]]) -> None:
         names = zip(self._written, self._header, strict=True)
-        unused = [name for name, key in names if key not in _KNOWN_COLUMNS]
+        unused = [name for name, key in names if name and key not in _KNOWN_COLUMNS]
         if unused:
             known = ", ".join((*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS))
             unused_names = ", ".join(unused)
             _log.info("%s: columns not used: %s (known: %s)", self._path, unused_names, known)
-        if self.unused_age_columns:
+        patients = [name for name in unused if re.search("patient|subject", name, re.IGNORECASE)]
+        if patients and "patient_id" not in self._header:
             _log.warning(
-                "%s: no age is read from %s, whose unit is unknown; write months into age_months",
+                "%s: each image counts as a patient, because there is no column patient_id; rename "
+                "%s if it names the patients",
                 self._path,
-                ", ".join(self.unused_age_columns),
+                " or ".join(patients),
             )
+        ages = self.unused_age_columns(cells)
+        if ages:
+            _log.warning("%s: %s", self._path, NO_AGE.format(", ".join(ages)))
 
 
 def _separator(lines: list[str]) -> str:
@@ -524,7 +391,7 @@ def _separator(lines: list[str]) -> str:
 def _stands_for_nothing(name: str, value: str) -> bool:
     if value in DASHES:
         # Among labels it may be the opposite of "+", and an end of a box is a number.
-        return name in OPTIONAL_COLUMNS and (name, value) != ("label", "-")
+        return name in (*OPTIONAL_COLUMNS, *AGE_UNITS) and (name, value) != ("label", "-")
     return name in _MAY_HAVE_NO_VALUE and value.casefold() in NO_VALUE
 
 
@@ -563,10 +430,15 @@ def _keys(written: list[str]) -> list[str]:
     """Names of columns in this project's spelling; unknown ones come back in lower case."""
     keys = [name.lower().replace(" ", "_").replace("-", "_") for name in written]
     aliases = [_ALIASES.get(key.replace("_", ""), key) for key in keys]
+    for i, name in enumerate(written):
+        unit = age_column(name)
+        if unit is not None:
+            found = (n for n, u in AGE_UNITS.items() if u == unit or (u != u and unit != unit))
+            aliases[i] = next(found)
     return [key if alias in keys else alias for key, alias in zip(keys, aliases, strict=True)]
 
 
-def _column_names(written: list[str], path: Path) -> list[str]:
+def _column_names(written: list[str], path: str) -> list[str]:
     """The header in this project's names.
 
     Raises:
@@ -590,7 +462,7 @@ def _column_names(written: list[str], path: Path) -> list[str]:
     return header
 
 
-def _check_one_line(header: list[str], row: list[str], path: Path, line: int) -> None:
+def _check_one_line(header: list[str], row: list[str], path: str, line: int) -> None:
     # A column that is not used may hold whole reports.
     for name, value in zip(header, row, strict=True):
         if name in OPTIONAL_COLUMNS and ("\n" in value or "\r" in value):
@@ -600,14 +472,14 @@ def _check_one_line(header: list[str], row: list[str], path: Path, line: int) ->
             )
 
 
-def _check_utf8(value: str, path: Path, line: int) -> None:
+def _check_utf8(value: str, path: str, line: int) -> None:
     try:
         value.encode()
     except UnicodeEncodeError:
         raise DataError(f"manifest {path}, line {line}: not UTF-8 text; {_ADVICE}") from None
 
 
-def _log_doubtful(path: Path, columns: Mapping[str, list[str]], emptied: Mapping[str, int]) -> None:
+def _log_doubtful(path: str, columns: Mapping[str, list[str]], emptied: Mapping[str, int]) -> None:
     """Warns of values that may have another meaning."""
     if emptied:
         _log.warning(
@@ -629,14 +501,6 @@ def _log_doubtful(path: Path, columns: Mapping[str, list[str]], emptied: Mapping
                 values.count(value),
                 counts_as,
             )
-    shortened = sorted({p for p in columns.get("patient_id", []) if SCIENTIFIC.fullmatch(p)})
-    if shortened:
-        _log.warning(
-            "%s: a spreadsheet has shortened patient ids, such as %r: those of several people may "
-            "have become one; export the column as text",
-            path,
-            shortened[0],
-        )
 
 
 def write_manifest(

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from data_pipeline import tables
+from data_pipeline.cells import in_words, spelled_apart
+from data_pipeline.contents import equal_files
 from data_pipeline.errors import DataError
 from data_pipeline.files import replaced
 from data_pipeline.labels import carries, count_findings, rarest_findings
@@ -29,8 +31,6 @@ from data_pipeline.manifest import (
     SPLITS,
     Box,
     Records,
-    in_words,
-    spelled_apart,
 )
 
 _log = logging.getLogger(__name__)
@@ -122,6 +122,12 @@ def _split_source(
         if (frequency[label], label) < (frequency[rarest], rarest):
             label_of[key] = label
     roles_given = set(given.values()) - {""}
+    if roles_given and "" in given.values():
+        _log.warning(
+            "%s: %d images have no split, unlike the others; they count as training images",
+            records.source[0],
+            (records.split == "").sum(),
+        )
     strata: dict[str, list[str]] = {}
     role = {}
     for key, split in given.items():
@@ -358,6 +364,8 @@ def _read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
                 f"{path} is not the file that the run wrote: it was cut short or changed (its "
                 f"checksum differs from {os.path.basename(checksum)}); restore it from a copy"
             )
+    if not content.endswith(b"\n"):
+        raise DataError(f"{path} ends within a line: it was cut short; restore it from a copy")
     text = io.StringIO(content.decode("utf-8", "surrogateescape"), newline="")
     rows = [
         {name: tables.restore(cell or "") for name, cell in row.items() if name}
@@ -458,7 +466,8 @@ def check_unseen(
     """
     if not len(records):
         return
-    trained = _identities(read_split(split_csv).train.with_patients(patient_ids))
+    seen = read_split(split_csv).train.with_patients(patient_ids)
+    trained = _identities(seen)
     scored = _identities(records)
     leaked = sorted(scored & trained)
     if leaked:
@@ -467,6 +476,7 @@ def check_unseen(
             "use the same manifests, data.split_seed and fractions throughout (if ids of "
             "different sources are different people, set config.data.patient_ids=source)"
         )
+    _warn_of_copies(seen.image_path.tolist(), records.image_path.tolist(), what)
     ids, known = _patient_names(scored), _patient_names(trained)
     alike = [
         group
@@ -479,6 +489,21 @@ def check_unseen(
             "if they are the same people",
             what,
             in_words(alike),
+        )
+
+
+def _warn_of_copies(trained: list[str], scored: list[str], what: str) -> None:
+    """Warns of scored images that are copies of images that a model was trained on."""
+    paths = trained + scored
+    groups = equal_files(paths, ["trained"] * len(trained) + ["scored"] * len(scored))
+    copies = [row for rows in groups for row in rows if row >= len(trained)]
+    if copies:
+        _log.warning(
+            "%s copies of %d of these images under other names, such as %s: the scores will be too "
+            "good",
+            what,
+            len(copies),
+            paths[copies[0]],
         )
 
 

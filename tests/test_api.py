@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from quick_figures import quick_figures
 
 import infantxray
 from data_pipeline.phantom.export import file_name, write_image
@@ -24,7 +25,7 @@ def notebook(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart")
     cells = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text())["cells"]
     names = {}
-    with pytest.MonkeyPatch.context() as patch:
+    with quick_figures(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("QUICKSTART_WORKDIR", str(folder / "run"))
         patch.setenv("QUICKSTART_STEPS", "4")

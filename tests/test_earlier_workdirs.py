@@ -12,11 +12,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from quick_figures import quick_figures
 
 import infantxray
 from configs import evaluate as evaluate_config
+from configs import finetune, pretrain
 from configs import predict as predict_config
 from infantxray.commands import evaluate, predict
+from infantxray.runs import settings, workdir
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import transfer
 from infantxray.training import checkpoints
@@ -70,7 +73,8 @@ def test_predict_and_evaluate_take_them(workdirs, tmp_path, name):
     )
     config = evaluate_config.get_config()
     config.checkpoint, config.bootstrap_samples = str(workdirs / name), 10
-    evaluate.run(config, str(tmp_path / "evaluate"))
+    with quick_figures():
+        evaluate.run(config, str(tmp_path / "evaluate"))
     metrics = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())
     assert metrics["n"] > 0
     assert (metrics["age_mae_months"] is None) == (name == "without_apn")
@@ -85,3 +89,18 @@ def test_stage_two_starts_from_their_stage_one(workdirs):
     saved = infantxray.load(workdirs / "stage_one").encoder[1]
     for part in ("params", "batch_stats"):
         jax.tree.map(np.testing.assert_array_equal, variables[part]["encoder"], saved[part])
+
+
+@pytest.mark.parametrize("name", ["stage_one", "stage_two"])
+def test_their_command_is_not_taken_for_another_one(workdirs, name):
+    """Settings that were added since count only where they have another value than the default."""
+    folder = str(workdirs / name)
+    config = (finetune if name == "stage_two" else pretrain).get_config()
+    earlier = workdir.read_config(folder)
+    added = config.to_dict().keys() - earlier.keys()
+    config.update({k: earlier[k] for k in earlier.keys() & config.to_dict().keys()})
+    assert ("labels" in added) == (name == "stage_two")
+    assert workdir.changed_settings(folder, settings.to_dict(config)) == []
+    config.data.label_map = "a=b"
+    (changed,) = workdir.changed_settings(folder, settings.to_dict(config))
+    assert changed.startswith("data.label_map (")

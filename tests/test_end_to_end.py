@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
+from quick_figures import quick_figures
 from sklearn.linear_model import LogisticRegression
 from small_encoder import small_encoder
 
@@ -45,6 +46,13 @@ ENCODER = "small"
 @pytest.fixture(scope="module", autouse=True)
 def _small_encoder():
     with small_encoder():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _quick_figures():
+    """For all runs but those of the module's fixtures."""
+    with quick_figures():
         yield
 
 
@@ -181,8 +189,12 @@ def test_evaluating_again_gives_the_same_answer(finetuned, tmp_path):
     config.batch_size = 8  # As in training: another size rounds sums another way.
     settings.check(config)
     evaluate.run(config, str(tmp_path))
-    for name in ("predictions.csv", "metrics.json"):
-        assert (tmp_path / name).read_bytes() == (finetuned / name).read_bytes()
+    tables = [path.relative_to(finetuned) for path in (finetuned / "tables").iterdir()]
+    assert len(tables) > 9
+    date = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d UTC")
+    for name in ("predictions.csv", "metrics.json", *tables):
+        first, second = ((folder / name).read_bytes() for folder in (tmp_path, finetuned))
+        assert date.sub(b"", first) == date.sub(b"", second), name
 
 
 def test_evaluating_on_training_patients_is_refused(finetuned, tmp_path):
@@ -416,7 +428,7 @@ def test_a_linear_probe_teaches(tmp_path, pretrained, caplog):
         config.augment[name] = type(config.augment[name])(0)
     settings.check(config)
     finetune.run(config, str(tmp_path / "run"))
-    assert "teacher: a linear probe on" in caplog.text
+    assert "teacher: a linear probe of" in caplog.text
     answers = np.load(tmp_path / "run" / "teachers" / "soft_labels.npy")
 
     spec = ModelSpec.read(str(tmp_path / "run"))

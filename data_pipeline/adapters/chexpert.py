@@ -5,16 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from data_pipeline.adapters.place import (
-    ADULT_MONTHS,
-    ages_in_months,
-    keep_present,
-    leave_out_children,
-    number,
-    on_disk,
-    parse_place,
-    read_table,
-)
+from data_pipeline.adapters.columns import ADULT_MONTHS, ages_in_months, number, read_table
+from data_pipeline.adapters.place import keep_present, leave_out_children, on_disk, parse_place
 from data_pipeline.cells import SEXES, join_findings
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
@@ -59,7 +51,7 @@ def read_chexpert(place: str) -> Records:
 def _read_table(path: Path, split: str, source: str) -> Records:
     columns = ("Path", "?Sex", "?Age", "?Frontal/Lateral", "?AP/PA")
     table = read_table("chexpert", path, columns + tuple(f"?{name}" for name in _FINDINGS))
-    paths = table["Path"]
+    paths = [entry.replace("\\", "/") for entry in table["Path"]]
     if not paths:
         raise DataError(f"chexpert: {path} lists no image")
     base = _base(path.parent, paths[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def read_folder(place: str) -> Records:
 
     Raises:
       DataError: the folder does not exist, holds no image, or some of its subfolders with images
-        are called like splits and others are not, or a class consists of splits.
+        are called like splits and others are not, or classes consist of splits or seem to be some.
     """
     root, options = parse_place("folder", place, labels="folders", headers="yes")
     if options["labels"] not in ("folders", "none"):
@@ -100,6 +101,8 @@ def read_folder(place: str) -> Records:
         for name in roles:
             take_classes(os.path.join(root, name), SPLIT_NAMES[name.lower()])
     else:
+        if options["labels"] == "folders":
+            _refuse_splits_as_classes(place, folders)
         take_classes(str(root), "")
     ignored = +ignored  # Without zeros.
     others = ", ".join(f"{count:,} {kind}" for kind, count in ignored.most_common(_SUFFIXES_NAMED))
@@ -126,6 +129,20 @@ def _with_headers(
     for name, values in zip(names, found, strict=True):
         columns[name][dicom] = values
     return records.replace(**columns)
+
+
+def _refuse_splits_as_classes(place: str, folders: list[str]) -> None:
+    """Refuses classes such as `1.Training` and `2.Validation`."""
+    named: dict[str, str] = {}
+    for name in folders:
+        for word in re.findall("[a-z]+", name.lower()):
+            if word in SPLIT_NAMES:
+                named.setdefault(SPLIT_NAMES[word], name)
+    if len(named) > 1:
+        raise DataError(
+            f"folder:{place}: {' and '.join(named.values())} would be classes; rename them to "
+            f"{' and '.join(named)} if they are splits, or add :labels=none"
+        )
 
 
 def _refuse_splits_within(place: str, folder: str) -> None:

@@ -9,16 +9,8 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from data_pipeline.adapters.place import (
-    OLDEST_CHILD_MONTHS,
-    ages_in_months,
-    find_file,
-    image_index,
-    keep_present,
-    number,
-    parse_place,
-    read_table,
-)
+from data_pipeline.adapters.columns import OLDEST_CHILD_MONTHS, ages_in_months, number, read_table
+from data_pipeline.adapters.place import find_file, image_index, keep_present, parse_place
 from data_pipeline.cells import SEXES
 from data_pipeline.manifest import Box, Records
 
@@ -71,7 +63,7 @@ def _read_boxes(index: dict[str, str], stems: Sequence[str]) -> list[tuple[Box, 
         found: tuple[Box, ...] = ()
         try:
             if image and voc:
-                found = _voc_boxes(Path(voc))
+                found = _voc_boxes(Path(voc), image)
             elif image and yolo:
                 found = _yolo_boxes(Path(yolo), image)
         except (OSError, ValueError, IndexError, ElementTree.ParseError):
@@ -83,11 +75,16 @@ def _read_boxes(index: dict[str, str], stems: Sequence[str]) -> list[tuple[Box, 
     return boxes
 
 
-def _voc_boxes(path: Path) -> tuple[Box, ...]:
+def _voc_boxes(path: Path, image: str) -> tuple[Box, ...]:
+    """Reads pixels of the image; those of another resolution, if the file states it, are scaled."""
+    root = ElementTree.parse(path).getroot()
+    stated = [float(root.findtext(f"size/{side}", "0")) for side in ("width", "height")]
+    with Image.open(image) as opened:  # The header alone.
+        scales = [n / of if of > 0 else 1.0 for n, of in zip(opened.size, stated, strict=True)]
     boxes = []
-    for one in ElementTree.parse(path).getroot().iter("object"):
+    for one in root.iter("object"):
         ends = (one.findtext(f"bndbox/{end}", "") for end in ("xmin", "ymin", "xmax", "ymax"))
-        x0, y0, x1, y1 = map(float, ends)
+        x0, y0, x1, y1 = (float(end) * scale for end, scale in zip(ends, scales * 2, strict=True))
         boxes.append(Box(x0, y0, x1, y1, one.findtext("name", "")))
     return tuple(boxes)
 

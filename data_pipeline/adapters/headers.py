@@ -23,10 +23,10 @@ from data_pipeline.decode.radiograph import DECODER_VERSION, Header, Refused
 _log = logging.getLogger(__name__)
 _THREADS = 16  # Reading waits for the disk, most of all on a network.
 _REMEMBER_FROM = 2000  # Images; fewer are read quickly.
-_FIELDS = ("age_months", "sex", "view", "patient_key")
+_FIELDS = ("age_months", "sex", "view", "patient_key", "patient_alike")
 _REMEMBERED = (*_FIELDS, "placeholder")
 _BIRTH_DATE = 0x00100030
-_HEADER_READ_BYTES = 2**18
+_HEADER_READ_BYTES, _HEADER_INFLATED_BYTES = 2**18, 2**22
 _T = TypeVar("_T")
 
 
@@ -36,8 +36,8 @@ def header_columns(
     """Ages in months, sexes, views and patient keys of DICOM files; unknown where unreadable.
 
     Reads the beginning of every file, with a progress bar for large sets, and stores their result
-    in `$XDG_CACHE_HOME/infantxray`: these four values, with a one-way hash for the patient, and no
-    other text of the headers. A placeholder that stands for several patients comes back empty.
+    in `$XDG_CACHE_HOME/infantxray`: these values, with one-way hashes for the patient, and no other
+    text of the headers. A placeholder that stands for several patients comes back empty.
 
     Args:
       name: the adapter, for messages.
@@ -61,7 +61,7 @@ def header_columns(
         if len(paths) >= _REMEMBER_FROM:
             _remember(memory, columns)
     ages, *texts, placeholder = columns
-    sexes, views, patients = (text.astype(str).astype(object) for text in texts)
+    sexes, views, patients, alike = (text.astype(str).astype(object) for text in texts)
     if placeholder.any():
         _log.warning(
             "%s: %d images carry a PatientID that is a placeholder (a word such as ANONYMOUS, or "
@@ -69,6 +69,18 @@ def header_columns(
             "a split is by patient cannot be known",
             name,
             placeholder.sum(),
+        )
+    spellings = defaultdict(set)
+    for spelled, patient in zip(alike[~placeholder], patients[~placeholder], strict=True):
+        spellings[spelled].add(patient)
+    several = {patient for group in spellings.values() if len(group) > 1 for patient in group}
+    if several:
+        _log.warning(
+            "%s: %d PatientIDs differ from another one only in spelling (capitals, blanks, zeros), "
+            "and are treated as different patients, such as that of %s",
+            name,
+            len(several),
+            paths[int(np.isin(patients.astype(str), list(several)).argmax())],
         )
     return ages.astype(np.float32), sexes, views, np.where(placeholder, "", patients)
 
@@ -85,7 +97,7 @@ def _stamp(path: str) -> bytes:
 def _read_columns(name: str, paths: Sequence[str]) -> list[np.ndarray]:
     headers = _map(_read, paths, f"{name}: DICOM headers")
     columns = [np.array([getattr(header, field) for header in headers]) for field in _FIELDS]
-    _, sexes, _, patients = columns
+    _, sexes, _, patients, _ = columns
     return [*columns, _placeholders(name, paths, sexes, patients)]
 
 
@@ -145,7 +157,8 @@ def _birth_date(path: str) -> str:
     """Eight digits as in the header, or empty; used for comparison only."""
     try:
         with open(path, "rb") as file:
-            dicom = parse_dicom(file.read(_HEADER_READ_BYTES), {_BIRTH_DATE}, ())
+            head = file.read(_HEADER_READ_BYTES)
+        dicom = parse_dicom(head, {_BIRTH_DATE}, (), _HEADER_INFLATED_BYTES)
     except (Refused, OSError):
         return ""
     date = dicom.text(_BIRTH_DATE).replace(".", "")

@@ -68,6 +68,13 @@ def read_kermany(place: str) -> Records:
             "release, so their patients are not known, such as "
             f"{', '.join(unknown[:_NAMED])}; use a manifest, or folder:{root}"
         )
+    odd = [i.path for i in images if _contradicts(i)]
+    if odd:
+        _log.warning(
+            "kermany: %d files are named like another class than that of their folder, such as %s",
+            len(odd),
+            ", ".join(odd[:_NAMED]),
+        )
     repeats = _repeats([image.path for image in images])
     if repeats:
         _log.info("kermany: %d byte-for-byte duplicates left out", len(repeats))
@@ -92,6 +99,11 @@ def _aetiology(image: _Image) -> str:
         return match[1].upper()
     match = _PERSON.match(image.name)
     return (match[2] or "").upper() if match else ""
+
+
+def _contradicts(image: _Image) -> bool:
+    named = _aetiology(image) or "NORMAL"
+    return (named == "NORMAL") != (image.label == "NORMAL")
 
 
 def _people(images: Sequence[_Image]) -> list[str]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from data_pipeline.adapters.columns import ADULT_MONTHS, ages_in_months, read_table
 from data_pipeline.adapters.place import (
-    ADULT_MONTHS,
-    ages_in_months,
     find_file,
     find_files,
     image_index,
     keep_present,
     leave_out_children,
     parse_place,
-    read_table,
 )
 from data_pipeline.cells import SEXES, join_findings
 from data_pipeline.manifest import Records
@@ -23,7 +21,8 @@ def read_nih(place: str) -> Records:
     """Reads `PATH[:min_age_months=216]`: `Data_Entry_2017*.csv` and the images at any depth.
 
     The label joins an image's findings (`No Finding` counts as one). Images of `test_list.txt` are
-    the test split where that list is there.
+    the test split where that list is there; the others are for training if `train_val_list.txt`,
+    where that is there too, names them.
 
     Raises:
       DataError: the table or every image is missing.
@@ -44,9 +43,10 @@ def read_nih(place: str) -> Records:
     index = image_index(root, (".png", ".jpg", ".jpeg"))
     names = table["Image Index"]
     present = keep_present("nih", [index.get(name) for name in names])
-    tested = set()
-    for path in find_files(root, "test_list*.txt"):
-        tested.update(path.read_text(encoding="utf-8").split())
+    tested, trained = (
+        {name for path in find_files(root, pattern) for name in path.read_text("utf-8").split()}
+        for pattern in ("test_list*.txt", "train_val_list*.txt")
+    )
     records = Records.create(
         [index.get(name, "") for name in names],
         source=f"nih:{root}",
@@ -55,6 +55,12 @@ def read_nih(place: str) -> Records:
         sex=[SEXES.get(sex.lower(), "") for sex in table["Patient Gender"]],
         view=table["View Position"],
         label=[join_findings(cell.split("|")) for cell in table["Finding Labels"]],
-        split=["test" if name in tested else "train" if tested else "" for name in names],
+        split=[_role(name, tested, trained) for name in names],
     )
     return leave_out_children("nih", records.take(present), options["min_age_months"])
+
+
+def _role(name: str, tested: set[str], trained: set[str]) -> str:
+    if name in tested:
+        return "test"
+    return "train" if tested and (name in trained or not trained) else ""

@@ -5,15 +5,13 @@ from __future__ import annotations
 import ast
 import math
 
+from data_pipeline.adapters.columns import ADULT_MONTHS, number, read_table
 from data_pipeline.adapters.place import (
-    ADULT_MONTHS,
     find_file,
     image_index,
     keep_present,
     leave_out_children,
-    number,
     parse_place,
-    read_table,
 )
 from data_pipeline.cells import SEXES, join_findings
 from data_pipeline.manifest import Records

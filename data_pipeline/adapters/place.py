@@ -1,13 +1,10 @@
-"""Folders, options and CSV tables of public data sets: what the adapters share."""
+"""Folders and options of public data sets: what the adapters share."""
 
 from __future__ import annotations
 
-import csv
 import errno
-import gzip
 import json
 import logging
-import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -17,21 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.cells import MAX_AGE_MONTHS, NO_VALUE, parse_age
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Box, Records
+from data_pipeline.records import Records
 
 _log = logging.getLogger(__name__)
 
-ADULT_MONTHS = 18 * 12.0
-OLDEST_CHILD_MONTHS = 20 * 12.0
 _OPTION = re.compile(r"[a-z_]+=[^:]*")
 DICOM_SUFFIXES = (".dcm", ".dicom")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff")
 IMAGE_SUFFIXES = PICTURE_SUFFIXES + DICOM_SUFFIXES
 _DIGITS = re.compile(r"(\d+)")
 # Of macOS, Synology and Windows: thumbnails, resource forks and deleted files.
-_HIDDEN = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN")
+_HIDDEN = (".", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "~$")
 _OF_RUNS = {"model.json", "preprocessing.json", "metrics.json"}
 _THREADS = 16  # Listing folders waits for the disk.
 
@@ -51,7 +45,7 @@ def parse_place(name: str, place: str, **defaults: Any) -> tuple[Path, dict[str,
       DataError: the path does not exist, an option is unknown or its value has the wrong type.
     """
     options = dict(defaults)
-    parts = place.split(":")
+    parts = [place] if os.path.exists(os.path.expanduser(place)) else place.split(":")
     # From the right, because a path may hold colons too.
     while len(parts) > 1 and _OPTION.fullmatch(parts[-1]):
         key, value = parts.pop().split("=", 1)
@@ -193,77 +187,6 @@ def _listed(folder: str) -> frozenset[str]:
         return frozenset()
 
 
-def read_table(name: str, path: Path, columns: tuple[str, ...]) -> dict[str, list[str]]:
-    """Columns of a CSV file by name, stripped. Unpacks gzip.
-
-    Optional columns that are missing come back empty.
-
-    Args:
-      name: the adapter, for messages.
-      path: the file.
-      columns: what to read; a leading `?` marks an optional column.
-
-    Raises:
-      DataError: the file cannot be read or lacks a column.
-    """
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file)
-            header = [cell.strip() for cell in next(rows, [])]
-            wanted = [column.removeprefix("?") for column in columns]
-            missing = [c for c in columns if not c.startswith("?") and c not in header]
-            if missing:
-                raise DataError(
-                    f"{name}: {path} has no column {missing[0]!r} (columns found: "
-                    f"{', '.join(header[:20]) or 'none'})"
-                )
-            table: dict[str, list[str]] = {column: [] for column in wanted}
-            places = [(table[c].append, header.index(c) if c in header else -1) for c in wanted]
-            for row in rows:
-                if not row:
-                    continue
-                for append, at in places:
-                    append(row[at].strip() if 0 <= at < len(row) else "")
-    except (OSError, UnicodeDecodeError, csv.Error, EOFError) as error:
-        raise DataError(f"{name}: {path} cannot be read as CSV ({error})") from None
-    return table
-
-
-def read_boxes(name: str, path: Path) -> dict[str, list[Box]]:
-    """Boxes of every image in a table of VinDr: `image_id, class_name, x_min, ..., y_max`.
-
-    In pixels of the stored image; rows without numbers (`No finding`) have no box.
-
-    Raises:
-      DataError: see `read_table`.
-    """
-    ends = ("x_min", "y_min", "x_max", "y_max")
-    table = read_table(name, path, ("image_id", "class_name", *ends))
-    boxes: dict[str, list[Box]] = {}
-    corners = zip(*(map(number, table[end]) for end in ends), strict=True)
-    for image, label, (x0, y0, x1, y1) in zip(
-        table["image_id"], table["class_name"], corners, strict=True
-    ):
-        if x0 < x1 and y0 < y1:
-            boxes.setdefault(image, []).append(Box(x0, y0, x1, y1, label))
-    return boxes
-
-
-def table_columns(name: str, path: Path) -> list[str]:
-    """The names of a table's columns, stripped.
-
-    Raises:
-      DataError: the file cannot be read as text.
-    """
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
-            return [cell.strip() for cell in next(csv.reader(file), [])]
-    except (OSError, UnicodeDecodeError, csv.Error, EOFError) as error:
-        raise DataError(f"{name}: {path} cannot be read as CSV ({error})") from None
-
-
 def find_files(folder: Path, *patterns: str) -> list[Path]:
     """Files in `folder` and its subfolders that match a pattern, without hidden ones.
 
@@ -321,43 +244,3 @@ def leave_out_children(name: str, records: Records, min_age_months: float) -> Re
             min_age_months,
         )
     return records.take(~young)
-
-
-def ages_in_months(
-    name: str, cells: Sequence[str], months: float, oldest: float = MAX_AGE_MONTHS
-) -> list[float]:
-    """Ages in months of a column. Values outside 0 to `oldest` are unknown; logs how many.
-
-    Args:
-      name: the adapter, for messages.
-      cells: numbers, or ages with their unit such as `058Y`.
-      months: the unit of numbers without one.
-      oldest: the highest plausible age, in months.
-    """
-    ages, wrong = [], []
-    for cell in cells:
-        age = number(cell) * months
-        if math.isnan(age):
-            known = parse_age(cell)
-            age = math.nan if known is None else known
-        usable = 0 <= age <= oldest
-        ages.append(age if usable else math.nan)
-        if cell and not usable and cell.casefold() not in NO_VALUE:
-            wrong.append(cell)
-    if wrong:
-        _log.warning(
-            "%s: %d ages are taken as unknown, such as %s: they are not between 0 and %g months",
-            name,
-            len(wrong),
-            ", ".join(map(repr, dict.fromkeys(wrong[:3]))),
-            oldest,
-        )
-    return ages
-
-
-def number(text: str) -> float:
-    """A number, or NaN for anything else."""
-    try:
-        return float(text.replace("_", "x"))  # Python reads 1_5 as 15.
-    except ValueError:
-        return math.nan

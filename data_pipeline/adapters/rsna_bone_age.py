@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import os
 
-from data_pipeline.adapters.place import (
-    IMAGE_SUFFIXES,
+from data_pipeline.adapters.columns import (
     OLDEST_CHILD_MONTHS,
     ages_in_months,
+    read_table,
+    table_columns,
+)
+from data_pipeline.adapters.place import (
+    IMAGE_SUFFIXES,
     find_file,
     find_files,
     keep_present,
     parse_place,
-    read_table,
-    table_columns,
     walk,
 )
 from data_pipeline.errors import DataError

@@ -6,17 +6,14 @@ import os
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from data_pipeline.adapters.columns import number, read_boxes, read_table, table_columns
 from data_pipeline.adapters.place import (
     IMAGE_SUFFIXES,
     find_file,
     find_files,
     image_index,
     keep_present,
-    number,
     parse_place,
-    read_boxes,
-    read_table,
-    table_columns,
 )
 from data_pipeline.cells import join_findings
 from data_pipeline.manifest import Box, Records

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from data_pipeline.adapters.columns import read_boxes, read_table, table_columns
 from data_pipeline.adapters.headers import header_columns
 from data_pipeline.adapters.place import (
     IMAGE_SUFFIXES,
@@ -13,9 +14,6 @@ from data_pipeline.adapters.place import (
     image_index,
     keep_present,
     parse_place,
-    read_boxes,
-    read_table,
-    table_columns,
 )
 from data_pipeline.cells import join_findings
 from data_pipeline.errors import DataError

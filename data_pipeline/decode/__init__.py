@@ -18,7 +18,7 @@ from data_pipeline.decode.radiograph import (
     read_file,
 )
 from data_pipeline.decode.raster import SIGNATURES, read_raster
-from data_pipeline.errors import UnreadableImage
+from data_pipeline.errors import DataError, UnreadableImage
 
 __all__ = [
     "DECODER_VERSION",
@@ -81,6 +81,8 @@ def _read(path: str, shortest_side: Callable[[int, int], int] | None) -> Radiogr
         return read(data, shortest_side)
     except Refused as refusal:
         raise UnreadableImage(path, str(refusal)) from None
+    except DataError:  # Of a store whose package is not installed.
+        raise
     except MemoryError:
         raise UnreadableImage(path, "not enough memory to decode it") from None
     except Exception as error:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from data_pipeline.cells import folded
 from data_pipeline.decode import codecs
 from data_pipeline.decode.age import age_months
 from data_pipeline.decode.dicom_file import PIXEL_DATA, DicomFile, parse_dicom
@@ -31,7 +32,7 @@ _STUDY_DESCRIPTION, _SERIES_DESCRIPTION = 0x00081030, 0x0008103E
 _PATIENT_ID, _BIRTH_DATE, _SEX, _AGE = 0x00100020, 0x00100030, 0x00100040, 0x00101010
 _SPECIES, _SPECIES_CODE, _BREED = 0x00102201, 0x00102202, 0x00102292
 _BODY_PART, _PROTOCOL, _PROCESSING = 0x00180015, 0x00181030, 0x00181400
-_IMAGER_SPACING, _VIEW = 0x00181164, 0x00185101
+_TUBE_VOLTAGE, _IMAGER_SPACING, _VIEW = 0x00180060, 0x00181164, 0x00185101
 _SAMPLES, _PHOTOMETRIC, _PLANAR = 0x00280002, 0x00280004, 0x00280006
 _FRAMES, _ROWS, _COLUMNS = 0x00280008, 0x00280010, 0x00280011
 _SPACING, _PIXEL_ASPECT = 0x00280030, 0x00280034
@@ -49,7 +50,7 @@ _HEADER_TAGS = SHUTTER_TAGS | frozenset(
     | {_IMAGER_SPACING, _VIEW, _SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES, _ROWS, _COLUMNS}
     | {_SPACING, _ALLOCATED, _STORED, _HIGH_BIT, _SIGNED, _PADDING, _CENTER, _WIDTH}
     | {_INTERCEPT, _SLOPE, _WINDOW_FUNCTION, _PRESENTATION_SHAPE, _OVERLAY_BIT}
-    | {_INTENT, _PIXEL_ASPECT, _MANUFACTURER, _ORIENTATION, _PADDING_LIMIT}
+    | {_INTENT, _PIXEL_ASPECT, _MANUFACTURER, _ORIENTATION, _PADDING_LIMIT, _TUBE_VOLTAGE}
 )
 _SEQUENCES = frozenset({_MODALITY_LUT, _VOI_LUT, _SPECIES_CODE})
 
@@ -231,7 +232,11 @@ def _header(dicom: DicomFile) -> Header:
     sex = dicom.text(_SEX).upper()
     manufacturer = dicom.text(_MANUFACTURER)
     year = dicom.text(_STUDY_DATE)[:4]
-    key = hashlib.blake2b(identifier, digest_size=8, person=b"infantxray").hexdigest()
+    spelled = folded(identifier.decode("utf-8", "replace")).encode()
+    keys = [
+        hashlib.blake2b(each, digest_size=8, person=b"infantxray").hexdigest()
+        for each in (identifier, spelled)
+    ]
     return Header(
         age_months=age,
         sex=sex if sex in ("F", "M") else "",
@@ -240,8 +245,10 @@ def _header(dicom: DicomFile) -> Header:
         modality=_code(dicom.text(_MODALITY)),
         manufacturer=manufacturer if _COMPANY.fullmatch(manufacturer) else "",
         year=year if _YEAR.fullmatch(year) else "",
+        tube_voltage_kv=next((v for v in dicom.decimals(_TUBE_VOLTAGE) if v > 0), math.nan),
         pixel_spacing_mm=_pair(dicom, _SPACING, _IMAGER_SPACING) or (math.nan, math.nan),
-        patient_key=key if identifier else "",
+        patient_key=keys[0] if identifier else "",
+        patient_alike=keys[1] if identifier else "",
         bits=dicom.number(_STORED) or 0,
         size=(dicom.number(_ROWS) or 0, dicom.number(_COLUMNS) or 0),
         notes=tuple(notes),

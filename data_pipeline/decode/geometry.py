@@ -36,12 +36,16 @@ def shutter(
       size: rows and columns of the stored image, which the shutter refers to.
       notes: gets a note if there is a shutter.
     """
-    shapes = set(dicom.text(_SHAPE).upper().replace(" ", "").split("\\"))
+    edges = [(dicom.decimals(tag) or [np.nan])[0] for tag in _EDGES]
+    shapes = set(dicom.text(_SHAPE).upper().replace(" ", "").split("\\")) - {""}
+    if shapes - {"RECTANGULAR", "CIRCULAR", "POLYGONAL"} or (
+        not shapes and np.isfinite(edges).any()
+    ):
+        notes.append("display shutter ignored: not a rectangle, circle or polygon")
     # Coordinates begin at 1, in the middle of the first pixel.
     y, x = ((np.arange(n) + 0.5) * (of / n) + 0.5 for n, of in zip(shape, size, strict=True))
     inside = np.ones(shape, bool)
     if "RECTANGULAR" in shapes:
-        edges = [(dicom.decimals(tag) or [np.nan])[0] for tag in _EDGES]
         inside &= ((y >= edges[2]) & (y <= edges[3]))[:, None]
         inside &= ((x >= edges[0]) & (x <= edges[1]))[None, :]
     if "CIRCULAR" in shapes:

@@ -9,6 +9,8 @@ import stat
 
 import numpy as np
 
+from data_pipeline import remote
+
 # Increased whenever a change alters pixels; caches and checkpoints carry it. Each version is listed
 # with the images that came out differently before it.
 DECODER_VERSION = 3
@@ -41,8 +43,10 @@ class Header:
       modality: DICOM modality, such as `"DX"`; empty for PNG, JPEG and TIFF.
       manufacturer: of the equipment, such as `"FUJI PHOTO FILM CO. LTD."`.
       year: of the study, four digits.
+      tube_voltage_kv: peak voltage of the X-ray tube.
       pixel_spacing_mm: height and width of a stored pixel, NaN if unknown.
       patient_key: a one-way hash of the patient's identifier.
+      patient_alike: the same without regard to its spelling, see `cells.folded`.
       bits: bits stored of a pixel.
       size: stored height and width, before decoding at reduced scale and before it is oriented.
       notes: decisions of the decoder, such as the replacement of a useless window.
@@ -55,8 +59,10 @@ class Header:
     modality: str = ""
     manufacturer: str = ""
     year: str = ""
+    tube_voltage_kv: float = math.nan
     pixel_spacing_mm: tuple[float, float] = (math.nan, math.nan)
     patient_key: str = ""
+    patient_alike: str = ""
     bits: int = 8
     size: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
@@ -79,20 +85,26 @@ def check_size(height: int, width: int) -> None:
 
 
 def read_file(path: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> bytes:
-    """Reads a regular file of at most 256 MiB, or its first `limit` bytes.
+    """Reads a regular file or an object of at most 256 MiB, or its first `limit` bytes.
 
     Raises:
+      DataError: the package for this kind of store is not installed.
       Refused: it is something else, empty, or cannot be opened.
     """
     try:
-        # Opening a pipe would wait for its other end.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise Refused("not a regular file")
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_FILE_BYTES <= limit:
-                raise Refused(f"the file is larger than {MAX_FILE_BYTES // 2**20} MiB")
-            data = file.read(min(size, limit))  # `limit` alone would be allocated.
+        if remote.is_remote(str(path)):
+            data = remote.read(str(path), min(limit, MAX_FILE_BYTES + 1))
+            size = len(data)
+        else:
+            # Opening a pipe would wait for its other end.
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise Refused("not a regular file")
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                # A limit that is larger than the file would be allocated; none of that is read.
+                data = b"" if size > MAX_FILE_BYTES <= limit else file.read(min(size, limit))
+        if size > MAX_FILE_BYTES <= limit:
+            raise Refused(f"the file is larger than {MAX_FILE_BYTES // 2**20} MiB")
     except FileNotFoundError:
         raise Refused("the file does not exist") from None
     except (OSError, ValueError) as error:

@@ -17,6 +17,7 @@ from data_pipeline.manifest import SPLITS
 DOMAINS = ("infant", "adult")
 SITES = ("a", "b", "both")
 FREQUENCIES = ("balanced", "rare")
+NORMS = ("fixed", "age")
 SEVERITIES = ("mixed", "subtle", "obvious")
 INFANT_MAX_AGE_MONTHS = 36
 _LARGEST_SEED = 2**32 - 1
@@ -35,6 +36,8 @@ class Place:
       dose: detector dose relative to the site's usual one.
       findings: how many conditions an image has at most; each after the first is there in half of
         the patients with a condition.
+      norms: `"fixed"`: an enlarged liver or spleen is a finding at every age; `"age"`: only above
+        what is normal at the infant's age, see `patients.upper_norm`.
       max_age_months: oldest infant; up to 216 (18 years).
       films: number of training images; validation and test add 20 % and 30 % of it.
       age_missing: share of the images whose age is not recorded.
@@ -48,6 +51,7 @@ class Place:
     severity: str = "mixed"
     dose: float = 1.0
     findings: int = 1
+    norms: str = "fixed"
     max_age_months: int = INFANT_MAX_AGE_MONTHS
     films: int = 2000
     age_missing: float = 0.0
@@ -55,7 +59,16 @@ class Place:
 
 
 # Options that change pixels. The others change what is listed and recorded.
-_OF_FILM = ("seed", "site", "frequencies", "severity", "dose", "findings", "max_age_months")
+_OF_FILM = (
+    "seed",
+    "site",
+    "frequencies",
+    "severity",
+    "dose",
+    "findings",
+    "norms",
+    "max_age_months",
+)
 
 _OPTIONS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool], str]] = {
     "seed": (int, lambda v: 0 <= v <= _LARGEST_SEED, f"a whole number from 0 to {_LARGEST_SEED}"),
@@ -64,6 +77,7 @@ _OPTIONS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool], str]] = {
     "severity": (str, SEVERITIES.__contains__, "one of " + ", ".join(SEVERITIES)),
     "dose": (float, lambda v: 1e-6 <= v <= 1e4, "a factor from 1e-6 to 10000"),
     "findings": (int, lambda v: 1 <= v <= 3, "a whole number from 1 to 3"),
+    "norms": (str, NORMS.__contains__, "one of " + ", ".join(NORMS)),
     "max_age_months": (int, lambda v: 1 <= v <= 216, "a whole number from 1 to 216"),
     "films": (int, lambda v: 1 <= v <= 10_000_000, "a whole number from 1 to 10000000"),
     "age_missing": (float, lambda v: 0 <= v <= 1, "a share from 0 to 1"),
@@ -140,8 +154,8 @@ def _place(domain: str, options: dict[str, str], allowed: tuple[str, ...], whole
     for name, text in options.items():
         if name not in allowed:
             raise DataError(f"{whole}: unknown option {name!r}; expected {', '.join(allowed)}")
-        if name == "max_age_months" and domain == "adult":
-            raise DataError(f"{whole}: max_age_months is for phantom:infant alone; leave it out")
+        if name in ("max_age_months", "norms") and domain == "adult":
+            raise DataError(f"{whole}: {name} is for phantom:infant alone; leave it out")
         kind, is_allowed, expected = _OPTIONS[name]
         try:
             value = kind(text)
@@ -150,4 +164,7 @@ def _place(domain: str, options: dict[str, str], allowed: tuple[str, ...], whole
         if value is None or not is_allowed(value):
             raise DataError(f"{whole}: {name} is {text!r}; expected {expected}")
         values[name] = value
-    return Place(domain, **values)
+    place = Place(domain, **values)
+    if place.norms == "age" and place.findings > 1:
+        raise DataError(f"{whole}: norms=age has one finding an image; leave findings out")
+    return place

@@ -105,9 +105,9 @@ def make_body(film: Film, patient: Draw, visit: Draw) -> Body:
     dome_left = dome_right + patient.between(0.3, 0.9) * thoracic
     wall = size.half_width - size.fat
     enlarged_liver = enlarged_spleen = 1.0
-    if "hepatomegaly" in film.findings:
+    if "hepatomegaly" in film.enlarged:
         enlarged_liver = 1.22 + 0.5 * film.severity
-    if "splenomegaly" in film.findings:
+    if "splenomegaly" in film.enlarged:
         enlarged_spleen = 1.5 + 1.0 * film.severity
     a, b = size.liver[0] * (0.4 + 0.6 * enlarged_liver), size.liver[1] * enlarged_liver
     liver = (-wall * 0.97 + a, dome_right + 0.06 * thoracic + b, a, b)
@@ -248,7 +248,7 @@ def draw_organs(canvas: Canvas, body: Body, mu: Attenuation, draw: Draw) -> None
     denser = (mu.soft - mu.fat) * (size.visceral_fat + 0.06)
     depth = size.half_depth
     x, y, a, b = body.liver
-    edge = 0.12 if "hepatomegaly" not in body.film.findings else 0.05
+    edge = 0.12 if "hepatomegaly" not in body.film.enlarged else 0.05
     canvas.add(
         denser, canvas.ellipsoid(x, y, a, b, min(size.liver[2], 0.85 * depth), edge), "liver"
     )

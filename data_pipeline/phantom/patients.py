@@ -62,6 +62,8 @@ class Film:
       view: `"supine"`, `"upright"` or `"decubitus"` (lying on the left side).
       label: one of `CLASSES`, always the truth.
       also: further conditions, of places where several combine.
+      within_norm: the condition whose organ is enlarged, but not for the age, of places where
+        norms depend on it; the label is then `normal`.
       severity: 0 (barely visible) to 1 (obvious); without meaning for normal images.
       site: `"a"` or `"b"`.
       dose: relative to the site's usual dose, with the image's own chance in it.
@@ -78,6 +80,12 @@ class Film:
     site: str
     dose: float
     also: tuple[str, ...] = ()
+    within_norm: str = ""
+
+    @property
+    def enlarged(self) -> tuple[str, ...]:
+        """The conditions that the size of liver and spleen shows."""
+        return (*self.findings, self.within_norm)
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -101,6 +109,15 @@ def stream(address: Address, purpose: int, *numbers: int) -> np.random.Generator
         *numbers,
     )
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
+
+
+def upper_norm(age_months: float, place: Place) -> float:
+    """The largest enlargement of liver or spleen that is normal, on the scale of severity.
+
+    It rises with the age: an organ that is enlarged for a newborn is normal for the oldest infant.
+    The rule is invented. It makes the label depend on size and age, on neither alone.
+    """
+    return age_months / place.max_age_months
 
 
 def _between(rng: np.random.Generator, low: float, high: float) -> float:
@@ -136,6 +153,7 @@ def _block(address: Address) -> tuple[Film, ...]:
                 view = "decubitus" if decubitus else "upright"
             else:
                 view = "supine"
+            within = label if _is_normal_at(ages[visit], label, severity, place) else ""
             films.append(
                 Film(
                     address=dataclasses.replace(address, film=number * _BLOCK + len(films)),
@@ -144,14 +162,20 @@ def _block(address: Address) -> tuple[Film, ...]:
                     age_months=ages[visit],
                     sex=sex,
                     view=view,
-                    label=label,
+                    label="normal" if within else label,
                     severity=severity,
                     site=site if place.site == "both" else place.site,
                     dose=dose,
                     also=also,
+                    within_norm=within,
                 )
             )
     return tuple(films)
+
+
+def _is_normal_at(age_months: float, label: str, severity: float, place: Place) -> bool:
+    by_age = place.norms == "age" and label in ("hepatomegaly", "splenomegaly")
+    return by_age and severity <= upper_norm(age_months, place)
 
 
 def _also(address: Address, label: str, *patient: int) -> tuple[str, ...]:

@@ -18,13 +18,16 @@ from data_pipeline import dataset as data
 from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import PHANTOM_PREFIX
 from data_pipeline.errors import DataError, UserError
-from data_pipeline.manifest import SPLITS, Records, unused_age_columns, write_manifest
+from data_pipeline.labels import carries, names_in
+from data_pipeline.manifest import NO_AGE, unused_age_columns, write_manifest
+from data_pipeline.records import SPLITS, Records
 from data_pipeline.splits import Split
 from data_pipeline.tables import write_csv
 from infantxray.evaluation.shortcuts import TOGETHER, Shortcut, shortcuts
 from infantxray.reports import data_page
 from infantxray.reports.data_page import Problem
 from infantxray.runs import settings
+from infantxray.training.waiting import waiting
 
 _log = logging.getLogger(__name__)
 _OTHER = "other stage"
@@ -44,26 +47,30 @@ def run(config: Any, workdir: str) -> None:
     where = settings.data_settings(config)
     records, problems = _open(where, config.other_stage)
     problems += _spellings_and_ids(records) + _ages(records)
-    with tqdm(total=len(records), unit="image", desc="reading") as progress:
+    with (
+        tqdm(total=len(records), unit="image", desc="reading") as progress,
+        waiting(lambda: f"{progress.n:,} of {len(records):,} images read"),
+    ):
         images = audit.measure(
             list(records.image_path),
             num_processes=config.num_processes or os.cpu_count() or 1,
             progress=progress.update,
         )
-    problems += _unreadable(images, records, where.on_error)
-    # Images of the phantom are computed, each from its own address: they are never copies.
-    on_disk = np.array([not path.startswith(PHANTOM_PREFIX) for path in records.image_path])
-    groups = audit.same_images(images, compare=on_disk)
-    problems += _repeats(groups, records, images)
-    labels = np.where(records.split == _OTHER, "", records.label)
-    found = shortcuts(images, labels, records.patient)
-    problems += _shortcut_alarms(found) + _rare_classes(records) + _outliers(images, records)
-    problems.sort(key=lambda problem: list(_SEVERITIES).index(problem.severity))
-    _write_tables(workdir, records, images, groups, problems)
-    page = os.path.join(workdir, "report.html")
-    # The bins of a histogram of equal ages are narrower than the resolution of float32.
-    wide = records.replace(age_months=records.age_months.astype(np.float64))
-    data_page.write(page, wide, records.patient, images, groups, problems, found)
+    with waiting("comparing images and writing the page"):
+        problems += _unreadable(images, records, where.on_error)
+        # Images of the phantom are computed, each from its own address: they are never copies.
+        on_disk = np.array([not path.startswith(PHANTOM_PREFIX) for path in records.image_path])
+        groups = audit.same_images(images, compare=on_disk)
+        problems += _repeats(groups, records, images)
+        labels = np.where(records.split == _OTHER, "", records.label)
+        found = shortcuts(images, labels, records.patient)
+        problems += _shortcut_alarms(found) + _rare_classes(records) + _outliers(images, records)
+        problems.sort(key=lambda problem: list(_SEVERITIES).index(problem.severity))
+        _write_tables(workdir, records, images, groups, problems)
+        page = os.path.join(workdir, "report.html")
+        # The bins of a histogram of equal ages are narrower than the resolution of float32.
+        wide = records.replace(age_months=records.age_months.astype(np.float64))
+        data_page.write(page, wide, records.patient, images, groups, problems, found)
     for problem in problems[:_LOGGED]:
         _log.log(_SEVERITIES[problem.severity], problem.message)
     if len(problems) > _LOGGED:
@@ -174,10 +181,7 @@ def _ages(records: Records) -> list[Problem]:
         kind, _, place = source.partition(":")
         columns = unused_age_columns(place) if kind == "manifest" else []
         if columns:
-            message = (
-                f"{source}: no age is read from {', '.join(columns)}, whose unit is unknown; write "
-                "months into age_months"
-            )
+            message = f"{source}: {NO_AGE.format(', '.join(columns))}"
             problems.append(Problem("warning", "age", message))
     return problems
 
@@ -267,8 +271,8 @@ def _rare_classes(records: Records) -> list[Problem]:
     for role in SPLITS:
         here = labelled & (records.split == role)
         few = []
-        for label in sorted(set(records.label[labelled])) if here.any() else ():
-            patients = len(set(records.patient[here & (records.label == label)]))
+        for label in sorted(names_in(records.label[labelled])) if here.any() else ():
+            patients = len(set(records.patient[here & carries(records.label, label)]))
             if patients < _FEW_PATIENTS:
                 few.append(f"{label} ({patients})")
         if few:

@@ -7,9 +7,10 @@ import os
 
 from data_pipeline.errors import UserError
 from infantxray.evaluation.operating_points import read_points
-from infantxray.reports import comparison
+from infantxray.reports import comparison, comparison_page
 from infantxray.runs import settings, workdir
 from infantxray.runs.model_spec import ModelSpec
+from infantxray.training.waiting import waiting
 
 _log = logging.getLogger(__name__)
 
@@ -30,16 +31,17 @@ def run(config, folder: str) -> None:
     for point in read_points(first):
         thresholds.setdefault(point.finding, point.threshold)
     trained = workdir.read_config(first).get("checkpoint") or first
-    comparison.write(
-        folder,
-        tested,
-        others,
-        thresholds=thresholds,
-        preprocessing=ModelSpec.read(trained).preprocessing,
-        permutations=config.permutations,
-        seed=config.seed,
-        settings=settings.to_dict(config),
-    )
+    with waiting("tests and intervals"):
+        comparison_page.write(
+            folder,
+            tested,
+            others,
+            thresholds=thresholds,
+            preprocessing=ModelSpec.read(trained).preprocessing,
+            permutations=config.permutations,
+            seed=config.seed,
+            settings=settings.to_dict(config),
+        )
     _log.info("report: %s", os.path.join(folder, "report.html"))
 
 

@@ -7,7 +7,14 @@ import os
 
 import numpy as np
 
-from data_pipeline.dataset import DataSettings, Reader, finding_names, open_role, warn_of_foreign
+from data_pipeline.dataset import (
+    DataSettings,
+    Reader,
+    check_listed,
+    finding_names,
+    open_role,
+    warn_of_foreign,
+)
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
 from data_pipeline.splits import check_unseen, read_split
@@ -40,6 +47,7 @@ def run(config, folder: str) -> None:
     workdir.prepare(folder, settings.to_dict(config))
     if data.test:
         records = _test_part(data, notes)
+        check_listed(records)
         if names is not None:
             warn_of_foreign(names, records.label, "test")
             left_out = names.foreign(records.label)

@@ -22,18 +22,19 @@ from data_pipeline.dataset import (
 from data_pipeline.errors import DataError
 from data_pipeline.loader import ImageSource, mixed_batches, training_batches
 from data_pipeline.splits import FEW_IMAGES, Split
-from infantxray.evaluation.metrics import headline
 from infantxray.evaluation.operating_points import parse_rules
 from infantxray.evaluation.predictions import read_predictions
-from infantxray.evaluation.summary import calibration_of
+from infantxray.reports import columns
 from infantxray.reports.run_report import Review, evaluate
 from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec
-from infantxray.stage_two import self_training, transfer, trust_fitting
+from infantxray.stage_two import budget, self_training, transfer, trust_fitting
 from infantxray.stage_two.inference import Predictor, restore
 from infantxray.stage_two.loss import LossSettings, TaskWeights, learns_weights, make_task
+from infantxray.stage_two.supervised import validation_metrics
 from infantxray.training import checkpoints, loop, processes
 from infantxray.training.augment import Augmentation
+from infantxray.training.waiting import waiting
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def run(config, folder: str) -> None:
     notes: list[str] = []
     with processes.main_first():
         split = open_split(data, folder, notes)
+    columns.parse(config.subgroups, split.test)
     spec = _specify(config, data, split)
     spec.write(folder)
     names = finding_names(data, split, spec.classes)
@@ -75,7 +77,7 @@ def run(config, folder: str) -> None:
         loss,
         augmentation,
         train.labels if train.findings is None else train.findings,
-        functools.partial(_validate, predictor, validation),
+        functools.partial(validation_metrics, predictor, validation),
     )
     fit = functools.partial(
         _fit,
@@ -104,8 +106,10 @@ def run(config, folder: str) -> None:
     try:
         if self_training.is_needed(teaching, spec.classes, train):
             labelled = reader(split.train.take(train.has_condition), training=True)
-            steps = settings.total_steps(config, len(train))
-            loop_settings = settings.loop_settings(config, steps, best_metric=best_metric)
+            drawn = teaching.images_drawn(num_labelled)
+            loop_settings = _length(
+                config, len(train), train, validation, best_metric, notes, drawn
+            )
             if teaching.linear_probe:
                 ask = functools.partial(
                     _ask_linear_probe, config, spec, augmentation, labelled, train, validation
@@ -126,9 +130,12 @@ def run(config, folder: str) -> None:
             train.soft_labels = self_training.soft_labels(folder, ask)
             fit(loop_settings, folder, batches(train))
         else:
-            steps = settings.total_steps(config, len(informative))
-            steps += round(teaching.images_drawn(num_labelled) / config.batch_size)
-            loop_settings = settings.loop_settings(config, steps, best_metric=best_metric)
+            loop_settings = _length(config, len(informative), train, validation, best_metric, notes)
+            if not settings.is_by_data(config):
+                more = round(teaching.images_drawn(num_labelled) / config.batch_size)
+                loop_settings = dataclasses.replace(
+                    loop_settings, total_steps=loop_settings.total_steps + more
+                )
             if not _labels_are_rare(config, informative):
                 batches = functools.partial(
                     training_batches,
@@ -140,17 +147,18 @@ def run(config, folder: str) -> None:
             fit(loop_settings, folder, batches(informative))
         calibrated = None
         if config.coverage:
-            calibrated = trust_fitting.fit(
-                spec,
-                restore(folder, spec)[0],
-                reader,
-                split.train,
-                split.validation,
-                coverage=config.coverage,
-                rules=parse_rules(config.operating_points),
-                batch_size=config.batch_size,
-                num_threads=data.num_threads,
-            )
+            with waiting("calibration and outlier detection"):
+                calibrated = trust_fitting.fit(
+                    spec,
+                    restore(folder, spec)[0],
+                    reader,
+                    split.train,
+                    split.validation,
+                    coverage=config.coverage,
+                    rules=parse_rules(config.operating_points),
+                    batch_size=config.batch_size,
+                    num_threads=data.num_threads,
+                )
             calibrated.write(folder)
         evaluate(
             folder,
@@ -166,10 +174,42 @@ def run(config, folder: str) -> None:
             label_notes=notes,
         )
         if calibrated is not None:
-            tested, _ = read_predictions(os.path.join(folder, "predictions.csv"))
-            dataclasses.replace(calibrated, test=calibrated.score(tested)).write(folder)
+            with waiting("calibration of the test images"):
+                tested, _ = read_predictions(os.path.join(folder, "predictions.csv"))
+                dataclasses.replace(calibrated, test=calibrated.score(tested)).write(folder)
     finally:
         reader.write_bad_files(folder, processes.part())
+
+
+def _length(
+    config, num_images, train, validation, best_metric, notes: list[str], drawn_by_teachers=0
+) -> loop.LoopSettings:
+    """The settings of the loop, with the length that is asked for or follows from the data.
+
+    In the second case a sentence that says so is added to `notes`, for the report.
+    """
+    if not settings.is_by_data(config):
+        steps = settings.total_steps(config, num_images)
+        return settings.loop_settings(config, steps, best_metric=best_metric)
+    aged = best_metric == "age_mae_months"
+
+    def known(source: ImageSource) -> int:
+        return int((source.records.has_age if aged else source.has_condition).sum())
+
+    found = budget.by_data(
+        known(train) or int(train.records.has_age.sum()),
+        known(validation),
+        config.batch_size,
+        drawn_by_teachers=drawn_by_teachers,
+    )
+    notes.append(f"{found.text}; learning rate {config.optimizer.learning_rate:g}")
+    _log.info(notes[-1])
+    changes = dataclasses.asdict(found) | {"checkpoint_every_steps": found.eval_every_steps}
+    del changes["text"]
+    if config.early_stopping_evals:
+        changes["early_stopping_evals"] = config.early_stopping_evals
+    loop_settings = settings.loop_settings(config, found.total_steps, best_metric=best_metric)
+    return dataclasses.replace(loop_settings, **changes)
 
 
 def _fit(task, loop_settings, folder, batches, **options):
@@ -178,9 +218,10 @@ def _fit(task, loop_settings, folder, batches, **options):
 
 def _ask_linear_probe(config, spec, augmentation, labelled, images, validation, folder: str):
     del folder  # The probe is fitted in seconds and not kept.
-    return self_training.ask_linear_probe(
+    teaching = settings.build(self_training.Teaching, config.self_training)
+    return self_training.ask_linear_probes(
         spec,
-        config.pretrained,
+        [config.pretrained, *teaching.members],
         labelled,
         images,
         validation,
@@ -201,9 +242,9 @@ def _specify(config, data: DataSettings, split: Split) -> ModelSpec:
         data, split.train, age_head=config.age_head, best_metric=config.best_metric
     )
     check_split(data, split, classes)
-    transfer.check_scored(
-        config.pretrained, split, ("validation", "test"), patient_ids=data.patient_ids
-    )
+    teaching = settings.build(self_training.Teaching, config.self_training)
+    for place in (config.pretrained, *teaching.members):
+        transfer.check_scored(place, split, ("validation", "test"), patient_ids=data.patient_ids)
     context = find_context(split.train, filter(None, config.condition_on.split(",")))
     spec = ModelSpec(
         config.encoder,
@@ -285,14 +326,3 @@ def _log_labels(spec: ModelSpec, source: ImageSource) -> None:
             spec.age_std_months,
             source.records.has_age.sum(),
         )
-
-
-def _validate(predictor: Predictor, source: ImageSource, variables) -> dict[str, float]:
-    """The headline metrics on validation images, and the cross-entropy as `loss`."""
-    if not len(source):
-        return {}
-    predictions, _ = predictor(variables, source, check=False)  # Training may still mend it.
-    result = {k: v for k, v in headline(predictions).items() if np.isfinite(v)}
-    if predictions.classes:
-        result["loss"] = calibration_of(predictions)["log_loss"]
-    return result

@@ -23,13 +23,20 @@ from data_pipeline.errors import DataError
 from data_pipeline.splits import Split, keep_labels
 from infantxray.evaluation.predictions import Predictions
 from infantxray.features.classifiers import probe
-from infantxray.features.extraction import Extractor, encoder_variables, pixels, pooled_map
+from infantxray.features.extraction import (
+    Extractor,
+    encoder_variables,
+    pixels,
+    pooled_map,
+    read_features,
+)
 from infantxray.reports import label_efficiency_page
 from infantxray.reports.label_efficiency_page import Draw
 from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec
-from infantxray.runs.settings import PIXELS, RANDOM, compared_encoders
+from infantxray.runs.settings import FEATURES, PIXELS, RANDOM, compared_encoders
 from infantxray.stage_two import transfer
+from infantxray.training.waiting import waiting
 
 _log = logging.getLogger(__name__)
 
@@ -69,18 +76,20 @@ def run(config, folder: str) -> None:
     answers = {}
     try:
         for name, places in encoders.items():
-            answers[name] = _probe(config, sources, needed, classes, places, draws)
+            with waiting(f"probes of {name}"):
+                answers[name] = _probe(config, sources, needed, classes, places, draws)
     finally:
         reader.write_bad_files(folder)
-    label_efficiency_page.write(
-        folder,
-        encoders,
-        draws,
-        answers,
-        samples=config.bootstrap_samples,
-        seed=config.seed,
-        settings=settings.to_dict(config),
-    )
+    with waiting("tables and figures"):
+        label_efficiency_page.write(
+            folder,
+            encoders,
+            draws,
+            answers,
+            samples=config.bootstrap_samples,
+            seed=config.seed,
+            settings=settings.to_dict(config),
+        )
 
 
 def draw_labels(config, split: Split, turns: int) -> list[Draw]:
@@ -98,7 +107,7 @@ def draw_labels(config, split: Split, turns: int) -> list[Draw]:
 
 
 def _pretrained(place: str) -> str:
-    return "" if place in (RANDOM, PIXELS) else place
+    return "" if place in (RANDOM, PIXELS) or place.startswith(FEATURES) else place
 
 
 def _extractor(config, place: str, seed: int, classes: tuple[str, ...]):
@@ -125,8 +134,12 @@ def _probe(config, sources, needed, classes, places, draws) -> list[Predictions]
     """
     answers: dict[int, Predictions] = {}
     for turn, place in enumerate(places):
-        extract, variables = _extractor(config, place, config.seed + turn, classes)
-        fitted, scored = (extract(source, variables) for source in sources)
+        if place.startswith(FEATURES):
+            path = os.path.expanduser(place.removeprefix(FEATURES))
+            fitted, scored = (read_features(path, source) for source in sources)
+        else:
+            extract, variables = _extractor(config, place, config.seed + turn, classes)
+            fitted, scored = (extract(source, variables) for source in sources)
         for i, draw in enumerate(draws):
             if draw.number % len(places) == turn:
                 rows = np.isin(needed[fitted.rows], draw.rows)

@@ -1,4 +1,4 @@
-"""`pretrain`: stage one, representation learning on X-rays without labels."""
+"""`pretrain`: stage one, representation learning on X-rays, with labels of the source if asked."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from data_pipeline.loader import training_batches
 from infantxray.models import create_encoder
 from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec
-from infantxray.stage_one.objectives import OBJECTIVES, ObjectiveSettings
+from infantxray.stage_one import joint
+from infantxray.stage_one.objectives import OBJECTIVES, ObjectiveSettings, panel_names
 from infantxray.stage_one.panels import Panels
 from infantxray.stage_one.probe import RunningProbe, probe_classes
 from infantxray.stage_one.training import learning_rate_factors, make_task
+from infantxray.stage_two import supervised, transfer
+from infantxray.stage_two.supervised import SupervisedSettings
 from infantxray.training import checkpoints, loop, processes
 from infantxray.training.augment import Augmentation
 from infantxray.training.hooks import Hook
@@ -36,30 +39,66 @@ def run(config, folder: str) -> None:
         _log.info("%s is finished: nothing to do", folder)
         return
 
-    data = settings.build(DataSettings, config.data)
+    names = tuple(config.objective.split("+"))
+    supervision = settings.build(SupervisedSettings, config.supervised)
+    labels = supervision.labels if supervised.NAME in names else "single"
+    data = settings.build(DataSettings, config.data, labels=labels)
+    transfer.check_stage_one(config.pretrained, config.encoder, data.preprocessing)
     with processes.main_first():
         split = open_split(data, folder)
-    reader = Reader(data)
-    train = reader(split.train, training=True)
     if not len(split.validation):
         raise DataError("no image is left for validation; raise config.data.validation_fraction")
-    validation = reader(split.validation)
-    spec = ModelSpec(config.encoder, config.dtype, data.preprocessing, objective=config.objective)
+    scored = tuple(role for role in ("validation", "test") if len(split[role]))
+    transfer.check_scored(config.pretrained, split, scored, patient_ids=data.patient_ids)
+    spec = ModelSpec(
+        config.encoder,
+        config.dtype,
+        data.preprocessing,
+        objective=config.objective,
+        source_labels=supervised.NAME in names or transfer.used_labels(config.pretrained),
+    )
+    transfer.check_input_scale(spec, config.pretrained)
     spec.write(folder)
 
     encoder = create_encoder(config.encoder, dtype=jnp.dtype(config.dtype))
-    objective = OBJECTIVES[config.objective](
-        encoder, jnp.dtype(config.dtype), _objective_settings(config)
-    )
-    task = make_task(
-        objective,
-        validation,
-        settings.build(Augmentation, config.augment),
-        batch_size=config.batch_size,
-        num_threads=data.num_threads,
-        seed=config.seed,
-    )
-    hooks: list[Hook] = [Panels(objective, validation, folder, config.images_every_steps)]
+    dtype, options = jnp.dtype(config.dtype), _objective_settings(config)
+    objectives = {
+        name: OBJECTIVES[name](encoder, dtype, options) for name in names if name in OBJECTIVES
+    }
+    reader = Reader(data)
+    images = reader(split.validation)
+    tasks, learned = {}, split.train
+    for name in names:
+        if name in objectives:
+            tasks[name] = make_task(
+                objectives[name],
+                images,
+                settings.build(Augmentation, config.augment),
+                batch_size=config.batch_size,
+                num_threads=data.num_threads,
+                seed=config.seed,
+            )
+        else:
+            known = supervised.source_split(split, supervision)
+            tasks[name], reader = supervised.make_supervised(
+                spec,
+                supervision,
+                settings.build(Augmentation, config.supervised.augment),
+                data,
+                known,
+                batch_size=config.batch_size,
+                bad_files=reader.bad_files,
+            )
+            learned = known.train
+            if not objectives:  # Images without truth have nothing to teach.
+                learned = learned.take(supervised.has_truth(learned))
+    train = reader(learned, training=True)
+    hooks: list[Hook] = []
+    if objectives:
+        draw = functools.partial(joint.panels, objectives, names=names)
+        hooks.append(
+            Panels(draw, panel_names(config.objective), images, folder, config.images_every_steps)
+        )
     if config.probe_every_steps:
         classes = probe_classes(split)
         if len(classes) < 2:
@@ -80,7 +119,7 @@ def run(config, folder: str) -> None:
             )
     try:
         _, progress = loop.fit(
-            task,
+            joint.join(tasks, config.weights.to_dict()),
             training_batches(
                 train,
                 config.batch_size,
@@ -89,10 +128,11 @@ def run(config, folder: str) -> None:
                 part=processes.part(),
             ),
             settings.loop_settings(
-                config, settings.total_steps(config, len(train)), best_metric=objective.name
+                config, settings.total_steps(config, len(train)), best_metric=config.objective
             ),
             folder,
             hooks=hooks,
+            initialise=functools.partial(transfer.start_from, config.pretrained, config.encoder),
             learning_rate_factors=functools.partial(
                 learning_rate_factors, encoder, config.optimizer.factor_without_batchnorm
             ),
@@ -106,7 +146,7 @@ def run(config, folder: str) -> None:
         "finished: best validation %s %s; continue with python main.py "
         "--config=configs/finetune.py --config.pretrained=%s --config.encoder=%s "
         "--config.data.train=%s, and with the same other settings of config.data",
-        objective.name,
+        config.objective,
         best,
         os.path.relpath(folder),
         config.encoder,
@@ -123,4 +163,5 @@ def _objective_settings(config) -> ObjectiveSettings:
         patch_size=masking.patch_size,
         views=settings.build(Augmentation, views),
         blur=views.blur,
+        teacher_momentum=config.teacher_momentum,
     )

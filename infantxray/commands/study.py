@@ -26,6 +26,7 @@ from infantxray.runs import settings, workdir
 from infantxray.studies import plan, runner
 from infantxray.studies.commands import Task
 from infantxray.studies.recipes import change_variants, find_variants
+from infantxray.training.waiting import waiting
 
 _log = logging.getLogger(__name__)
 _TASKS = ("pretrain", "probe", "finetune")
@@ -77,16 +78,17 @@ def run(config: Any, folder: str) -> None:
     elif all(run in missing for run in planned.runs if run.task == "finetune"):
         _log.info("no stage two is finished: there is nothing to report")
     else:
-        path = study_report.write(
-            folder,
-            planned,
-            failed,
-            data=data,
-            best_metric=config.finetune.best_metric,
-            bootstrap_samples=config.bootstrap_samples,
-            seed=config.seed,
-            settings=settings.to_dict(config),
-        )
+        with waiting("tables and figures"):
+            path = study_report.write(
+                folder,
+                planned,
+                failed,
+                data=data,
+                best_metric=config.finetune.best_metric,
+                bootstrap_samples=config.bootstrap_samples,
+                seed=config.seed,
+                settings=settings.to_dict(config),
+            )
         _log.info("report: %s", path)
     if failed:
         _log.error(

@@ -8,26 +8,21 @@ score, net benefit, and accuracy at operating points. A metric is a dictionary w
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from infantxray.evaluation import curves, operating_points, roc, subgroups
+from infantxray.evaluation import curves, operating_points, recalibration, roc, subgroups
 from infantxray.evaluation.estimates import Metric, Scores, proportion
 from infantxray.evaluation.operating_points import OperatingPoint, Rule
 from infantxray.evaluation.predictions import Predictions
-
-_log = logging.getLogger(__name__)
 
 MAX_FPR = 0.2  # Of the partial area: specificities of 80 % and more.
 _THRESHOLDS = np.round(np.arange(0.02, 0.99, 0.02), 2)
 _CURVE_SAMPLES = 200
 _MOST_FINDINGS = 3  # Of which subgroups have a sensitivity: each adds two gaps to correct for.
-_SECONDS = 5.0  # Between two lines of progress.
 
 
 def to_dict(metric: Metric) -> dict[str, Any]:
@@ -54,7 +49,6 @@ def findings(
     """
     metrics: dict[str, dict[str, Any]] = {}
     drawn: dict[str, dict[str, Any]] = {}
-    last = time.monotonic()
     for k, name in enumerate(predictions.classes):
         scores = Scores.of_class(predictions, k)
         floor = _clipped(pixels, k) if pixels is not None else None
@@ -64,14 +58,14 @@ def findings(
             "average_precision": curves.average_precision(scores),
             "prevalence": proportion(scores.positive, scores.patient),
             "brier": curves.brier(scores),
-        } | {f"calibration_{n}": m for n, m in curves.recalibration(scores).items()}
+        } | {f"calibration_{n}": m for n, m in recalibration.recalibration(scores).items()}
         if floor is not None:
             found["roc_auc_over_pixels"] = roc.auc_difference(scores, floor)
         metrics[name] = {key: to_dict(metric) for key, metric in found.items()}
         metrics[name]["n_positive"] = int(scores.positive.sum())
         metrics[name]["brier_parts"] = curves.brier_decomposition(scores, 10)
         if not scores.missing():
-            smooth = curves.calibration_curve(scores, samples=_CURVE_SAMPLES, seed=seed)
+            smooth = recalibration.calibration_curve(scores, samples=_CURVE_SAMPLES, seed=seed)
             metrics[name]["ici"] = smooth["ici"]
             rows = curves.decision_curve(scores, _THRESHOLDS.tolist(), floor)
             drawn[name] = {
@@ -79,9 +73,6 @@ def findings(
                 "net_benefit": [_flat(row) for row in rows],
                 "probabilities": curves.outcome_distribution(scores),
             }
-        if time.monotonic() - last > _SECONDS:
-            last = time.monotonic()
-            _log.info("metrics of %d of %d conditions", k + 1, len(predictions.classes))
     return metrics, drawn
 
 

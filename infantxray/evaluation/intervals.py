@@ -145,7 +145,7 @@ class Resampling:
             self._seeds[groups] = self._draw_seeds(rng, groups)
         return self._seeds[groups]
 
-    def figures(self, runs: Sequence[Predictions], groups: Sequence[int] = ()) -> Sampled:
+    def metrics(self, runs: Sequence[Predictions], groups: Sequence[int] = ()) -> Sampled:
         """The metrics of a model's runs, one a seed, on the test set and its draws.
 
         Args:

@@ -47,11 +47,11 @@ class Images:
 
     Attributes:
       load: row of the predictions -> uint8 `[S, S, 1]`.
-      boxes: row -> where the finding is; empty where that is unknown.
+      boxes: row and name of a finding -> where it is; empty where that is unknown.
     """
 
     load: Callable[[int], np.ndarray]
-    boxes: Callable[[int], Sequence[Box]] = lambda row: ()
+    boxes: Callable[[int, str], Sequence[Box]] = lambda row, name: ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,7 +349,7 @@ def _explained(
             truth=predictions.classes[truth[i]],
             predicted=predictions.classes[predicted[i]],
             probability=float(predictions.probabilities[row, predicted[i]]),
-            boxes=tuple(images.boxes(row)),
+            boxes=tuple(images.boxes(row, predictions.classes[truth[i]])),
         )
         for i, row in enumerate(rows)
     ]
@@ -378,7 +378,7 @@ def _explained_findings(
                 truth=name if present else f"no {name}",
                 predicted=name if named else f"no {name}",
                 probability=probability if named else 1 - probability,
-                boxes=tuple(images.boxes(row)),
+                boxes=tuple(images.boxes(row, name)),
             )
         )
     return shown
@@ -402,7 +402,7 @@ def localisation(
       seed: of the resampling.
 
     Returns:
-      `n` images, the first eight of each condition whose finding has a box; `box_share`, the mean
+      `n` findings, of the first eight images of each whose place is known; `box_share`, the mean
       share of the image that the boxes take; `pointing_game`, the share of images whose most
       salient pixel lies in a box, and `mass_in_box`, the mean share of the saliency within, of
       Grad-CAM at pyramid `level`; the same two under `integrated_gradients`; each with its
@@ -411,10 +411,10 @@ def localisation(
       parameters throughout: near 1, the maps show the image and not what the model has learned.
       None without boxes.
     """
-    rows, boxes = _boxed_rows(images, predictions)
+    rows, target, boxes = _boxed_findings(images, predictions)
     if not rows:
         return None
-    target, patient = predictions.label[rows], predictions.patient[rows]
+    patient = predictions.patient[rows]
     image = np.stack([images.load(row) for row in rows])
     inside = np.stack([_mask(found, image.shape[1]) for found in boxes])
 
@@ -455,18 +455,24 @@ def localisation(
     }
 
 
-def _boxed_rows(images: Images, predictions: Predictions) -> tuple[list[int], list[Sequence[Box]]]:
-    """The first eight images of each class whose finding has a box; and these boxes."""
+def _boxed_findings(
+    images: Images, predictions: Predictions
+) -> tuple[list[int], np.ndarray, list[Sequence[Box]]]:
+    """Rows, findings and boxes of the first eight images of each finding that has a box.
 
-    def of_class(k: int) -> Iterator[tuple[int, Sequence[Box]]]:
+    An image of several findings counts for each of them, with the boxes of that one.
+    """
+
+    def of_class(k: int) -> Iterator[tuple[int, int, Sequence[Box]]]:
         count = 0
-        for row in np.flatnonzero(predictions.label == k).tolist():
-            if count < _PER_CLASS and (found := images.boxes(row)):
+        for row in np.flatnonzero(predictions.outcome(k)[1]).tolist():
+            if count < _PER_CLASS and (found := images.boxes(row, predictions.classes[k])):
                 count += 1
-                yield row, found
+                yield row, k, found
 
-    pairs = [pair for k in range(len(predictions.classes)) for pair in of_class(k)]
-    return [row for row, _ in pairs], [found for _, found in pairs]
+    found = [each for k in range(len(predictions.classes)) for each in of_class(k)]
+    target = np.array([k for _, k, _ in found], int)
+    return [row for row, _, _ in found], target, [boxes for _, _, boxes in found]
 
 
 def _mask(boxes: Sequence[Box], size: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import hashlib
 import numpy as np
 
 from data_pipeline.audit import Images
+from data_pipeline.labels import carries, names_in
 from infantxray.evaluation.metrics import roc_auc
 
 MEASURES = ("height", "width", "aspect_ratio", "bits", "brightness", "contrast", "border")
@@ -47,7 +48,7 @@ def shortcuts(images: Images, labels: np.ndarray, patients: np.ndarray) -> list[
 
     Args:
       images: what was measured.
-      labels: class of each image `[n]`, empty = unknown.
+      labels: class of each image `[n]`, or findings joined by `|`; empty = unknown.
       patients: key of each image's patient `[n]`.
     """
     rows = np.flatnonzero(images.readable & (labels != ""))
@@ -55,8 +56,8 @@ def shortcuts(images: Images, labels: np.ndarray, patients: np.ndarray) -> list[
     columns = {name: np.asarray(getattr(images, name), np.float64)[rows] for name in MEASURES}
     columns = {name: v for name, v in columns.items() if len(v) and np.ptp(v) > 1e-9}
     found = []
-    for label in sorted(set(labels)) if columns else []:
-        positive = labels == label
+    for label in sorted(names_in(labels)) if columns else []:
+        positive = carries(labels, label)
         cases = int(positive.sum()), int((~positive).sum())
         if min(cases) < _MIN_CASES:
             continue

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
 from infantxray.evaluation.estimates import (
+    TOO_FEW_PATIENTS,
     Linearised,
     Metric,
     Scores,
@@ -30,6 +31,7 @@ from infantxray.evaluation.roc import auc_linearised
 
 _NAN = float("nan")
 _POWER = 0.8
+_QUANTILE = float(ndtri(0.975))
 Measure = Callable[[np.ndarray], Linearised | str]
 """A metric of a bool selection of images, `[N]`, or why there is none."""
 
@@ -235,11 +237,17 @@ def _gap(
     if isinstance(one, str) or isinstance(other, str):
         return Metric(_NAN, note=one if isinstance(one, str) else str(other))
     gap = _interval(one - other, patient, rows, None)
-    if not one.share or not other.share:
-        return gap
-    # The interval from those of the two shares holds near 0 and 1 too.
     sums = [np.bincount(patient, part.influence) for part in (one, other)]
-    scale = np.sqrt(inner(sums[0], sums[0]) * inner(sums[1], sums[1]))
-    correlation = inner(sums[0], sums[1]) / scale if scale else 0.0
-    from_shares = difference(one.share, other.share, 1.0, correlation)
-    return dataclasses.replace(gap, low=from_shares.low, high=from_shares.high)
+    if one.share and other.share:
+        # The interval from those of the two shares holds near 0 and 1, and the test is its own.
+        scale = np.sqrt(inner(sums[0], sums[0]) * inner(sums[1], sums[1]))
+        correlation = inner(sums[0], sums[1]) / scale if scale else 0.0
+        found = difference(one.share, other.share, 1.0, correlation)
+        half = found.value - found.low if found.value > 0 else found.high - found.value
+        p = 2 * float(ndtr(-abs(found.value) / half * _QUANTILE)) if half > 0 else 1.0
+        error = (found.high - found.low) / 2 / _QUANTILE
+        return dataclasses.replace(found, p=p, standard_error=error, note=gap.note or found.note)
+    for part in sums:
+        if np.count_nonzero(part) < TOO_FEW_PATIENTS:
+            return Metric(gap.value, note=f"fewer than {TOO_FEW_PATIENTS} patients who differ")
+    return gap

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipeline.errors import DataError
 from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
 from infantxray.training import augment
 from infantxray.training.augment import Augmentation
 from infantxray.training.batches import map_batches
+from infantxray.training.waiting import waiting
 
 PyTree = Any
 FeatureFunction = Callable[[PyTree, jax.Array, jax.Array], jax.Array]
@@ -109,6 +112,41 @@ def pixels(variables: PyTree, image: jax.Array, key: jax.Array) -> jax.Array:
     return x.mean(axis=(2, 4)).reshape(batch, -1)
 
 
+def read_features(path: str, source: ImageSource) -> Features:
+    """Features that another program computed, of the images of a source.
+
+    Args:
+      path: an npz file with `image_path` `[M]` and `values` `[M, C]`. Paths are those of the
+        manifest, or relative to the file.
+      source: the images. Each needs a vector; those of other images are not used.
+
+    Raises:
+      DataError: the file cannot be read, or has no finite vector of an image.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names, values = file["image_path"].astype(str), file["values"].astype(np.float32)
+        if values.ndim != 2 or len(values) != len(names):
+            raise ValueError(f"{len(names)} paths and values of shape {values.shape}")
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}); it must be an npz file with the arrays image_path "
+            "(text, one an image) and values (numbers, a row an image)"
+        ) from None
+    folder = os.path.dirname(os.path.abspath(path))
+    row_of = {os.path.normpath(os.path.join(folder, name)): i for i, name in enumerate(names)}
+    row_of |= {name: i for i, name in enumerate(names)}
+    found = [row_of.get(name, -1) for name in source.records.image_path]
+    missing = [i for i, row in enumerate(found) if row < 0 or not np.isfinite(values[row]).all()]
+    if missing:
+        raise DataError(
+            f"{path} has no finite vector of {len(missing):,} of {len(found):,} images, such as "
+            f"{source.records.image_path[missing[0]]}"
+        )
+    rows = np.arange(len(found))
+    return Features(values[found], source.labels, rows, source.records, source.findings)
+
+
 class Extractor:
     """Computes features of many images, on all devices.
 
@@ -133,9 +171,10 @@ class Extractor:
             batch_size=self._batch_size,
             num_threads=self._num_threads,
         )
-        for part, kept in batches:
-            values.append(part)
-            rows.append(kept)
+        with waiting(lambda: f"features of {sum(map(len, rows)):,} of {len(source):,} images"):
+            for part, kept in batches:
+                values.append(part)
+                rows.append(kept)
         kept = np.concatenate(rows) if rows else np.zeros(0, int)
         return Features(
             np.concatenate(values) if values else np.zeros((0, 0), np.float32),

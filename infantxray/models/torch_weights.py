@@ -30,6 +30,7 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from data_pipeline import files
 from data_pipeline.errors import UserError
 from infantxray.models import create_encoder
 from infantxray.models.encoders.vgg import VGG19
@@ -198,7 +199,9 @@ def read_encoder(
     Raises:
       WeightsError: the file cannot be read, or an encoder weight is missing, has another shape or
         occurs several times; the message names them.
+      DataError: the file differs from its line in the `SHA256SUMS` beside it, if there is one.
     """
+    files.verify_checksums(os.path.dirname(path) or ".", [os.path.basename(path)])
     raw, metadata = _read(str(path))
     keys = _reference_keys(name, in_channels)
     wanted = {key for key, _ in keys.values()}

@@ -198,7 +198,9 @@ def facts(
     length = (
         f"{settings['train_steps']:,} steps"
         if settings.get("train_steps")
-        else f"{settings.get('train_epochs', 0):g} epochs"
+        else f"{settings['train_epochs']:g} epochs"
+        if settings.get("train_epochs")
+        else "a length by the data (the notes of the report)"
     )
     changes = [
         f"{name.replace('_', ' ')} {value:g}"
@@ -308,11 +310,26 @@ def facts(
             + (f": {', '.join(counts)}." if counts else "."),
             "by_condition",
         ),
+        "sources": Fact(f"Test images: {', '.join(summary['sources'])}.", "demographics"),
+        "audit": Fact(
+            "Every prediction is in predictions.csv, with its image and the truth; its checksum is "
+            "in SHA256SUMS.",
+            "made",
+        ),
         "details": Fact("Every setting is listed on this page and in config.json.", "made"),
     }  # fmt: skip
+    acquired = summary.get("acquisition") or {}
+    if acquired.get("year"):
+        years = sorted({min(acquired["year"]), max(acquired["year"])})
+        found["dates"] = Fact(f"Studies of {' to '.join(years)} (DICOM headers).", "demographics")
+    devices = [*acquired.get("manufacturer", ()), *acquired.get("kvp", ())]
+    if devices:
+        found["devices"] = Fact(f"DICOM headers: {', '.join(devices)}.", "demographics")
     if summary.get("external"):
         found["external"] = Fact(f"{', '.join(summary['sources'])}: {short[1]}", "in_short")
+        found["external_differences"] = Fact("See the external test in Table 1.", "demographics")
     else:
+        found["external_differences"] = Fact("Not applicable: no external test set.", "in_short")
         found["internal"] = Fact("Held-out patients of the training sources.", "in_short")
     if flow:
         sizes = ", ".join(f"{count:,} {part}" for part, count in flow.items())

@@ -52,11 +52,11 @@ class Comparisons:
 
     def _metrics(self, predictions: Sequence[Predictions], runs: Sequence[Run]) -> Sampled:
         groups = [self._groups[run.seed] for run in runs if run.seed in self._groups]
-        return self.resampling.figures(predictions, groups if len(groups) == len(runs) else ())
+        return self.resampling.metrics(predictions, groups if len(groups) == len(runs) else ())
 
     def reference_estimate(self, name: str, metric: str) -> Estimate:
         """A metric of a baseline that was fitted on all labels."""
-        return self.resampling.figures([self.reference(name)]).estimate(metric)
+        return self.resampling.metrics([self.reference(name)]).estimate(metric)
 
     def _headline(self, model: Model | None) -> list[Any]:
         if model is None:
@@ -68,7 +68,7 @@ class Comparisons:
         """A row a baseline, behind `lead` columns of text."""
         rows = []
         for name, predictions in self._references[self.results.top_fraction].items():
-            sampled = self.resampling.figures([predictions])
+            sampled = self.resampling.metrics([predictions])
             blank = [NOTHING] * (lead - 1)
             rows.append([name, *blank, *(sampled.estimate(metric) for metric in HEADLINES)])
         return rows
@@ -231,7 +231,7 @@ class Comparisons:
                     rows.append(row)
         for fraction in results.fractions:
             for name, predictions in self._references[fraction].items():
-                sampled = self.resampling.figures([predictions])
+                sampled = self.resampling.metrics([predictions])
                 estimates = [sampled.estimate(metric) for metric in HEADLINES]
                 rows.append([name, NOTHING, f"{fraction:.0%}", *estimates])
         return Table(

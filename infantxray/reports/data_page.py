@@ -12,6 +12,7 @@ import numpy as np
 from data_pipeline.audit import Images as Measured
 from data_pipeline.decode import Preprocessing, load_image
 from data_pipeline.errors import UnreadableImage
+from data_pipeline.labels import carries, names_in
 from data_pipeline.manifest import Records
 from infantxray.evaluation.metrics import age_groups
 from infantxray.evaluation.shortcuts import MEASURES, TOGETHER, Shortcut
@@ -109,18 +110,19 @@ def _counts(
 
 
 def _class_tables(records: Records, keys: np.ndarray) -> list[Table]:
-    labels = [*sorted(set(records.label) - {""}), *([""] if (records.label == "").any() else [])]
+    labels = [*sorted(names_in(records.label)), *([""] if (records.label == "").any() else [])]
     roles = list(dict.fromkeys(records.split))
     bands = age_groups(records.age_months)
     by_role, by_age = [], []
     for label in labels:
-        here = records.label == label
+        here = carries(records.label, label) if label else records.label == ""
         images = [int((here & (records.split == role)).sum()) for role in roles]
         by_role.append([label or _UNLABELLED, len(set(keys[here])), *images])
         by_age.append([label or _UNLABELLED, *(int((here & rows).sum()) for _, rows in bands)])
+    several = "An image of several findings counts for each." if records.has_several.any() else ""
     header = ["Class", "Patients", *(f"Images: {role}" for role in roles)]
     return [
-        Table("classes_and_roles", "Classes and roles", "", header, by_role),
+        Table("classes_and_roles", "Classes and roles", several, header, by_role),
         Table("classes_and_ages", "Classes and ages", "Images by age.",
               ["Class", *(name for name, _ in bands)], by_age),
     ]  # fmt: skip

@@ -1,60 +1,35 @@
-"""Table 1 (demographics by partition), the flow chart of images, and the columns of subgroups."""
+"""Table 1 (demographics by partition) and the flow chart of images."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 
 from data_pipeline.manifest import Records
 from infantxray.evaluation.metrics import AGE_BANDS
 from infantxray.evaluation.subgroups import age_bands
+from infantxray.reports import columns
+from infantxray.reports.columns import OTHERS
 from infantxray.reports.page import NOTHING
 from infantxray.reports.plots import Figure
 from infantxray.reports.tables import Table
 
-COLUMNS = ("sex", "age", "view", "site", "source", "manufacturer")
 _MOST_VALUES = 12  # Of a column in Table 1.
-_DICOM_ENDINGS = (".dcm", ".dicom", ".ima", "")
 
 
-def groups(records: Records, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """Labels of the subgroups of each image, `{column: [N]}`; empty where unknown.
+def table_one(
+    parts: Mapping[str, Records],
+    headers: Mapping[str, Mapping[str, np.ndarray]] = MappingProxyType({}),
+) -> Table:
+    """Table 1: patients, images, age, sex, view, site, conditions and devices of each partition.
 
     Args:
-      records: the images.
-      columns: of `COLUMNS`. `age` is the age band; `manufacturer` is read from DICOM headers.
+      parts: `{partition: Records}`.
+      headers: `columns.sampled_headers` of each partition.
     """
-    found = {}
-    for column in columns:
-        if column == "age":
-            found[column] = age_bands(records.age_months)
-        elif column == "manufacturer":
-            found[column] = np.array([*map(_manufacturer, records.image_path)], dtype=object)
-        else:
-            found[column] = getattr(records, column)
-    return found
-
-
-def _manufacturer(path: str) -> str:
-    """`Manufacturer` of a DICOM file; empty for other files. Reads the header only."""
-    if os.path.splitext(path)[1].lower() not in _DICOM_ENDINGS or not os.path.isfile(path):
-        return ""
-    import pydicom
-
-    try:
-        with open(path, "rb") as file:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Manufacturer"])
-            return str(header.get("Manufacturer") or "").strip()
-    except (pydicom.errors.InvalidDicomError, OSError, ValueError, TypeError):
-        return ""
-
-
-def table_one(parts: Mapping[str, Records]) -> Table:
-    """Table 1: patients, images, age, sex, view, site and conditions of each partition."""
-    columns: dict[str, list[str]] = {}
     labels = [("Patients", ""), ("Images", ""), ("Age, months", "median (quartiles)")]
     values = {
         "Age": {n: age_bands(r.age_months) for n, r in parts.items()},
@@ -64,32 +39,37 @@ def table_one(parts: Mapping[str, Records]) -> Table:
         "Source": {n: r.source for n, r in parts.items()},
         "Condition": {n: r.label for n, r in parts.items()},
     }
+    for column in columns.DICOM if headers else ():
+        values[columns.TITLES[column]] = {n: headers[n][column] for n in parts}
     shown = {name: _frequent(found) for name, found in values.items()}
     for name, names in shown.items():
         labels += [(name, value or "unknown") for value in names]
+    cells: dict[str, list[str]] = {}
     for part, records in parts.items():
-        n, ages = len(records), records.age_months[records.has_age]
+        ages = records.age_months[records.has_age]
         quartiles = np.percentile(ages, [25, 50, 75]) if len(ages) else ()
-        cells = [f"{len(set(records.patient.tolist())):,}", f"{n:,}"]
-        cells += ["{1:.1f} ({0:.1f} to {2:.1f})".format(*quartiles) if len(ages) else NOTHING]
+        cells[part] = [f"{len(set(records.patient.tolist())):,}", f"{len(records):,}"]
+        age = "{1:.1f} ({0:.1f} to {2:.1f})".format(*quartiles) if len(ages) else NOTHING
+        cells[part].append(age)
         for name, names in shown.items():
-            counts = Counter(values[name][part].tolist())
-            others = n - sum(counts[value] for value in names if value != _OTHERS)
+            n, counts = len(values[name][part]), Counter(values[name][part].tolist())
+            others = n - sum(counts[value] for value in names if value != OTHERS)
             for value in names:
-                count = others if value == _OTHERS else counts[value]
-                cells.append(f"{count:,} ({count / n:.0%})" if n else "0")
-        columns[part] = cells
-    rows = [[*label, *cells] for label, *cells in zip(labels, *columns.values(), strict=True)]
+                count = others if value == OTHERS else counts[value]
+                cells[part].append(f"{count:,} ({count / n:.0%})" if n else "0")
+    rows = [[*label, *row] for label, *row in zip(labels, *cells.values(), strict=True)]
+    caption = "Shares are of images. Partitions share no patient."
+    if any(shown.get(columns.TITLES[name]) for name in columns.DICOM):
+        caption += (
+            f" Manufacturer, year and tube voltage: of up to {columns.SAMPLE:,} DICOM headers."
+        )
     return Table(
         "demographics",
         "Patients and images by partition",
-        "Shares are of images. Partitions share no patient.",
+        caption,
         ["Characteristic", "Value", *(f"{part.capitalize()}" for part in parts)],
         rows,
     )
-
-
-_OTHERS = "others"
 
 
 def _frequent(found: Mapping[str, np.ndarray]) -> list[str]:
@@ -104,7 +84,7 @@ def _frequent(found: Mapping[str, np.ndarray]) -> list[str]:
     else:
         names = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     if len(names) > _MOST_VALUES:
-        names = [*names[:_MOST_VALUES], _OTHERS]
+        names = [*names[:_MOST_VALUES], OTHERS]
     return names + [""] * (unknown > 0)
 
 

@@ -86,7 +86,7 @@ def net_benefit(curves: Curves) -> Figure:
 
 
 def calibration(curves: Curves) -> Figure:
-    """Smoothed calibration curves with their bands."""
+    """Smoothed calibration curves with their bands, of findings that have one."""
 
     def draw(axes: Axes, found: Mapping[str, Any]) -> None:
         smooth = found["calibration"]
@@ -96,8 +96,6 @@ def calibration(curves: Curves) -> Figure:
             smooth["predicted"], smooth["low"], smooth["high"], color=plots.colour(0), alpha=0.2,
             linewidth=0, label="95 % band",
         )  # fmt: skip
-        if not smooth["predicted"]:
-            axes.text(0.5, 0.5, smooth["note"], ha="center", va="center", fontsize=7, wrap=True)
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         axes.set_xlabel("predicted probability", fontsize=8)
         axes.set_ylabel("observed share", fontsize=8)

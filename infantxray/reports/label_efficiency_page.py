@@ -15,7 +15,7 @@ import numpy as np
 from data_pipeline.files import write_json
 from infantxray.evaluation.intervals import Resampling, Sampled, holm
 from infantxray.evaluation.predictions import Predictions
-from infantxray.reports import plots
+from infantxray.reports import plots, study_plots
 from infantxray.reports.page import Figure, listed, number, plural, setting_lines, write_page
 from infantxray.reports.tables import NAMES, SIGNIFICANT, Difference, Table
 
@@ -79,7 +79,7 @@ def write(
             chosen = [i for i, draw in enumerate(draws) if draw.fraction == fraction]
             # Draws with the same stage one form a group.
             groups = [draws[i].number % turns for i in chosen] if turns > 1 else ()
-            sampled[name][fraction] = resampling.figures([runs[i] for i in chosen], groups)
+            sampled[name][fraction] = resampling.metrics([runs[i] for i in chosen], groups)
     _write_draws(os.path.join(folder, "draws.csv"), encoders, draws, sampled)
     shown = [
         metric
@@ -143,7 +143,9 @@ def _figures(folder: str, sampled: _Sampled, shown: Sequence[str]) -> list[Figur
             for name, found in sampled.items()
         }
         name = "label_efficiency" if metric == "roc_auc" else "label_efficiency_age"
-        paths = plots.save(folder, name, functools.partial(plots.by_labels, lines, metric), lines)
+        paths = plots.save(
+            folder, name, functools.partial(study_plots.by_labels, lines, metric), lines
+        )
         caption = (
             "A linear probe on the frozen encoder's pooled last map: mean over draws of the "
             "labelled patients, with 95 % intervals."

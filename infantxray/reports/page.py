@@ -101,6 +101,13 @@ def number(value: float | None, name: str = "", sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
+def phrase(name: str, value: float) -> str:
+    """A headline metric within a sentence: `accuracy 0.900`."""
+    if name == "age_mae_months":
+        return f"mean absolute age error {number(value, name)} months"
+    return f"{NAMES[name].replace('Acc', 'acc')} {number(value, name)}"
+
+
 def plural(count: int, noun: str) -> str:
     """`1 image`, `2,000 images`."""
     return f"{count:,} {noun}{'s' * (count != 1)}"

@@ -1,4 +1,4 @@
-"""All figures, with matplotlib: PNG at 300 dpi and SVG, on a light and on a dark ground.
+"""Figures of one run, and what all figures share: PNG at 300 dpi and SVG, light and dark.
 
 Colours are Okabe and Ito's, told apart with every kind of colour vision; lines and marks also
 differ in style, so that figures can be read in grey print.
@@ -19,9 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Rectangle
-from sklearn.metrics import precision_recall_curve, roc_curve
+from sklearn.metrics import roc_curve
 
-from infantxray.evaluation.intervals import Estimate
 from infantxray.evaluation.predictions import Predictions
 from infantxray.evaluation.saliency import Example
 from infantxray.reports import page
@@ -29,10 +28,7 @@ from infantxray.reports import page
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_SCORES = ("accuracy", "recall", "precision", "f1", "roc_auc")
-_MOST_BANDS = 4
 _VECTOR_POINTS = 2000  # More are drawn as pixels within the SVG.
-_GRID = np.linspace(0, 1, 101)
 _RC: dict[str, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -127,62 +123,72 @@ def class_labels(classes: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[st
 def colour(i: int) -> str:
     """The i-th colour; black becomes white on dark pages."""
     value = COLOURS[i % len(COLOURS)]
-    return _ink() if value == "#000000" else value
+    return ink() if value == "#000000" else value
 
 
-def _style(i: int) -> str:
+def line_style(i: int) -> str:
     return _STYLES[i // len(COLOURS) % len(_STYLES)]
 
 
-def _marker(i: int) -> str:
+def marker(i: int) -> str:
     return _MARKERS[i % len(_MARKERS)]
 
 
-def _ink() -> str:
+def ink() -> str:
     return str(mpl.rcParams["text.color"])
 
 
-def _beside(axes: Axes, **options: Any) -> None:
+def beside(axes: Axes, **options: Any) -> None:
     """A legend at the right, where it hides nothing."""
     axes.legend(bbox_to_anchor=(1.02, 1), loc="upper left", **options)
 
 
-def _square(axes: Axes, **options: Any) -> None:
+def square(axes: Axes, **options: Any) -> None:
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", **options)
 
 
-# Figures of one run.
+_LOSSES = {
+    "train/loss": "training loss",
+    "train/cross_entropy": "training cross-entropy",
+    "train/age_mse": "training age MSE",
+    "train/age_distribution": "training age distribution",
+    "validation/loss": "validation loss",
+}
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Training loss, and validation metrics, by step."""
-    aged = any(row.get("validation/age_mae_months") is not None for row in history)
-    figure = Figure(figsize=(10 if aged else 8, 3.2), layout="constrained")
-    panels = figure.subplots(1, 3 if aged else 2)
-    names = ("train/loss", "train/cross_entropy", "train/age_mse", "train/age_distribution",
-             "validation/loss")  # fmt: skip
-    scores = [f"validation/{name}" for name in ("accuracy", "f1", "roc_auc")]
-    ages = ["validation/age_mae_months"]
-    for axes, shown in zip(panels, (names, scores, ages), strict=False):
-        for i, name in enumerate(shown):
-            points = [(row["step"], row[name]) for row in history if row.get(name) is not None]
-            if points:
-                label = name.replace("train/", "training ").replace("/", " ").replace("_", " ")
-                if shown is not names:
-                    label = page.NAMES[name.removeprefix("validation/")]
-                marker = "." if len(points) < 40 else None
-                axes.plot(*zip(*points, strict=True), color=colour(i), marker=marker, label=label)
-        axes.set(xlabel="step")
-        _finish_curves(axes)
-    panels[0].set(ylabel="loss", title="Loss")
-    panels[1].set(ylim=(0, 1), ylabel="score", title="Validation")
-    if aged:
-        panels[2].set(ylabel="months", title="Validation, age")
-        panels[2].set_ylim(bottom=0)
+    """Training loss, and validation metrics, by step; panels without a curve are left out."""
+    panels = {
+        "Loss": ("loss", _LOSSES),
+        "Validation": ("score", {n: page.NAMES[n] for n in ("accuracy", "f1", "roc_auc")}),
+        "Validation, age": ("months", {"age_mae_months": page.NAMES["age_mae_months"]}),
+    }
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for title, (_, names) in panels.items():
+        for name, label in names.items():
+            key = name if names is _LOSSES else f"validation/{name}"
+            points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
+            # Without an age head the loss is the cross-entropy: one curve.
+            if points and points not in found.get(title, {}).values():
+                found.setdefault(title, {})[label] = points
+    figure = Figure(figsize=(max(3.6 * len(found), 4), 3.2), layout="constrained")
+    grid = figure.subplots(1, max(len(found), 1), squeeze=False).ravel()
+    for axes, (title, lines) in zip(grid, found.items(), strict=False):
+        ylabel, names = panels[title]
+        for label, points in lines.items():
+            place = list(names.values()).index(label)
+            marker = "." if len(points) < 40 else None
+            axes.plot(*zip(*points, strict=True), color=colour(place), marker=marker, label=label)
+        axes.set(xlabel="step", ylabel=ylabel, title=title)
+        if ylabel == "score":
+            axes.set_ylim(0, 1)
+        elif ylabel == "months":
+            axes.set_ylim(bottom=0)
+        finish_curves(axes)
     return figure
 
 
-def _finish_curves(axes: Axes) -> None:
+def finish_curves(axes: Axes) -> None:
     """Starts the axis where the first curve starts; a legend below."""
     if axes.lines:
         steps = np.concatenate([line.get_xdata() for line in axes.lines])
@@ -228,13 +234,13 @@ def roc_figure(predictions: Predictions) -> Figure:
     """One curve a class against the rest, with its area."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    for k, positive, score in _each_class(predictions):
+    for k, positive, score in each_class(predictions):
         false, true, _ = roc_curve(positive, score)
         label = f"{predictions.classes[k]} ({np.trapezoid(true, false):.2f})"
-        axes.plot(false, true, color=colour(k), linestyle=_style(k), label=label)
+        axes.plot(false, true, color=colour(k), linestyle=line_style(k), label=label)
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
-    _square(axes, xlabel="false positive rate", ylabel="true positive rate")
-    _beside(axes, title="class (area)")
+    square(axes, xlabel="false positive rate", ylabel="true positive rate")
+    beside(axes, title="class (area)")
     return figure
 
 
@@ -246,12 +252,12 @@ def reliability(calibrations: Mapping[str, Mapping[str, Any]], counts: bool = Fa
     for i, (label, found) in enumerate(calibrations.items()):
         points = [(b["confidence"], b["accuracy"]) for b in found["bins"]]
         error = found["expected_calibration_error"]
-        axes.plot(*zip(*points, strict=True), marker=_marker(i), color=colour(i),
+        axes.plot(*zip(*points, strict=True), marker=marker(i), color=colour(i),
                   label=f"{label}, error {error:.3f}")  # fmt: skip
         for b, point in zip(found["bins"] if counts else (), points, strict=False):
             axes.annotate(f"{b['n']:,}", point, (5, -9), textcoords="offset points", fontsize=7)
-    _square(axes, xlabel="confidence", ylabel="accuracy")
-    _beside(axes)
+    square(axes, xlabel="confidence", ylabel="accuracy")
+    beside(axes)
     return figure
 
 
@@ -296,7 +302,7 @@ def saliency_figure(examples: Sequence[Example]) -> Figure:
         answer = "correct" if right else f"taken for\n{example.predicted}"
         grid[top, column].set_title(
             f"{example.truth}\n{answer}, {example.probability:.0%}",
-            fontsize=7, color=_ink() if right else colour(1),
+            fontsize=7, color=ink() if right else colour(1),
         )  # fmt: skip
     return figure
 
@@ -311,165 +317,13 @@ def _overlaid(image: np.ndarray, found: np.ndarray | None) -> np.ndarray:
     return (1 - share) * grey + share * mpl.colormaps["inferno"](found)[..., :3]
 
 
-# Figures of a study.
-
-
-def _each_class(run: Predictions) -> Iterable[tuple[int, np.ndarray, np.ndarray]]:
+def each_class(run: Predictions) -> Iterable[tuple[int, np.ndarray, np.ndarray]]:
     """Number, truth (bool) and score of each class that some images have and some have not."""
     for k in range(len(run.classes)):
         known, present = run.outcome(k)
         positive = present[known]
         if positive.any() and not positive.all():
             yield k, positive, run.probabilities[known, k]
-
-
-def _error_bars(
-    axes: Axes, x: Any, estimates: Sequence[Estimate], i: int, label: str, line: bool
-) -> None:
-    mean = np.array([e.mean for e in estimates])
-    error = np.abs([[e.mean - e.low, e.high - e.mean] for e in estimates]).T
-    axes.errorbar(x, mean, np.nan_to_num(error), marker=_marker(i), color=colour(i), label=label,
-                  capsize=2, elinewidth=1.0, linewidth=1.2,
-                  linestyle=_style(i) if line else "none")  # fmt: skip
-
-
-def _name_encoders(axes: Axes, encoders: Sequence[str]) -> None:
-    axes.set_xticks(range(len(encoders)), list(encoders))
-    axes.tick_params(axis="x", labelrotation=30 if len(encoders) > 4 else 0)
-
-
-def performance(rows: Mapping[str, Mapping[str, Estimate]]) -> Figure:
-    """Every metric of every encoder, with its interval (the paper's Figure 7)."""
-    figure = Figure(figsize=(max(6.0, 1.1 * len(rows) + 2.5), 3.6), layout="constrained")
-    axes = figure.subplots()
-    for i, name in enumerate(_SCORES):
-        x = np.arange(len(rows)) + 0.1 * (i - 2)
-        estimates = [row[name] for row in rows.values()]
-        _error_bars(axes, x, estimates, i, page.NAMES[name], line=False)
-    _name_encoders(axes, list(rows))
-    axes.set(ylim=(0, 1), ylabel="score", xlim=(-0.5, len(rows) - 0.5))
-    _beside(axes)
-    return figure
-
-
-def ablation(
-    rows: Mapping[str, Mapping[str, tuple[Estimate, np.ndarray]]],
-    name: str,
-    lines: Mapping[str, float],
-) -> Figure:
-    """Bars of one metric by encoder and variant, with intervals and seeds (Figure 8).
-
-    Args:
-      rows: `{encoder: {variant: (estimate, value of each seed)}}`.
-      name: of the metric.
-      lines: baselines, drawn as horizontal lines.
-    """
-    variants = list(dict.fromkeys(variant for row in rows.values() for variant in row))
-    size = (max(6.0, 0.42 * len(rows) * len(variants) + 3), 3.4)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    width, named = 0.8 / len(variants), set()
-    for j, row in enumerate(rows.values()):
-        for i, variant in enumerate(variants):
-            if variant not in row or not np.isfinite(row[variant][0].mean):
-                continue
-            estimate, seeds = row[variant]
-            x = j + (i - (len(variants) - 1) / 2) * width
-            label = None if variant in named else variant
-            named.add(variant)
-            axes.bar(x, estimate.mean, 0.92 * width, color=colour(i), alpha=0.75, label=label)
-            if np.isfinite(estimate.low):
-                error = [[estimate.mean - estimate.low], [estimate.high - estimate.mean]]
-                axes.errorbar(x, estimate.mean, error, color=_ink(), capsize=3, linewidth=1)
-            spots = x + np.linspace(-0.2, 0.2, len(seeds)) * width
-            axes.plot(spots, seeds, ".", color=_ink(), markersize=4)
-    for style, (label, value) in zip(("--", ":"), lines.items(), strict=False):
-        axes.axhline(value, color="#888888", linestyle=style, linewidth=1, label=label)
-    _name_encoders(axes, list(rows))
-    axes.set(ylabel=page.NAMES[name])
-    _beside(axes)
-    return figure
-
-
-def curves(models: Mapping[str, Sequence[Predictions]]) -> Figure:
-    """Macro ROC and precision-recall curves of `{label: one run a seed}`; bands hold all seeds."""
-    figure = Figure(figsize=(8.4, 3.9), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for i, (label, runs) in enumerate(models.items()):
-        for axes, kind in ((left, _roc), (right, _precision_recall)):
-            found = [[kind(p, s) for _, p, s in _each_class(run)] for run in runs]
-            seeds = [np.mean(f, axis=0) if f else np.full(_GRID.shape, np.nan) for f in found]
-            _band(axes, _GRID, seeds, i, label, band=len(models) <= _MOST_BANDS)
-    left.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
-    prevalence = 1 / len(next(iter(models.values()))[0].classes)
-    right.axhline(prevalence, color="#999999", linewidth=0.8)
-    _square(left, xlabel="false positive rate", ylabel="true positive rate", title="ROC")
-    _square(right, xlabel="recall", ylabel="precision", title="Precision and recall")
-    right.legend(loc="upper right", fontsize=8)
-    return figure
-
-
-def _band(
-    axes: Axes, x: Any, seeds: Sequence[np.ndarray], i: int, label: str, band: bool = True
-) -> None:
-    values = np.stack(seeds)
-    marker = "." if len(x) < 40 else None
-    axes.plot(x, values.mean(0), color=colour(i), linestyle=_style(i), marker=marker, label=label)
-    if len(values) > 1 and band:
-        axes.fill_between(x, values.min(0), values.max(0), color=colour(i), alpha=0.2, linewidth=0)
-
-
-def _roc(positive: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """True positive rate on a grid of false positive rates."""
-    false, true, _ = roc_curve(positive, score)
-    return np.interp(_GRID, false, true)
-
-
-def _precision_recall(positive: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Precision on a grid of recalls: the best at this recall or more."""
-    precision, recall, _ = precision_recall_curve(positive, score)
-    precision, recall = precision[:-1][::-1], recall[:-1][::-1]
-    best = np.maximum.accumulate(precision[::-1])[::-1]
-    return best[np.searchsorted(recall, _GRID).clip(max=len(best) - 1)]
-
-
-def learning(panels: Mapping[str, Mapping[str, Sequence[Sequence[tuple[int, float]]]]]) -> Figure:
-    """Curves by step, `{panel: {label: one list of (step, value) a seed}}`.
-
-    Bands hold all seeds. A label has the same colour in all panels, those of the last panel first.
-    """
-    names = dict.fromkeys(label for lines in reversed(list(panels.values())) for label in lines)
-    place = {label: i for i, label in enumerate(names)}
-    columns = len(panels) if len(panels) < 4 else 2
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.4 * columns, 3.4 * rows), layout="constrained")
-    for i, (title, lines) in enumerate(panels.items()):
-        axes = figure.add_subplot(rows, columns, i + 1)
-        for label, seeds in lines.items():
-            # Steps that every seed has: one may have stopped early.
-            steps = sorted(set.intersection(*(set(dict(points)) for points in seeds)))
-            values = [np.array([dict(points)[step] for step in steps]) for points in seeds]
-            if steps:
-                _band(axes, steps, values, place[label], label, band=len(lines) <= _MOST_BANDS)
-        axes.set(title=title, xlabel="step")
-        _finish_curves(axes)
-    return figure
-
-
-def by_labels(lines: Mapping[str, Sequence[tuple[float, Estimate]]], name: str) -> Figure:
-    """One metric against the share of labels."""
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for i, (label, points) in enumerate(lines.items()):
-        aside = 1.06 ** (i - (len(lines) - 1) / 2)  # So that intervals do not hide one another.
-        at = [100 * fraction * aside for fraction, _ in points]
-        _error_bars(axes, at, [e for _, e in points], i, label, line=True)
-    axes.set(xscale="log", xlabel="training patients with labels, %", ylabel=page.NAMES[name])
-    ticks = sorted({100 * fraction for points in lines.values() for fraction, _ in points})
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
-    axes.minorticks_off()
-    _beside(axes)
-    return figure
 
 
 def renamed(examples: Sequence[Example], names: Mapping[str, str]) -> list[Example]:

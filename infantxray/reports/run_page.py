@@ -12,7 +12,7 @@ import numpy as np
 from infantxray.evaluation.metrics import CLASS_METRICS, HEADLINES
 from infantxray.evaluation.predictions import Predictions
 from infantxray.evaluation.saliency import STRIDES, Example
-from infantxray.reports import plots
+from infantxray.reports import plots, stage_one_gain
 from infantxray.reports.page import (
     NAMES,
     NOTHING,
@@ -30,6 +30,7 @@ _MACRO = ("recall", "precision", "f1", "roc_auc")
 _FEW_PATIENTS = 30
 _LABELS = {"blind guess": "a blind guess"}
 _POOR_CALIBRATION = 0.1
+_LACKING = ("the model has no condition head", "the model has no age head")  # `not_computed`.
 PIXELS = "pixels"  # Of `summary["baseline"]`: metrics of ridge on pixels.
 
 
@@ -152,14 +153,15 @@ def write(
     n = summary["n"]
     tables = [_class_table(summary)] if "per_class" in summary else []
     tables += (sections or {}).get("operating_points", ())
-    tables += [_age_table(summary), *_saliency_table(summary)]
+    tables += [_age_table(summary)] * any(row["band"] != "unknown" for row in summary["age_bands"])
+    tables += _saliency_table(summary)
     write_page(
         path,
         "run",
         title=f"{settings['encoder']} on {n:,} {kind if n != 1 else kind.removesuffix('s')}",
         facts=_facts(settings, summary),
         sentences=in_short(settings, summary),
-        metrics=[_card(name, summary) for name in HEADLINES],
+        metrics=[_card(name, summary) for name in _asked(summary)],
         pixels=_pixels(summary),
         parts=[*(table.filled() for table in tables), *figures],
         groups=[
@@ -174,7 +176,9 @@ def write(
 
 def _facts(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
     n, patients = summary["n"], plural(summary["n_patients"], "patient")
-    facts = [f"{patients} whom neither stage was trained on"]
+    facts = [f"{patients} whom the model was not trained on"]
+    if settings["pretrained"]:
+        facts = [f"{patients} whom neither stage was trained on"]
     if not summary["stage_one_known"]:
         facts = [
             f"{patients} whom stage two was not trained on (the folder of stage one is gone, so "
@@ -201,6 +205,7 @@ def _facts(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]
             "accuracy is the share of right answers about single findings, and "
             f"{number(summary['exact_match'])} of the images are right in all that is known"
         )
+    facts += [why for why in _LACKING if why in summary["not_computed"].values()]
     return [*facts, *summary.get("label_notes", ())]
 
 
@@ -225,6 +230,12 @@ def _interval(name: str, summary: Mapping[str, Any]) -> str:
     return "" if low is None else f"{number(low, name)} to {number(high, name)}"
 
 
+def _asked(summary: Mapping[str, Any]) -> list[str]:
+    """The headline metrics, without those of a head that the model lacks."""
+    asked = [n for n in HEADLINES if summary["not_computed"].get(n) not in _LACKING]
+    return asked or list(HEADLINES)
+
+
 def _card(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
     title = NAMES[name] + " (macro)" * (name in _MACRO)
     if summary[name] is None:
@@ -236,8 +247,22 @@ def _card(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": title, "value": number(summary[name], name), "notes": notes}
 
 
+def result_line(summary: Mapping[str, Any]) -> str:
+    """The headline metrics beside their floors, and what stage one gave, in one line."""
+    shown = []
+    for name in HEADLINES:
+        if summary[name] is not None:
+            floors = [f"{label} {number(value, name)}" for label, value in _floors(name, summary)]
+            beside = f" ({', '.join(floors)})" if floors else ""
+            shown.append(f"{NAMES[name]} {number(summary[name], name)}{beside}")
+    if not shown:
+        return "nothing to score"
+    gain = stage_one_gain.sentence(summary.get("stage_one") or {})
+    return "; ".join(shown) + (f". {gain}" if gain else "")
+
+
 def in_short(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
-    """What was asked, what came out, against which floor, and what must be doubted."""
+    """What was asked, what came out, against which floor, what to doubt, what stage one gave."""
     scored = [n for n in ("roc_auc", "accuracy", "age_mae_months") if summary[n] is not None]
     classes = len(summary.get("per_class", ()))
     what = f"tell {plural(classes, 'condition')} apart"
@@ -264,18 +289,17 @@ def in_short(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[st
         floors += [f"{title} {listed(known)}"] if known else []
     floor = f"Floor: {'; '.join(floors)}." if floors else "Floor: none is known."
     doubts = _doubts(summary, scored)
-    return [
-        asked,
-        f"Result: {listed(results)}.",
-        floor,
-        f"Doubt: {'; '.join(doubts)}." if doubts else
-        "Doubt: patients of one data source do not show how the model does elsewhere; other "
-        "training runs would differ.",
-    ]  # fmt: skip
+    doubt = (
+        "; ".join(doubts)
+        or "patients of one data source do not show how the model does elsewhere; other training "
+        "runs would differ"
+    )
+    gain = stage_one_gain.sentence(summary.get("stage_one") or {})
+    return [asked, f"Result: {listed(results)}.", floor, f"Doubt: {doubt}.", *filter(None, [gain])]
 
 
 def _doubts(summary: Mapping[str, Any], scored: Sequence[str]) -> list[str]:
-    doubts = []
+    weak: dict[str, list[str]] = {}  # By the claim: the floors that it is about.
     for name in scored:
         lower = name == "age_mae_months"
         what = "the age head" if lower else f"the {NAMES[name].replace('Acc', 'acc')}"
@@ -284,9 +308,10 @@ def _doubts(summary: Mapping[str, Any], scored: Sequence[str]) -> list[str]:
             sign = -1 if lower else 1
             label = {"blind guess": "the mean age" if lower else "a blind guess"}.get(label, label)
             if sign * (summary[name] - value) <= 0:
-                doubts.append(f"{what} is no better than {label}")
+                weak.setdefault(f"{what} is no better than", []).append(label)
             elif low is not None and low <= value <= high:
-                doubts.append(f"{what} is not surely better than {label}")
+                weak.setdefault(f"{what} is not clearly better than", []).append(label)
+    doubts = [f"{claim} {listed(labels)}" for claim, labels in weak.items()]
     error = (summary.get("calibration") or {}).get("expected_calibration_error")
     if error is not None and error > _POOR_CALIBRATION:
         doubts.append(f"probabilities are off by {error:.0%} on average")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,12 +19,12 @@ from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
 from data_pipeline.files import replaced, write_json
-from data_pipeline.labels import FindingNames
+from data_pipeline.labels import FindingNames, names_in
 from data_pipeline.loader import ImageSource, class_indices
 from data_pipeline.manifest import Records
 from data_pipeline.splits import read_split
 from infantxray.evaluation import diagnostics, operating_points
-from infantxray.evaluation.metrics import HEADLINES, headline
+from infantxray.evaluation.metrics import headline
 from infantxray.evaluation.operating_points import FILE as POINTS
 from infantxray.evaluation.operating_points import OperatingPoint, read_points
 from infantxray.evaluation.predictions import Predictions, write_predictions
@@ -38,18 +38,25 @@ from infantxray.evaluation.saliency import (
 )
 from infantxray.evaluation.summary import baseline, calibration_of, summarise, to_json
 from infantxray.features.baselines import RIDGE, baselines
-from infantxray.reports import checklist, demographics, plots, run_page, run_sections
-from infantxray.reports.page import NAMES, Figure, number
+from infantxray.reports import (
+    checklist,
+    columns,
+    demographics,
+    plots,
+    run_page,
+    run_sections,
+    stage_one_gain,
+)
+from infantxray.reports.page import Figure
 from infantxray.reports.tables import Table
 from infantxray.runs import workdir
-from infantxray.stage_one.objectives import OBJECTIVES
+from infantxray.stage_one.objectives import panel_names
 from infantxray.stage_two.inference import Predictor, restore
 from infantxray.training import processes
+from infantxray.training.waiting import waiting
 from infantxray.training.writers import read_history
 
 _log = logging.getLogger(__name__)
-
-_SECONDS = 5.0  # Between two lines of progress.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Review:
     Attributes:
       operating_points: rules of thresholds, such as `sensitivity:0.95,youden`; empty = none.
       prevalence: shares, separated by commas, at which predictive values are stated too.
-      subgroups: columns of `demographics.COLUMNS`, separated by commas; empty = none.
+      subgroups: columns of `reports.columns`, separated by commas; empty = none.
     """
 
     operating_points: str = "sensitivity:0.95,youden"
@@ -103,9 +110,14 @@ def evaluate(
 
     Returns:
       The contents of `metrics.json`; nothing on processes that do not write.
+
+    Raises:
+      UserError: the images lack a column of the subgroups, or `author.yaml` is not valid.
+      DataError: no test image can be read.
     """
     spec = predictor.spec
     checkpoint = os.path.expanduser(checkpoint)
+    columns.parse(review.subgroups, source.records)
     variables, step = restore(checkpoint, spec)
     _log.info("predicting %d test images", len(source))
     predictions, records = _predict(predictor, variables, source, "test")
@@ -118,27 +130,28 @@ def evaluate(
     how = dataclasses.replace(
         data, resize=spec.preprocessing.resize, trim_borders=spec.preprocessing.trim_borders
     )
-    _log.info("ridge on pixels of %d training images", len(split.train))
-    pixels = _readable(baselines(how, split, predictions, records)[RIDGE])
-    _log.info("metrics and %d bootstrap samples", bootstrap_samples)
-    summary = summarise(predictions, bootstrap_samples=bootstrap_samples, seed=seed)
-    curves: dict[str, Any] = {}
-    if spec.classes:
-        summary["calibration"] = calibration_of(predictions)
-        ridge = None if pixels is None or np.isnan(pixels.probabilities).any() else pixels
-        summary["findings"], curves = diagnostics.findings(predictions, ridge, seed=seed)
-        prevalences = operating_points.parse_prevalences(review.prevalence)
-        summary["operating_points"] = diagnostics.at_points(predictions, points, prevalences)
-    columns = [name.strip() for name in review.subgroups.split(",") if name.strip()]
-    summary["subgroups"] = diagnostics.by_subgroup(
-        predictions, demographics.groups(records, columns), points
-    )
+    with _telling(f"ridge on pixels of {len(split.train):,} training images"):
+        pixels = _readable(baselines(how, split, predictions, records)[RIDGE])
+    with _telling(f"metrics and {bootstrap_samples:,} bootstrap samples"):
+        summary = summarise(predictions, bootstrap_samples=bootstrap_samples, seed=seed)
+        curves: dict[str, Any] = {}
+        if spec.classes:
+            summary["calibration"] = calibration_of(predictions)
+            ridge = None if pixels is None or np.isnan(pixels.probabilities).any() else pixels
+            summary["findings"], curves = diagnostics.findings(predictions, ridge, seed=seed)
+            prevalences = operating_points.parse_prevalences(review.prevalence)
+            summary["operating_points"] = diagnostics.at_points(predictions, points, prevalences)
+        named = columns.parse(review.subgroups, records)
+        groups = columns.read(records, named)
+        summary["subgroups"] = diagnostics.by_subgroup(predictions, groups, points)
     train = split.train
     train_label = class_indices(train.label, spec.classes)
     sources = list(dict.fromkeys(records.source.tolist()))
     external = not set(sources) & set(split.train.source.tolist())
     parts = {"train": split.train, "validation": split.validation, "test": source.records}
     parts = {("external test" if external and n == "test" else n): p for n, p in parts.items()}
+    with waiting("DICOM headers"):
+        headers = {name: columns.sampled_headers(part) for name, part in parts.items()}
     summary |= {
         "baseline": baseline(
             predictions,
@@ -150,6 +163,7 @@ def evaluate(
         "sources": sources,
         "external": external,
         "partitions": {name: len(part) for name, part in parts.items()},
+        "acquisition": columns.acquisition(headers.values()),
         "checkpoint_step": step,
         "n_unreadable": len(source) - len(records),
         "n_constant": len(source.bad_files.constant.intersection(records.image_path)),
@@ -160,48 +174,48 @@ def evaluate(
         summary["baseline"][run_page.PIXELS] = headline(pixels)
     explain = Explainer(predictor.model, variables, mean=spec.input_mean, std=spec.input_std)
     images = _images(source, records, spec.preprocessing)
-    _log.info("saliency")
-    found = localisation(explain, images, predictions, samples=bootstrap_samples, seed=seed)
-    if found:
-        summary["saliency"] = found
+    with _telling("saliency"):
+        found = localisation(explain, images, predictions, samples=bootstrap_samples, seed=seed)
+        if found:
+            summary["saliency"] = found
+        explained = examples(explain, images, predictions)
+        mistaken = mistakes(explain, images, predictions)
+    settings = workdir.read_config(checkpoint)
+    summary["stage_one"] = stage_one_gain.read(checkpoint, settings, summary)
     summary = to_json(summary)
     files.remove_checksums(folder)
     write_json(os.path.join(folder, "metrics.json"), summary)
     write_json(os.path.join(folder, "curves.json"), to_json(curves))
     write_predictions(os.path.join(folder, "predictions.csv"), predictions, records)
-    _log.info("figures")
-    drawings = os.path.join(folder, "figures")
-    figures = run_page.draw(
-        drawings,
-        predictions,
-        summary,
-        read_history(os.path.join(checkpoint, "history.jsonl")),
-        examples(explain, images, predictions),
-        mistakes(explain, images, predictions),
-    )
-    settings = workdir.read_config(checkpoint)
-    figures += _stage_one_panels(settings)
-    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    _write_page(
-        folder,
-        checkpoint,
-        settings=settings,
-        summary=summary,
-        figures=figures,
-        drawn=run_sections.figures(drawings, predictions, curves),
-        patients=_patients(drawings, parts, summary),
-        num_parameters=num_parameters,
-    )
+    with _telling("figures"):
+        drawings = os.path.join(folder, "figures")
+        history = read_history(os.path.join(checkpoint, "history.jsonl"))
+        figures = run_page.draw(drawings, predictions, summary, history, explained, mistaken)
+        figures += _stage_one_panels(settings)
+        num_parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        _write_page(
+            folder,
+            checkpoint,
+            settings=settings,
+            summary=summary,
+            figures=figures,
+            drawn=run_sections.figures(drawings, predictions, curves),
+            patients=_patients(drawings, parts, headers, summary),
+            num_parameters=num_parameters,
+        )
     written = ["metrics.json", "predictions.csv", "report.html", *([POINTS] if points else [])]
     files.write_checksums(folder, written)
-    shown = [
-        f"{NAMES[name]} {number(summary[name], name)}"
-        for name in HEADLINES
-        if summary[name] is not None
-    ]
-    _log.info("test: %s", "; ".join(shown) or "nothing to score")
+    _log.info("test: %s", run_page.result_line(summary))
     _log.info("report: %s", os.path.join(folder, "report.html"))
     return summary
+
+
+@contextlib.contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Logs `what` at once, and every few seconds while it goes on."""
+    _log.info("%s", what)
+    with waiting(what):
+        yield
 
 
 def _write_page(
@@ -238,17 +252,15 @@ def _predict(
     predictor: Predictor, variables: Any, source: ImageSource, what: str
 ) -> tuple[Predictions, Records]:
     """Predictions with a line of progress every few seconds."""
-    last, done = time.monotonic(), 0
+    done = 0
 
     def count(part: tuple[Predictions, Records]) -> tuple[Predictions, Records]:
-        nonlocal last, done
+        nonlocal done
         done += len(part[1])
-        if time.monotonic() - last > _SECONDS:
-            last = time.monotonic()
-            _log.info("%d of %d %s images", done, len(source), what)
         return part
 
-    return predictor.joined(source, map(count, predictor.stream(variables, source)))
+    with waiting(lambda: f"predicted {done:,} of {len(source):,} {what} images"):
+        return predictor.joined(source, map(count, predictor.stream(variables, source)))
 
 
 def _operating_points(
@@ -297,7 +309,10 @@ def _readable(pixels: Predictions) -> Predictions | None:
 
 
 def _patients(
-    folder: str, parts: dict[str, Records], summary: dict[str, Any]
+    folder: str,
+    parts: dict[str, Records],
+    headers: dict[str, dict[str, np.ndarray]],
+    summary: dict[str, Any],
 ) -> list[Table | Figure]:
     """Table 1 and the flow of images, as a table and as a chart."""
     scored = {
@@ -309,7 +324,7 @@ def _patients(
     flow = demographics.flow_table(parts, left_out, scored, external=summary["external"])
     paths = plots.save(folder, "flow", functools.partial(demographics.flow_chart, flow))
     chart = Figure("", "Flow of images from the split to the scores.", *paths)
-    return [demographics.table_one(parts), flow, chart]
+    return [demographics.table_one(parts, headers), flow, chart]
 
 
 def _stage_one_panels(settings: dict[str, Any]) -> list[Figure]:
@@ -317,10 +332,9 @@ def _stage_one_panels(settings: dict[str, Any]) -> list[Figure]:
     panels = os.path.join(stage_one, "figures", "panels.png")
     if not settings["pretrained"] or not os.path.exists(panels):
         return []
-    objective = workdir.read_config(stage_one).get("objective")
-    if objective not in OBJECTIVES:  # A stage two may be another one's start: it has no panels.
-        return []
-    return [run_page.panels(panels, OBJECTIVES[objective].panel_names)]
+    names = panel_names(workdir.read_config(stage_one).get("objective", ""))
+    # A stage two may be another one's start: it has no panels.
+    return [run_page.panels(panels, names)] if names else []
 
 
 def _images(source: ImageSource, records: Records, preprocessing: Preprocessing) -> Images:
@@ -330,7 +344,15 @@ def _images(source: ImageSource, records: Records, preprocessing: Preprocessing)
     def load(row: int) -> np.ndarray:
         return np.asarray(source[row_of[records.image_path[row]]]["image"])
 
-    def boxes(row: int) -> list[Box]:
-        return [box[:4] for box in image_boxes(records, row, preprocessing)]
+    # Some data sets name boxes by other words than findings: PediCXR's diagnoses have boxes of
+    # opacities. Then all boxes of an image of one finding are where that is.
+    named = {box.label for boxes in records.boxes for box in boxes}
+    same_words = not named.isdisjoint(names_in(records.label))
+
+    def boxes(row: int, name: str) -> list[Box]:
+        found = image_boxes(records, row, preprocessing)
+        of_finding = [b[:4] for b in found if not b.label or name in b.label.split("|")]
+        alone = not same_words and "|" not in records.label[row]
+        return of_finding or [box[:4] for box in found if alone]
 
     return Images(load, boxes)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from infantxray.evaluation.diagnostics import MAX_FPR
@@ -59,16 +60,36 @@ def _number(value: float | None) -> float:
     return _NAN if value is None else float(value)
 
 
-def notes(named: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
-    """What must be said beside metrics, each note once with the names that it is about."""
-    found: dict[str, list[str]] = {}
+def notes(
+    named: Iterable[tuple[str, Mapping[str, Any]]], keys: Container[str] | None = None
+) -> str:
+    """What must be said beside metrics: each note once, with the names that it is about.
+
+    Args:
+      named: pairs of a name and its metrics.
+      keys: the metrics whose notes are told; None = all.
+    """
+    found: dict[tuple[str, str], dict[str, set[str]]] = {}
+    everyone: dict[str, None] = {}
     for name, metrics in named:
-        for metric in metrics.values():
-            if isinstance(metric, Mapping) and metric.get("note"):
-                names = found.setdefault(metric["note"], [])
-                if name not in names:
-                    names.append(name)
-    return " ".join(f"{', '.join(names)}: {note}." for note, names in found.items())
+        everyone[name] = None
+        for key, metric in metrics.items():
+            if isinstance(metric, Mapping) and metric.get("note") and (not keys or key in keys):
+                for part in metric["note"].split("; "):
+                    # Notes that differ in their first number alone are one.
+                    before, number, after = re.fullmatch(r"(\D*)(\d*)(.*)", part, re.S).groups()  # type: ignore[union-attr]
+                    found.setdefault((before, after), {}).setdefault(name, set()).add(number)
+    told = []
+    for (before, after), numbers in found.items():
+        ends = sorted(int(n) for n in set().union(*numbers.values()) if n)
+        span = " to ".join(str(n) for n in dict.fromkeys([ends[0], ends[-1]])) if ends else ""
+        text = before + span + after
+        others = [name for name in everyone if name not in numbers]
+        who = ", ".join(numbers)
+        if len(numbers) > max(len(others), 1):
+            who = "all" + f" but {', '.join(others)}" * bool(others)
+        told.append(f"{text[0].upper()}{text[1:]} ({who}).")
+    return " ".join(told)
 
 
 def tables(summary: Mapping[str, Any]) -> dict[str, list[Table]]:
@@ -124,7 +145,8 @@ def _discrimination(findings: Mapping[str, Mapping[str, Any]]) -> Table:
         "Discrimination by condition",
         "One condition against the rest. ROC AUC with DeLong's interval over patients; the "
         "partial area is scaled so that chance is 0.5. A difference has DeLong's test, without "
-        f"correction for the number of conditions. {notes(findings.items())}".strip(),
+        f"correction for the number of conditions. "
+        f"{notes(findings.items(), (*names, 'roc_auc_over_pixels'))}".strip(),
         header,
         rows,
     )
@@ -152,7 +174,7 @@ def _calibration(findings: Mapping[str, Mapping[str, Any]]) -> Table:
         "Slope 1 and intercept 0 are ideal; a slope below 1: probabilities are too extreme. ICI: "
         "mean distance of the smoothed curve from the line. Brier score = reliability − "
         "resolution + uncertainty + a remainder within ten bins; skill: 1 − Brier / uncertainty. "
-        + notes(findings.items()),
+        + notes(findings.items(), ("calibration_slope", "calibration_intercept", "brier")),
         [
             "Condition",
             "Slope",
@@ -227,7 +249,10 @@ def figures(
         "calibration_curves": (
             "Smoothed calibration curves (restricted cubic splines) with a pointwise 95 % band of "
             "a bootstrap over patients. " + _curve_notes(curves),
-            functools.partial(diagnostic_plots.calibration, shown),
+            functools.partial(
+                diagnostic_plots.calibration,
+                {name: f for name, f in shown.items() if f["calibration"]["predicted"]},
+            ),
         ),
         "net_benefit": (
             "Decision curves: net benefit of acting on a probability above the threshold, with "
@@ -239,6 +264,8 @@ def figures(
             functools.partial(diagnostic_plots.probabilities, shown),
         ),
     }
+    if not any(f["calibration"]["predicted"] for f in curves.values()):
+        del plans["calibration_curves"]
     found = {}
     for name, (caption, draw) in plans.items():
         paths = plots.save(folder, name, draw, labels)
@@ -261,6 +288,9 @@ def groups(
     def figure(name: str) -> list[Figure]:
         return [drawn[name]] if name in drawn else []
 
+    smooth = "Whether stated probabilities are those that come true."
+    if "calibration_curves" not in drawn:
+        smooth += " There are too few patients of each outcome for smoothed curves."
     planned = [
         Group("Patients", "Table 1 and the flow of images.", patients),
         Group(
@@ -270,7 +300,7 @@ def groups(
         ),
         Group(
             "Calibration of probabilities",
-            "Whether stated probabilities are those that come true.",
+            smooth,
             [*found.get("calibration", ()), *figure("calibration_curves"),
              *figure("probabilities")],
         ),

@@ -18,6 +18,7 @@ from data_pipeline.manifest import SPLITS
 from infantxray.evaluation.metrics import HEADLINES
 from infantxray.features.baselines import MAJORITY, RIDGE, baselines
 from infantxray.reports import study_sections as sections
+from infantxray.reports.arms import arms
 from infantxray.reports.comparisons import Comparisons
 from infantxray.reports.page import Images, number, plural, setting_lines, write_page
 from infantxray.reports.study_sections import Drawing, history, read_metrics
@@ -78,7 +79,8 @@ def write(
     differences = comparisons.differences()
     drawn = Drawing(os.path.join(folder, "figures"), comparisons, focus)
     parts = [
-        _data_table(results, data.patient_ids),
+        _data_table(results, data.patient_ids, read_metrics(focus.runs[0]).get("label_notes", ())),
+        arms(results, plan.runs, best_metric),
         comparisons.encoders(),
         drawn.performance(),
         comparisons.ablation(),
@@ -242,7 +244,7 @@ def _short(comparisons: Comparisons, differences: Table | None, focus: Model) ->
     return sentences
 
 
-def _data_table(results: Results, patient_ids: str) -> Table:
+def _data_table(results: Results, patient_ids: str, notes: Sequence[str]) -> Table:
     split = results.splits[results.top_fraction]
     rows = []
     for name in SPLITS:
@@ -260,7 +262,9 @@ def _data_table(results: Results, patient_ids: str) -> Table:
         "data",
         "Data",
         "Images of stage two by role; patients are divided, never images. Ages in months: median "
-        "and quartiles. Stage one sees the training images and others, without labels.",
+        "and quartiles. Stage one sees the training images and others; the table of arms "
+        "says whether it used labels."
+        + "".join(f" {note[:1].upper()}{note[1:]}." for note in notes),
         ["Role", "Images", "Patients", "With label", "Conditions", "Age, months"],
         rows,
     )

@@ -17,11 +17,11 @@ from infantxray.evaluation.predictions import Predictions, concatenate
 from infantxray.evaluation.saliency import STRIDES
 from infantxray.evaluation.summary import calibration_of
 from infantxray.features import baselines
-from infantxray.reports import plots
+from infantxray.reports import plots, study_plots
 from infantxray.reports.comparisons import TESTED, Comparisons, words
 from infantxray.reports.page import Figure, plural
 from infantxray.reports.tables import NAMES, NOTHING, Table
-from infantxray.stage_one.objectives import OBJECTIVES
+from infantxray.stage_one.objectives import panel_names
 from infantxray.studies.plan import Run
 from infantxray.studies.results import Model
 from infantxray.training.writers import read_history
@@ -35,7 +35,7 @@ def classes(comparisons: Comparisons, model: Model) -> Table | None:
     if not comparisons.results.classes or not shown.has_condition.any():
         return None
     sampled = comparisons.sampled(model)
-    ridge = comparisons.resampling.figures([comparisons.reference(baselines.RIDGE)])
+    ridge = comparisons.resampling.metrics([comparisons.reference(baselines.RIDGE)])
     rows = []
     for k, name in enumerate(comparisons.results.classes):
         known, present = shown.outcome(k)
@@ -123,13 +123,13 @@ def _groups(
         if not len(here):
             continue
         parts = [part.take(here) for part in model.predictions]
-        sampled = comparisons.resampling.figures(parts)
+        sampled = comparisons.resampling.metrics(parts)
         patients = len(set(parts[0].patient))
         few = " (few)" if patients < _FEW_PATIENTS else ""
         rows.append([group, len(here), f"{patients}{few}"])
         rows[-1] += [sampled.estimate(metric) for metric in TESTED]
         rows[-1] += [
-            comparisons.resampling.figures([other.take(here)]).estimate(metric)
+            comparisons.resampling.metrics([other.take(here)]).estimate(metric)
             for metric in ("accuracy", "age_mae_months")
             for other in (majority, ridge)
         ]
@@ -208,7 +208,7 @@ class Drawing:
             "paper's Figure 7)."
         )
         title = "Performance of the encoders"
-        return self._figure("performance", title, caption, plots.performance, rows)
+        return self._figure("performance", title, caption, study_plots.performance, rows)
 
     def ablation(self) -> Figure:
         results = self._results
@@ -228,7 +228,9 @@ class Drawing:
             f"{NAMES[name]} by variant: mean with 95 % interval, dots are seeds, lines are the "
             "baselines (the paper's Figure 8)."
         )
-        return self._figure("ablation", "Ablation", caption, plots.ablation, rows, name, lines)
+        return self._figure(
+            "ablation", "Ablation", caption, study_plots.ablation, rows, name, lines
+        )
 
     def label_fractions(self) -> Figure | None:
         results = self._results
@@ -245,7 +247,7 @@ class Drawing:
             ]
         caption = f"{self._focus.encoder}: mean over seeds with 95 % intervals."
         title = "Results by share of labels"
-        return self._figure("label_fractions", title, caption, plots.by_labels, lines, name)
+        return self._figure("label_fractions", title, caption, study_plots.by_labels, lines, name)
 
     def curves(self) -> Figure | None:
         caption = (
@@ -268,7 +270,7 @@ class Drawing:
         if not self._results.classes:
             return None
         runs = {label: model.predictions for label, model in models.items()}
-        return self._figure(name, title, caption, plots.curves, runs)
+        return self._figure(name, title, caption, study_plots.curves, runs)
 
     def confusion(self) -> Figure | None:
         if not self._results.classes or self._focus.predictions[0].multi_label:
@@ -337,7 +339,9 @@ class Drawing:
             f"{self._focus.encoder}. Mean over seeds, bands hold all seeds."
         )
         panels = {title: lines for title, lines in panels.items() if lines}
-        return self._figure("learning_curves", "Learning curves", caption, plots.learning, panels)
+        return self._figure(
+            "learning_curves", "Learning curves", caption, study_plots.learning, panels
+        )
 
     def reconstructions(self, runs: Sequence[Run]) -> list[Figure]:
         """The last panels of stage one, first seed of each encoder."""
@@ -346,7 +350,7 @@ class Drawing:
             path = os.path.join(run.folder, "figures", "panels.png")
             kind = (run.encoder, run.name)
             if run.task == "pretrain" and os.path.exists(path) and kind not in shown:
-                names = ", ".join(OBJECTIVES[run.settings["objective"]].panel_names)
+                names = ", ".join(panel_names(run.settings["objective"]))
                 title = "" if shown else "What stage one predicts"
                 caption = f"{run.encoder}, {run.name}, validation images: {names}."
                 shown[kind] = Figure(title, caption.replace("_", " "), path, pixels=True)

@@ -33,6 +33,7 @@ class ModelSpec:
       objective: of stage one; empty in stage two.
       context: names of further inputs of the heads, such as `sex=F`; see `data_pipeline.context`.
       multi_label: whether an image may have several conditions: one sigmoid a condition.
+      source_labels: whether stage one, or one before it, learned from labels of the source data.
     """
 
     encoder: str
@@ -48,6 +49,7 @@ class ModelSpec:
     objective: str = ""
     multi_label: bool = False
     context: tuple[str, ...] = ()
+    source_labels: bool = False
 
     @property
     def has_age(self) -> bool:

@@ -38,9 +38,9 @@ TASKS = (
     "study",
     "compare",
 )
-OBJECTIVES = ("l1", "denoise", "masked_pixels", "masked_hog", "simsiam")
-SUBGROUPS = ("sex", "age", "view", "site", "source", "manufacturer")
+OBJECTIVES = ("l1", "denoise", "masked_pixels", "masked_hog", "simsiam", "byol", "supervised")
 RANDOM, PIXELS = "random", "pixels"  # Of config.encoders, beside stages one.
+FEATURES = "features:"  # Before a file of config.encoders.
 OPTIMIZERS = ("adamw", "sgd")
 DTYPES = ("float32", "bfloat16")
 HIGHER_IS_BETTER = ("roc_auc", "accuracy", "recall", "precision", "f1")
@@ -81,6 +81,11 @@ def data_settings(config: Any, **values: Any) -> DataSettings:
     if "labels" in config:
         values.setdefault("labels", config.labels)
     return build(DataSettings, config.data, **values)
+
+
+def is_by_data(config: Any) -> bool:
+    """Whether the length of stage two follows from its data, see `stage_two.budget`."""
+    return config.task == "finetune" and not config.train_steps and not config.train_epochs
 
 
 def total_steps(config: Any, num_images: int) -> int:
@@ -132,7 +137,14 @@ _SHARE = r"0?\.\d*[1-9]\d*"  # Above 0 and below 1.
 _RULES = {
     "task": (lambda v: v in TASKS, f"one of {', '.join(TASKS)}"),
     "seed": (lambda v: v >= 0, "0 or more"),
-    "objective": (lambda v: v in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
+    "objective": (
+        lambda v: set(found := v.split("+")) <= set(OBJECTIVES) and len(set(found)) == len(found),
+        f"one of {', '.join(OBJECTIVES)}, or several joined by +, each once",
+    ),
+    **{f"weights.{name}": (lambda v: v > 0, "above 0") for name in OBJECTIVES},
+    "teacher_momentum": (_is_fraction, "at least 0 and below 1"),
+    "supervised.labels": (lambda v: v in ("single", "multi"), "single or multi"),
+    "supervised.age_weight": (lambda v: v >= 0, "0 or more"),
     "dtype": (lambda v: v in DTYPES, f"one of {', '.join(DTYPES)}"),
     "batch_size": (lambda v: v >= 1, "at least 1"),
     "accumulate_steps": (lambda v: v >= 1, "at least 1"),
@@ -184,7 +196,7 @@ _RULES = {
         "youden, sensitivity:X and specificity:X, such as sensitivity:0.95,youden",
     ),
     "prevalence": (lambda v: _listed(v, _SHARE), "shares between 0 and 1, such as 0.01,0.1"),
-    "subgroups": (lambda v: _listed(v, "|".join(SUBGROUPS)), f"of {', '.join(SUBGROUPS)}"),
+    "subgroups": (lambda v: _listed(v, ".+"), "columns, each once, such as sex,site"),
     "optimizer.name": (lambda v: v in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
     "optimizer.learning_rate": (lambda v: v > 0, "above 0"),
     "optimizer.warmup_fraction": (_is_fraction, "at least 0 and below 1"),
@@ -215,9 +227,10 @@ _RULES = {
     "data.num_threads": (lambda v: v >= 1, "at least 1"),
 }
 
-# The two views of objective=simsiam are made by the same function as any augmentation.
+# The same function makes the two views of objective=simsiam, and the images of supervision.
 _RULES |= {
-    key.replace("augment", "views"): rule
+    key.replace("augment", name): rule
+    for name in ("views", "supervised.augment")
     for key, rule in _RULES.items()
     if key.startswith("augment.")
 }
@@ -239,7 +252,11 @@ def check(config) -> None:
             continue
         if (isinstance(value, float) and not math.isfinite(value)) or not holds(value):
             raise ConfigError(f"config.{key} is {value!r}; it must be {expected}")
-    if "train_steps" in config and (config.train_steps > 0) == (config.train_epochs > 0):
+    if (
+        "train_steps" in config
+        and (config.train_steps > 0) == (config.train_epochs > 0)
+        and not is_by_data(config)
+    ):
         raise ConfigError(
             f"exactly one of config.train_steps ({config.train_steps}) and config.train_epochs "
             f"({config.train_epochs:g}) must be above 0; set the other to 0"
@@ -272,6 +289,14 @@ def check(config) -> None:
         raise ConfigError(
             "config.self_training.teachers counts fine-tuned teachers; a linear probe is one"
         )
+    committee = _lookup(config, "self_training.committee")
+    if committee and not config.self_training.linear_probe:
+        raise ConfigError(
+            "config.self_training.committee names encoders for linear probes; set "
+            "config.self_training.linear_probe=True"
+        )
+    for place in filter(None, (committee or "").split("+")):
+        _check_pretrained(place.strip(), "self_training.committee")
     if config.get("age_film") and not config.age_head:
         raise ConfigError("config.age_film=True needs config.age_head=True")
     if "best_metric" in config and not config.age_head and config.best_metric == "age_mae_months":
@@ -342,6 +367,10 @@ def compared_encoders(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def _check_pretrained(pretrained: str, key: str = "pretrained") -> None:
+    if key == "encoders" and pretrained.startswith(FEATURES):
+        if not os.path.isfile(os.path.expanduser(pretrained.removeprefix(FEATURES))):
+            raise ConfigError(f"config.encoders: the file of {pretrained} does not exist")
+        return
     place = pretrained.removeprefix("torch:")
     path = os.path.expanduser(place)
     if place != pretrained:

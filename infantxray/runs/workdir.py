@@ -24,12 +24,27 @@ _HARMLESS = (
     "data.cache",
     "data.on_error",
 )
-# Settings that earlier versions did not have, as these behaved.
+# Settings that earlier versions did not have, with values that change none of their results.
 _LATER = {
+    "labels": "single",
+    "condition_on": "",
+    "data.label_map": "",
+    "data.normal_names": "normal,no finding,no findings",
+    "data.uncertain": "ignore",
+    "coverage": 0.9,
     "operating_points": "sensitivity:0.95,youden",
     "prevalence": "",
     "subgroups": "sex,age,view,site",
+    "calibrate": True,
+    "augmentations": 0,
+    "json": False,
+    "pictures": False,
+    "dicom": False,
+    "pretrained": "",
+    "teacher_momentum": 0.99,
+    "self_training.committee": "",
 }
+_LATER_GROUPS = ("weights.", "supervised.")  # Without effect on what earlier versions could do.
 # Files that a run writes before its first checkpoint.
 _BEGUN = (
     "config.json",
@@ -99,7 +114,9 @@ def changed_settings(workdir: str, config: Mapping[str, Any]) -> list[str]:
     if not os.path.exists(os.path.join(workdir, "config.json")) or not _has_results(workdir):
         return []
     before, after = _flat(read_config(workdir)), _flat(json.loads(json.dumps(config)))
-    before = {key: value for key, value in _LATER.items() if key in after} | before
+    later = {key: value for key, value in _LATER.items() if key in after}
+    later |= {key: value for key, value in after.items() if key.startswith(_LATER_GROUPS)}
+    before = later | before
     return [
         f"{key} ({before.get(key)!r} -> {after.get(key)!r})"
         for key in sorted(before.keys() | after.keys())

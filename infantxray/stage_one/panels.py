@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,10 +12,10 @@ from PIL import Image
 
 from data_pipeline.files import replaced
 from data_pipeline.loader import ImageSource
-from infantxray.stage_one.objectives import Objective
 from infantxray.training import processes
 from infantxray.training.augment import to_intensity
 from infantxray.training.hooks import Moment
+from infantxray.training.waiting import waiting
 
 _IMAGES = 8
 
@@ -24,24 +24,33 @@ class Panels:
     """A hook that draws the panels of the same few validation images each time.
 
     Args:
-      objective: of stage one.
+      draw: variables and images `[B, H, W, 1]` -> pictures of one size.
+      names: of the pictures.
       source: images to choose from, evenly over their order.
       workdir: the picture also goes to `figures/panels.png` in it.
       every_steps: interval.
     """
 
-    def __init__(self, objective: Objective, source: ImageSource, workdir: str, every_steps: int):
+    def __init__(
+        self,
+        draw: Callable[[Any, jax.Array], tuple[jax.Array, ...]],
+        names: tuple[str, ...],
+        source: ImageSource,
+        workdir: str,
+        every_steps: int,
+    ):
         rows = np.unique(np.linspace(0, len(source) - 1, _IMAGES).astype(int))
         self._images = np.stack([source[row]["image"] for row in rows])
-        self._panels = jax.jit(objective.panels)
-        self._tag = "panels/" + "_".join(objective.panel_names)
+        self._panels = jax.jit(draw)
+        self._tag = "panels/" + "_".join(names)
         self._path = os.path.join(workdir, "figures", "panels.png")
         self._every_steps = every_steps
         os.makedirs(os.path.dirname(self._path), exist_ok=True)
 
     def __call__(self, moment: Moment) -> Mapping[str, float]:
         if moment.every(self._every_steps):
-            moment.writer.write_images(moment.step, self.draw(moment.state.eval_variables))
+            with waiting("panels"):
+                moment.writer.write_images(moment.step, self.draw(moment.state.eval_variables))
         return {}
 
     def draw(self, variables: Any) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from infantxray.evaluation.metrics import classification
 from infantxray.features.classifiers import probe
 from infantxray.features.extraction import Extractor, encoder_variables, pooled_map
 from infantxray.training.hooks import Moment
+from infantxray.training.waiting import waiting
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ class RunningProbe:
     def __call__(self, moment: Moment) -> Mapping[str, float]:
         if not moment.every(self._every_steps):
             return {}
-        result = self.score(moment.state.eval_variables)
+        with waiting("linear probe"):
+            result = self.score(moment.state.eval_variables)
         _log.info(
             "linear probe: accuracy %(accuracy).3f, ROC AUC %(roc_auc).3f; "
             "effective rank %(effective_rank).1f",

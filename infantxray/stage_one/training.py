@@ -1,4 +1,4 @@
-"""Stage one as a training task: an objective's loss, on augmented images without labels."""
+"""Stage one as a training task: an objective's loss, on augmented images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_task(
     sharding = DataParallel()
 
     def init(key: jax.Array) -> PyTree:
-        return objective.model.init(key, jnp.zeros((1, size, size, 1)), train=False)
+        return objective.init(key, jnp.zeros((1, size, size, 1)))
 
     def losses(params: PyTree, batch_stats: PyTree, batch: Any, key: jax.Array) -> Any:
         augment_key, loss_key = jax.random.split(key)

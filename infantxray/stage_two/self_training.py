@@ -6,7 +6,7 @@ import dataclasses
 import glob
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,17 +42,25 @@ class Teaching:
 
     Attributes:
       linear_probe: the teacher is a linear probe of the frozen encoder.
+      committee: further encoders, joined by +, see `transfer.check_stage_one`; the teacher is then
+        the mean of the probes of all of them.
       teacher_steps: or it is fine-tuned for so many steps; 0 = it is not.
       teachers: number of fine-tuned teachers with different seeds, whose mean is used.
     """
 
     linear_probe: bool = False
+    committee: str = ""
     teacher_steps: int = 0
     teachers: int = 1
 
     @property
     def is_on(self) -> bool:
         return self.linear_probe or self.teacher_steps > 0
+
+    @property
+    def members(self) -> list[str]:
+        """Where the further encoders come from."""
+        return [place.strip() for place in self.committee.split("+") if place.strip()]
 
     def images_drawn(self, num_labelled: int) -> int:
         """Images that fine-tuned teachers draw; runs without teachers draw as many more."""
@@ -117,9 +125,9 @@ def set_aside_damaged(folder: str) -> None:
         checkpoints.set_aside_damaged(place)
 
 
-def ask_linear_probe(
+def ask_linear_probes(
     spec: ModelSpec,
-    pretrained: str,
+    places: Sequence[str],
     labelled: ImageSource,
     images: ImageSource,
     validation: ImageSource,
@@ -129,15 +137,15 @@ def ask_linear_probe(
     num_threads: int,
     seed: int,
 ) -> np.ndarray:
-    """Probabilities by a linear probe of the encoder that the student starts from.
+    """Mean probabilities by linear probes of frozen encoders, such as the student's own.
 
     Args:
       spec: of the model.
-      pretrained: see `transfer.check_stage_one`.
+      places: where the encoders come from, see `transfer.check_stage_one`.
       labelled: the training images with a label.
       images: all training images.
-      validation: images that the probe is scored on, for the log.
-      augmentation: of the labelled images, which the probe sees unchanged as well.
+      validation: images that the probes are scored on, for the log.
+      augmentation: of the labelled images, which the probes see unchanged as well.
       batch_size: images at a time.
       num_threads: that decode.
       seed: of random weights and of the augmentation.
@@ -145,39 +153,52 @@ def ask_linear_probe(
     Returns:
       float32 `[N, K]`.
     """
-    model, variables = transfer.untrained_model(spec, pretrained, seed)
-    encoder = encoder_variables(variables)
-
-    def extractor(changes: Augmentation | None) -> Extractor:
-        function = pooled_map(
-            model.encoder, mean=spec.input_mean, std=spec.input_std, changes=changes
-        )
-        return Extractor(function, batch_size=batch_size, num_threads=num_threads)
-
-    plain, augmented = extractor(None), extractor(augmentation)
     copies = min(_AUGMENTED_COPIES, _MOST_FEATURES // len(labelled))
-    parts = [plain(labelled, encoder)]
-    parts += [augmented(labelled, encoder, seed * _AUGMENTED_COPIES + i) for i in range(copies)]
-    train = Features.concatenate(parts)
 
-    def predict(features: Features) -> np.ndarray:
-        return probe(train, features, spec.classes, l2=_L2, ages=False).probabilities
-
-    if validation.has_condition.any():
-        scored = plain(validation, encoder)
+    def score(who: str, probabilities: np.ndarray) -> None:
         if scored.findings is None:
-            found = classification(predict(scored), scored.label)
+            found = classification(probabilities, scored.label)
         else:
-            found = findings_metrics(predict(scored), scored.findings)
+            found = findings_metrics(probabilities, scored.findings)
         _log.info(
-            "teacher: a linear probe on %d images, each unchanged and in %d augmented copies; "
-            "validation ROC AUC %.3f, accuracy %.3f",
+            "teacher: %s on %d images, each unchanged and in %d augmented copies; validation "
+            "ROC AUC %.3f, accuracy %.3f",
+            who,
             len(labelled),
             copies,
             found["roc_auc"] if found["roc_auc"] is not None else np.nan,
             found["accuracy"],
         )
-    return predict(plain(images, encoder)).astype(np.float32)
+
+    taught, checked = [], []
+    for place in places:
+        other = ModelSpec.read(place).encoder if transfer.is_workdir(place) else spec.encoder
+        own = transfer.with_input_scale(dataclasses.replace(spec, encoder=other), place)
+        model, variables = transfer.untrained_model(own, place, seed)
+        encoder = encoder_variables(variables)
+        plain, augmented = (
+            Extractor(
+                pooled_map(model.encoder, mean=own.input_mean, std=own.input_std, changes=changes),
+                batch_size=batch_size,
+                num_threads=num_threads,
+            )
+            for changes in (None, augmentation)
+        )
+        parts = [plain(labelled, encoder)]
+        parts += [augmented(labelled, encoder, seed * _AUGMENTED_COPIES + i) for i in range(copies)]
+        train = Features.concatenate(parts)
+
+        def predict(features: Features, train: Features = train) -> np.ndarray:
+            return probe(train, features, spec.classes, l2=_L2, ages=False).probabilities
+
+        if validation.has_condition.any():
+            scored = plain(validation, encoder)
+            checked.append(predict(scored))
+            score(f"a linear probe of {place or 'random weights'}", checked[-1])
+        taught.append(predict(plain(images, encoder)))
+    if len(checked) > 1:
+        score(f"the mean of {len(checked)} linear probes", np.mean(checked, axis=0))
+    return np.mean(taught, axis=0).astype(np.float32)
 
 
 def ask_fine_tuned(

@@ -19,6 +19,7 @@ from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.models.encoders import has_batchnorm
 from infantxray.models.initialisation import initialise
 from infantxray.models.torch_weights import import_encoder, read_encoder
+from infantxray.runs import workdir
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two.inference import build_model, init_variables
 from infantxray.training import checkpoints
@@ -85,13 +86,45 @@ def check_scored(
     for role in roles:
         if role == "test":
             check_tested(split)
-        if is_workdir(pretrained):
+        for place in chain(pretrained):
             check_unseen(
-                os.path.join(os.path.expanduser(pretrained), "split.csv"),
+                os.path.join(os.path.expanduser(place), "split.csv"),
                 split[role],
                 patient_ids,
                 f"stage one must not see the patients scored here ({role}), but it trained on",
             )
+
+
+def chain(pretrained: str) -> list[str]:
+    """The workdir of a stage one, and those of the stages one that it started from.
+
+    Raises:
+      UserError: one of them is no longer there.
+    """
+    found: list[str] = []
+    while is_workdir(pretrained) and pretrained not in found:
+        found.append(pretrained)
+        pretrained = workdir.read_config(pretrained).get("pretrained", "")
+    return found
+
+
+def used_labels(pretrained: str) -> bool:
+    """Whether weights come from a run, or a chain of runs, that learned from labels."""
+    if not is_workdir(pretrained):
+        return False
+    spec = ModelSpec.read(pretrained)
+    return spec.source_labels or spec.has_heads
+
+
+def check_input_scale(spec: ModelSpec, pretrained: str) -> None:
+    """Refuses, for stage one, weights that were trained with another input scale than its own."""
+    other = with_input_scale(spec, pretrained)
+    if other != spec:
+        raise UserError(
+            f"config.pretrained={pretrained} expects images of mean {other.input_mean:.3g} and "
+            f"standard deviation {other.input_std:.3g}; stage one has one input scale. Start stage "
+            "two from these weights"
+        )
 
 
 def with_input_scale(spec: ModelSpec, pretrained: str) -> ModelSpec:

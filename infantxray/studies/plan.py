@@ -282,7 +282,9 @@ class _Planner:
         needs: Sequence[Run] = (),
         fraction: float = 1.0,
     ) -> Run:
-        parts = [task, encoder, name.replace(" ", "-"), f"seed{seed}"]
+        # A plus sign joins places in config.encoders.
+        place = name.replace(" ", "-").replace("+", "-and-")
+        parts = [task, encoder, place, f"seed{seed}"]
         if task == "finetune":
             parts.insert(3, f"fraction{fraction:g}")
         folder = os.path.join(self._folder, *parts)
@@ -315,8 +317,8 @@ def _equally_many_images(name: str, usual: Settings, changed: Settings) -> dict[
     The images that teachers draw count too.
     """
     spare = _drawn_by_teachers(usual) - _drawn_by_teachers(changed)
-    if not spare:
-        return {}
+    if not spare or not (changed["train_steps"] or changed["train_epochs"]):
+        return {}  # A length by the data counts the images of teachers.
     if not changed["train_steps"]:
         raise UserError(
             f"the variant {name} has other teachers and must draw as many images as the others; "

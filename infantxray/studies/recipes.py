@@ -87,6 +87,21 @@ RECIPES: dict[str, dict[str, Variant]] = {
             for name in ("l1", "denoise", "simsiam", "masked_pixels", "masked_hog")
         },
     },
+    # What stage one may learn from: nothing, images alone, labels of the source data, or both.
+    "transfer": {
+        "random": Variant(pretrained=False, finetune=_LABELS_ALONE),
+        **{
+            name: Variant(pretrain={"objective": objective}, finetune=_LABELS_ALONE)
+            for name, objective in (
+                ("l1", "l1"),
+                ("masked_hog", "masked_hog"),
+                ("simsiam", "simsiam"),
+                ("hybrid", "masked_hog+simsiam"),
+                ("supervised", "supervised"),
+                ("supervised_masked_hog", "supervised+masked_hog"),
+            )
+        },
+    },
     # The age term of stage two; all else as in the paper.
     "age": {
         "mse": Variant(),

@@ -24,6 +24,7 @@ from data_pipeline.errors import UserError
 from infantxray.training import processes
 from infantxray.training.checkpoints import Checkpoints
 from infantxray.training.state import TrainState
+from infantxray.training.waiting import waiting
 from infantxray.training.writers import Writer
 
 PyTree = Any
@@ -183,6 +184,7 @@ class Validation:
         the latest checkpoint, without early stopping.
       lower_is_better: direction of that metric.
       early_stopping_evals: stop after so many evaluations without a new best; 0 = never.
+      least_steps: before which nothing stops early.
     """
 
     def __init__(
@@ -192,21 +194,25 @@ class Validation:
         best_metric: str | None,
         lower_is_better: bool,
         early_stopping_evals: int,
+        least_steps: int = 0,
     ):
         self._due, self._evaluate, self._best_metric = due, evaluate, best_metric
         self._lower_is_better = lower_is_better
         self._early_stopping_evals = early_stopping_evals
+        self._least_steps = least_steps
 
     def __call__(self, moment: Moment) -> Scalars:
         if not self._due(moment):
             return {}
-        metrics = self._evaluate(moment.state.eval_variables)
+        with waiting("validation"):
+            metrics = self._evaluate(moment.state.eval_variables)
         better = self._compare(metrics, moment)
         if metrics:
             text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             _log.info("step %d: validation %s%s", moment.step, text, " (best)" if better else "")
         progress = moment.progress
         tired = 0 < self._early_stopping_evals <= progress.evals_since_best
+        tired = tired and moment.step >= self._least_steps
         if tired and not moment.last:
             _log.info(
                 "stopped early: %d evaluations without a better %s",
@@ -259,8 +265,8 @@ def progress_bar(start: int, total_steps: int) -> Any:
         total=total_steps,
         unit="step",
         dynamic_ncols=True,
-        # In a log file every refresh is a line: few are enough there.
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        # In a log file every refresh is a line.
+        mininterval=0.5 if sys.stderr.isatty() else 4.5,
         disable=not processes.is_main(),
         smoothing=0.1,
     )

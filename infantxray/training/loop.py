@@ -22,6 +22,7 @@ from infantxray.training.sharding import DataParallel
 from infantxray.training.state import TrainState
 from infantxray.training.stopping import StopOnSignal
 from infantxray.training.train_step import Task, make_train_step
+from infantxray.training.waiting import waiting
 
 __all__ = ["Interrupted", "LoopSettings", "NonFiniteLossError", "Progress", "Task", "fit"]
 
@@ -50,6 +51,7 @@ class LoopSettings:
         None = the latest checkpoint, without early stopping.
       lower_is_better: direction of that metric.
       early_stopping_evals: stop after so many evaluations without a new best; 0 = never.
+      least_steps: before which nothing stops early.
       ema_decay: decay of the moving average of the parameters; 0 = no average.
     """
 
@@ -66,6 +68,7 @@ class LoopSettings:
     best_metric: str | None = "loss"
     lower_is_better: bool = True
     early_stopping_evals: int = 0
+    least_steps: int = 0
     ema_decay: float = 0.0
 
     def logs(self, moment: Moment) -> bool:
@@ -128,9 +131,10 @@ def fit(
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(workdir)
         stack.callback(checkpoints.close)
-        state, progress = _start(
-            task, tx, batches, settings, checkpoints, sharding, initialise, init_key
-        )
+        with waiting("setting up the model"):
+            state, progress = _start(
+                task, tx, batches, settings, checkpoints, sharding, initialise, init_key
+            )
         start = int(state.step)
         log = writers.ScalarLog(workdir, start) if processes.is_main() else writers.SilentLog()
         stack.callback(log.close)
@@ -154,6 +158,7 @@ def fit(
             settings.best_metric,
             settings.lower_is_better,
             settings.early_stopping_evals,
+            settings.least_steps,
         )
         saving = loop_hooks.Saving(settings.saves, checkpoints, batches)
         stop = stack.enter_context(StopOnSignal())
@@ -164,7 +169,7 @@ def fit(
             batch = sharding.put(next(batches))
             if compiled is None:
                 # Compile in the background while the hooks of step 0 run.
-                with ThreadPoolExecutor(1) as pool:
+                with waiting("compiling the training step"), ThreadPoolExecutor(1) as pool:
                     compiling = pool.submit(_compile, train_step, state, batch, step_key)
                     if start == 0:
                         log.describe(state.params, description)

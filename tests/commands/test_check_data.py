@@ -209,6 +209,17 @@ def test_a_set_of_one_image_is_of_no_use_to_either_stage(tmp_path):
     assert not any("alone can use them" in text for _, text in found)
 
 
+def test_an_image_of_several_findings_counts_for_each(tmp_path):
+    rows = [(n, p, f"{label}|effusion" if i % 3 else label, s, x)
+            for i, (n, p, label, s, x) in enumerate(clean(40))]  # fmt: skip
+    problems, code = check(build(tmp_path / "a", rows), tmp_path / "out", labels="multi")
+    assert code == 0
+    rare = [p["message"] for p in problems if p["kind"] == "rare class"]
+    assert rare[0].endswith("too few to say much: effusion (7), mass (5), normal (5)")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "An image of several findings counts for each." in page
+
+
 def test_images_without_patient_and_spellings_are_named(tmp_path):
     rows = clean()
     rows[0] = ("0.png", "", "mass", "train", rows[0][4])
@@ -349,7 +360,7 @@ def test_a_column_of_ages_that_is_not_used_is_named(tmp_path):
     spec = with_ages(tmp_path / "a", range(40), column="Age")
     problems, _ = check(spec, tmp_path / "out")
     (found,) = [p for p in problems if p["kind"] == "age"]
-    assert "no age is read from Age, whose unit is unknown" in found["message"]
+    assert "no age is read from Age; name a column age_months" in found["message"]
 
 
 def test_a_workdir_that_cannot_be_written_is_refused_before_reading(tmp_path, monkeypatch):

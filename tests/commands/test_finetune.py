@@ -12,6 +12,7 @@ from data_pipeline.manifest import Records
 from infantxray.commands import finetune
 from infantxray.runs import settings
 from infantxray.stage_two import self_training
+from infantxray.stage_two.supervised import validation_metrics
 
 CLASSES = ("mass", "normal")
 HOW = Preprocessing(image_size=32)
@@ -124,7 +125,7 @@ def test_who_has_no_validation_images_still_trains(tmp_path):
     config.data.validation_fraction = 0.0
     split, _ = open_data(config, tmp_path / "run")
     assert (len(split.train), len(split.validation), len(split.test)) == (22, 0, 2)
-    assert finetune._validate(None, make_source(0, num_images=0), {}) == {}
+    assert validation_metrics(None, make_source(0, num_images=0), {}) == {}
 
 
 def test_images_of_which_nothing_is_known(tmp_path):
@@ -133,3 +134,21 @@ def test_images_of_which_nothing_is_known(tmp_path):
     config.data.train = f"manifest:{tmp_path / 'films.csv'}"
     with pytest.raises(UserError, match="a manifest gives them in its columns label and age_mon"):
         open_data(config, tmp_path)
+
+
+def test_a_length_by_the_data_is_said_in_the_report():
+    config = finetune_config.get_config("best")
+    notes = []
+    source, few = make_source(200), make_source(40, num_aged=40)
+    found = finetune._length(config, 200, source, source, "roc_auc", notes)
+    assert (found.total_steps, found.batch_size, found.early_stopping_evals) == (342, 64, 4)
+    assert found.eval_every_steps == found.checkpoint_every_steps == 29
+    assert "200 labelled images" in notes[0]
+    assert "342 steps of 64 images" in notes[0]
+    assert "learning rate 0.001" in notes[0]
+    # Unlabelled images do not count, images that teachers draw do.
+    found = finetune._length(config, 200, few, few, None, notes, drawn_by_teachers=6400)
+    assert (found.total_steps, found.early_stopping_evals) == (100, 0)
+    config.train_steps = 7
+    found = finetune._length(config, 200, source, source, "roc_auc", notes)
+    assert (found.total_steps, found.least_steps, len(notes)) == (7, 0, 2)

@@ -9,10 +9,15 @@ from PIL import Image
 
 from configs import label_efficiency as label_efficiency_config
 from configs import pretrain as pretrain_config
+from data_pipeline.dataset import DataSettings, Reader, divide_sources
+from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
+from data_pipeline.loader import ImageSource
+from data_pipeline.manifest import Records
 from data_pipeline.splits import keep_labels, read_split
 from infantxray.commands import label_efficiency, pretrain
 from infantxray.evaluation.metrics import classification
+from infantxray.features.extraction import Extractor, pixels, read_features
 from infantxray.models import encoders
 from infantxray.runs import settings
 from infantxray.runs.settings import ConfigError, compared_encoders
@@ -92,16 +97,18 @@ def test_pixels_are_those_of_independent_probes(config, tmp_path):
     mean, std = train.mean(0), train.std(0) + 1e-6
     classes = sorted(set(split.train.label))
     fitted = LogisticRegression(C=1 / (1e-2 * len(train)), tol=1e-6, max_iter=3000)
-    fitted.fit((train - mean) / std, split.train.label)
+    # The solution lies in the span of the training images, which are fewer than the pixels.
+    span = np.linalg.svd((train - mean) / std, full_matrices=False)[2].T
+    fitted.fit((train - mean) / std @ span, split.train.label)
     label = np.array([classes.index(name) for name in split.test.label])
-    expected = classification(fitted.predict_proba((test - mean) / std), label)["roc_auc"]
+    expected = classification(fitted.predict_proba((test - mean) / std @ span), label)["roc_auc"]
     found = read_draws(tmp_path)[0]
     assert float(found["roc_auc"]) == pytest.approx(expected, abs=0.01)
     # The penalty is a choice of the probe: its answers must be those of one of them.
     errors = []
     for alpha in 10.0 ** np.arange(-3.0, 4.5, 0.5) * len(train):
-        ridge = Ridge(alpha=alpha).fit((train - mean) / std, split.train.age_months)
-        answers = ridge.predict((test - mean) / std)
+        ridge = Ridge(alpha=alpha).fit((train - mean) / std @ span, split.train.age_months)
+        answers = ridge.predict((test - mean) / std @ span)
         answers = answers.clip(split.train.age_months.min(), split.train.age_months.max())
         errors.append(np.abs(answers - split.test.age_months).mean())
     assert np.abs(np.array(errors) - float(found["age_mae_months"])).min() < 1e-3
@@ -141,39 +148,43 @@ def test_images_of_which_nothing_is_known_teach_nothing(config, tmp_path):
         label_efficiency.run(config, str(tmp_path / "nothing"))
 
 
-def test_stages_one_take_turns(config, tmp_path, monkeypatch):
-    places = []
-    for seed in (0, 1):
-        stage_one = small_config(pretrain_config.get_config(), monkeypatch)
-        stage_one.seed = seed
-        stage_one.train_steps = 2
-        stage_one.probe_every_steps = 0
-        places.append(str(tmp_path / f"stage_one{seed}"))
-        pretrain.run(stage_one, places[-1])
+@pytest.fixture(scope="module")
+def stages_one(tmp_path_factory):
+    """Workdirs of two stages one."""
+    folder, places = tmp_path_factory.mktemp("stages_one"), []
+    with pytest.MonkeyPatch.context() as patch:
+        for seed in (0, 1):
+            stage_one = small_config(pretrain_config.get_config(), patch)
+            stage_one.seed = seed
+            stage_one.train_steps = 1
+            stage_one.probe_every_steps = 0
+            places.append(str(folder / f"stage_one{seed}"))
+            pretrain.run(stage_one, places[-1])
+    return places
+
+
+def test_stages_one_take_turns(config, tmp_path, stages_one):
+    first, second = stages_one
     config.encoder = "resnet50"  # A stage one knows its own.
-    config.encoders = f"pixels,both={places[0]}+{places[1]},first={places[0]},second={places[1]}"
+    config.encoders = f"both={first}+{second},first={first},second={second}"
     settings.check(config)
     folder = tmp_path / "compared"
     label_efficiency.run(config, str(folder))
     rows = {(r["encoder"], r["label_fraction"], r["draw"]): r for r in read_draws(folder)}
     for fraction, draw, turn in (("0.5", "0", 0), ("0.5", "1", 1), ("0.5", "2", 0), ("1", "1", 1)):
         both = rows["both", fraction, draw]
-        assert both["place"] == places[turn]
+        assert both["place"] == stages_one[turn]
         assert both["roc_auc"] == rows[("first", "second")[turn], fraction, draw]["roc_auc"]
 
 
-def test_a_stage_one_that_saw_who_is_scored_is_refused(config, tmp_path, monkeypatch):
-    stage_one = small_config(pretrain_config.get_config(), monkeypatch)
-    stage_one.train_steps = 1
-    stage_one.probe_every_steps = 0
-    stage_one.data.given_splits = "ignore"  # And so another split.
-    pretrain.run(stage_one, str(tmp_path / "stage_one"))
-    config.encoders = f"random,{tmp_path / 'stage_one'}"
-    with pytest.raises(Exception, match="stage one must not see the patients scored here"):
+def test_a_stage_one_that_saw_who_is_scored_is_refused(config, tmp_path, stages_one):
+    config.data.given_splits = "ignore"  # And so another split.
+    config.encoders = f"random,{stages_one[0]}"
+    with pytest.raises(DataError, match="stage one must not see the patients scored here"):
         label_efficiency.run(config, str(tmp_path / "compared"))
 
 
-def test_a_image_that_cannot_be_read_is_left_out(config, tmp_path):
+def test_an_image_that_cannot_be_read_is_left_out(config, tmp_path):
     rows = [(60 + 100 * (i % 2), ("ill", "well")[i % 2]) for i in range(40)]
     config.data.train = write_images(tmp_path, ["label"], rows)
     config.data.on_error = "skip"
@@ -229,3 +240,43 @@ def test_settings_that_cannot_be_meant(change, message):
     config.update(change)
     with pytest.raises(ConfigError, match=message):
         settings.check(config)
+
+
+def test_vectors_of_another_program_are_ranked_beside_ours(config, tmp_path):
+    """Written in another order and with images of others: the scores are those of the vectors."""
+    data = settings.build(DataSettings, config.data)
+    split, reader = divide_sources(data), Reader(data)
+    images = [*split.train.image_path, *split.test.image_path]
+    paths = [*images[::-1], "other.png"]
+    extract = Extractor(pixels, batch_size=8, num_threads=1)
+    parts = [extract(reader(records)) for records in (split.train, split.test)]
+    values = np.concatenate([part.values for part in parts])[::-1]
+    values = np.concatenate([values, values[:1]])
+    file = tmp_path / "vectors.npz"
+    np.savez(file, image_path=paths, values=values)
+    config.draws, config.bootstrap_samples = 1, 2
+    config.encoders = f"pixels,theirs=features:{file}"
+    settings.check(config)
+    label_efficiency.run(config, str(tmp_path / "compared"))
+    rows = read_draws(tmp_path / "compared")
+    half = len(rows) // 2
+    assert [r["roc_auc"] for r in rows[:half]] == [r["roc_auc"] for r in rows[half:]]
+    assert {r["place"] for r in rows[half:]} == {f"features:{file}"}
+
+    np.savez(file, image_path=paths[1:], values=values[1:])
+    with pytest.raises(DataError, match=r"no finite vector of 1 of \d+ images, such as phantom"):
+        read_features(str(file), reader(split.test))
+    np.savez(file, paths=paths)
+    with pytest.raises(DataError, match="arrays image_path"):
+        read_features(str(file), reader(split.test))
+    config.encoders = "features:/nowhere.npz"
+    with pytest.raises(ConfigError, match=r"features:/nowhere\.npz does not exist"):
+        settings.check(config)
+
+
+def test_paths_of_vectors_may_be_relative_to_their_file(tmp_path):
+    records = Records.create([str(tmp_path / "a.png"), str(tmp_path / "b.png")], source="s")
+    source = ImageSource(records, (), Preprocessing(32))
+    file = str(tmp_path / "v.npz")
+    np.savez(file, image_path=["b.png", "a.png"], values=np.array([[1.0], [2.0]]))
+    assert read_features(file, source).values.tolist() == [[2.0], [1.0]]

@@ -192,6 +192,13 @@ class TestFolder:
         assert "2 images carry a PatientID that is a placeholder" in caplog.text
         assert word not in caplog.text.replace("such as ANONYMOUS", "")
 
+    def test_identifiers_that_differ_in_spelling_are_counted(self, tmp_path, caplog):
+        for i, patient in enumerate(("114", "0114", "p1", "P1 ", "p2")):
+            touch(tmp_path / f"{i}.dcm", dicom_bytes(ramp(), PatientID=patient))
+        records = ADAPTERS["folder"](str(tmp_path))
+        assert len(set(records.patient_id)) == 5
+        assert "4 PatientIDs differ from another one only in spelling" in caplog.text
+
     @pytest.mark.parametrize("field", ["PatientBirthDate", "PatientSex"])
     def test_nor_is_one_of_several_people(self, tmp_path, caplog, field):
         values = {"PatientBirthDate": ["20200115", "20190203"], "PatientSex": ["F", "M"]}[field]
@@ -285,6 +292,16 @@ class TestFolder:
             ADAPTERS["folder"](str(tmp_path))
         assert len(ADAPTERS["folder"](f"{tmp_path}:labels=none")) == 2
         assert set(ADAPTERS["folder"](str(tmp_path / "chest_xray")).split) == {"train", "test"}
+
+    def test_classes_that_seem_to_be_splits_are_refused(self, tmp_path):
+        for name in ("1.Training", "2.Validation"):
+            touch(tmp_path / name / "mass" / "1.png")
+        with pytest.raises(DataError, match=r"1\.Training and 2\.Validation would be classes; ren"):
+            ADAPTERS["folder"](str(tmp_path))
+        assert len(ADAPTERS["folder"](f"{tmp_path}:labels=none")) == 2
+        touch(tmp_path / "a:b=c" / "x" / "test positive" / "1.png")
+        touch(tmp_path / "a:b=c" / "x" / "test negative" / "1.png")
+        assert len(ADAPTERS["folder"](f"{tmp_path}/a:b=c/x")) == 2
 
     def test_names_in_any_script_and_encoding(self, tmp_path):
         for name in ("5²3.png", "٣.png", os.fsdecode(b"f\xe9vrier.png")):
@@ -593,6 +610,13 @@ def test_other_names_than_kermanys_are_refused(tmp_path, name):
     touch(tmp_path / "train" / "NORMAL" / f"{name}.jpeg", b"y")
     with pytest.raises(DataError, match=rf"1 of 2 files are not named as in .*{name}\.jpeg"):
         ADAPTERS["kermany"](str(tmp_path))
+
+
+def test_files_of_kermany_in_the_wrong_folder_are_named(tmp_path, caplog):
+    names = ("train/NORMAL/BACTERIA-1-0001", "train/NORMAL/NORMAL-2-0001")
+    ADAPTERS["kermany"](build_original_kermany(tmp_path, names))
+    assert "1 files are named like another class than that of their folder" in caplog.text
+    assert "BACTERIA-1-0001.jpeg" in caplog.text
 
 
 def test_files_of_macos_and_synology_are_passed_over(tmp_path):

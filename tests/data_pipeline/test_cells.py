@@ -1,54 +1,16 @@
-"""Cells of tables: ages, codes for unknown, and ids in several spellings."""
+"""Cells of tables: failed formulas, findings, and ids in several spellings."""
 
-import math
 import unicodedata
 
 import pytest
 
 from data_pipeline.cells import (
-    age_codes,
     is_formula_error,
-    is_never_an_age,
     join_findings,
-    parse_age,
+    joined_otherwise,
+    rewritten,
     spelled_apart,
 )
-
-
-@pytest.mark.parametrize(
-    ("cell", "months"),
-    [
-        *(("0", 0), ("7", 7), ("3.5", 3.5), (".5", 0.5), ("1e2", 100), ("+4", 4)),
-        *(("6 months", 6), ("006M", 6), ("6mo.", 6), ("2y", 24), ("2 Years", 24), ("058Y", 696)),
-        *(("18 d", 18 * 12 / 365.25), ("3 wks", 21 * 12 / 365.25)),
-        *(("1 year 3 months", 15), ("1y3m", 15), ("1 yr, 3 mths", 15), ("6개월", 6), ("3세", 36)),
-    ],
-)
-def test_ages(cell, months):
-    assert parse_age(cell) == pytest.approx(months)
-
-
-@pytest.mark.parametrize("cell", ["", "nan", "NaN"])
-def test_unknown_ages(cell):
-    assert math.isnan(parse_age(cell))
-
-
-@pytest.mark.parametrize(
-    "cell",
-    ["-1", "-1 months", "1_5", "x", "3 moons", "inf", "200y", "1561", "²", "3,5", "<1", "m 6"],
-)
-def test_what_is_no_age(cell):
-    assert parse_age(cell) is None
-
-
-def test_codes_for_an_unknown_age():
-    assert [c for c in ("-1", "-9.0", "9999", "99", "12", "x") if is_never_an_age(c)] == [
-        "-1",
-        "-9.0",
-        "9999",
-    ]
-    assert age_codes([1, 30, math.nan, 999, 99, 99]) == [99, 999]
-    assert age_codes([1, 30, 99]) == age_codes([99, 99]) == age_codes([700, 999]) == []
 
 
 def test_failed_formulas():
@@ -73,8 +35,32 @@ def test_spelled_apart():
         (["114", "114.0", "00114", "1.14E+02"], 1),
         (["1140", "1,140", "1140,0", "'1140"], 1),
         (["manifest:/a.csv:114", "manifest:/a.csv:0114"], 1),  # patient_ids=source
+        (["nih-114", "nih-114.0", "nih-00114", "NIH-114"], 1),
+        (["114", "１１４", "114\u00a0"], 1),
+        (["123456789012", "123457000001", "1.23457E+11", "1,23457E+11"], 1),
+        (["nih-123456789012", "nih-1.23457E+11"], 1),
+        (["123466789012", "1.23457E+11", "12", "1.2E+01x", "graz-123456789012"], 0),
         (["114", "115.0", "114.5", "1.145E+02", "P114", "1140", "0"], 0),
     ],
 )
 def test_numbers_that_a_spreadsheet_rewrote_are_spelled_apart(ids, groups):
     assert spelled_apart(ids) == [tuple(sorted(ids))] * groups
+
+
+def test_ids_and_files_that_a_spreadsheet_shortened():
+    names = [
+        "1.23457E+11",
+        "1,23E+11",
+        "nih-1E+12",
+        "1.23457E+11.png",
+        "12-Mar",
+        "12",
+        "1E5",
+        "A1.2E+11",
+    ]
+    assert rewritten(names) == sorted(names[:5])
+
+
+def test_labels_joined_by_another_sign_than_a_bar():
+    assert joined_otherwise(["a", "b", "a;b", "a, b", "a;c", "a|b", "c/d"]) == ["a, b", "a;b"]
+    assert joined_otherwise(["['a', 'b']", "No Finding"]) == ["['a', 'b']"]

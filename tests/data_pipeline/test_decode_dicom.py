@@ -19,6 +19,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from data_pipeline.adapters import headers
 from data_pipeline.decode import Preprocessing, load_image, looks_like_dicom, read_radiograph
 from data_pipeline.decode.dicom import read_header
 from data_pipeline.decode.radiograph import MAX_PIXELS, Refused
@@ -355,6 +356,8 @@ def test_a_shutter_of_many_vertices(read):
         {"ShutterShape": "RECTANGULAR", **RECTANGLE, "ShutterRightVerticalEdge": 5},
         {"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [30, 41]},
         {"ShutterShape": "POLYGONAL", "VerticesOfThePolygonalShutter": [1, 2, 3, 4]},
+        {"ShutterShape": "BITMAP"},
+        RECTANGLE,
     ],
 )
 def test_a_shutter_that_hides_everything_is_ignored(read, elements):
@@ -659,6 +662,7 @@ def test_the_header_of_a_bomb_takes_little_memory(tmp_path):
     tracemalloc.start()
     try:
         read_header(path)
+        assert headers._birth_date(str(path)) == ""
         assert tracemalloc.get_traced_memory()[1] < 2**25
     finally:
         tracemalloc.stop()

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.cells import NO_VALUE, SELDOM_AGES, is_formula_error
+from data_pipeline.ages import SELDOM_AGES
+from data_pipeline.cells import NO_VALUE, is_formula_error
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import (
     Box,
@@ -136,10 +137,13 @@ def test_usual_names_of_splits(tmp_path, word, split):
     [
         ("path,label\na.png,mass\n", r"no column 'image_path' \(columns found: path, label\)"),
         ("", "no column 'image_path'"),
-        ("image_path,age_months\na.png,3 moons\n", "line 2: age_months is '3 moons'; expected mon"),
+        (
+            "image_path,age_months\na.png,3 moons\n",
+            "line 2: age_months is '3 moons'; expected a num",
+        ),
         ("image_path,age_months\na.png,1\nb.png,-1\n", "line 3: age_months is '-1'; a usual code"),
         ("image_path,age_months\na.png,inf\n", "age_months is 'inf'"),
-        ("image_path,age_months\na.png,20000\n", "age_months is '20000'; expected months from 0"),
+        ("image_path,age_months\na.png,20000\n", "age_months is '20000'; expected a number of mon"),
         ("image_path,age_months\na.png,1_5\n", "line 2: age_months is '1_5'"),
         ("image_path;label\na.png;mass;left\n", "a value that holds a semicolon must stand in quo"),
         (
@@ -147,7 +151,7 @@ def test_usual_names_of_splits(tmp_path, word, split):
             r"is 'C:\\\\x.*path of a Windows machine; write it rel",
         ),
         ("image_path\n\\\\server\\a.png\n", "a path of a Windows machine"),
-        ("image_path\ns3://bucket/a.png\n", "an address, not a path; download the files"),
+        ("image_path\nhttps://example.org/a.png\n", "an address, not a path; download the files"),
         ("image_path,box_x0\na.png,1\n", "has columns of boxes, but no 'box_y0'"),
         ("PatientID,patientid,image_path\np,p,a.png\n", "more than once: PatientID, patientid"),
         ('image_path,label\na.png,"ma"ss\n', "line 2: not valid CSV"),
@@ -208,11 +212,11 @@ def test_rows_of_commas_at_the_end_are_none(tmp_path):
 def test_names_of_columns_as_dicom_has_them(tmp_path, caplog):
     """A PatientID that was passed over would divide the images of a patient one by one."""
     caplog.set_level("INFO", logger="data_pipeline")
-    text = "ImagePath,PatientID,PatientSex,ViewPosition,PatientAge\na.png,p1,M,AP,003M\n"
+    text = "ImagePath,PatientID,PatientSex,ViewPosition,PatientAge,Rows\na.png,p1,M,AP,003M,9\n"
     records = read_manifest(_write(tmp_path, text))
     assert (records.patient_id[0], records.sex[0], records.view[0]) == ("p1", "M", "AP")
-    assert not records.has_age.any()  # Years in one table, `003M` in another.
-    assert "columns not used: PatientAge (known" in caplog.text
+    assert records.age_months[0] == 3
+    assert "columns not used: Rows (known" in caplog.text
     both = read_manifest(_write(tmp_path, "image_path,PatientID,patient_id\na.png,x,p1\n"))
     assert both.patient_id.tolist() == ["p1"]
 
@@ -375,11 +379,6 @@ def test_a_relative_manifest_moves_with_its_images(tmp_path):
     assert moved.image_path.tolist() == [str(tmp_path / "there" / "i" / "a.png")]
 
 
-def test_ids_that_a_spreadsheet_shortened_are_named(tmp_path, caplog):
-    read_manifest(_write(tmp_path, "image_path,patient_id\na.png,1.23457E+11\nb.png,7\n"))
-    assert "has shortened patient ids, such as '1.23457E+11'" in caplog.text
-
-
 def test_ages_with_their_units(tmp_path):
     cells = {"6 months": 6, "006M": 6, "2y": 24, "18 d": 18 * 12 / 365.25, "1 yr, 3 mo": 15}
     cells |= {"2 weeks": 14 * 12 / 365.25, "6개월": 6, "058Y": 696, "3.5": 3.5, "1 Year": 12}
@@ -429,12 +428,37 @@ def test_codes_for_an_unknown_age(tmp_path, ages, refused):
 
 
 def test_columns_of_ages_in_an_unknown_unit_are_named(tmp_path, caplog):
-    path = _write(tmp_path, "image_path,Age,age_years,PatientAge,agent,page\na,1,2,3,4,5\n")
-    assert unused_age_columns(path) == ["Age", "age_years", "PatientAge"]
+    path = _write(tmp_path, "image_path,Age,bone_age,agent,page\na,1,2,3,4\n")
+    assert unused_age_columns(path) == ["Age", "bone_age"]
     assert not read_manifest(path).has_age.any()
-    assert "no age is read from Age, age_years, PatientAge, whose unit is unknown" in caplog.text
+    assert "no age is read from Age, bone_age; name a column age_months" in caplog.text
     path = _write(tmp_path, "image_path,age,age_months\na,1,2\n")
     assert unused_age_columns(path) == []
+    assert read_manifest(path).age_months.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image_path,Age (years)\na.png,1.5\nb.png,NA\n",
+        "image_path,PatientAge\na.png,018M\nb.png,-\n",
+        "image_path;age_in_years\na.png;1,5\nb.png;\n",
+    ],
+)
+def test_columns_of_ages_in_a_stated_unit_are_read(tmp_path, text):
+    path = _write(tmp_path, text)
+    records = read_manifest(path)
+    assert records.age_months[0] == 18
+    assert records.has_age.tolist() == [True, False]
+    assert unused_age_columns(path) == []
+
+
+def test_numbers_without_a_unit_among_others_are_refused_with_their_lines(tmp_path):
+    path = _write(tmp_path, "image_path,age\na,6 months\nb,7\nc,8\nd,moon\n")
+    with pytest.raises(DataError) as caught:
+        read_manifest(path)
+    assert "line 3: age is '7', line 4: age is '8'; a number without a unit" in str(caught.value)
+    assert "line 5: age is 'moon'; expected an age with its unit" in str(caught.value)
 
 
 class TestSpreadsheets:

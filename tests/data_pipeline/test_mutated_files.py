@@ -19,6 +19,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
 
 from image_files import SECRET, every_format  # noqa: E402
 
+from data_pipeline.adapters.headers import _birth_date  # noqa: E402
 from data_pipeline.decode import Preprocessing, load_image  # noqa: E402
 from data_pipeline.decode.dicom import read_header  # noqa: E402
 from data_pipeline.decode.radiograph import Refused  # noqa: E402
@@ -75,6 +76,7 @@ def attempt(path):
     seconds = time.perf_counter() - start
     with contextlib.suppress(Refused):
         read_header(path)
+    _birth_date(str(path))
     if refusal is None:
         assert image.shape == (64, 64)
         assert image.dtype == np.uint8

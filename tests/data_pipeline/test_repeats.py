@@ -2,10 +2,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.dataset import DataSettings, Reader, divide_sources, open_split
+from data_pipeline.dataset import (
+    DataSettings,
+    Reader,
+    check_listed,
+    divide_sources,
+    open_role,
+    open_split,
+)
 from data_pipeline.errors import DataError
 from data_pipeline.loader import evaluation_batches
 from data_pipeline.repeats import check_repeats
+from data_pipeline.splits import check_unseen
 
 
 def write(folder, rows):
@@ -30,7 +38,11 @@ ROWS += [plain(8, "a", "test"), plain(9, "b", "test"), plain(10, "a", "validatio
 
 
 def messages(caplog):
-    return [r.getMessage() for r in caplog.records if r.name == "data_pipeline.repeats"]
+    return [
+        r.getMessage()
+        for r in caplog.records
+        if r.name in ("data_pipeline.repeats", "data_pipeline.contents")
+    ]
 
 
 def test_images_that_differ_are_not_mentioned(tmp_path, caplog):
@@ -47,11 +59,17 @@ def test_the_same_content_in_two_splits_is_named(tmp_path, caplog):
     assert "copy.png (test)" in message
 
 
+def test_the_same_content_with_two_labels_is_named(tmp_path, caplog):
+    rows = [*ROWS, ("copy.png", 3, "p50", "a", "train")]
+    open_split(write(tmp_path / "data", rows), str(tmp_path))
+    assert messages(caplog)[0].startswith("the same image has several labels (a, b): ")
+
+
 def test_repeats_within_training_are_counted(tmp_path, caplog):
     rows = [*ROWS, ("copy.png", 3, "p50", "b", "train"), ("again.png", 3, "p51", "b", "train")]
     open_split(write(tmp_path / "data", rows), str(tmp_path))
     (message,) = messages(caplog)
-    assert message.startswith("2 training images repeat another one")
+    assert message.startswith("2 images for train repeat another one")
 
 
 def test_one_file_with_two_labels_is_refused(tmp_path):
@@ -62,7 +80,7 @@ def test_one_file_with_two_labels_is_refused(tmp_path):
 
 def test_one_file_twice_with_one_label_is_a_repeat(tmp_path, caplog):
     open_split(write(tmp_path / "data", [*ROWS, plain(3, "b")]), str(tmp_path))
-    assert messages(caplog)[0].startswith("1 training images repeat")
+    assert messages(caplog)[0].startswith("1 images for train repeat")
 
 
 def test_the_limit_is_said(tmp_path, caplog):
@@ -86,3 +104,21 @@ def test_images_of_one_grey_value_are_named_and_counted(tmp_path, caplog):
     assert len(found) == 2
     assert "2 images are of one grey value" in found[1]
     assert not (tmp_path / "bad_files.csv").exists()
+
+
+def test_copies_of_training_images_are_named_before_they_are_scored(tmp_path, caplog):
+    write(tmp_path / "data", ROWS)
+    settings = DataSettings(train=f"manifest:{tmp_path / 'data' / 'manifest.csv'}")
+    open_split(settings, str(tmp_path))
+    other = [
+        ("x.png", 3, "q1", "b", ""),
+        ("y.png", 12, "q2", "a", ""),
+        ("z.png", 12, "q3", "a", ""),
+    ]
+    records = open_role(write(tmp_path / "other", other).train, settings)
+    check_listed(records)
+    assert "1 images for test repeat another one, such as" in messages(caplog)[-1]
+    check_unseen(tmp_path / "split.csv", records, "shared", "this model was trained on")
+    (message,) = [r.getMessage() for r in caplog.records if r.name == "data_pipeline.splits"]
+    assert message.startswith("this model was trained on copies of 1 of these images under other")
+    assert "x.png" in message

@@ -389,6 +389,27 @@ def test_reading_a_split_that_is_not_there(tmp_path):
         read_split(tmp_path / "split.csv")
 
 
+def test_a_split_without_its_checksum_that_is_cut_short(tmp_path):
+    write_split(tmp_path / "split.csv", divide(cohort(20), **FRACTIONS, seed=0))
+    (tmp_path / "split.csv.sha256").unlink()  # As in runs of earlier versions.
+    whole = (tmp_path / "split.csv").read_bytes()
+    read_split(tmp_path / "split.csv")
+    (tmp_path / "split.csv").write_bytes(whole[:-9])
+    with pytest.raises(DataError, match="ends within a line: it was cut short"):
+        read_split(tmp_path / "split.csv")
+
+
+def test_images_without_a_split_among_others_are_counted(caplog):
+    records = cohort(20)
+    split = np.where(np.arange(len(records)) < 4, "", "train").astype(object)
+    split[-2:] = "test"
+    divided = split_by_patient(
+        records.replace(split=split), validation_fraction=0, test_fraction=0, seed=0
+    )
+    assert set(divided.split[:4]) == {"train"}
+    assert "4 images have no split, unlike the others; they count as training" in caplog.text
+
+
 def test_check_unseen(tmp_path):
     nobody = cohort(1).take(np.zeros(0, int))
     stage_one = divide(cohort(20), **FRACTIONS, seed=0)

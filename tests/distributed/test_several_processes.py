@@ -1,4 +1,11 @@
-"""Several processes on one machine compute what one process with as many devices computes."""
+"""Several processes and several devices compute what one process with one device computes.
+
+    INFANTXRAY_SLOW_TESTS=1 python -m pytest tests/distributed            # all, in minutes
+    python tests/distributed/test_several_processes.py agree pretrain     # one, with its figures
+
+Each test is a function that starts the processes of runs as forks of a process which has loaded
+every module and never starts JAX; see `tests/drills/harness.py`. So it is itself a process.
+"""
 
 import contextlib
 import json
@@ -7,77 +14,65 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "drills")]
 
-PROGRAM = Path(__file__).with_name("program.py")
-SMALL = (
-    "--config.encoder=small",
-    "--config.batch_size=8",
-    "--config.data.image_size=32",
-    "--config.data.train=phantom:infant:films=60",
-    "--config.data.num_threads=1",
-    "--config.optimizer.name=sgd",
-    # Sums over processes are rounded in another order, and training magnifies that.
-    "--config.optimizer.learning_rate=0.0001",
-    "--config.log_every_steps=1",
-    "--config.checkpoint_every_steps=5",
-)
+import harness  # noqa: E402
+
+# Sums over devices are rounded in another order, and a high learning rate magnifies that.
+SGD = (
+    "--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.0001",
+    "--config.checkpoint_every_steps=5", "--config.eval_every_steps=10",
+)  # fmt: skip
 STAGES = {
-    "pretrain": ("--config.images_every_steps=10", "--config.probe_every_steps=0"),
-    "finetune": ("--config.bootstrap_samples=20",),
-}
-
-
-def start(folder, config, *arguments, processes=1, devices=1):
-    """Starts the processes of a run; what each prints goes to `<folder>.<process>.log`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    started = []
-    for i in range(processes):
-        command = [sys.executable, PROGRAM, str(devices), f"--config=configs/{config}.py"]
-        command += [f"--workdir={folder}", *arguments]
-        if processes > 1:
-            command += [f"--coordinator_address=localhost:{port}", f"--process_id={i}"]
-            command += [f"--num_processes={processes}"]
-        with open(f"{folder}.{i}.log", "w") as log:
-            started.append(
-                subprocess.Popen(
-                    command,
-                    cwd=ROOT,
-                    stdout=log,
-                    stderr=log,
-                    env={
-                        **os.environ,
-                        "PYTHONPATH": str(ROOT),
-                        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-                    },
-                )
-            )
-    return started
+    "pretrain": (*harness.PRETRAIN[1:], *SGD, "--config.images_every_steps=20",
+                 "--config.probe_every_steps=0"),
+    "finetune": (*harness.FINETUNE[1:], *SGD),
+}  # fmt: skip
+TOLERANCE = 1e-5
 
 
 @contextlib.contextmanager
-def ended(processes):
-    """Kills what still runs at the end of the block."""
+def started(folder, task, *flags, processes=1, devices=1):
+    """The processes of a run, each with so many devices; what still runs at the end is killed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    together = (f"--coordinator_address=localhost:{port}", f"--num_processes={processes}")
+    commands = [
+        harness.Command(
+            task, *flags, *((*together, f"--process_id={i}") if processes > 1 else ()),
+            workdir=folder, devices=devices,
+        )
+        for i in range(processes)
+    ]  # fmt: skip
     try:
-        yield processes
+        yield commands
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        for command in commands:
+            if command.poll() is None:
+                command.send(signal.SIGKILL)
+                command.poll(block=True)
 
 
-def run(folder, config, *arguments, **how):
-    with ended(start(folder, config, *arguments, **how)) as processes:
-        statuses = [process.wait(timeout=500) for process in processes]
-    logs = [Path(f"{folder}.{i}.log").read_text() for i in range(len(statuses))]
-    assert not any(statuses), "\n".join(logs)[-3000:]
+def run(folder, task, *flags, **how):
+    with started(folder, task, *flags, **how) as commands:
+        codes = [command.wait(500) for command in commands]
+    assert not any(codes), "\n".join(command.output() for command in commands)[-3000:]
+
+
+def wait_for(folder, step, commands):
+    """Returns once the run has saved a step."""
+    deadline = time.monotonic() + 300
+    while not list(folder.glob(f"checkpoints/{step}/_CHECKPOINT_METADATA")):
+        assert time.monotonic() < deadline, commands[0].output()[-2000:]
+        time.sleep(0.05)
 
 
 def history(folder):
@@ -91,83 +86,122 @@ def history(folder):
     }
 
 
-def equal(folder, other):
+def differences(folder, other, step):
+    """The largest difference of a logged scalar, and of a parameter of the checkpoint at a step."""
     first, second = history(folder), history(other)
     assert first.keys() == second.keys()
-    for key, value in first.items():
-        assert second[key] == pytest.approx(value, abs=1e-5), key
+    scalars = max(abs(first[key] - second[key]) for key in first)
+    arrays, others = harness.call(harness.arrays, folder, step), harness.call(
+        harness.arrays, other, step
+    )  # fmt: skip
+    names = [name for name in arrays if "params" in name or "batch_stats" in name]
+    assert len(names) > 20
+    parameters = max(float(abs(arrays[name] - others[name]).max()) for name in names)
+    assert max(scalars, parameters) < TOLERANCE, (folder, scalars, parameters)
+    return f"scalars {scalars:.1e}, parameters {parameters:.1e}"
 
 
-def test_two_processes_are_one_run(tmp_path):
-    # Stopped halfway on two processes, and resumed on one: the same images, the same losses.
-    arguments = (*SMALL, *STAGES["pretrain"], "--config.eval_every_steps=5")
-    length = "--config.train_steps=10"
-    run(tmp_path / "one", "pretrain", *arguments, length, devices=2)
-    with ended(start(tmp_path / "two", "pretrain", *arguments, length, processes=2)) as processes:
-        deadline = time.monotonic() + 300
-        while not list((tmp_path / "two").glob("checkpoints/5/_CHECKPOINT_METADATA")):
-            assert time.monotonic() < deadline, Path(f"{tmp_path}/two.0.log").read_text()[-2000:]
-            time.sleep(0.05)
-        processes[1].send_signal(signal.SIGTERM)  # One is told; both stop.
-        statuses = [process.wait(timeout=60) for process in processes]
-    logs = [Path(f"{tmp_path}/two.{i}.log").read_text() for i in range(2)]
-    stopped = [f"stopped at step {step} of 10" for step in range(5, 10)]
-    if any(statuses):  # The last steps may be quicker than the signal.
-        assert statuses == [2, 2]
-        (line,) = {line for line in stopped for log in logs if line in log}
-        assert all(line in log for log in logs)
-    run(tmp_path / "two", "pretrain", *arguments, length, devices=2)
-    equal(tmp_path / "one", tmp_path / "two")
-    assert (tmp_path / "one" / "split.csv").read_bytes() == (
-        tmp_path / "two" / "split.csv"
-    ).read_bytes()
+def resume(place):
+    """Two processes, of which one is told to stop, are resumed as one: the same images."""
+    flags = (*STAGES["pretrain"], "--config.train_steps=10", "--config.eval_every_steps=5")
+    run(place / "one", "pretrain", *flags, devices=2)
+    with started(place / "two", "pretrain", *flags, processes=2) as commands:
+        wait_for(place / "two", 5, commands)
+        commands[1].send(signal.SIGTERM)  # One is told; both stop.
+        codes = [command.wait(60) for command in commands]
+    if any(codes):  # The last steps may be quicker than the signal.
+        assert codes == [2, 2]
+        stopped = [f"stopped at step {step} of 10" for step in range(5, 10)]
+        (line,) = {line for line in stopped for c in commands if line in c.output()}
+        assert all(line in command.output() for command in commands)
+    run(place / "two", "pretrain", *flags, devices=2)
+    print("resumed as one process:", differences(place / "one", place / "two", 10))
+    split = [(place / name / "split.csv").read_bytes() for name in ("one", "two")]
+    assert split[0] == split[1]
+
+
+def agree(place, stage):
+    """1, 2, 4, 8 devices and 1, 2, 4 processes over 20 steps; 4 processes go on as 2."""
+    flags = (*STAGES[stage], "--config.train_steps=20")
+    run(place / "1", stage, *flags)
+    for processes, devices in ((1, 2), (1, 4), (1, 8), (2, 1), (2, 2), (4, 1)):
+        folder = place / f"{processes}x{devices}"
+        run(folder, stage, *flags, processes=processes, devices=devices)
+        found = differences(place / "1", folder, 20)
+        print(f"{stage}: {processes} processes with {devices} devices each: {found}", flush=True)
+    with started(place / "less", stage, *flags, processes=4) as commands:
+        wait_for(place / "less", 10, commands)
+        commands[2].send(signal.SIGTERM)
+        codes = [command.wait(60) for command in commands]
+    assert codes == [2] * 4, "stopped too late: run it again"
+    run(place / "less", stage, *flags, processes=2)
+    found = differences(place / "1", place / "less", 20)
+    print(f"{stage}: stopped with 4 processes, resumed with 2: {found}", flush=True)
+
+
+def evaluate(place):
+    """One checkpoint has the same metrics, however many processes and devices evaluate it."""
+    run(place / "model", "finetune", *STAGES["finetune"], "--config.train_steps=4")
+    flags = (f"--config.checkpoint={place / 'model'}", "--config.batch_size=8",
+             "--config.bootstrap_samples=20")  # fmt: skip
+    for processes, devices in ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (4, 1)):
+        folder = place / f"{processes}x{devices}"
+        run(folder, "evaluate", *flags, processes=processes, devices=devices)
+        for name in ("metrics.json", "predictions.csv"):
+            equal = (folder / name).read_bytes() == (place / "1x1" / name).read_bytes()
+            print(f"{processes} processes with {devices} devices each: {name}:",
+                  "equal" if equal else "different", flush=True)  # fmt: skip
+    for name in ("metrics.json", "predictions.csv"):
+        for one, several in (("1x2", "2x1"), ("1x4", "4x1")):  # As many devices.
+            first, second = ((place / f / name).read_bytes() for f in (one, several))
+            assert first == second, (name, several)
+
+
+def kill(place):
+    """When a process is killed, the others end within 30 seconds with one line."""
+    flags = (*STAGES["finetune"], "--config.train_steps=100000")
+    for victim in (0, 1):
+        folder = place / f"kill{victim}"
+        with started(folder, "finetune", *flags, processes=2) as commands:
+            wait_for(folder, 5, commands)
+            commands[victim].send(signal.SIGKILL)
+            since = time.monotonic()
+            assert commands[1 - victim].wait(30) != 0
+        print(f"process {victim} killed: the other ended {time.monotonic() - since:.0f} s later")
+        log = commands[1 - victim].output()
+        assert log.count("another process of this run has ended") == 1, log
+        assert "Traceback" not in log
+        assert "Fatal Python error" not in log
+
+
+def drill(*arguments):
+    done = subprocess.run(
+        [sys.executable, __file__, *map(str, arguments)],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")},
+    )  # fmt: skip
+    assert not done.returncode, done.stdout + done.stderr
+
+
+def test_two_processes_are_one_run():
+    drill("resume")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_one_two_and_four_processes_agree_over_20_steps(stage, tmp_path):
-    arguments = (*SMALL, *STAGES[stage], "--config.train_steps=20", "--config.eval_every_steps=10")
-    run(tmp_path / "1", stage, *arguments, devices=4)
-    for processes in (2, 4):
-        folder = tmp_path / str(processes)
-        run(folder, stage, *arguments, processes=processes, devices=4 // processes)
-        equal(tmp_path / "1", folder)
-    if stage == "finetune":
-        # One checkpoint has the same metrics and predictions, to the last digit.
-        checkpoint = (f"--config.checkpoint={tmp_path / '1'}", "--config.batch_size=8")
-        for processes in (1, 4):
-            folder = tmp_path / f"evaluate{processes}"
-            run(folder, "evaluate", *checkpoint, processes=processes, devices=4 // processes)
-        for name in ("metrics.json", "predictions.csv"):
-            first, second = ((tmp_path / f"evaluate{n}" / name).read_bytes() for n in (1, 4))
-            assert first == second
+def test_processes_and_devices_agree_over_20_steps(stage):
+    drill("agree", stage)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_others_with_one_line(victim, tmp_path):
-    arguments = (*SMALL, *STAGES["finetune"], "--config.train_steps=100000")
-    folder = tmp_path / "run"
-    with ended(start(folder, "finetune", *arguments, processes=2)) as processes:
-        deadline = time.monotonic() + 300
-        while not list(folder.glob("checkpoints/5/_CHECKPOINT_METADATA")):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        processes[victim].kill()
-        assert processes[1 - victim].wait(timeout=30) != 0
-    log = Path(f"{folder}.{1 - victim}.log").read_text()
-    assert log.count("another process of this run has ended") == 1
-    assert "Traceback" not in log
-    assert "Fatal Python error" not in log
+@pytest.mark.parametrize("name", ["evaluate", "kill"])
+def test_several_processes(name):
+    drill(name)
 
 
-def test_a_command_of_one_process_refuses_several(tmp_path):
-    (process,) = start(tmp_path / "run", "check_data", "--num_processes=2")
-    assert process.wait(timeout=120) == 2
-    assert "check_data runs in one process" in Path(f"{tmp_path}/run.0.log").read_text()
-
-
-def test_flags_of_several_processes_come_together(tmp_path):
-    (process,) = start(tmp_path / "run", "pretrain", "--num_processes=2")
-    assert process.wait(timeout=120) == 2
-    assert "--process_id together" in Path(f"{tmp_path}/run.0.log").read_text()
+if __name__ == "__main__":
+    harness.load()
+    with tempfile.TemporaryDirectory() as folder:
+        {"resume": resume, "agree": agree, "evaluate": evaluate, "kill": kill}[sys.argv[1]](
+            Path(folder), *sys.argv[2:]
+        )

@@ -3,7 +3,7 @@
     python tests/drills/bitflips.py --count 1000              # what reads the files
     python tests/drills/bitflips.py --count 40 --commands     # whole commands, half a minute each
 
-One file of a finished run, of an unfinished run or of a cache is changed at a time: a bit is
+One file of a finished or unfinished run, of a cache or of an export is changed at a time: a bit is
 flipped, the file is cut short, or it is deleted. Then everything that reads such files reads them,
 or the command runs that would read them next. The outcome is one of
 
@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import harness
-import kill
 from harness import FINETUNE, PRETRAIN
 
 _BAD = ("SILENT", "TRACEBACK")
@@ -132,7 +131,7 @@ def scenes(place: Path) -> list[Scene]:
     scored = (f"--config.checkpoint={model}", "--config.batch_size=8")
     found.append(
         Scene("finished run, evaluate", model,
-              ("evaluate", *scored, "--config.bootstrap_samples=20"), kill.pages)
+              ("evaluate", *scored, "--config.bootstrap_samples=20"), harness.results)
     )  # fmt: skip
     stage_one = place / "pretrain"
     found.append(
@@ -158,7 +157,7 @@ def scenes(place: Path) -> list[Scene]:
     found.append(
         Scene("cache, predict", cache,
               ("predict", *scored, f"--config.data.test={images}", f"--config.data.cache={cache}"),
-              kill.pages)
+              harness.results)
     )  # fmt: skip
     return found
 
@@ -223,7 +222,34 @@ def cached(folder: Path) -> dict[str, Any]:
     return values
 
 
-def damage_readers(place: Path, count: int, seed: int) -> list[tuple[str, str, str]]:
+def exported(folder: Path) -> dict[str, Any]:
+    """What programs read from an export; files for people and browsers have their checksums."""
+    import contextlib
+    import io
+    import runpy
+
+    from data_pipeline.errors import UserError
+    from data_pipeline.files import verify_checksums
+    from infantxray.models.torch_weights import import_encoder
+
+    read = ("model.onnx", "model.json", "encoder.safetensors")
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    verify_checksums(folder, [name for name in files if name not in read])
+    image = next((folder.parent / "images").glob("*.png"))
+    printed = io.StringIO()
+    arguments, sys.argv = sys.argv, ["use.py", str(image)]
+    try:
+        with contextlib.redirect_stdout(printed):
+            runpy.run_path(str(folder / "use.py"))
+    except SystemExit as end:
+        raise UserError(str(end)) from None
+    finally:
+        sys.argv = arguments
+    weights = import_encoder(harness.ENCODER, folder / "encoder.safetensors")
+    return {"use.py": printed.getvalue(), "encoder": pickle.dumps(weights)}
+
+
+def damage_readers(place: Path, count: int, seed: int, only: str) -> list[tuple[str, str, str]]:
     """Damages files and reads them, in one process; call it through `call`.
 
     Returns:
@@ -246,14 +272,16 @@ def damage_readers(place: Path, count: int, seed: int) -> list[tuple[str, str, s
     rng = random.Random(seed)
     scenes = [("finished run", place / "finetune", readings),
               ("unfinished run", place / "unfinished", readings),
-              ("cache", place / "cache", cached)]  # fmt: skip
+              ("cache", place / "cache", cached),
+              ("export", place / "export", exported)]  # fmt: skip
+    scenes = [scene for scene in scenes if not only or scene[0] == only]
     found = []
     expected = {}
     for name, root, read in scenes:
         shutil.copytree(root, root.with_name(root.name + "-saved"))
         expected[name] = read(root)
     for trial in range(count):
-        name, root, read = scenes[trial % 3]
+        name, root, read = scenes[trial % len(scenes)]
         shutil.rmtree(root)
         shutil.copytree(root.with_name(root.name + "-saved"), root)
         kinds: dict[str, list[Path]] = collections.defaultdict(list)
@@ -284,7 +312,7 @@ def damage_readers(place: Path, count: int, seed: int) -> list[tuple[str, str, s
 
 
 def for_readers(place: Path) -> None:
-    """A finished and an unfinished run, and a cache."""
+    """A finished and an unfinished run, a cache and an export."""
     task, *flags = FINETUNE
     harness.finish(task, *flags, workdir=place / "finetune")
     command = harness.Command(task, *flags, workdir=place / "unfinished")
@@ -296,6 +324,7 @@ def for_readers(place: Path) -> None:
     harness.finish("prepare", f"--config.data.train=folder:{place / 'images'}",
                    "--config.data.image_size=32", "--config.images_per_shard=40",
                    workdir=place / "cache")  # fmt: skip
+    harness.finish("export", f"--config.checkpoint={place / 'finetune'}", workdir=place / "export")
 
 
 def main() -> None:
@@ -303,6 +332,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="", help="JSON file for the results")
+    parser.add_argument("--only", default="", help="files of one kind, such as export")
     parser.add_argument("--commands", action="store_true", help="run whole commands")
     options = parser.parse_args()
     harness.load()
@@ -324,7 +354,7 @@ def main() -> None:
                 print(f"{i + 1:4d} {outcome:9s} {scene.name}: {name}: {details}", flush=True)
         else:
             for_readers(place)
-            trials = harness.call(damage_readers, place, options.count, options.seed)
+            trials = harness.call(damage_readers, place, options.count, options.seed, options.only)
     for name, outcome, _ in trials:
         table[name][outcome] += 1
     bad = [trial for trial in trials if trial[1] in _BAD]

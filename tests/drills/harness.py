@@ -30,7 +30,7 @@ ENCODER = "small"  # A ResNet of one narrow block a stage.
 PLAIN = "plain"  # Without BatchNorm.
 TASKS = (
     "pretrain", "finetune", "evaluate", "predict", "check_data", "prepare", "export_phantom",
-    "probe", "label_efficiency", "study",
+    "probe", "label_efficiency", "study", "export",
 )  # fmt: skip
 DATA = "phantom:infant:films=60"
 _STAGE = (
@@ -69,12 +69,13 @@ def load() -> None:
     importlib.import_module("tensorboard.backend.event_processing.event_file_loader")
     importlib.import_module("tensorboard.summary.writer.event_file_writer")
     importlib.import_module("infantxray.__main__")
-    from infantxray.models import ENCODERS
+    from infantxray.models import ENCODERS, torch_weights
     from infantxray.models.encoders import resnet, vgg
 
     strides = zip(range(2, 6), (1, 2, 2, 2), strict=True)
     stages = tuple(resnet.Stage(f"conv{n}", 1, 8, stride) for n, stride in strides)
     ENCODERS[ENCODER] = functools.partial(resnet.ResNet, stages=stages)
+    torch_weights.RULES[ENCODER] = torch_weights.RULES["resnet50"]
     ENCODERS[PLAIN] = functools.partial(vgg.VGG, stages=(vgg.Stage(1, 8),) * 5)
 
 

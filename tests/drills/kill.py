@@ -1,11 +1,14 @@
 """SIGKILL at random moments: a command that is started again ends as if nothing had happened.
 
     python tests/drills/kill.py --count 50 pretrain finetune
-    python tests/drills/kill.py --count 20 evaluate prepare study
+    python tests/drills/kill.py --count 20 evaluate report prepare study
+
+`report` kills an evaluation while it writes its report.
 
 Half of the kills are aimed at a moment when a checkpoint or an output is being written. A run is
 killed up to four times before it may end. Compared are the bytes of every array of every
-checkpoint, the progress, the history, every TensorBoard event, predictions, metrics and pages.
+checkpoint, the progress, the history, every TensorBoard event, predictions, metrics and pages. Two
+runs that are not killed must also be equal.
 """
 
 from __future__ import annotations
@@ -31,10 +34,25 @@ _KILLS_A_RUN = 4
 _WRITING = ("checkpoints/*tmp*", "*.tmp", "figures/*", "*/.*.array_record", "*/.*.npy", "*/*.tmp")
 
 
-def interrupt(command: Command, folder: Path, rng: random.Random, seconds: float) -> str:
-    """Kills a command; returns when, or an empty string where it ended before."""
-    aimed = rng.random() < 0.5
-    moment = rng.uniform(0, seconds)
+def interrupt(
+    command: Command, folder: Path, rng: random.Random, seconds: float, after: str = ""
+) -> str:
+    """Kills a command; returns when, or an empty string where it ended before.
+
+    Args:
+      command: what has been started.
+      folder: its workdir.
+      rng: draws the moment.
+      seconds: of CPU time that the command takes.
+      after: the file, written by this command, after which to kill it.
+    """
+    begun = time.time_ns()
+    while after and command.poll() is None:
+        if (folder / after).exists() and (folder / after).stat().st_mtime_ns > begun:
+            break
+        time.sleep(0.001)
+    aimed = not after and rng.random() < 0.5
+    moment = rng.uniform(command.cpu_seconds(), seconds)
     sightings = rng.randrange(1, 12)
     seen: set[str] = set()
     while command.poll() is None:
@@ -53,13 +71,6 @@ def interrupt(command: Command, folder: Path, rng: random.Random, seconds: float
     command.send(signal.SIGKILL)
     command.poll(block=True)
     return f"{'while writing' if aimed else 'at random'}, after {used:.2f} s of CPU time"
-
-
-def pages(folder: Path) -> dict[str, Any]:
-    """Digests of everything that an evaluation writes."""
-    names = ["metrics.json", "predictions.csv", "report.html", "figures"]
-    paths = [p for name in names for p in [folder / name, *(folder / name).glob("**/*")]]
-    return {str(path.relative_to(folder)): harness.digest(path) for path in paths if path.is_file()}
 
 
 def cache(folder: Path) -> dict[str, Any]:
@@ -85,26 +96,30 @@ def drill(
     flags: tuple[str, ...],
     compare: Callable[[Path], dict[str, Any]],
     rng: random.Random,
+    after: str = "",
 ) -> dict[str, Any]:
     """Kills one command `count` times.
 
     Returns:
       Number of kills, of runs, the moments, and the runs that ended differently with what differs.
     """
-    whole = place / f"{task}-whole"
+    whole = place / f"{task}-whole{after}"
     harness.finish(task, *flags, workdir=whole)  # Compiles.
+    first = harness.call(compare, whole)
     shutil.rmtree(whole)
     seconds = harness.finish(task, *flags, workdir=whole).cpu_seconds()
     expected = harness.call(compare, whole)
     moments: list[str] = []
     different: dict[str, list[str]] = {}
+    if repeated := harness.differences(first, expected):
+        different["not killed"] = repeated
     runs = 0
     while len(moments) < count:
         runs += 1
-        folder = place / f"{task}-{runs}"
+        folder = place / f"{task}-{runs}{after}"
         for _ in range(_KILLS_A_RUN):
             command = Command(task, *flags, workdir=folder)
-            when = interrupt(command, folder, rng, seconds)
+            when = interrupt(command, folder, rng, seconds, after)
             if when:
                 moments.append(when)
             elif command.poll():
@@ -166,12 +181,12 @@ def main() -> None:
                 flags = PRETRAIN[1:]
             elif task == "finetune":
                 flags = FINETUNE[1:]
-            elif task == "evaluate":
+            elif task in ("evaluate", "report"):
                 if not (place / "model").exists():
                     harness.finish(*FINETUNE, workdir=place / "model")
                 flags = (f"--config.checkpoint={place / 'model'}", "--config.bootstrap_samples=20",
                          "--config.batch_size=8")  # fmt: skip
-                compare = pages
+                compare = harness.results
             else:
                 if not (place / "images").exists():
                     harness.call(harness.write_images, place / "images")
@@ -179,7 +194,9 @@ def main() -> None:
                          "--config.data.image_size=32", "--config.num_processes=2",
                          "--config.images_per_shard=10")  # fmt: skip
                 compare = cache
-            results[task] = drill(task, options.count, place, flags, compare, rng)
+            after = "metrics.json" if task == "report" else ""
+            command = "evaluate" if task == "report" else task
+            results[task] = drill(command, options.count, place, flags, compare, rng, after)
         time.sleep(2)  # Workers notice within a fraction of a second that their parent is gone.
         results["processes left"] = harness.processes_in(place)
     print(results)

@@ -8,7 +8,7 @@ import statsmodels.api as sm
 from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, brier_score_loss
 
-from infantxray.evaluation import curves
+from infantxray.evaluation import curves, recalibration
 from infantxray.evaluation.estimates import Scores
 
 
@@ -81,7 +81,7 @@ def test_recalibration_is_that_of_statsmodels(patients):
         ("slope", sm.GLM(y, sm.add_constant(x), family=family).fit(tol=1e-13, **kind), 1),
         ("intercept", sm.GLM(y, np.ones(len(y)), family, offset=x).fit(tol=1e-13, **kind), 0),
     )
-    found = curves.recalibration(scores)
+    found = recalibration.recalibration(scores)
     groups = len(np.unique(scores.patient))
     factor = 1 if patients is None else np.sqrt(groups / (groups - 1))
     for name, fit, place in fits:
@@ -94,15 +94,15 @@ def test_recalibration_is_that_of_statsmodels(patients):
 
 def test_recalibration_of_separated_outcomes_is_none_with_a_reason():
     scores = Scores.of(np.arange(40) >= 20, np.linspace(0.01, 0.99, 40))
-    found = curves.recalibration(scores)["slope"]
+    found = recalibration.recalibration(scores)["slope"]
     assert np.isnan(found.value)
     assert "separated" in found.note
-    assert "no positive" in curves.recalibration(Scores.of([0, 0], [0.1, 0.2]))["slope"].note
+    assert "no positive" in recalibration.recalibration(Scores.of([0, 0], [0.1, 0.2]))["slope"].note
 
 
 def test_calibration_curve_is_a_logistic_regression_on_a_spline():
     scores = make(n=300, decimals=9)
-    found = curves.calibration_curve(scores, num_points=9, samples=50)
+    found = recalibration.calibration_curve(scores, num_points=9, samples=50)
     x = logit(scores.score)
     knots = np.quantile(x, [0.05, 0.35, 0.65, 0.95])
 
@@ -132,10 +132,10 @@ def test_calibration_curve_finds_overconfidence():
     rng = np.random.default_rng(0)
     x = rng.normal(size=4000) * 2
     scores = Scores.of(rng.random(4000) < expit(x / 2), expit(x))
-    found = curves.calibration_curve(scores, samples=50)
+    found = recalibration.calibration_curve(scores, samples=50)
     assert found["high"][-1] < found["predicted"][-1]
     assert found["low"][0] > found["predicted"][0]
-    few = curves.calibration_curve(Scores.of(np.arange(60) < 4, np.linspace(0.1, 0.9, 60)))
+    few = recalibration.calibration_curve(Scores.of(np.arange(60) < 4, np.linspace(0.1, 0.9, 60)))
     assert few["observed"] == []
     assert "fewer than 15" in few["note"]
 

@@ -89,7 +89,7 @@ def test_figures_that_cannot_be_computed_are_nan():
 def test_an_interval_is_the_brute_force_one():
     """Patients and seeds drawn one by one, the figures from scratch each time."""
     runs = make_runs(spread=0.5)
-    sampled = Resampling(runs[0].patient, 3, samples=2000, seed=0).figures(runs)
+    sampled = Resampling(runs[0].patient, 3, samples=2000, seed=0).metrics(runs)
     estimate = sampled.estimate("accuracy")
     accuracies = [headline(run)["accuracy"] for run in runs]
     assert estimate.mean == pytest.approx(np.mean(accuracies))
@@ -124,12 +124,12 @@ def test_differences_are_paired():
         error = run.age_predicted_months - run.age_months
         run.age_predicted_months[:] = run.age_months + error + np.sign(error)  # One month each.
     resampling = Resampling(runs[0].patient, 2, samples=200, seed=0)
-    difference = resampling.figures(worse) - resampling.figures(runs)
+    difference = resampling.metrics(worse) - resampling.metrics(runs)
     estimate = difference.estimate("age_mae_months")
     assert estimate.mean == pytest.approx(1.0, abs=1e-5)
     assert estimate.high - estimate.low < 1e-3
     assert estimate.p < 1e-6
-    same = resampling.figures(runs) - resampling.figures(runs)
+    same = resampling.metrics(runs) - resampling.metrics(runs)
     assert same.estimate("accuracy").p == 1.0
 
 
@@ -203,7 +203,7 @@ def test_holm_by_hand():
 
 def test_the_mean_over_models_is_taken_draw_by_draw():
     runs = make_runs(seeds=2)
-    one = Resampling(runs[0].patient, 2, samples=50, seed=0).figures(runs)
+    one = Resampling(runs[0].patient, 2, samples=50, seed=0).metrics(runs)
     both = statistics.average([one, one])
     assert both.estimate("f1") == one.estimate("f1")
 

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -221,7 +222,7 @@ def predictions(source, rows, probabilities):
     )
 
 
-def images_of(source, rows, boxes=lambda row: ()):
+def images_of(source, rows, boxes=lambda row, name: ()):
     return Images(load=lambda i: source[int(rows[i])]["image"], boxes=boxes)
 
 
@@ -233,7 +234,7 @@ def explain(model):
 def test_one_example_a_class_the_surest_right_or_wrong(explain, radiographs):
     rows = np.array([0, 1, 3, 4])  # Image 2 could not be read.
     probabilities = [[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0]]
-    images = images_of(radiographs, rows, lambda row: [(1, 2, 3, 4)] if row == 2 else ())
+    images = images_of(radiographs, rows, lambda row, name: [(1, 2, 3, 4)] if row == 2 else ())
     answers = predictions(radiographs, rows, probabilities)
     found = saliency.examples(explain, images, answers)
     assert [(e.truth, e.predicted) for e in found] == [("a", "b"), ("b", "a")]
@@ -277,7 +278,7 @@ def test_saliency_is_held_against_the_true_boxes(explain):
     source = ImageSource(phantom.replace(label=label), ("a", "b", "c"), Preprocessing(SIDE))
     rows = np.arange(len(phantom))
     answers = predictions(source, rows, np.eye(3)[np.zeros(len(rows), int)])
-    images = images_of(source, rows, boxes.__getitem__)
+    images = images_of(source, rows, lambda row, name: boxes[row])
     found = saliency.localisation(explain, images, answers, samples=200)
     assert (found["n"], found["level"]) == (8, 3)
     first = [i for i, boxed in enumerate(boxes) if boxed][:8]
@@ -301,12 +302,33 @@ def test_saliency_is_held_against_the_true_boxes(explain):
         assert low < np.mean(mass) < high
 
 
+def test_several_findings_of_an_image_have_boxes_of_their_own(explain, radiographs):
+    """The model sees something bright in the spot, and something dark around it."""
+    rows = np.arange(2)
+    findings = np.array([[1, 1, 0], [np.nan, 1, 0]], np.float32)
+    answers = dataclasses.replace(
+        predictions(radiographs, rows, np.full((2, 3), 0.5)), findings=findings
+    )
+    spots = {0: (0, 0, 32, 32), 1: (32, 0, 64, 32)}  # See `radiograph`.
+
+    def boxes(row, name):
+        return [spots[row]] if name == "a" else [(64, 64, 128, 128)]
+
+    found = saliency.localisation(explain, images_of(radiographs, rows, boxes), answers, samples=0)
+    assert found["n"] == 3  # Both of the first image; of the second it is not known for "a".
+    assert found["n_patients"] == 2
+    assert found["box_share"] == pytest.approx((1 / 16 + 1 / 4 + 1 / 4) / 3)
+    assert [
+        e.boxes for e in saliency.examples(explain, images_of(radiographs, rows, boxes), answers)
+    ] == [((0, 0, 32, 32),), ((64, 64, 128, 128),)]
+
+
 def test_maps_that_do_not_depend_on_the_model_are_found_out(model, radiographs):
     """This encoder has no parameters, so random heads change the sign at most."""
     explain = Explainer(*model, level=3, batch_size=3)
     rows = np.arange(4)
     answers = predictions(radiographs, rows, np.eye(3)[[0, 1, 2, 0]])
-    images = images_of(radiographs, rows, lambda row: [(0, 0, 9, 9)])
+    images = images_of(radiographs, rows, lambda row, name: [(0, 0, 9, 9)])
     found = saliency.localisation(explain, images, answers, samples=0)["randomisation"]
     assert found["heads"] == pytest.approx(found["all"])
     same = explain.randomised(heads_only=True)

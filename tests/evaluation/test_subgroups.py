@@ -173,3 +173,28 @@ def test_age_bands_are_those_of_the_metrics():
     ages = np.array([0.5, 11.9, 12.0, 300.0, np.nan])
     expected = ["0-28 days", "1-12 months", "1-2 years", "18 years and over", ""]
     assert subgroups.age_bands(ages).tolist() == expected
+
+
+def test_small_groups_without_a_mistake_are_no_evidence_of_a_gap():
+    """Their variance is estimated as zero."""
+    groups = np.array(["large"] * 100 + ["small"] * 3, object)
+    right = np.array([True] * 85 + [False] * 15 + [True] * 3)
+    patient = np.arange(103)
+    (share,) = subgroups.subgroups(groups, patient, mean_of(right, patient))["gaps"]
+    assert share["gap"].value == pytest.approx(0.15)
+    assert share["gap"].low < 0 < share["gap"].high
+    assert share["gap"].p > 0.3
+    assert share["detectable"] > 0.4
+    (other,) = subgroups.subgroups(groups, patient, mean_of(right * 1.0, patient))["gaps"]
+    assert np.isnan(other["gap"].p)
+    assert "fewer than 5 patients" in other["gap"].note
+
+
+def test_the_test_of_a_gap_agrees_with_its_interval():
+    rng = np.random.default_rng(0)
+    for n in (12, 40, 200):
+        right, groups = rng.uniform(size=3 * n) < 0.8, np.array(["a", "a", "b"] * n, object)
+        right[groups == "b"] &= rng.uniform(size=n) < 0.7
+        patient = np.arange(3 * n)
+        (row,) = subgroups.subgroups(groups, patient, mean_of(right, patient))["gaps"]
+        assert (row["gap"].p < 0.05) == (not row["gap"].low < 0 < row["gap"].high)

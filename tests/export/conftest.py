@@ -1,6 +1,7 @@
 """A finished stage two with a narrow encoder."""
 
 import pytest
+from quick_figures import quick_figures
 from small_encoder import small_encoder
 
 from configs import finetune as finetune_config
@@ -25,7 +26,7 @@ def _finetuned(tmp_path_factory):
     config.eval_every_steps = 4
     config.checkpoint_every_steps = 4
     config.bootstrap_samples = 10
-    with small_encoder():
+    with small_encoder(), quick_figures():
         finetune.run(config, str(folder))
     return folder
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 
@@ -185,3 +186,18 @@ def test_use_py_gives_what_the_api_gives(exported, finetuned, tmp_path):
     assert f"age {found.age_months[0]:.1f} months" in done.stdout
     image = load_image(str(tmp_path / "a.png"), infantxray.load(finetuned).spec.preprocessing)
     assert image.shape == (SIZE, SIZE)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.onnx"])
+def test_use_py_notices_a_damaged_file(exported, tmp_path, name):
+    shutil.copytree(exported, tmp_path / "copy")
+    content = bytearray((tmp_path / "copy" / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "copy" / name).write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "copy" / "use.py"), "a.png"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith(str(tmp_path / "copy" / name) + " is damaged")
+    assert len(done.stderr.splitlines()) == 1

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import logging as absl_logging
 from flax import traverse_util
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from data_pipeline import files
+from data_pipeline.errors import DataError
 from infantxray.models import ENCODERS, create_encoder
 from infantxray.models.input_scale import IMAGENET, SYMMETRIC, TORCHXRAYVISION, InputScale
 from infantxray.models.torch_weights import (
@@ -104,10 +105,20 @@ def test_other_keys_are_skipped_and_reported(tmp_path, shufflenet, caplog):
     weights = load_file(path)
     weights["output.weight"] = np.zeros((1000, 960), np.float32)
     save_file(weights, path)
-    absl_logging.set_verbosity(absl_logging.INFO)
     with caplog.at_level("INFO"):
         assert_same(import_encoder("shufflenet", path), shufflenet)
     assert "245 weights of shufflenet matched, 1 skipped (output.weight)" in caplog.text
+
+
+def test_a_file_is_compared_with_its_checksum(tmp_path, shufflenet):
+    path = tmp_path / "w.safetensors"
+    export_encoder("shufflenet", shufflenet, path)
+    files.write_checksums(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1  # Still a whole file: only the checksum tells.
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"w\.safetensors was changed or damaged"):
+        import_encoder("shufflenet", path)
 
 
 def test_old_densenet_names(tmp_path):
@@ -229,7 +240,6 @@ def test_common_prefixes_are_removed_and_reported(tmp_path, shufflenet, caplog, 
     export_encoder("shufflenet", shufflenet, path)
     weights = {prefix + key: value for key, value in load_file(path).items()}
     save_file({**weights, "head.weight": np.zeros(3, np.float32)}, path)
-    absl_logging.set_verbosity(absl_logging.INFO)
     with caplog.at_level("INFO"):
         assert_same(import_encoder("shufflenet", path), shufflenet)
     assert f"the prefix {prefix} of its keys is removed" in caplog.text

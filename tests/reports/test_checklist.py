@@ -46,11 +46,21 @@ def test_a_run_answers_at_least_twenty_items_of_claim():
 
 
 def test_every_fact_that_an_item_asks_for_is_known_to_some_run():
-    known = facts().keys() | facts(external=True).keys()
+    acquired = {"year": ["2019", "2014"], "manufacturer": ["Maker"], "kvp": ["60-69 kV"]}
+    dicom = facts(external=True, acquisition=acquired)
+    assert "2014 to 2019" in dicom["dates"].text
+    known = facts().keys() | dicom.keys()
     for name in ("claim", "stard_ai", "tripod_ai"):
         for row in checklist.read(name)["items"]:
             assert set(row.get("answers", ())) <= known, row
             assert row.get("answers") or row.get("author"), row
+
+
+@pytest.mark.parametrize(("name", "count"), [("claim", 44), ("stard_ai", 40), ("tripod_ai", 27)])
+def test_items_have_the_numbers_of_the_published_sheets(name, count):
+    numbers = [row["number"] for row in checklist.read(name)["items"]]
+    assert list(dict.fromkeys(int(n.rstrip("abcdefg")) for n in numbers)) == [*range(1, count + 1)]
+    assert len(set(numbers)) == len(numbers)
 
 
 def test_the_form_asks_what_the_run_cannot_know_and_is_merged(tmp_path):

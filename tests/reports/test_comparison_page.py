@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import UserError
@@ -10,7 +11,7 @@ from infantxray.evaluation.comparison import sign_flip_test
 from infantxray.evaluation.estimates import Scores
 from infantxray.evaluation.predictions import Predictions, write_predictions
 from infantxray.evaluation.roc import auc
-from infantxray.reports import comparison
+from infantxray.reports import comparison, comparison_page
 
 CLASSES = ("mass", "normal")
 
@@ -74,7 +75,7 @@ def test_the_page_and_the_tables(tmp_path):
     headline = {"accuracy": 0.5, "recall": 0.5, "precision": 0.5, "f1": 0.5, "roc_auc": None,
                 "age_mae_months": 1.0, "n": 80, "n_patients": 40,
                 "ci95": {"accuracy": [0.4, 0.6]}}  # fmt: skip
-    comparison.write(
+    comparison_page.write(
         str(tmp_path), tested, {"one": headline, "far": headline | {"external": True}},
         thresholds={"mass": 0.5}, preprocessing=Preprocessing(32), permutations=99, seed=0,
         settings={"task": "compare"},
@@ -95,3 +96,26 @@ def test_runs_with_other_truths_are_refused(tmp_path):
     (tmp_path / "b" / "predictions.csv").write_text(text.replace(",mass,", ",normal,", 1))
     with pytest.raises(UserError, match="differ in the labels"):
         comparison.read({"a": str(tmp_path / "a"), "b": str(tmp_path / "b")})
+
+
+def test_findings_are_counted_one_by_one(tmp_path):
+    truth = np.array([[1, 0], [0, 1], [1, np.nan]])
+    nothing = np.full(3, np.nan)
+    answers = {
+        "one": np.array([[0.9, 0.1], [0.1, 0.2], [0.9, 0.9]]),
+        "two": np.array([[0.9, 0.6], [0.1, 0.7], [0.9, 0.1]]),
+    }
+    runs = {
+        name: Predictions(CLASSES, p, np.full(3, -1), nothing, nothing, np.arange(3), truth)
+        for name, p in answers.items()
+    }
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    tested = comparison.Tested(runs, paths)
+    (row,), images = comparison.disagreements(tested)
+    counts = {"both_right": 3, "only_reference": 1, "only_run": 1, "both_wrong": 0}
+    assert row == {"run": "two", **counts}
+    assert images == [0, 1]  # Both differ by 0.5; the third image agrees in all that is known.
+    for path in paths:
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    (shown,) = comparison_page._pictures(tested, images, Preprocessing(32))
+    assert shown.images[0][1] == ["true: mass", "one: mass", "two: mass|normal"]

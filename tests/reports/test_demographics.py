@@ -1,4 +1,4 @@
-"""Table 1, the flow of images, and the columns of subgroups."""
+"""Table 1 and the flow of images."""
 
 import csv
 
@@ -55,22 +55,10 @@ def test_the_flow_is_a_table_and_a_chart(tmp_path, external):
     assert ("16 images of 8 patients" in drawn) == (not external)
 
 
-def test_groups_of_every_column(tmp_path):
-    import pydicom
-
-    header = pydicom.Dataset()
-    header.Manufacturer = "Maker"
-    header.file_meta = pydicom.dataset.FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = "1.2"
-    header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID = "1.2.3"
-    path = tmp_path / "a.dcm"
-    pydicom.dcmwrite(path, header, enforce_file_format=True)
-    (tmp_path / "b.dcm").write_bytes(b"nothing")
-    records = Records.create(
-        [str(path), str(tmp_path / "b.dcm"), "phantom"], source="s", age_months=[1, 30, np.nan]
-    )
-    found = demographics.groups(records, demographics.COLUMNS)
-    assert found.keys() == set(demographics.COLUMNS)
-    assert found["manufacturer"].tolist() == ["Maker", "", ""]
-    assert found["age"].tolist() == ["1-12 months", "2-5 years", ""]
+def test_table_one_counts_the_devices_of_dicom_headers():
+    headers = {"manufacturer": np.array(["Maker", "", "Maker"], object), "year": np.array([""] * 3)}
+    headers["kvp"] = headers["year"]
+    table = demographics.table_one({"test": make(4)}, {"test": headers})
+    assert ["Manufacturer", "Maker", "2 (67%)"] in table.rows
+    assert not any(row[0] in ("Year", "Tube voltage") for row in table.rows)
+    assert "DICOM headers" in table.caption

@@ -4,12 +4,12 @@ from sklearn.metrics import roc_auc_score
 
 from infantxray.evaluation.intervals import Estimate
 from infantxray.evaluation.predictions import Predictions
-from infantxray.reports import plots
+from infantxray.reports import plots, study_plots
 
 
 def test_a_label_has_the_same_colour_in_all_panels():
     points = [[(1, 0.2), (2, 0.3)]]
-    figure = plots.learning(
+    figure = study_plots.learning(
         {
             "stage one": {"l1": points, "masked hog": points},
             "stage two": {"random": points, "l1": points, "masked hog": points},
@@ -23,10 +23,10 @@ def test_a_label_has_the_same_colour_in_all_panels():
 
 
 def test_encoders_have_no_order_and_so_no_line_between_them():
-    row = dict.fromkeys(plots._SCORES, Estimate(0.5, 0.1, 0.4, 0.6))
-    (axes,) = plots.performance({"vgg19": row, "resnet50": row}).axes
+    row = dict.fromkeys(study_plots._SCORES, Estimate(0.5, 0.1, 0.4, 0.6))
+    (axes,) = study_plots.performance({"vgg19": row, "resnet50": row}).axes
     assert [line.get_linestyle() for line in axes.lines] == ["None"] * len(axes.lines)
-    assert len(axes.containers) == len(plots._SCORES)
+    assert len(axes.containers) == len(study_plots._SCORES)
 
 
 def test_learning_curves_start_where_they_start():
@@ -34,7 +34,7 @@ def test_learning_curves_start_where_they_start():
     figure = plots.learning_curves(history)
     assert figure.axes[0].get_xlim() == (50, 150)
     points = [[(20, 0.2), (40, 0.3)]]
-    figure = plots.learning({"stage two": {"full": points}})
+    figure = study_plots.learning({"stage two": {"full": points}})
     assert figure.axes[0].get_xlim() == (20, 40)
 
 
@@ -47,7 +47,9 @@ def test_curves_are_drawn_over_all_images_of_known_class():
     run = Predictions(
         ("a", "b"), np.stack([1 - score, score], 1), label, nothing, nothing, np.arange(80)
     )
-    area = np.trapezoid(plots._roc(*[p for _, *p in plots._each_class(run)][1]), plots._GRID)
+    area = np.trapezoid(
+        study_plots._roc(*[p for _, *p in plots.each_class(run)][1]), study_plots._GRID
+    )
     assert area == pytest.approx(roc_auc_score(label[5:] == 1, score[5:]), abs=0.01)
     (axes,) = plots.roc_figure(run).axes
     assert len(axes.lines) == 3  # Two classes and chance.

@@ -17,7 +17,7 @@ from infantxray.evaluation.predictions import Predictions
 from infantxray.evaluation.saliency import Example
 from infantxray.evaluation.summary import summarise as summarise_predictions
 from infantxray.evaluation.summary import to_json
-from infantxray.reports import page, plots, run_page
+from infantxray.reports import page, plots, run_page, run_sections
 
 HOSTILE = '<script>alert("x")</script> & Söhne'
 CLASSES = ("normal", "mass", HOSTILE)
@@ -233,7 +233,7 @@ def test_in_short_has_the_question_the_result_the_floor_and_the_doubt(tmp_path):
     assert "the age head is no better than the mean age" in run_page.in_short(settings(), worse)[3]
     close = summary | {"ci95": summary["ci95"] | {"age_mae_months": [0.1, 9.2]}}
     assert (
-        "the age head is not surely better than the mean age"
+        "the age head is not clearly better than the mean age"
         in run_page.in_short(settings(), close)[3]
     )
 
@@ -314,3 +314,19 @@ def test_numbers_and_plurals():
     assert page.number(-0.0312, "roc_auc", sign=True) == "−0.031"
     assert page.number(None) == page.number(float("nan")) == "–"
     assert page.listed(["a", "b", "c"]) == "a, b and c"
+
+
+def test_a_note_is_told_once_with_the_names_that_it_is_about():
+    def noted(*notes):
+        return {str(i): {"note": note} for i, note in enumerate(notes)} | {"n": 3, "9": {}}
+
+    few = "{} patients: too few"
+    rows = [
+        ("a", noted(few.format(12), "at 95 %")),
+        ("a", noted(few.format(9))),
+        ("b", noted("", few.format(11))),
+        ("c", noted(few.format(9) + "; at 95 %")),
+    ]
+    assert run_sections.notes(rows) == "9 to 12 patients: too few (all). At 95 % (all but b)."
+    assert run_sections.notes(rows, ("1",)) == "At 95 % (a). 11 patients: too few (b)."
+    assert run_sections.notes([("a", noted("why"))]) == "Why (a)."

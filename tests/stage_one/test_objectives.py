@@ -63,7 +63,7 @@ def create(name):
     """An objective and fresh variables."""
     objective = build(name)
     image = jnp.zeros((1, SIDE, SIDE, 1))
-    init = jax.jit(lambda key: objective.model.init(key, image, train=False))
+    init = jax.jit(lambda key: objective.init(key, image))
     return objective, jax.device_get(init(jax.random.key(0)))
 
 
@@ -162,7 +162,7 @@ def test_bfloat16_gives_float32_losses(name, images):
     objective = build(name, dtype=jnp.bfloat16)
 
     def run(image, key):
-        variables = objective.model.init(key, image, train=False)
+        variables = objective.init(key, image)
         return variables, objective.loss(variables, image, key, train=True)
 
     for leaf in jax.tree.leaves(jax.eval_shape(run, images, jax.random.key(0))):
@@ -463,3 +463,58 @@ class TestEffectiveRank:
         line = np.linspace(-1, 1, 20)[:, None] * np.ones((1, 6))
         assert effective_rank(line) == pytest.approx(1, abs=0.01)
         assert effective_rank(np.ones((20, 6))) == 0
+
+
+class TestBYOL:
+    def test_the_teacher_is_the_moving_average_and_learns_from_nothing_else(self, images):
+        objective, variables = create("byol")
+        target = variables["batch_stats"]["target"]
+        assert not any(name.startswith("predictor") for name in target["params"])
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            target["params"],
+            {name: variables["params"][name] for name in target["params"]},
+        )
+        moved = jax.tree.map(lambda p: p + 1.0, variables["params"])
+        _, stats = loss(objective, variables | {"params": moved}, images)
+        jax.tree.map(
+            lambda new, old: np.testing.assert_allclose(new, old + 0.9, rtol=1e-5, atol=1e-6),
+            stats["target"]["params"],
+            target["params"],
+        )
+        # From the momentum of a run's first step to the one that is set.
+        late = {**variables["batch_stats"], "target": {**target, "step": np.float32(5000)}}
+        _, stats = loss(objective, {"params": moved, "batch_stats": late}, images)
+        norm, before = (t["params"]["encoder"]["norm"]["bias"] for t in (stats["target"], target))
+        np.testing.assert_allclose(norm, before + 0.01, rtol=1e-5, atol=1e-6)
+
+    def test_it_predicts_the_teacher_not_itself(self, images):
+        objective, variables = create("byol")
+        stats = variables["batch_stats"]
+        other = jax.tree.map(lambda p: p[..., ::-1], stats["target"]["params"])
+        changed = {**stats, "target": {**stats["target"], "params": other}}
+        first, second = (
+            loss(objective, variables | {"batch_stats": s}, images, train=False)[0]
+            for s in (stats, changed)
+        )
+        assert np.abs(first - second).max() > 1e-3
+
+    def test_the_loss_is_that_of_numpy(self, images):
+        objective, variables = create("byol")
+        stats = dict(variables["batch_stats"])
+        target = stats.pop("target")
+        rng = np.random.default_rng(0)
+        teacher = {
+            name: jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape), tree)
+            for name, tree in target["params"].items()
+        }
+        changed = {**stats, "target": {**target, "params": teacher}}
+        key = 4
+        found, _ = loss(objective, variables | {"batch_stats": changed}, images, key, train=False)
+        shown = (make_views(images, jax.random.key(key)).reshape(8, SIDE, SIDE, 1) - MEAN) / STD
+        params = variables["params"]
+        own, other = (
+            objective.model.apply({"params": p, "batch_stats": stats}, shown, train=False)
+            for p in (params, {**params, **teacher})
+        )
+        np.testing.assert_allclose(found, reference_simsiam(other[0], own[1]), rtol=1e-4)

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick_figures import quick_figures
 from sklearn.metrics import roc_auc_score
 from small_encoder import small_encoder
 
 import infantxray
+from configs import compare as compare_config
 from configs import evaluate as evaluate_config
 from configs import finetune as finetune_config
 from configs import label_efficiency as label_efficiency_config
@@ -20,7 +22,7 @@ from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records, write_manifest
 from data_pipeline.phantom import open_phantom
-from infantxray.commands import evaluate, finetune, label_efficiency, predict, probe
+from infantxray.commands import compare, evaluate, finetune, label_efficiency, predict, probe
 from infantxray.evaluation.predictions import NO_FINDING, read_predictions
 from infantxray.runs import settings
 from infantxray.runs.model_spec import ModelSpec
@@ -32,6 +34,13 @@ PHANTOM = "phantom:infant:findings=2:films=110:severity=obvious"
 @pytest.fixture(scope="module", autouse=True)
 def _small_encoder():
     with small_encoder():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _quick_figures():
+    """For all runs but those of the module's fixtures."""
+    with quick_figures():
         yield
 
 
@@ -146,6 +155,18 @@ def test_predict_uses_sex_and_view_where_they_are_known(finetuned, tmp_path):
     with pytest.raises(ValueError, match="1 values of sex for 4 images"):
         model.predict(paths, sex=["F"])
     assert not np.array_equal(known.probabilities, without.probabilities)
+
+
+def test_runs_are_compared_finding_by_finding(finetuned, tmp_path):
+    config = compare_config.get_config()
+    config.runs, config.permutations = f"one={finetuned},two={finetuned}", 9
+    run(compare, config, tmp_path)
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    predictions, _ = read_predictions(finetuned / "predictions.csv")
+    assert {row["finding"] for row in found["by_condition"]} == set(predictions.classes)
+    assert all(row["difference"]["value"] == 0 for row in found["paired"])
+    page = (tmp_path / "report.html").read_text()
+    assert "finding" in page
 
 
 def test_probes_follow(tmp_path):

@@ -120,6 +120,7 @@ def finish(run, split, classes, names=None):
     write_predictions(folder / "predictions.csv", answers, split.test)
     summary = summarise(answers, bootstrap_samples=0)
     summary["checkpoint_step"] = 100
+    summary["label_notes"] = ["labels mapped: Mass → mass (3)"]
     summary["saliency"] = {"n": 80, "pointing_game": 0.3, "mass_in_box": 0.2, "box_share": 0.1}
     (folder / "metrics.json").write_text(json.dumps(to_json(summary)))
     (folder / "report.html").touch()

@@ -66,6 +66,7 @@ def test_few_stages_one_take_turns():
 def test_recipes_draw_equally_many_images(changed):
     """The arms of docs/results.md, also where the command line changes their length."""
     config = study_config.get_config("best")
+    config.finetune.train_steps = 188
     if changed:
         config.finetune.train_steps, config.finetune.batch_size = 300, 32
         config.finetune.labelled_fraction = 0.5
@@ -90,6 +91,7 @@ def test_recipes_draw_equally_many_images(changed):
 
 def test_other_teachers_draw_equally_many_images():
     config = study_config.get_config("ablation")
+    config.finetune.train_steps = 188
     runs = {c.name: of(c) for c in plan_runs(config) if c.task == "finetune"}
     steps = {name: run.train_steps for name, run in runs.items()}
     # A teacher's 150 steps of 16 images are 37.5 of 64; a linear probe draws none.
@@ -109,6 +111,12 @@ def test_labels_alone_need_a_number_of_steps():
     config.finetune.train_steps, config.finetune.train_epochs = 0, 3.0
     with pytest.raises(UserError, match=r"needs config\.finetune\.train_steps, not train_epochs"):
         plan_runs(config)
+
+
+def test_a_length_by_the_data_is_equal_in_all_arms():
+    """Teachers count there too: `budget.by_data` takes their images off."""
+    runs = [of(c) for c in plan_runs(study_config.get_config("best")) if c.task == "finetune"]
+    assert {(run.train_steps, run.train_epochs) for run in runs} == {(0, 0.0)}
 
 
 def test_runs_have_the_settings_of_the_study():
@@ -264,6 +272,7 @@ def test_the_last_variant_is_what_others_are_compared_with(name):
     planned = study.make_plan(study_config.get_config(name), "/study")
     tuned = [run.name for run in planned.runs if run.task == "finetune"]
     last = {"cpu": "full", "paper": "full", "objectives": "masked_hog", "age": "none"}
+    last["transfer"] = "supervised_masked_hog"
     assert tuned[-1] == last.get(name, "best")
     recipe, _ = study_config.VARIANTS[name]
     assert list(dict.fromkeys(tuned)) == list(recipes.RECIPES[recipe])

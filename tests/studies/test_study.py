@@ -503,6 +503,7 @@ def test_a_study_of_several_findings_an_image(tmp_path, monkeypatch):
     page = Path(path).read_text()
     assert "Confusion matrices" not in page
     assert "By condition" in page
+    assert "Labels mapped: Mass → mass (3)." in page
     found = results.read_results(planned, "shared")
     assert all(
         run.multi_label for model in (*found.models, *found.frozen) for run in model.predictions

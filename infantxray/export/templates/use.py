@@ -1,5 +1,6 @@
 """python use.py image.png: reads an image with the exported model (onnxruntime and pillow)."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,13 @@ from PIL import Image, ImageOps
 if len(sys.argv) != 2:
     sys.exit(__doc__)
 folder = Path(__file__).parent
+sums = folder / "SHA256SUMS"
+for line in sums.read_text(errors="replace").splitlines() if sums.exists() else ():
+    digest, _, name = line.partition("  ")
+    if name in ("model.json", "model.onnx"):
+        path = folder / name
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            sys.exit(f"{path} is damaged: it differs from its checksum in SHA256SUMS")
 model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
 size = model["preprocessing"]["image_size"]
 # An 8-bit picture, bright = dense, padded to a square; infantxray and the page read DICOM too.

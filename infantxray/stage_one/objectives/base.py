@@ -26,6 +26,7 @@ class ObjectiveSettings:
       patch_size: of masked prediction, pixels; 0 = about an eighth of the image's side.
       views: of `simsiam`, the changes that make its two views.
       blur: of `simsiam`, largest standard deviation of a Gaussian blur, of the image side.
+      teacher_momentum: of `byol`, how much of the teacher a step keeps.
     """
 
     image_size: int
@@ -34,6 +35,7 @@ class ObjectiveSettings:
     patch_size: int = 0
     views: Augmentation = dataclasses.field(default_factory=Augmentation)
     blur: float = 0.0
+    teacher_momentum: float = 0.99
 
 
 class Objective(abc.ABC):
@@ -53,6 +55,10 @@ class Objective(abc.ABC):
 
     def __init__(self, encoder: nn.Module, dtype: Any, settings: ObjectiveSettings):
         self.settings = settings
+
+    def init(self, key: jax.Array, image: jax.Array) -> PyTree:
+        """Fresh `params` and `batch_stats` for images of this shape, `[B, H, W, 1]`."""
+        return self.model.init(key, image, train=False)
 
     @abc.abstractmethod
     def loss(

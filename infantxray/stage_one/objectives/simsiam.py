@@ -26,7 +26,7 @@ class SimSiam(Objective):
     Of the joint-embedding objectives this one suits small batches: each image has its own loss.
     Contrastive objectives need many images to tell apart, VICReg and Barlow Twins estimate
     covariances of hundreds of features, which 16 images cannot, and would count the padding of a
-    validation batch among the images. BYOL and DINO need a second, averaged network.
+    validation batch among the images. `byol` adds a second, averaged network.
     """
 
     name = "simsiam"
@@ -45,15 +45,20 @@ class SimSiam(Objective):
         (projection, prediction), updated = self.model.apply(
             variables, both, train=train, mutable=["batch_stats"]
         )
-        projection = jax.lax.stop_gradient(_unit(projection.reshape(-1, 2, projection.shape[-1])))
-        prediction = _unit(prediction.reshape(-1, 2, prediction.shape[-1]))
-        cosine = (prediction * projection[:, ::-1]).sum(axis=-1)  # [B, 2]
-        return 1.0 - cosine.mean(axis=1), updated["batch_stats"]
+        return agreement(projection, prediction), updated["batch_stats"]
 
     def panels(self, variables: PyTree, image: jax.Array) -> tuple[jax.Array, ...]:
         del variables
         views = two_views(image, jax.random.key(0), self.settings)
         return image, views[:, 0], views[:, 1]
+
+
+def agreement(projection: jax.Array, prediction: jax.Array) -> jax.Array:
+    """Loss `[B]` of two views an image, `[2 B, D]` each: no gradient enters the projection."""
+    projection = jax.lax.stop_gradient(_unit(projection.reshape(-1, 2, projection.shape[-1])))
+    prediction = _unit(prediction.reshape(-1, 2, prediction.shape[-1]))
+    cosine = (prediction * projection[:, ::-1]).sum(axis=-1)  # [B, 2]
+    return 1.0 - cosine.mean(axis=1)
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -1,11 +1,15 @@
 """Who is on which film: classes, ages, patients, splits and sites."""
 
+import hashlib
 from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from data_pipeline.phantom import CLASSES, open_phantom, render, truth
+from data_pipeline.phantom.address import parse_address
+from data_pipeline.phantom.patients import film_at
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +154,29 @@ class TestConditionsThatCombine:
         assert sorted(box.label for box in found.boxes) == many.label[row].split("|")
         plain = many.image_path[row].replace(":findings=2", "")
         assert (render(many.image_path[row], 64) != render(plain, 64)).any()
+
+
+def test_by_age_norms_the_label_depends_on_the_age_given_the_size():
+    """The same sizes are findings in the young and normal in the old; pixels do not change."""
+    names = ("hepatomegaly", "splenomegaly")
+    fixed, aged = (open_phantom(f"infant:films=2200{n}") for n in ("", ":norms=age"))
+    organ = np.isin(fixed.label, names)
+    assert (fixed.label[~organ] == aged.label[~organ]).all()
+    size = np.array([film_at(parse_address(p)).severity for p in aged.image_path[organ]])
+    age, found = aged.age_months[organ], aged.label[organ] != "normal"
+    assert (found == (size > age / 36)).all()
+    assert 0.4 < found.mean() < 0.6
+    middle = (size > 0.4) & (size < 0.6)
+    assert found[middle & (age < 9)].all()
+    assert not found[middle & (age > 27)].any()
+    # Neither the size nor the age alone tells; both do.
+    assert roc_auc_score(found, size) < 0.95
+    assert roc_auc_score(found, -age) < 0.95
+    path = aged.image_path[organ][~found][0]
+    assert (render(path, 32) == render(path.replace(":norms=age", ""), 32)).all()
+    assert not truth(path, 32).boxes
+    assert truth(aged.image_path[organ][found][0], 32).boxes
+    digest = hashlib.sha256("\n".join(aged.label).encode()).hexdigest()
+    assert digest.startswith("546388d5e4fb1e05"), (
+        "labels of norms=age are frozen; raise the version"
+    )

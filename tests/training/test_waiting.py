@@ -1,0 +1,50 @@
+"""Long work tells that it goes on."""
+
+import logging
+import threading
+import time
+
+import pytest
+
+from infantxray.training import waiting as module
+from infantxray.training.waiting import waiting
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch, caplog):
+    monkeypatch.setattr(module, "SECONDS", 0.01)
+    caplog.set_level(logging.INFO)
+
+
+def until(caplog, text):
+    for _ in range(500):
+        if text in caplog.text:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"{text!r} was not logged")
+
+
+def test_what_goes_on_is_told_until_it_ends(caplog):
+    done = 0
+    with waiting(lambda: f"{done} of 3"):
+        until(caplog, "0 of 3 (0 s)")
+        done = 2
+        until(caplog, "2 of 3")
+    assert not any(thread.name == "waiting" for thread in threading.enumerate())
+
+
+def test_of_nested_work_the_inner_one_is_told(caplog):
+    with waiting("outer"):
+        until(caplog, "outer")
+        with waiting("inner"):
+            until(caplog, "inner")
+            caplog.clear()
+            until(caplog, "inner")
+            assert "outer" not in caplog.text
+        until(caplog, "outer")
+
+
+def test_work_that_fails_is_told_no_more(caplog):
+    with pytest.raises(ValueError, match="broken"), waiting("work"):
+        raise ValueError("broken")
+    assert module._open == []
