@@ -74,9 +74,9 @@ def test_rare_labels_are_drawn_for_every_batch(caplog):
     )
     batch = next(batches)
     rare.read_batch = read
-    assert (batch["label"][:4] >= 0).all()
-    assert len(batch["label"]) == 16
-    assert len(set(rows[0][4:])) == 12
+    assert (batch["label"][:8] >= 0).all()
+    assert len(batch["label"]) == 32
+    assert len(set(rows[0][8:])) == 24
 
 
 def open_data(config, folder):
