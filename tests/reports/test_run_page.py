@@ -172,7 +172,7 @@ def test_the_title_says_external(tmp_path):
     summary = summarise(make_predictions())
     assert "shufflenet on 60 test images" in write(tmp_path, summary)[1]
     external = write(tmp_path, summary | {"external": True})[1]
-    assert "resnet50 on 60 external test images" in external
+    assert "shufflenet on 60 external test images" in external
     assert "from another source than its training data" in external
 
 
