@@ -61,7 +61,8 @@ def main() -> None:
                 table.write(folder)
         done("tables")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{'total':32} {last - start:6.1f} s, peak memory {peak:.2f} GiB")
+    busy = time.process_time()
+    print(f"{'total':32} {last - start:6.1f} s, of processor {busy:.1f} s, peak {peak:.2f} GiB")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from infantxray.reports import columns
 from infantxray.reports.run_report import Review, evaluate
 from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec
-from infantxray.stage_two import budget, self_training, transfer, trust
+from infantxray.stage_two import budget, self_training, transfer, trust_fitting
 from infantxray.stage_two.inference import Predictor, restore
 from infantxray.stage_two.loss import LossSettings, TaskWeights, learns_weights, make_task
 from infantxray.stage_two.supervised import validation_metrics
@@ -148,7 +148,7 @@ def run(config, folder: str) -> None:
         calibrated = None
         if config.coverage:
             with waiting("calibration and outlier detection"):
-                calibrated = trust.fit(
+                calibrated = trust_fitting.fit(
                     spec,
                     restore(folder, spec)[0],
                     reader,

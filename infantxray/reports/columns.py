@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -81,8 +82,10 @@ def dicom_columns(records: Records) -> dict[str, np.ndarray]:
     with ThreadPoolExecutor(_THREADS) as pool:
         headers = list(pool.map(_header, records.image_path, chunksize=64))
     values = {
-        "manufacturer": [h.manufacturer for h in headers],
-        "year": [h.year for h in headers],
+        # One maker writes its name in several ways.
+        "manufacturer": [re.sub(r"[ .,]+", " ", h.manufacturer).strip().upper() for h in headers],
+        # De-identification writes 1900 or 1901; there was no digital radiography before 1980.
+        "year": [h.year if h.year >= "1980" else "" for h in headers],
         "kvp": [_step(h.tube_voltage_kv) for h in headers],
     }
     return {name: np.array(column, dtype=object) for name, column in values.items()}

@@ -28,7 +28,7 @@ from infantxray.reports.page import (
     write_page,
 )
 from infantxray.reports.run_sections import estimate
-from infantxray.reports.tables import Cell, Difference, Table
+from infantxray.reports.tables import Cell, Difference, Table, p_text
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def _tables(found: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -
          estimate(row["value"]), _difference(row), _p(row["p_permutation"])]
         for row in found["paired"]
     ]  # fmt: skip
-    head = ["Reference", "Run's", "Difference", "Permutation p"]
+    head = ["Reference", "Run's value", "Difference", "Permutation p"]
     caption = (
         "Paired over patients, with 95 % intervals; p after Holm's correction over this table. "
         "Recall and ROC AUC are macro means. Intervals do not cover other training runs."
@@ -142,8 +142,9 @@ def in_short(tested: Tested, found: Mapping[str, Any]) -> list[str]:
         if gap["low"] is not None and np.isfinite(gap["low"]):
             low, high = (number(gap[k], row["metric"], sign=True) for k in ("low", "high"))
             sure = row["p_holm"] < 0.05
-            text += f" (95 % interval {low} to {high}); "
-            text += "a difference" if sure else "no difference can be claimed"
+            text += f" (95 % interval {low} to {high}), "
+            text += "significant" if sure else "not significant"
+            text += f" after correction ({p_text(row['p_holm'])})"
         sentences.append(text + ".")
     return sentences
 

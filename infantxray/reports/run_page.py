@@ -19,6 +19,7 @@ from infantxray.reports.page import (
     Figure,
     listed,
     number,
+    phrase,
     plural,
     setting_lines,
     write_page,
@@ -27,6 +28,7 @@ from infantxray.reports.run_sections import Group
 from infantxray.reports.tables import Table
 
 _MACRO = ("recall", "precision", "f1", "roc_auc")
+_SHORT = ("roc_auc", "accuracy", "age_mae_months")
 _FEW_PATIENTS = 30
 _LABELS = {"blind guess": "a blind guess"}
 _POOR_CALIBRATION = 0.1
@@ -248,22 +250,21 @@ def _card(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def result_line(summary: Mapping[str, Any]) -> str:
-    """The headline metrics beside their floors, and what stage one gave, in one line."""
+    """Accuracy, ROC AUC and age error beside their floors, and what stage one gave, in one line."""
     shown = []
-    for name in HEADLINES:
+    for name in _SHORT:
         if summary[name] is not None:
             floors = [f"{label} {number(value, name)}" for label, value in _floors(name, summary)]
-            beside = f" ({', '.join(floors)})" if floors else ""
-            shown.append(f"{NAMES[name]} {number(summary[name], name)}{beside}")
+            shown.append(phrase(name, summary[name]) + f" ({', '.join(floors)})" * bool(floors))
     if not shown:
         return "nothing to score"
     gain = stage_one_gain.sentence(summary.get("stage_one") or {})
-    return "; ".join(shown) + (f". {gain}" if gain else "")
+    return ", ".join(shown) + (f". {gain}" if gain else "")
 
 
 def in_short(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
     """What was asked, what came out, against which floor, what to doubt, what stage one gave."""
-    scored = [n for n in ("roc_auc", "accuracy", "age_mae_months") if summary[n] is not None]
+    scored = [n for n in _SHORT if summary[n] is not None]
     classes = len(summary.get("per_class", ()))
     what = f"tell {plural(classes, 'condition')} apart"
     if summary.get("multi_label"):
@@ -281,7 +282,7 @@ def in_short(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[st
         title = "mean absolute age error" if unit else NAMES[name].replace("Acc", "acc")
         interval = _interval(name, summary)
         interval = f" (95 % interval {interval})" if interval else ""
-        results.append(f"{title} {number(summary[name], name)}{unit}{interval}")
+        results.append(phrase(name, summary[name]) + interval)
         known = [
             f"{number(value, name)}{unit} for {_LABELS.get(label, label)}"
             for label, value in _floors(name, summary)

@@ -205,8 +205,8 @@ def evaluate(
         )
     written = ["metrics.json", "predictions.csv", "report.html", *([POINTS] if points else [])]
     files.write_checksums(folder, written)
-    _log.info("test: %s", run_page.result_line(summary))
     _log.info("report: %s", os.path.join(folder, "report.html"))
+    _log.info("test: %s", run_page.result_line(summary))
     return summary
 
 

@@ -75,7 +75,7 @@ def notes(
         everyone[name] = None
         for key, metric in metrics.items():
             if isinstance(metric, Mapping) and metric.get("note") and (not keys or key in keys):
-                for part in metric["note"].split("; "):
+                for part in re.sub(r" \(in \d+ of \d+ classes\)", "", metric["note"]).split("; "):
                     # Notes that differ in their first number alone are one.
                     before, number, after = re.fullmatch(r"(\D*)(\d*)(.*)", part, re.S).groups()  # type: ignore[union-attr]
                     found.setdefault((before, after), {}).setdefault(name, set()).add(number)

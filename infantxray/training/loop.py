@@ -135,9 +135,9 @@ def fit(
             state, progress = _start(
                 task, tx, batches, settings, checkpoints, sharding, initialise, init_key
             )
-        start = int(state.step)
-        log = writers.ScalarLog(workdir, start) if processes.is_main() else writers.SilentLog()
-        stack.callback(log.close)
+            start = int(state.step)
+            log = writers.ScalarLog(workdir, start) if processes.is_main() else writers.SilentLog()
+            stack.callback(log.close)
         bar = loop_hooks.progress_bar(start, settings.total_steps)
         stack.callback(bar.close)
         clock = Clock(settings.batch_size)

@@ -27,22 +27,24 @@ def write_dicom(path, **elements):
 def test_headers_of_dicom_files_and_of_no_others(tmp_path):
     dicom = write_dicom(
         tmp_path / "a.dcm",
-        Manufacturer="Maker",
+        Manufacturer="Maker Co.,Ltd.",
         StudyDate="20190704",
         KVP="66.5",
         PatientName="Doe^Jane",
     )
     (tmp_path / "b.dcm").write_bytes(b"nothing")
+    erased = write_dicom(tmp_path / "erased.dcm", StudyDate="19010101")
+    assert columns.dicom_columns(Records.create([erased], source="s"))["year"].tolist() == [""]
     paths = [dicom, str(tmp_path / "b.dcm"), "phantom:infant/1", str(tmp_path / "c.png")]
     records = Records.create(paths, source="s", age_months=[1, 30, np.nan, 2])
     found = columns.read(records, [*columns.RECORDS, *columns.DICOM])
-    assert found["manufacturer"].tolist() == ["Maker", "", "", ""]
+    assert found["manufacturer"].tolist() == ["MAKER CO LTD", "", "", ""]
     assert found["year"].tolist() == ["2019", "", "", ""]
     assert found["kvp"].tolist() == ["60-69 kV", "", "", ""]
     assert found["age"].tolist() == ["1-12 months", "2-5 years", "", "1-12 months"]
     sampled = columns.sampled_headers(records)
     assert columns.acquisition([sampled]) == {
-        "manufacturer": ["Maker"],
+        "manufacturer": ["MAKER CO LTD"],
         "year": ["2019"],
         "kvp": ["60-69 kV"],
     }

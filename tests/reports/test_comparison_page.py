@@ -82,7 +82,7 @@ def test_the_page_and_the_tables(tmp_path):
     )  # fmt: skip
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for words in ("Is two better than one on the same 40 test patients", "Reclassification",
-                  "external", "a difference.", "0.500"):  # fmt: skip
+                  "external", "significant after correction (p &lt; .001)", "0.500"):  # fmt: skip
         assert words in page
     names = ("paired", "roc_auc", "reclassification", "agreement", "side_by_side")
     for name in names:

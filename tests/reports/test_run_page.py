@@ -170,7 +170,7 @@ def test_the_header_counts_what_is_known(tmp_path):
 
 def test_the_title_says_external(tmp_path):
     summary = summarise(make_predictions())
-    assert "resnet50 on 60 test images" in write(tmp_path, summary)[1]
+    assert "shufflenet on 60 test images" in write(tmp_path, summary)[1]
     external = write(tmp_path, summary | {"external": True})[1]
     assert "resnet50 on 60 external test images" in external
     assert "from another source than its training data" in external
@@ -211,7 +211,7 @@ def test_the_page_shows_the_numbers(report):
     assert "7 images without a patient id count as a patient each" in shown
     assert "patients whom neither stage was trained on" in shown
     assert "data manifest:/b.csv" in shown  # That was scored, not that it was trained on.
-    assert "--config.optimizer.learning_rate=0.001" in shown
+    assert "--config.optimizer.learning_rate=0.002" in shown
 
 
 def test_in_short_has_the_question_the_result_the_floor_and_the_doubt(tmp_path):
@@ -219,7 +219,7 @@ def test_in_short_has_the_question_the_result_the_floor_and_the_doubt(tmp_path):
     summary["baseline"]["pixels"] = {"roc_auc": 0.7, "accuracy": 0.95, "age_mae_months": 3.0}
     summary["n_without_patient_id"] = 0
     asked, result, floor, doubt = run_page.in_short(settings(), summary)
-    assert asked == "Can resnet50 tell 3 conditions apart and predict the age on 30 new patients?"
+    assert asked == "Can shufflenet tell 3 conditions apart and predict the age on 30 new patients?"
     low, high = summary["ci95"]["roc_auc"]
     assert f"ROC AUC {summary['roc_auc']:.3f} (95 % interval {low:.3f} to {high:.3f})" in result
     assert "months" in result
@@ -330,3 +330,16 @@ def test_a_note_is_told_once_with_the_names_that_it_is_about():
     assert run_sections.notes(rows) == "9 to 12 patients: too few (all). At 95 % (all but b)."
     assert run_sections.notes(rows, ("1",)) == "At 95 % (a). 11 patients: too few (b)."
     assert run_sections.notes([("a", noted("why"))]) == "Why (a)."
+
+
+def test_the_result_is_one_line(tmp_path):
+    summary = summarise(make_predictions())
+    summary["baseline"]["pixels"] = {"roc_auc": 0.7, "accuracy": 0.95, "age_mae_months": 3.0}
+    summary["stage_one"] = {"pretrained": "runs/pretrain", "objective": "l1"}
+    line = run_page.result_line(summary)
+    assert f"accuracy {summary['accuracy']:.3f} (blind guess 0.400, ridge on pixels 0.950)" in line
+    assert "months (blind guess 9.0, ridge on pixels 3.0). Stage one (runs/pretrain, l1). " in line
+    assert "\n" not in line
+    assert run_page.in_short(settings(), summary)[4] in line
+    nothing = dict.fromkeys(HEADLINES)
+    assert run_page.result_line(nothing) == "nothing to score"

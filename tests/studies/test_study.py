@@ -21,7 +21,7 @@ from data_pipeline import splits  # noqa: E402
 from data_pipeline.errors import DataError, UserError  # noqa: E402
 from data_pipeline.manifest import Records, write_manifest  # noqa: E402
 from infantxray.commands import study  # noqa: E402
-from infantxray.reports import comparisons  # noqa: E402
+from infantxray.reports import comparisons, plots  # noqa: E402
 from infantxray.reports import study_report as report  # noqa: E402
 from infantxray.studies import plan, results, runner  # noqa: E402
 
@@ -71,6 +71,20 @@ def fake(monkeypatch):
     monkeypatch.setattr(runner, "run_all", run_all)
     monkeypatch.setattr(report, "write", write)
     return broken
+
+
+@pytest.fixture
+def drafts(monkeypatch):
+    """Figures are drawn but not rendered, which takes most of the time of a report."""
+
+    def save(folder, name, draw, words=()):
+        draw()
+        path = Path(folder, f"{name}.svg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>", encoding="utf-8")
+        return str(path), str(path)
+
+    monkeypatch.setattr(plots, "save", save)
 
 
 def one_encoder():
@@ -406,6 +420,7 @@ def test_a_study_may_grow_and_its_settings_may_not_change(tmp_path, fake):
         study.run(config, str(tmp_path))
 
 
+@pytest.mark.usefixtures("drafts")
 def test_without_ages_the_report_names_the_variant_that_was_not_run(tmp_path, monkeypatch, capsys):
     """A manifest without ages: the age head has nothing to learn."""
     monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
@@ -429,6 +444,7 @@ def test_without_ages_the_report_names_the_variant_that_was_not_run(tmp_path, mo
     assert "“without APN” is identical to “full” and was not run" in page
 
 
+@pytest.mark.usefixtures("drafts")
 def test_ages_alone_and_one_seed(tmp_path, monkeypatch):
     """No conditions, one seed: what cannot be computed is left out, not zero."""
     config = one_encoder()
@@ -451,6 +467,7 @@ def test_ages_alone_and_one_seed(tmp_path, monkeypatch):
         assert "ROC AUC" not in text
 
 
+@pytest.mark.usefixtures("drafts")
 @pytest.mark.parametrize("known", [("mass",), ()])
 def test_a_test_set_of_one_condition_or_without_labels_is_reported(tmp_path, monkeypatch, known):
     config = one_encoder()
@@ -489,6 +506,7 @@ def test_details_are_of_the_encoder_that_validation_prefers(monkeypatch, metric,
     assert report._focus(found, metric).name == expected
 
 
+@pytest.mark.usefixtures("drafts")
 def test_a_study_of_several_findings_an_image(tmp_path, monkeypatch):
     monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
     config = one_encoder()
