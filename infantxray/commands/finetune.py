@@ -159,7 +159,9 @@ def run(config, folder: str) -> None:
                     batch_size=config.batch_size,
                     num_threads=data.num_threads,
                 )
-            calibrated.write(folder)
+            with processes.main_first():  # The others may read what the first one writes.
+                if processes.is_main():
+                    calibrated.write(folder)
         evaluate(
             folder,
             checkpoint=folder,
@@ -173,7 +175,7 @@ def run(config, folder: str) -> None:
             names=names,
             label_notes=notes,
         )
-        if calibrated is not None:
+        if calibrated is not None and processes.is_main():
             with waiting("calibration of the test images"):
                 tested, _ = read_predictions(os.path.join(folder, "predictions.csv"))
                 dataclasses.replace(calibrated, test=calibrated.score(tested)).write(folder)
