@@ -104,7 +104,8 @@ def main() -> None:
         "",
         f"Largest difference over batches of {', '.join(map(str, _BATCHES))} images of {_SIZE} px,"
         " perturbed weights and statistics: absolute for probabilities, relative to the largest "
-        "value for the others. Saliency is compared with the same function in JAX. jax "
+        "value for the others. Saliency is compared with the same function in JAX. Where "
+        "probabilities are saturated, ages and features are the check. jax "
         f"{jax.__version__}, CPU. `python -m benchmarks.export_parity`.",
         "",
         f"| encoder | {' | '.join(keys)} | range of the probabilities |",

@@ -51,9 +51,9 @@ def write_data(folder: Path, rows: int) -> None:
 def measure(manifest: str) -> dict:
     """In this process. Imports are not counted: they are the same for ten rows."""
     from data_pipeline.decode import Preprocessing
+    from data_pipeline.division import divide
     from data_pipeline.loader import ImageSource, training_batches
     from data_pipeline.sources import open_sources
-    from data_pipeline.splits import divide
 
     start = time.perf_counter()
     records = open_sources(f"manifest:{manifest}")

@@ -121,7 +121,8 @@ def age_codes(ages: Iterable[float]) -> list[float]:
 
 def states_unit(cell: str) -> bool:
     """Whether the cell is an age with its unit."""
-    return not is_number(cell) and math.isfinite(parse_age(cell) or math.nan)
+    age = parse_age(cell)
+    return not is_number(cell) and age is not None and not math.isnan(age)
 
 
 def read_ages(
@@ -140,11 +141,12 @@ def read_ages(
       One age a row, NaN where it is unknown; None if there is no column.
     """
     ages: list[float] | None = None
-    before = ""
+    before, zero = "", set[int]()
     for column, unit in AGE_UNITS.items():
         if column not in columns:
             continue
-        known = _in_months(columns[column], column, unit, refuse)
+        known, whole_zero = _in_months(columns[column], column, unit, refuse)
+        zero |= whole_zero
         if ages is None:
             ages, before = known, column
             continue
@@ -157,30 +159,28 @@ def read_ages(
             ):
                 value = f"{columns[column][row]}, and {before} is {columns[before][row]}"
                 refuse(column, "these are different ages; write the whole age once", value, row)
-    if ages is not None:
-        zero = [c for n in ("age_years", "age") for c in columns.get(n, ()) if is_zero_years(c)]
-        zero += [c for c in columns.get("age_years", ()) if is_number(c) and float(c) == 0]
-        lost = sum(map(math.isnan, ages))
-        if zero and lost:
-            _log.warning(
-                "%s: an age of 0 years is taken as unknown (%d rows have no age); write ages below "
-                "a year in age_months or age_days",
-                name,
-                lost,
-            )
+    lost = sum(math.isnan(ages[row]) for row in zero) if ages else 0
+    if lost:
+        _log.warning(
+            "%s: an age of 0 years is taken as unknown, in %d rows; write ages below a year in "
+            "age_months or age_days",
+            name,
+            lost,
+        )
     return ages
 
 
 def _in_months(
     cells: Sequence[str], column: str, unit: float, refuse: Callable[[str, str, str, int], None]
-) -> list[float]:
+) -> tuple[list[float], set[int]]:
+    """Ages of a column, and the rows in which it says zero whole years."""
     parsed = {cell: parse_age(cell, unit if unit == unit else 1.0) for cell in set(cells)}
     numbers = {cell: float(cell) for cell in parsed if is_number(cell)}
     codes = age_codes(numbers.get(cell, parsed[cell] or 0.0) for cell in cells)
     coded = {c for c in numbers if numbers[c] in codes or is_never_an_age(c)}
     # Where some ages have fractions, 0 is a newborn.
     whole = all(number.is_integer() for number in numbers.values())
-    ages = []
+    ages, zero = [], set()
     for row, cell in enumerate(cells):
         age = parsed[cell]
         if cell in coded:
@@ -192,5 +192,6 @@ def _in_months(
             refuse(column, f"expected {units}{_EXPECTED}", cell, row)
         elif is_zero_years(cell) or (cell in numbers and age == 0 and unit == 12 and whole):
             age = math.nan
+            zero.add(row)
         ages.append(math.nan if age is None else age)
-    return ages
+    return ages, zero

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline import remote
+from data_pipeline.adapters.place import PICTURE_SUFFIXES
 from data_pipeline.decode import (
     PHANTOM_PREFIX,
     Header,
@@ -103,7 +104,10 @@ def _measure(path: str) -> tuple[Any, ...]:
     unit = small / np.float32(255)
     margins = (unit[:2], unit[-2:], unit[:, :2], unit[:, -2:])
     border = np.concatenate([margin.ravel() for margin in margins])
-    note = "; ".join(note for note in header.notes if not note.startswith("age"))
+    notes = [note for note in header.notes if not note.startswith("age")]
+    if header.patient_key and path.lower().endswith(PICTURE_SUFFIXES):
+        notes.append("DICOM under the name of a picture; its patient, age and sex are not read")
+    note = "; ".join(notes)
     measures = unit.mean(), unit.std(), border.mean()
     return "", note, header.body_part, digest, *header.size, header.bits, *measures, small
 

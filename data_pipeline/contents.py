@@ -42,27 +42,26 @@ def equal_files(
     side_of = dict(zip(paths, sides or [""] * len(paths), strict=True))
     first = {path: row for row, path in reversed(list(enumerate(paths)))}
     by_size: dict[int, list[str]] = {}
-    for path in first:
-        if os.path.isabs(path) and time.monotonic() < deadline:
-            try:
-                by_size.setdefault(os.stat(path).st_size, []).append(path)
-            except OSError:
-                continue  # Reading it will say why.
+    late = False
+    for path in filter(os.path.isabs, first):
+        late = time.monotonic() > deadline
+        if late:
+            break
+        try:
+            by_size.setdefault(os.stat(path).st_size, []).append(path)
+        except OSError:
+            continue  # Reading it will say why.
     alike = [
-        (size, group)
+        (size, path)
         for size, group in by_size.items()
         if len(group) > 1 and (sides is None or len({side_of[path] for path in group}) > 1)
+        for path in group
     ]
     digests: list[tuple[bytes, int]] = []
     read = 0
-    for size, path in ((size, path) for size, group in alike for path in group):
-        if read > max_bytes or time.monotonic() > deadline:
-            _log.warning(
-                "repeated images were looked for among %d of %d files of equal size; "
-                "configs/check_data.py compares all",
-                len(digests),
-                sum(len(group) for _, group in alike),
-            )
+    for size, path in alike:
+        late = late or read > max_bytes or time.monotonic() > deadline
+        if late:
             break
         try:
             content = Path(path).read_bytes()
@@ -70,6 +69,13 @@ def equal_files(
             continue
         digests.append((hashlib.blake2b(content, digest_size=16).digest(), first[path]))
         read += size
+    if late:
+        _log.warning(
+            "repeated images were looked for among %d of %d files of equal size; "
+            "configs/check_data.py compares all",
+            len(digests),
+            len(alike),
+        )
     groups = rows_of_equal_keys(digests)
     if sides is None:
         return groups

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.cells import in_short, in_words, joined_otherwise, rewritten, spelled_apart
 from data_pipeline.context import context_matrix
 from data_pipeline.decode import Preprocessing
+from data_pipeline.division import divide, keep_labels
+from data_pipeline.doubts import doubtful_spellings
 from data_pipeline.errors import DataError
 from data_pipeline.labels import (
     NORMAL_NAMES,
@@ -30,14 +30,7 @@ from data_pipeline.manifest import SPLITS, Records
 from data_pipeline.phantom import CLASSES as PHANTOM_CLASSES
 from data_pipeline.repeats import check_repeats
 from data_pipeline.sources import open_sources
-from data_pipeline.splits import (
-    Split,
-    check_classes,
-    check_unchanged,
-    divide,
-    keep_labels,
-    write_split,
-)
+from data_pipeline.splits import Split, check_classes, check_unchanged, write_split
 
 _log = logging.getLogger(__name__)
 
@@ -198,38 +191,6 @@ def describe(records: Records) -> str:
             "a patient is on two sides cannot be known)"
         )
     return text
-
-
-def doubtful_spellings(records: Records) -> Iterator[tuple[str, np.ndarray]]:
-    """Finds patient ids, then labels, that may be one name in several spellings.
-
-    Also patient ids and names of files that a spreadsheet has rewritten (`1.23457E+11`, `12-Mar`),
-    and labels that join others by another sign than a bar.
-
-    Yields:
-      A message, and the rows of the images concerned.
-    """
-    ids = [
-        key.removeprefix("patient:") if patient else ""
-        for key, patient in zip(records.patient, records.patient_id, strict=True)
-    ]
-    for what, names in (("patient ids", ids), ("labels", records.label.tolist())):
-        groups = spelled_apart(set(names))
-        if groups:
-            doubtful = {name for group in groups for name in group}
-            rows = np.flatnonzero([name in doubtful for name in names])
-            message = f"{what} that differ only in spelling are treated as different"
-            yield f"{message}: {in_words(groups)}; correct them if they are the same", rows
-    files = [os.path.basename(path) for path in records.image_path]
-    for what, names in (("patient ids", records.patient_id.tolist()), ("names of files", files)):
-        found = rewritten(names)
-        if found:
-            yield f"{what}: {in_short(found)}", np.flatnonzero(np.isin(names, found))
-    found = joined_otherwise(records.label.tolist())
-    if found:
-        message = f"labels that seem to join several: {', '.join(map(repr, found[:3]))}"
-        rows = np.flatnonzero(np.isin(records.label.astype(str), found))
-        yield f"{message}; write a bar between them (a|b) if they are several findings", rows
 
 
 def find_classes(settings: DataSettings, train: Records) -> tuple[str, ...]:

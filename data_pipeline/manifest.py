@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline import remote
-from data_pipeline.ages import AGE_UNITS, age_column, names_an_age, read_ages, states_unit
+from data_pipeline.ages import AGE_UNITS, read_ages, states_unit
 from data_pipeline.cells import (
     DASHES,
     NO_VALUE,
@@ -27,6 +27,17 @@ from data_pipeline.cells import (
     join_findings,
 )
 from data_pipeline.errors import DataError
+from data_pipeline.manifest_header import (
+    BOX_COLUMNS,
+    KNOWN_COLUMNS,
+    SEPARATORS,
+    Header,
+    column_keys,
+    find_separator,
+)
+from data_pipeline.manifest_header import NO_AGE as NO_AGE
+from data_pipeline.manifest_header import OPTIONAL_COLUMNS as OPTIONAL_COLUMNS
+from data_pipeline.manifest_header import REQUIRED_COLUMNS as REQUIRED_COLUMNS
 from data_pipeline.records import SPLITS as SPLITS
 from data_pipeline.records import Box as Box
 from data_pipeline.records import Records as Records
@@ -34,21 +45,6 @@ from data_pipeline.tables import neutralise, restore, write_csv
 
 _log = logging.getLogger(__name__)
 
-REQUIRED_COLUMNS = ("image_path",)
-OPTIONAL_COLUMNS = ("patient_id", "age_months", "sex", "view", "label", "split", "site")
-_BOX_COLUMNS = ("box_x0", "box_y0", "box_x1", "box_y1")
-_KNOWN_COLUMNS = (
-    *(*REQUIRED_COLUMNS, *(c for c in OPTIONAL_COLUMNS if c != "age_months")),
-    *(*AGE_UNITS, "uncertain", *_BOX_COLUMNS, "box_label"),
-)
-
-# Other names of columns, such as those of DICOM.
-_ALIASES = {
-    "imagepath": "image_path",
-    "patientid": "patient_id",
-    "patientsex": "sex",
-    "viewposition": "view",
-}
 # Columns in which a word such as NA means empty; a dash does in all.
 _MAY_HAVE_NO_VALUE = ("patient_id", *AGE_UNITS, "sex", "label")
 _NO_LABEL = frozenset({"none", "unknown"})  # Or a condition of that name.
@@ -57,10 +53,6 @@ _EXPECTED = {
     "split": f"expected {', '.join(SPLITS)} or empty",
     "box_x0": "expected four numbers of pixels, x0 < x1 and y0 < y1, or four empty cells",
 }
-NO_AGE = (
-    "no age is read from {}; name a column age_months, age_days, age_weeks or age_years, or write "
-    "the unit into the cells of age (6 months)"
-)
 _FORMULA = "a formula that failed; correct it, or leave the cell empty"
 _ADVICE = "save it as CSV UTF-8 (comma delimited)"
 _FOREIGN = (
@@ -69,7 +61,6 @@ _FOREIGN = (
     (b"\xff\xfe", "UTF-16 text"),
     (b"\xfe\xff", "UTF-16 text"),
 )
-_SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _UNUSUAL_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\\|#|err|=", re.IGNORECASE)
@@ -82,9 +73,10 @@ def read_manifest(path: str | os.PathLike[str], *, source: str | None = None) ->
 
     `image_path` is required and relative to the manifest's own folder (absolute paths work too).
     `patient_id, age_months, sex, view, label, split, site` are used where present, however they
-    are capitalised (`Patient ID`, `PatientID`), and so are `uncertain` (findings joined by `|`) and
-    `box_x0, box_y0, box_x1, box_y1, box_label` (pixels of the stored image; several boxes of an
-    image are joined by `|`). The log names the columns that are not used.
+    are capitalised (`Patient ID`, `PatientID`), and so are ages in other units (see `read_ages`),
+    `uncertain` (findings joined by `|`) and `box_x0, box_y0, box_x1, box_y1, box_label` (pixels of
+    the stored image; several boxes of an image are joined by `|`). The log names the columns that
+    are not used.
 
     The separator is a comma, semicolon, tab or bar, or the one that a first line `sep=;` names.
     Backslashes in a path are read as slashes unless a file has such a name.
@@ -117,7 +109,7 @@ def unused_age_columns(path: str | os.PathLike[str]) -> list[str]:
 
 def column_key(name: str) -> str:
     """The name of a column as `further_columns` spells it: in lower case, without spaces."""
-    return _keys([name])[0]
+    return column_keys([name])[0]
 
 
 def further_columns(path: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
@@ -169,24 +161,15 @@ class _Reader:
         match = _SEPARATOR_LINE.fullmatch(lines[0])
         if match:
             lines = [next(file, "")]
-        self._separator = match[1] if match else _separator(lines)
+        self._separator = match[1] if match else find_separator(lines)
         self._rows = self._read_rows(itertools.chain(lines, file), before=1 if match else 0)
         _, _, first = next(self._rows, (1, 1, []))
-        self._written = [name.strip() for name in first]
-        self._header = _column_names(self._written, path)
+        self._header = Header.parse(first, path)
 
-    def unused_age_columns(self, cells: Mapping[str, list[str]] | None = None) -> list[str]:
-        """See the function. Reads the rows if the cells of known columns are not given."""
-        if cells is None and "age" in self._header:
-            at = self._header.index("age")
-            cells = {
-                "age": [self._age(row[at].strip()) for _, _, row in self._rows if at < len(row)]
-            }
-        used = set(AGE_UNITS) & set(self._header)
-        if not any(map(states_unit, set((cells or {}).get("age", ())))):
-            used -= {"age"}
-        columns = zip(self._written, self._header, strict=True)
-        return [w for w, key in columns if names_an_age(w) or key == "age"] if not used else []
+    def unused_age_columns(self) -> list[str]:
+        at = self._header.keys.index("age") if "age" in self._header.keys else None
+        rows = (row for _, _, row in self._rows if at is not None and at < len(row))
+        return self._header.unused_ages(self._age(row[at or 0].strip()) for row in rows)
 
     def _read_rows(self, lines: Iterable[str], before: int) -> Iterator[tuple[int, int, list[str]]]:
         """Rows, after the numbers of the lines on which each begins and ends."""
@@ -204,8 +187,8 @@ class _Reader:
             ) from None
 
     def read(self, source: str) -> Records:
-        header, path = self._header, self._path
-        cells: dict[str, list[str]] = {name: [] for name in _KNOWN_COLUMNS if name in header}
+        header, path = self._header.keys, self._path
+        cells: dict[str, list[str]] = {name: [] for name in KNOWN_COLUMNS if name in header}
         # What cells hold repeats: ordinary ones are looked at once.
         seen: dict[str, dict[str, str]] = {name: {} for name in cells}
         appends = [(n, header.index(n), cells[n].append, seen[n]) for n in cells]
@@ -215,7 +198,7 @@ class _Reader:
             if not any(map(str.strip, row)):  # Spreadsheets end in rows of commas.
                 continue
             if len(row) != len(header):
-                separator = _SEPARATORS.get(self._separator, repr(self._separator))
+                separator = SEPARATORS.get(self._separator, repr(self._separator))
                 raise DataError(
                     f"manifest {path}, line {line}: {len(row)} values for {len(header)} columns; "
                     f"a value that holds {separator} must stand in quotes"
@@ -243,7 +226,7 @@ class _Reader:
                 append(value)
         if not lines:
             raise DataError(f"manifest {path} lists no image: it has a header line only")
-        self._log_unused(cells)
+        self._header.log_unused(cells.get("age", ()))
         labels = cells.get("label", [])
         if "+" not in labels and "-" in labels:  # Not positive against negative.
             emptied["label"] += labels.count("-")
@@ -267,14 +250,15 @@ class _Reader:
         return Records.create(cells["image_path"], source=source, **columns)
 
     def further_columns(self) -> dict[str, dict[str, str]]:
-        at = [i for i, name in enumerate(self._header) if name not in _KNOWN_COLUMNS]
-        found: dict[str, dict[str, str]] = {self._header[i]: {} for i in at}
-        image_path = self._header.index("image_path")
+        header = self._header.keys
+        at = [i for i, name in enumerate(header) if name not in KNOWN_COLUMNS]
+        found: dict[str, dict[str, str]] = {header[i]: {} for i in at}
+        image_path = header.index("image_path")
         for line, _, row in self._rows:
-            if len(row) == len(self._header):  # `read` refuses other rows.
+            if len(row) == len(header):  # `read` refuses other rows.
                 path = self._image_path(row[image_path].strip(), line)
                 for i in at:
-                    found[self._header[i]][path] = restore(row[i].strip())
+                    found[header[i]][path] = restore(row[i].strip())
         return found
 
     def _age(self, cell: str) -> str:
@@ -325,13 +309,13 @@ class _Reader:
     def _boxes(
         self, cells: dict[str, list[str]], labels: list[str], lines: list[int]
     ) -> list[tuple[Box, ...]] | None:
-        missing = [name for name in _BOX_COLUMNS if name not in cells]
-        if len(missing) == len(_BOX_COLUMNS):
+        missing = [name for name in BOX_COLUMNS if name not in cells]
+        if len(missing) == len(BOX_COLUMNS):
             return None
         if missing:
             raise DataError(f"manifest {self._path} has columns of boxes, but no {missing[0]!r}")
         names = cells.get("box_label") or labels or [""] * len(lines)
-        rows = zip(*(cells[name] for name in _BOX_COLUMNS), names, strict=True)
+        rows = zip(*(cells[name] for name in BOX_COLUMNS), names, strict=True)
         boxes = []
         for line, row in zip(lines, rows, strict=True):
             found = _read_boxes(*row)
@@ -357,35 +341,6 @@ class _Reader:
             named += f" and {more:,} more values" if more > 0 else ""
             parts.append(f"{named}; {what}" if what else named)
         raise DataError(f"manifest {self._path}, {'. Also '.join(parts)}")
-
-    def _log_unused(self, cells: Mapping[str, list[str]]) -> None:
-        names = zip(self._written, self._header, strict=True)
-        unused = [name for name, key in names if name and key not in _KNOWN_COLUMNS]
-        if unused:
-            known = ", ".join((*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS))
-            unused_names = ", ".join(unused)
-            _log.info("%s: columns not used: %s (known: %s)", self._path, unused_names, known)
-        patients = [name for name in unused if re.search("patient|subject", name, re.IGNORECASE)]
-        if patients and "patient_id" not in self._header:
-            _log.warning(
-                "%s: each image counts as a patient, because there is no column patient_id; rename "
-                "%s if it names the patients",
-                self._path,
-                " or ".join(patients),
-            )
-        ages = self.unused_age_columns(cells)
-        if ages:
-            _log.warning("%s: %s", self._path, NO_AGE.format(", ".join(ages)))
-
-
-def _separator(lines: list[str]) -> str:
-    """The one that makes a header with `image_path`."""
-    with contextlib.suppress(csv.Error):
-        for separator in _SEPARATORS:
-            header = next(csv.reader(lines, delimiter=separator), [])
-            if "image_path" in _keys([name.strip() for name in header]):
-                return separator
-    return ","
 
 
 def _stands_for_nothing(name: str, value: str) -> bool:
@@ -426,43 +381,7 @@ def _in_lines(lines: list[int]) -> str:
     return f"lines {named} and {more:,} more" if more > 0 else f"lines {named}"
 
 
-def _keys(written: list[str]) -> list[str]:
-    """Names of columns in this project's spelling; unknown ones come back in lower case."""
-    keys = [name.lower().replace(" ", "_").replace("-", "_") for name in written]
-    aliases = [_ALIASES.get(key.replace("_", ""), key) for key in keys]
-    for i, name in enumerate(written):
-        unit = age_column(name)
-        if unit is not None:
-            found = (n for n, u in AGE_UNITS.items() if u == unit or (u != u and unit != unit))
-            aliases[i] = next(found)
-    return [key if alias in keys else alias for key, alias in zip(keys, aliases, strict=True)]
-
-
-def _column_names(written: list[str], path: str) -> list[str]:
-    """The header in this project's names.
-
-    Raises:
-      DataError: a column that is needed is missing, or one that is known stands there twice.
-    """
-    header = _keys(written)
-    if "image_path" not in header:
-        raise DataError(
-            f"manifest {path} has no column 'image_path' (columns found: "
-            f"{', '.join(written) or 'none'}); add it: the path of each image, relative to the "
-            "manifest"
-        )
-    repeated = sorted(
-        {name for name in header if name in _KNOWN_COLUMNS and header.count(name) > 1}
-    )
-    if repeated:
-        names = [name for name, key in zip(written, header, strict=True) if key == repeated[0]]
-        raise DataError(
-            f"manifest {path} has the column {repeated[0]!r} more than once: {', '.join(names)}"
-        )
-    return header
-
-
-def _check_one_line(header: list[str], row: list[str], path: str, line: int) -> None:
+def _check_one_line(header: Sequence[str], row: list[str], path: str, line: int) -> None:
     # A column that is not used may hold whole reports.
     for name, value in zip(header, row, strict=True):
         if name in OPTIONAL_COLUMNS and ("\n" in value or "\r" in value):
@@ -542,7 +461,7 @@ def _finding_cells(records: Records) -> dict[str, list[str]]:
     if any(records.uncertain):
         columns["uncertain"] = ["|".join(names) for names in records.uncertain]
     if any(records.boxes):
-        for i, name in enumerate((*_BOX_COLUMNS, "box_label")):
+        for i, name in enumerate((*BOX_COLUMNS, "box_label")):
             columns[name] = [
                 "|".join(b[i] if name == "box_label" else f"{b[i]:.9g}" for b in boxes)
                 for boxes in records.boxes

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 import configs
 from data_pipeline.errors import UserError
+from data_pipeline.remote import is_remote
 from infantxray.runs import accidents, runtime, settings
 from infantxray.runs import console as messages
 
@@ -41,6 +42,8 @@ def main(argv: list[str]) -> None:
         raise UserError("name a task, for example --config=configs/pretrain.py")
     config = _CONFIG.value
     settings.check(config)
+    if is_remote(_WORKDIR.value or ""):
+        raise UserError(f"{_WORKDIR.value} is an address; --workdir must be a folder")
     runtime.join(config.task, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     workdir = os.path.abspath(os.path.expanduser(_WORKDIR.value or f"runs/{config.task}"))
     logging.getLogger("infantxray").info("%s in %s", config.task, workdir)

@@ -54,6 +54,14 @@ def test_the_notebook_runs_and_judges_its_images(notebook):
     assert plain.predicted == result.predicted
 
 
+def test_the_notebook_is_stored_with_its_pictures():
+    text = (ROOT / "examples" / "quickstart.ipynb").read_text()
+    assert len(text) < 400_000
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert sum("image/png" in str(cell["outputs"]) for cell in cells) == 1
+    assert all(cell["outputs"] for cell in cells[1:])
+
+
 def test_the_examples_of_the_page_run(notebook, tmp_path, monkeypatch):
     _, folder = notebook
     monkeypatch.chdir(tmp_path)

@@ -73,6 +73,12 @@ def test_a_mistake_is_one_clear_line(answers, name):
         assert part in errors[0]
 
 
+def test_a_workdir_in_an_object_store_is_refused():
+    answer = main(PRETRAIN, workdir="gs://bucket/run")
+    assert answer.returncode == 2
+    assert answer.stderr == "error: gs://bucket/run is an address; --workdir must be a folder\n"
+
+
 def test_a_mistake_in_the_settings_is_found_without_loading_jax():
     code = "import sys; from infantxray.runs import console, settings; print('jax' in sys.modules)"
     answer = subprocess.run(

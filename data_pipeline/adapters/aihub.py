@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.adapters.columns import OLDEST_CHILD_MONTHS, ages_in_months
 from data_pipeline.adapters.place import IMAGE_SUFFIXES, parse_place, walk
+from data_pipeline.adapters.source_tables import OLDEST_CHILD_MONTHS, ages_in_months
 from data_pipeline.cells import SEXES
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records

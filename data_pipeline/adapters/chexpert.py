@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from data_pipeline.adapters.columns import ADULT_MONTHS, ages_in_months, number, read_table
 from data_pipeline.adapters.place import keep_present, leave_out_children, on_disk, parse_place
+from data_pipeline.adapters.source_tables import ADULT_MONTHS, ages_in_months, number, read_table
 from data_pipeline.cells import SEXES, join_findings
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
@@ -78,9 +78,10 @@ def _base(folder: Path, first: str) -> str:
     itself, a subfolder, or renamed. Some images, even the first, may be missing.
     """
     head, _, rest = first.partition("/")
-    inside = folder / head
-    here = (folder / rest.partition("/")[0]).is_dir()
-    return os.path.join(inside if inside.is_dir() and not here else folder, "")
+    inside = os.path.join(folder, head)
+    # Not Path.is_dir, which raises an error for a name that is too long.
+    here = os.path.isdir(os.path.join(folder, rest.partition("/")[0]))
+    return os.path.join(inside if os.path.isdir(inside) and not here else folder, "")
 
 
 def _patient(entry: str, path: Path) -> str:

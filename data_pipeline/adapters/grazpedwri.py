@@ -9,8 +9,13 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from data_pipeline.adapters.columns import OLDEST_CHILD_MONTHS, ages_in_months, number, read_table
 from data_pipeline.adapters.place import find_file, image_index, keep_present, parse_place
+from data_pipeline.adapters.source_tables import (
+    OLDEST_CHILD_MONTHS,
+    ages_in_months,
+    number,
+    read_table,
+)
 from data_pipeline.cells import SEXES
 from data_pipeline.manifest import Box, Records
 

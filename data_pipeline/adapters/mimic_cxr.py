@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from data_pipeline.adapters.columns import read_table
 from data_pipeline.adapters.place import find_file, keep_present, on_disk, parse_place
+from data_pipeline.adapters.source_tables import read_table
 from data_pipeline.manifest import Records
 
 _SPLITS = {"train": "train", "validate": "validation", "test": "test"}

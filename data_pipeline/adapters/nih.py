@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from data_pipeline.adapters.columns import ADULT_MONTHS, ages_in_months, read_table
+import logging
+from pathlib import Path
+
 from data_pipeline.adapters.place import (
     find_file,
     find_files,
@@ -11,8 +13,12 @@ from data_pipeline.adapters.place import (
     leave_out_children,
     parse_place,
 )
+from data_pipeline.adapters.source_tables import ADULT_MONTHS, ages_in_months, read_table
 from data_pipeline.cells import SEXES, join_findings
+from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
+
+_log = logging.getLogger(__name__)
 
 _OLDEST_MONTHS = 120 * 12.0  # Older releases hold ages up to 414 years.
 
@@ -44,9 +50,11 @@ def read_nih(place: str) -> Records:
     names = table["Image Index"]
     present = keep_present("nih", [index.get(name) for name in names])
     tested, trained = (
-        {name for path in find_files(root, pattern) for name in path.read_text("utf-8").split()}
+        {name for path in find_files(root, pattern) for name in _read_list(path)}
         for pattern in ("test_list*.txt", "train_val_list*.txt")
     )
+    if tested and tested.isdisjoint(names):
+        _log.warning("nih: test_list.txt names no image of the table, so none is a test image")
     records = Records.create(
         [index.get(name, "") for name in names],
         source=f"nih:{root}",
@@ -64,3 +72,10 @@ def _role(name: str, tested: set[str], trained: set[str]) -> str:
     if name in tested:
         return "test"
     return "train" if tested and (name in trained or not trained) else ""
+
+
+def _read_list(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"nih: {path} cannot be read as a list of names ({error})") from None

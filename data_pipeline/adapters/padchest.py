@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import math
 
-from data_pipeline.adapters.columns import ADULT_MONTHS, number, read_table
 from data_pipeline.adapters.place import (
     find_file,
     image_index,
@@ -13,6 +12,7 @@ from data_pipeline.adapters.place import (
     leave_out_children,
     parse_place,
 )
+from data_pipeline.adapters.source_tables import ADULT_MONTHS, number, read_table
 from data_pipeline.cells import SEXES, join_findings
 from data_pipeline.manifest import Records
 

@@ -183,7 +183,7 @@ def on_disk(paths: Sequence[str]) -> list[str | None]:
 def _listed(folder: str) -> frozenset[str]:
     try:
         return frozenset(os.listdir(folder))
-    except OSError:
+    except (OSError, ValueError):  # A null byte.
         return frozenset()
 
 

@@ -5,12 +5,6 @@ from __future__ import annotations
 import math
 import os
 
-from data_pipeline.adapters.columns import (
-    OLDEST_CHILD_MONTHS,
-    ages_in_months,
-    read_table,
-    table_columns,
-)
 from data_pipeline.adapters.place import (
     IMAGE_SUFFIXES,
     find_file,
@@ -18,6 +12,12 @@ from data_pipeline.adapters.place import (
     keep_present,
     parse_place,
     walk,
+)
+from data_pipeline.adapters.source_tables import (
+    OLDEST_CHILD_MONTHS,
+    ages_in_months,
+    read_table,
+    table_columns,
 )
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records

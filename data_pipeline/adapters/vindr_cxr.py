@@ -6,7 +6,6 @@ import os
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from data_pipeline.adapters.columns import number, read_boxes, read_table, table_columns
 from data_pipeline.adapters.place import (
     IMAGE_SUFFIXES,
     find_file,
@@ -15,6 +14,7 @@ from data_pipeline.adapters.place import (
     keep_present,
     parse_place,
 )
+from data_pipeline.adapters.source_tables import number, read_boxes, read_table, table_columns
 from data_pipeline.cells import join_findings
 from data_pipeline.manifest import Box, Records
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from data_pipeline.adapters.columns import read_boxes, read_table, table_columns
 from data_pipeline.adapters.headers import header_columns
 from data_pipeline.adapters.place import (
     IMAGE_SUFFIXES,
@@ -15,6 +14,7 @@ from data_pipeline.adapters.place import (
     keep_present,
     parse_place,
 )
+from data_pipeline.adapters.source_tables import read_boxes, read_table, table_columns
 from data_pipeline.cells import join_findings
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records

@@ -17,6 +17,7 @@ from data_pipeline import audit
 from data_pipeline import dataset as data
 from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import PHANTOM_PREFIX
+from data_pipeline.doubts import doubtful_spellings
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.labels import carries, names_in
 from data_pipeline.manifest import NO_AGE, unused_age_columns, write_manifest
@@ -158,7 +159,7 @@ def _refused(where: DataSettings, split: Split) -> list[Problem]:
 def _spellings_and_ids(records: Records) -> list[Problem]:
     problems = [
         Problem("warning", "spelling", message, tuple(rows))
-        for message, rows in data.doubtful_spellings(records)
+        for message, rows in doubtful_spellings(records)
     ]
     for source in dict.fromkeys(records.source):
         here = records.source == source

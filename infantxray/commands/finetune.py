@@ -28,7 +28,7 @@ from infantxray.reports import columns
 from infantxray.reports.run_report import Review, evaluate
 from infantxray.runs import runtime, settings, workdir
 from infantxray.runs.model_spec import ModelSpec
-from infantxray.stage_two import budget, self_training, transfer, trust
+from infantxray.stage_two import budget, self_training, transfer, trust_fitting
 from infantxray.stage_two.inference import Predictor, restore
 from infantxray.stage_two.loss import LossSettings, TaskWeights, learns_weights, make_task
 from infantxray.stage_two.supervised import validation_metrics
@@ -148,7 +148,7 @@ def run(config, folder: str) -> None:
         calibrated = None
         if config.coverage:
             with waiting("calibration and outlier detection"):
-                calibrated = trust.fit(
+                calibrated = trust_fitting.fit(
                     spec,
                     restore(folder, spec)[0],
                     reader,
@@ -159,7 +159,9 @@ def run(config, folder: str) -> None:
                     batch_size=config.batch_size,
                     num_threads=data.num_threads,
                 )
-            calibrated.write(folder)
+            with processes.main_first():  # The others may read what the first one writes.
+                if processes.is_main():
+                    calibrated.write(folder)
         evaluate(
             folder,
             checkpoint=folder,
@@ -173,7 +175,7 @@ def run(config, folder: str) -> None:
             names=names,
             label_notes=notes,
         )
-        if calibrated is not None:
+        if calibrated is not None and processes.is_main():
             with waiting("calibration of the test images"):
                 tested, _ = read_predictions(os.path.join(folder, "predictions.csv"))
                 dataclasses.replace(calibrated, test=calibrated.score(tested)).write(folder)

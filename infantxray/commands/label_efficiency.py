@@ -19,8 +19,9 @@ from data_pipeline.dataset import (
     finding_names,
     open_split,
 )
+from data_pipeline.division import keep_labels
 from data_pipeline.errors import DataError
-from data_pipeline.splits import Split, keep_labels
+from data_pipeline.splits import Split
 from infantxray.evaluation.predictions import Predictions
 from infantxray.features.classifiers import probe
 from infantxray.features.extraction import (

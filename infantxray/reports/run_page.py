@@ -250,7 +250,7 @@ def _card(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def result_line(summary: Mapping[str, Any]) -> str:
-    """Accuracy, ROC AUC and age error beside their floors, and what stage one gave, in one line."""
+    """Accuracy, ROC AUC and age error beside their floors, in one line."""
     shown = []
     for name in _SHORT:
         if summary[name] is not None:
@@ -258,8 +258,7 @@ def result_line(summary: Mapping[str, Any]) -> str:
             shown.append(phrase(name, summary[name]) + f" ({', '.join(floors)})" * bool(floors))
     if not shown:
         return "nothing to score"
-    gain = stage_one_gain.sentence(summary.get("stage_one") or {})
-    return ", ".join(shown) + (f". {gain}" if gain else "")
+    return ", ".join(shown)
 
 
 def in_short(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:

@@ -207,6 +207,9 @@ def evaluate(
     files.write_checksums(folder, written)
     _log.info("report: %s", os.path.join(folder, "report.html"))
     _log.info("test: %s", run_page.result_line(summary))
+    gain = stage_one_gain.sentence(summary["stage_one"])
+    if gain:
+        _log.info("%s", gain)
     return summary
 
 

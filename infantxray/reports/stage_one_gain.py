@@ -79,13 +79,13 @@ def sentence(gain: Mapping[str, Any]) -> str:
     if "probe" in gain:
         before, after = (number(gain["probe"][key]) for key in ("before", "after"))
         text += (
-            f": a linear classifier on the frozen encoder has ROC AUC {after} on validation "
-            f"patients, and had {before} with random weights"
+            " moved the ROC AUC of a linear classifier on the frozen encoder from "
+            f"{before} (random weights) to {after}, on validation patients"
         )
     other = gain.get("random_weights")
     if not other:
         return (
-            f"{text}. What it gave the fine-tuned network is not known: train from random weights "
+            f"{text}. To see what it gives the fine-tuned network, train from random weights "
             "(--config.pretrained=, all other settings the same, a workdir beside this one)."
         )
     shown = [phrase(key, other[key]) for key in _SHOWN if other.get(key) is not None]

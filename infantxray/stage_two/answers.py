@@ -19,7 +19,8 @@ from infantxray.evaluation.predictions import Predictions
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two.inference import batch_context, predict_function, read_spec, restore
 from infantxray.stage_two.reconstruction import ReconstructionError
-from infantxray.stage_two.trust import Judgement, Trust, for_workdir
+from infantxray.stage_two.trust import Judgement, Trust
+from infantxray.stage_two.trust_fitting import for_workdir
 from infantxray.training.augment import Augmentation, augment
 from infantxray.training.batches import map_batches
 

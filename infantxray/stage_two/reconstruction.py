@@ -22,7 +22,7 @@ from infantxray.runs import workdir
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_one.restoring import RECONSTRUCTING, reconstruct_function, restore
 from infantxray.stage_two.transfer import is_workdir
-from infantxray.stage_two.trust import MIN_VALIDATION, reader_of
+from infantxray.stage_two.trust_fitting import MIN_VALIDATION, reader_of
 from infantxray.training import augment
 from infantxray.training.batches import map_batches
 

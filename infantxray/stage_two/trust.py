@@ -1,63 +1,43 @@
 """Calibration, conformal prediction and out-of-distribution detection of a stage-two model.
 
-`fit` learns them from validation patients and training features at the end of stage two; `Trust`
-applies them to new images. They are stored beside the model: `trust.json`, and `trust.npz` for the
-statistics of the features.
+`trust_fitting` learns them from validation patients and training features at the end of stage two;
+`Trust` applies them to new images. They are stored beside the model: `trust.json`, and `trust.npz`
+for the statistics of the features.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from data_pipeline.dataset import DataSettings, Reader
 from data_pipeline.errors import UserError
 from data_pipeline.files import replaced, write_json
-from data_pipeline.loader import ImageSource
-from data_pipeline.manifest import Records
-from data_pipeline.splits import read_split
 from infantxray.evaluation import conformal
 from infantxray.evaluation.calibration import findings_calibration
-from infantxray.evaluation.diagnostics import choose_points
-from infantxray.evaluation.operating_points import OperatingPoint, Rule, parse_rules
-from infantxray.evaluation.outliers import OutlierDetector, fit_detector
+from infantxray.evaluation.operating_points import OperatingPoint
+from infantxray.evaluation.outliers import OutlierDetector
 from infantxray.evaluation.predictions import Predictions
 from infantxray.evaluation.summary import to_json
 from infantxray.evaluation.temperature import (
     before_and_after,
-    fit_temperature,
-    fit_temperature_binary,
     scale,
     scale_binary,
 )
 from infantxray.runs import workdir
-from infantxray.runs.model_spec import ModelSpec
-from infantxray.stage_two.inference import batch_context, predict_function
-from infantxray.training.batches import map_batches
 
 PyTree = Any
 
 FILE, ARRAYS = "trust.json", "trust.npz"
-MIN_VALIDATION = 50
-_MIN_OUTCOME = 10  # Images with a finding, and without it, for its temperature.
-_MOST_IMAGES = 2000  # Training images whose features are described.
-_MOST_NEIGHBOURS = 500
-_RULES = "sensitivity:0.95,youden"  # Of configs/finetune.py.
 _DISTANCE = "mahalanobis"  # One linear map, so that an exported model needs no training images.
 
 # What reading a damaged archive raises.
 _DAMAGE = (KeyError, TypeError, ValueError, EOFError, NotImplementedError, RuntimeError,
            zipfile.BadZipFile, zlib.error)  # fmt: skip
-
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,181 +208,6 @@ class Trust:
                 f"{os.path.join(folder, FILE)} is damaged ({error}); delete it, and it is "
                 "fitted again"
             ) from None
-
-
-def fit(
-    spec: ModelSpec,
-    variables: PyTree,
-    reader: Callable[[Records], ImageSource],
-    training: Records,
-    validation: Records,
-    *,
-    coverage: float = 0.9,
-    rules: Sequence[Rule] = parse_rules(_RULES),
-    batch_size: int = 32,
-    num_threads: int = 4,
-    seed: int = 0,
-) -> Trust:
-    """Fits everything; what the images are too few for is left out, with its reason.
-
-    Args:
-      spec: of the model.
-      variables: its parameters and statistics.
-      reader: opens the images of records.
-      training: images that the model learned from; at most 2,000 are read, drawn at random.
-      validation: images of other patients.
-      coverage: of prediction sets and age intervals, within (0, 1).
-      rules: of the thresholds.
-      batch_size: images at a time.
-      num_threads: that decode.
-      seed: of the draw.
-    """
-    apply = jax.jit(predict_function(spec))
-    how = {"batch_size": batch_size, "num_threads": num_threads}
-
-    def outputs(source: ImageSource) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        parts, rows = [], [np.zeros(0, int)]
-
-        def answer(image: jax.Array, number: int) -> PyTree:
-            return apply(variables, image, batch_context(source, image, number))
-
-        for part, kept in map_batches(answer, source, **how):
-            parts.append(part)
-            rows.append(kept)
-        joined = {k: np.concatenate([p[k] for p in parts]) for k in (parts[0] if parts else {})}
-        return joined, np.concatenate(rows)
-
-    known = training.age_months[training.has_age]
-    values: dict[str, Any] = {"coverage": coverage}
-    if spec.has_age and len(known):
-        values["age_range_months"] = float(known.min()), float(known.max())
-    source = reader(validation)
-    found, rows = outputs(source)
-    age = validation.age_months[rows]
-    months = np.full(len(rows), np.nan)
-    if spec.has_age and len(rows):
-        months = np.asarray(spec.age_in_months(found["age"]))
-    predictions = Predictions(
-        spec.classes,
-        found.get("probabilities", np.zeros((len(rows), len(spec.classes)), np.float32)),
-        source.labels[rows],
-        age,
-        months,
-        validation.patient[rows],
-        source.findings[rows] if spec.multi_label and source.findings is not None else None,
-    )
-    fitted, reasons = _fit_conditions(predictions, coverage, rules)
-    values |= fitted | {"n_validation": len(rows)}
-    if spec.has_age:
-        aged = int(np.isfinite(age).sum())
-        if aged < MIN_VALIDATION:
-            reasons.append(
-                f"age interval: {aged} validation images have a known age, fewer than "
-                f"{MIN_VALIDATION}"
-            )
-        else:
-            values["age_half_width_months"] = conformal.fit_age_interval(
-                months, age, coverage=coverage
-            )
-    if len(rows) < MIN_VALIDATION:
-        reasons.append(f"outliers: {len(rows)} validation images, fewer than {MIN_VALIDATION}")
-    else:
-        order = np.random.default_rng(seed).permutation(len(training))[:_MOST_IMAGES]
-        features = outputs(reader(training.take(np.sort(order))))[0].get("features")
-        if features is None or len(features) < 2:
-            reasons.append("outliers: no training image can be read")
-        else:
-            values["detector"] = fit_detector(
-                features, found["features"], max_neighbours=_MOST_NEIGHBOURS
-            )
-    trust = Trust(**values, skipped="; ".join(reasons))
-    if reasons:
-        _log.warning("skipped: %s", trust.skipped)
-    return trust
-
-
-def for_workdir(folder: str, spec: ModelSpec, variables: PyTree, *, batch_size: int = 32) -> Trust:
-    """Reads a model's `Trust`, or fits and stores it for a run of an earlier version.
-
-    What cannot be fitted, because the images of the run are gone, is skipped with one line.
-    """
-    folder = os.path.expanduser(folder)
-    found = Trust.read(folder)
-    if found is not None:
-        return found
-    try:
-        split = read_split(os.path.join(folder, "split.csv"))
-        reader = reader_of(folder, spec)
-        _log.info("fitting calibration and outlier detection for %s", folder)
-        trust = fit(
-            spec,
-            variables,
-            reader,
-            split.train,
-            split.validation,
-            rules=parse_rules(workdir.read_config(folder).get("operating_points", _RULES)),
-            batch_size=batch_size,
-        )
-    except (UserError, OSError) as error:
-        trust = Trust(skipped=f"images of the run cannot be read ({error})")
-        _log.warning("calibration and outlier detection are skipped: %s", trust.skipped)
-        return trust
-    try:
-        trust.write(folder)
-    except OSError as error:
-        _log.warning("%s cannot be written to (%s): fitted for this command only", folder, error)
-    return trust
-
-
-def reader_of(folder: str, spec: ModelSpec) -> Reader:
-    """Opens the images of a run again; leaves out those that can no longer be read."""
-    recorded = workdir.read_config(folder)["data"]
-    names = {f.name for f in dataclasses.fields(DataSettings)}
-    kept = {k: v for k, v in recorded.items() if k in names} | {"on_error": "skip"}
-    return Reader(DataSettings(**kept), spec.classes, spec.preprocessing, context=spec.context)
-
-
-def _fit_conditions(
-    predictions: Predictions, coverage: float, rules: Sequence[Rule]
-) -> tuple[dict[str, Any], list[str]]:
-    """Temperature, sets and thresholds from validation images, and why one of them is missing."""
-    values: dict[str, Any] = {}
-    p, classes = predictions.probabilities, predictions.classes
-    if predictions.multi_label:
-        temperatures, few = [1.0] * len(classes), []
-        for k, name in enumerate(classes):
-            known, positive = predictions.outcome(k)
-            cases = int(positive.sum())
-            if min(cases, int(known.sum()) - cases) < _MIN_OUTCOME:
-                few.append(name)
-            elif (found := fit_temperature_binary(p[:, k], positive, known)) is not None:
-                temperatures[k] = found
-        if len(few) < len(classes):
-            values["temperature"] = tuple(temperatures)
-        reasons = [
-            f"calibration of {', '.join(few)}: fewer than {_MIN_OUTCOME} validation images with "
-            "or without it"
-        ] * bool(few)
-    else:
-        labelled = int((predictions.label >= 0).sum())
-        if classes and labelled < MIN_VALIDATION:
-            return values, [
-                f"calibration: {labelled} validation images have a known condition, fewer than "
-                f"{MIN_VALIDATION}"
-            ]
-        reasons = []
-        if classes:
-            values["temperature"] = fit_temperature(p, predictions.label)
-    calibrated = Trust(**values).judge(p, predictions.age_predicted_months, None).probabilities
-    if classes and not predictions.multi_label:
-        sets = conformal.fit_sets(calibrated, predictions.label, coverage=coverage)
-        # Every class has a nonconformity of at most 1, and JSON has no infinity.
-        limits = tuple(min(threshold, 1.0) for threshold in sets.thresholds)
-        values["sets"] = dataclasses.replace(sets, thresholds=limits)
-    if values:
-        scaled = dataclasses.replace(predictions, probabilities=calibrated)
-        values["points"] = tuple(choose_points(scaled, rules))
-    return values, reasons
 
 
 def _plain(value: Any) -> Any:

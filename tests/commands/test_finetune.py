@@ -61,7 +61,7 @@ def test_rare_labels_are_drawn_for_every_batch(caplog):
     rare = make_source(10, num_aged=200)
     assert finetune._labels_are_rare(config, rare)
     assert "10 of 200 images" in caplog.text
-    assert "make up 4 of every 16" in caplog.text
+    assert "make up 8 of every 32" in caplog.text
     rows = []
     read = rare.read_batch
     rare.read_batch = lambda drawn: rows.append(drawn) or {"label": rare.labels[drawn]}
@@ -74,9 +74,9 @@ def test_rare_labels_are_drawn_for_every_batch(caplog):
     )
     batch = next(batches)
     rare.read_batch = read
-    assert (batch["label"][:4] >= 0).all()
-    assert len(batch["label"]) == 16
-    assert len(set(rows[0][4:])) == 12
+    assert (batch["label"][:8] >= 0).all()
+    assert len(batch["label"]) == 32
+    assert len(set(rows[0][8:])) == 24
 
 
 def open_data(config, folder):

@@ -11,10 +11,11 @@ from configs import label_efficiency as label_efficiency_config
 from configs import pretrain as pretrain_config
 from data_pipeline.dataset import DataSettings, Reader, divide_sources
 from data_pipeline.decode import Preprocessing
+from data_pipeline.division import keep_labels
 from data_pipeline.errors import DataError
 from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
-from data_pipeline.splits import keep_labels, read_split
+from data_pipeline.splits import read_split
 from infantxray.commands import label_efficiency, pretrain
 from infantxray.evaluation.metrics import classification
 from infantxray.features.extraction import Extractor, pixels, read_features

@@ -369,6 +369,27 @@ def test_nih(tmp_path):
     assert 108.0 in everyone.age_months
 
 
+def test_lists_of_nih_that_are_no_lists(tmp_path, caplog):
+    header = "Image Index,Finding Labels,Patient ID,Patient Age,Patient Gender,View Position\n"
+    write(tmp_path / "Data_Entry_2017.csv", header + "a.png,Mass,1,57,M,PA\nb.png,Mass,2,57,M,PA\n")
+    for name in "ab":
+        touch(tmp_path / f"{name}.png")
+    lists = {"test_list.txt": "\ufeffa.png\n", "train_val_list.txt": "b.png\n"}
+    for name, text in lists.items():
+        write(tmp_path / name, text)
+    assert table(ADAPTERS["nih"](str(tmp_path)), "split") == {
+        "a.png": ("test",),
+        "b.png": ("train",),
+    }
+    write(tmp_path / "train_val_list.txt", "")
+    write(tmp_path / "test_list.txt", "images/a.png\n")
+    ADAPTERS["nih"](str(tmp_path))
+    assert "test_list.txt names no image of the table" in caplog.text
+    touch(tmp_path / "test_list.txt", "a.png".encode("utf-16"))
+    with pytest.raises(DataError, match=r"test_list\.txt cannot be read as a list of names"):
+        ADAPTERS["nih"](str(tmp_path))
+
+
 @pytest.mark.parametrize("layout", ["inside", "parent", "renamed"])
 def test_chexpert(tmp_path, layout):
     folder = tmp_path / ("CheXpert-v1.0-small" if layout != "renamed" else "images")

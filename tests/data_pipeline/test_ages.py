@@ -131,8 +131,11 @@ def test_zero_whole_years_are_unknown(caplog):
     assert ages[1] == 36
     assert math.isnan(_read(age=["0y", "3 months"])[0][0])
     assert refused == []
-    assert "t.csv: an age of 0 years is taken as unknown (1 rows have no age)" in caplog.text
-    assert _read(age_years=["0", "3.2"])[0] == pytest.approx([0, 38.4])
+    assert "t.csv: an age of 0 years is taken as unknown, in 1 rows" in caplog.text
+    caplog.clear()
+    assert _read(age_years=["0", "3.2", ""])[0][:2] == pytest.approx([0, 38.4])
+    assert _read(age_years=["0", ""], age_days=["30.4375", ""])[0][0] == pytest.approx(1)
+    assert not caplog.text
 
 
 def test_what_cannot_be_an_age_is_refused():

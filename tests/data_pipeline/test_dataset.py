@@ -7,6 +7,7 @@ from PIL import Image
 
 from data_pipeline import dataset as data
 from data_pipeline.dataset import DataSettings, Reader
+from data_pipeline.doubts import doubtful_spellings
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
 from data_pipeline.phantom import CLASSES as PHANTOM_CLASSES
@@ -87,8 +88,8 @@ def test_spellings_that_may_be_meant_as_one_are_named(tmp_path, caplog):
     # Ids of two hospitals mean nothing to each other.
     a, b = records(["a"]), records(["b"]).replace(patient_id=np.array(["P0"], object))
     both = Records.concatenate([a, b.replace(source=np.array(["t"], object))])
-    assert not list(data.doubtful_spellings(both.with_patients("source")))
-    assert len(list(data.doubtful_spellings(both))) == 1
+    assert not list(doubtful_spellings(both.with_patients("source")))
+    assert len(list(doubtful_spellings(both))) == 1
 
 
 def test_describe_counts_what_is_unknown():

@@ -5,6 +5,7 @@ import pytest
 
 from data_pipeline import dataset
 from data_pipeline.dataset import DataSettings
+from data_pipeline.division import keep_labels, split_by_patient
 from data_pipeline.errors import DataError
 from data_pipeline.labels import (
     FindingNames,
@@ -18,7 +19,7 @@ from data_pipeline.labels import (
     resolve_uncertain,
 )
 from data_pipeline.manifest import Box, Records
-from data_pipeline.splits import Split, keep_labels, split_by_patient
+from data_pipeline.splits import Split
 
 
 def records(labels, uncertain=None, paths=None, patients=None, **columns):

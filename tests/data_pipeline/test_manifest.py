@@ -432,9 +432,11 @@ def test_columns_of_ages_in_an_unknown_unit_are_named(tmp_path, caplog):
     assert unused_age_columns(path) == ["Age", "bone_age"]
     assert not read_manifest(path).has_age.any()
     assert "no age is read from Age, bone_age; name a column age_months" in caplog.text
+    caplog.set_level("INFO", logger="data_pipeline")
     path = _write(tmp_path, "image_path,age,age_months\na,1,2\n")
     assert unused_age_columns(path) == []
     assert read_manifest(path).age_months.tolist() == [2]
+    assert "columns not used: age (known" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.division import divide, keep_labels, split_by_patient
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import SPLITS, Records
 from data_pipeline.sources import open_sources
@@ -11,10 +12,7 @@ from data_pipeline.splits import (
     check_classes,
     check_disjoint,
     check_unseen,
-    divide,
-    keep_labels,
     read_split,
-    split_by_patient,
     write_split,
 )
 

@@ -1,5 +1,6 @@
 """The exported programs and folder give what the checkpoint gives."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -20,6 +21,7 @@ from configs import export as export_config
 from data_pipeline.decode import load_image
 from data_pipeline.errors import UserError
 from infantxray.commands import export
+from infantxray.evaluation.operating_points import OperatingPoint
 from infantxray.export import folder as export_folder
 from infantxray.export import onnx
 from infantxray.export.graph import answer_function
@@ -84,6 +86,26 @@ def test_each_finding_is_calibrated_by_its_temperature(small):
     np.testing.assert_allclose(
         jax.jit(function)(images(3))[0], expected.probabilities, rtol=1e-4, atol=1e-6
     )
+
+
+def test_the_folder_of_several_findings(small, tmp_path, monkeypatch):
+    for name in ("to_onnx", "to_stablehlo"):
+        monkeypatch.setattr(export_folder, name, lambda *args: b"program")
+    monkeypatch.setattr(export_folder, "check", lambda *args: {"ONNX": 0.0})
+    monkeypatch.setattr(export_folder.workdir, "read_config", lambda folder: {})
+    point = OperatingPoint("intussusception", "sensitivity:0.95", 0.2, 0.95, 0.5, 20, 30)
+    member = make_member(small, multi_label=True)
+    trust = Trust(temperature=(2.0, 1.0, 0.5), points=(point,))
+    member = dataclasses.replace(member, trust=trust, points=trust.points, folder=str(tmp_path))
+    export_folder.write_export(str(tmp_path / "export"), member, page=False)
+    model = json.loads((tmp_path / "export" / "model.json").read_text())
+    assert model["multi_label"]
+    assert model["temperature"] == [2.0, 1.0, 0.5]
+    assert model["conformal"] is None
+    assert model["thresholds"] == {"intussusception": 0.2}
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "Logits are divided by a temperature of each finding" in card
+    assert "Findings have no prediction sets" in card
 
 
 def test_onnx_and_stablehlo_agree_with_the_checkpoint(small):

@@ -38,7 +38,7 @@ def test_without_a_run_from_random_weights_it_is_said_how_to_get_one(tmp_path, p
         "pretrained": pretrained, "objective": "l1", "probe": {"before": 0.6, "after": 0.7},
     }  # fmt: skip
     text = stage_one_gain.sentence(found)
-    assert "ROC AUC 0.700 on validation patients, and had 0.600 with random weights" in text
+    assert "from 0.600 (random weights) to 0.700, on validation patients" in text
     assert "--config.pretrained=" in text
 
 

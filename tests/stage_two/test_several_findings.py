@@ -163,7 +163,7 @@ def test_runs_are_compared_finding_by_finding(finetuned, tmp_path):
     run(compare, config, tmp_path)
     found = json.loads((tmp_path / "metrics.json").read_text())
     predictions, _ = read_predictions(finetuned / "predictions.csv")
-    assert {row["condition"] for row in found["by_condition"]} <= set(predictions.classes)
+    assert {row["condition"] for row in found["by_condition"]} == set(predictions.classes)
     assert all(row["difference"]["value"] == 0 for row in found["paired"])
     page = (tmp_path / "report.html").read_text()
     assert "finding" in page

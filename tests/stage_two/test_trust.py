@@ -12,7 +12,7 @@ from data_pipeline.manifest import Records
 from infantxray.evaluation import operating_points
 from infantxray.evaluation.predictions import Predictions
 from infantxray.runs.model_spec import ModelSpec
-from infantxray.stage_two import trust as module
+from infantxray.stage_two import trust_fitting as module
 from infantxray.stage_two.trust import Trust
 
 CLASSES = ("a", "b", "c")

@@ -17,7 +17,8 @@ sys.path[:0] = [str(ROOT)]
 
 from configs import study as study_config  # noqa: E402
 from data_pipeline.dataset import divide_sources, find_classes, finding_names  # noqa: E402
-from data_pipeline.splits import keep_labels, write_split  # noqa: E402
+from data_pipeline.division import keep_labels  # noqa: E402
+from data_pipeline.splits import write_split  # noqa: E402
 from infantxray.commands import study  # noqa: E402
 from infantxray.evaluation.predictions import Predictions, write_predictions  # noqa: E402
 from infantxray.evaluation.summary import summarise, to_json  # noqa: E402

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from data_pipeline.adapters.columns import OLDEST_CHILD_MONTHS, ages_in_months
+from data_pipeline.adapters.chexpert import read_chexpert
 from data_pipeline.adapters.rsna_bone_age import read_rsna_bone_age
+from data_pipeline.adapters.source_tables import OLDEST_CHILD_MONTHS, ages_in_months
 from data_pipeline.errors import DataError
 
 
@@ -32,6 +33,16 @@ class TestTablesFromSpreadsheets:
         records = self._read(tmp_path, text)
         assert records.age_months.tolist() == [10.5]
         assert records.sex.tolist() == ["M"]
+
+    def test_what_no_file_system_takes_is_not_on_disk(self, tmp_path, caplog):
+        """Names with null bytes, or too long, in a damaged table."""
+        for folder in ("p" + "9" * 300, "p\0"):
+            text = f"Path,Sex,Age\nC/{folder}/patient1/s/v.jpg,F,30\nC/patient2/s/v.jpg,F,30\n"
+            (tmp_path / "train.csv").write_text(text)
+            (tmp_path / "patient2" / "s").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "patient2" / "s" / "v.jpg").touch()
+            assert len(read_chexpert(str(tmp_path))) == 1
+        assert "1 of 2 images listed are not on disk" in caplog.text
 
     def test_shortened_ids_are_named(self, tmp_path, caplog):
         self._read(tmp_path, "id,boneage,male\n1,10,True\n1.23457E+11,9,True\n")

@@ -108,7 +108,7 @@ def _open_table(name: str, path: Path) -> tuple[list[str], str, Iterator[list[st
 
     found = rows()
     (separator,) = next(found)
-    header = [cell.strip() for cell in next(found, [])]
+    header = [" ".join(cell.split()) for cell in next(found, [])]  # In one line, for messages.
     while header and not header[-1]:  # NIH's ends in a comma in some releases.
         header.pop()
     return header, separator, (row for row in found if row)

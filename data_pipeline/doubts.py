@@ -1,0 +1,52 @@
+"""Ids, names of files and labels that may not mean what they say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from data_pipeline.cells import in_short, in_words, joined_otherwise, rewritten, spelled_apart
+from data_pipeline.records import Records
+
+
+def doubtful_spellings(records: Records) -> Iterator[tuple[str, np.ndarray]]:
+    """Finds patient ids, then labels, that may be one name in several spellings.
+
+    Also patient ids and names of files that a spreadsheet has rewritten (`1.23457E+11`, `12-Mar`),
+    ids of several people, and labels that join others by another sign than a bar.
+
+    Yields:
+      A message, and the rows of the images concerned.
+    """
+    ids = [
+        key.removeprefix("patient:") if patient else ""
+        for key, patient in zip(records.patient, records.patient_id, strict=True)
+    ]
+    for what, names in (("patient ids", ids), ("labels", records.label.tolist())):
+        groups = spelled_apart(set(names))
+        if groups:
+            doubtful = {name for group in groups for name in group}
+            rows = np.flatnonzero([name in doubtful for name in names])
+            message = f"{what} that differ only in spelling are treated as different"
+            yield f"{message}: {in_words(groups)}; correct them if they are the same", rows
+    files = [os.path.basename(path) for path in records.image_path]
+    for what, names in (("patient ids", records.patient_id.tolist()), ("names of files", files)):
+        found = rewritten(names)
+        if found:
+            yield f"{what}: {in_short(found)}", np.flatnonzero(np.isin(names, found))
+    sexes: dict[str, set[str]] = {}
+    for name, sex in zip(ids, records.sex, strict=True):
+        if name and sex:
+            sexes.setdefault(name, set()).add(sex)
+    both = sorted(name for name, known in sexes.items() if len(known) > 1)
+    if both:
+        message = f"{len(both):,} patient ids have images of both sexes, such as {both[0]!r}"
+        rows = np.flatnonzero(np.isin(np.array(ids, str), both))
+        yield f"{message} ({ids.count(both[0]):,} images): several people may share an id", rows
+    found = joined_otherwise(records.label.tolist())
+    if found:
+        message = f"labels that seem to join several: {', '.join(map(repr, found[:3]))}"
+        rows = np.flatnonzero(np.isin(records.label.astype(str), found))
+        yield f"{message}; write a bar between them (a|b) if they are several findings", rows
