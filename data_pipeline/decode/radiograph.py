@@ -97,7 +97,10 @@ def read_file(path: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> byte
             size = len(data)
         else:
             # Opening a pipe would wait for its other end.
-            if not stat.S_ISREG(os.stat(path).st_mode):
+            mode = os.stat(path).st_mode
+            if stat.S_ISDIR(mode):
+                raise Refused("a folder, not an image; list the images in it")
+            if not stat.S_ISREG(mode):
                 raise Refused("not a regular file")
             with open(path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size

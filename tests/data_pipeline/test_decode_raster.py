@@ -394,7 +394,7 @@ def test_missing_files_and_folders(tmp_path):
         load_image(str(tmp_path / "none.png"), Preprocessing(32))
     again = pickle.loads(pickle.dumps(caught.value))
     assert (again.path, again.reason) == (caught.value.path, caught.value.reason)
-    with pytest.raises(UnreadableImage, match="not a regular file"):
+    with pytest.raises(UnreadableImage, match="a folder, not an image"):
         load_image(str(tmp_path), Preprocessing(32))
     with pytest.raises(UnreadableImage, match="cannot be opened"):
         load_image("a\0b", Preprocessing(32))
