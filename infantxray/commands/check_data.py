@@ -130,7 +130,7 @@ def _open(where: DataSettings, other_stage: str) -> tuple[Records, list[Problem]
 def _refused(where: DataSettings, split: Split) -> list[Problem]:
     """What stage one and stage two would refuse before their first step.
 
-    It is a warning if the images can be used by the other stage and may be meant for it.
+    This is a warning if the other stage could use the images.
     """
     by_one: list[str] = []
     by_two: list[str] = []

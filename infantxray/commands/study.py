@@ -38,7 +38,7 @@ def run(config: Any, folder: str) -> None:
     Exits with code 1 if runs failed.
 
     Raises:
-      UserError: a selection cannot be meant, a folder holds a run with other settings, or a signal
+      UserError: a selection is not valid, a folder holds a run with other settings, or a signal
         came.
     """
     environment = dict(os.environ)

@@ -3,7 +3,7 @@
 Split conformal prediction (Papadopoulos et al., ECML 2002; Angelopoulos and Bates, Found Trends
 Mach Learn 2023;16:494): a threshold on validation images makes sets that contain the truth in at
 least the chosen share of images, if validation and test patients come from the same population.
-The share is an average over both: with few validation patients, one run may lie below it.
+The share is an average over both: with few validation patients, one run may be below it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class ConformalSets:
       method: `lac` (least ambiguous sets: Sadinle, Lei and Wasserman, J Am Stat Assoc 2019;114:223)
         or `aps` (adaptive sets: Romano, Sesia and Candes, NeurIPS 2020, without randomisation).
       coverage: the share of images whose set contains the truth.
-      thresholds: of the nonconformity of each class, `[K]`; infinite where validation images are
-        too few, and the class is then in every set.
+      thresholds: thresholds of the nonconformity of each class, `[K]`. A threshold is infinite if
+        there are too few validation images; the class is then in every set.
       by_class: the coverage holds for each class (Mondrian) rather than on average.
     """
 

@@ -2,7 +2,7 @@
 
 One class against the rest: areas under the ROC and precision-recall curves, calibration, Brier
 score, net benefit, and accuracy at operating points. A metric is a dictionary with `value`, `low`,
-`high` (95 % interval over patients), `p` for differences, and `note`, what to say beside it.
+`high` (95 % interval over patients), `p` for differences, and `note`, a caveat.
 """
 
 from __future__ import annotations

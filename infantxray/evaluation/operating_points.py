@@ -43,7 +43,7 @@ class OperatingPoint:
       specificity: likewise.
       n_positive: validation images with the finding.
       n_negative: without it.
-      note: what must be doubted, such as a target that few images cannot resolve.
+      note: a caveat, such as a target that few images cannot resolve.
     """
 
     finding: str
@@ -219,7 +219,7 @@ def from_json(text: str) -> tuple[OperatingPoint, ...]:
 
 
 def read_points(folder: str) -> list[OperatingPoint]:
-    """The operating points that an evaluation chose; none where it chose none.
+    """The operating points that an evaluation chose; empty if it chose none.
 
     Raises:
       DataError: the file is damaged.

@@ -4,9 +4,9 @@
 - Integrated gradients: Sundararajan et al., ICML 2017.
 - Pointing game: Zhang et al., ECCV 2016. Randomisation check: Adebayo et al., NeurIPS 2018.
 
-The heads read the last map alone. Grad-CAM at a finer level needs the gradient with respect to a
-map inside the encoder: the program that JAX traces is evaluated up to that map, then the rest of
-it is differentiated. So no encoder needs hooks.
+The heads read only the last map. Grad-CAM at a finer level needs the gradient with respect to a map
+inside the encoder. The traced JAX program is evaluated up to that map, and the rest of it is
+differentiated, so encoders need no hooks.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Example:
 def default_level(image_size: int) -> int:
     """The deepest pyramid level whose map has at least six cells a side.
 
-    Deep maps tell the conditions apart best, but two by two cells (the last map at 64 px) show
-    nothing but a corner. 192 px and more use the last map, as Grad-CAM's authors do.
+    Deep maps separate the conditions best, but a map of two by two cells (the last map at 64 px)
+    shows only a corner. 192 px and more use the last map, as Grad-CAM's authors do.
     """
     return max((i for i, s in enumerate(STRIDES) if image_size // s >= _MIN_CELLS), default=0)
 
@@ -392,7 +392,7 @@ def localisation(
     samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any] | None:
-    """Whether the saliency of the true condition lies where the finding is.
+    """Pointing game and saliency within the box of the finding, for the true condition.
 
     Args:
       explain: makes the saliency maps.
@@ -408,7 +408,7 @@ def localisation(
       Grad-CAM at pyramid `level`; the same two under `integrated_gradients`; each with its
       interval under `ci95`. Evenly spread saliency gives `box_share` for both. `randomisation` is
       the rank correlation of Grad-CAM with that of a model with random heads, and with random
-      parameters throughout: near 1, the maps show the image and not what the model has learned.
+      parameters throughout: near 1, the maps show the image rather than the learned parameters.
       None without boxes.
     """
     rows, target, boxes = _boxed_findings(images, predictions)

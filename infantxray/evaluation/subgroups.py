@@ -1,7 +1,7 @@
 """Metrics by subgroup, gaps between subgroups, and the smallest gap that could have been shown.
 
-Gaps are corrected for their number (Holm). A gap that is not significant says little where few
-patients were tested: the smallest detectable gap stands beside it.
+Gaps are corrected for their number (Holm). A gap that is not significant says little if few
+patients were tested, so the smallest detectable gap is given too.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What `metrics.json` holds: metrics with intervals, by class and age band, and the blind guess.
 
-A metric that cannot be computed is null there, with its reason in `not_computed`.
+A metric that cannot be computed is null, with its reason in `not_computed`.
 """
 
 from __future__ import annotations

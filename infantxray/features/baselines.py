@@ -76,7 +76,7 @@ def _ridge(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores `[N, K]` (one class against the rest) and ages `[N]`.
 
-    The penalty is the one that does best on the validation images.
+    The penalty is chosen on the validation images.
     """
     train = split.train.take(split.train.has_label | split.train.has_age)
     if len(train) > _MOST_IMAGES:

@@ -113,7 +113,7 @@ def pixels(variables: PyTree, image: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def read_features(path: str, source: ImageSource) -> Features:
-    """Features that another program computed, of the images of a source.
+    """Reads features of the images of a source that another program computed.
 
     Args:
       path: an npz file with `image_path` `[M]` and `values` `[M, C]`. Paths are those of the
@@ -121,7 +121,7 @@ def read_features(path: str, source: ImageSource) -> Features:
       source: the images. Each needs a vector; those of other images are not used.
 
     Raises:
-      DataError: the file cannot be read, or has no finite vector of an image.
+      DataError: the file cannot be read, or lacks a finite vector for an image.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -98,7 +98,7 @@ def sampled_headers(records: Records) -> dict[str, np.ndarray]:
 
 
 def acquisition(headers: Iterable[Mapping[str, np.ndarray]]) -> dict[str, list[str]]:
-    """The values of `sampled_headers` of all partitions, frequent first; those known only."""
+    """The known values of `sampled_headers` of all partitions, frequent first."""
     found: dict[str, Counter[str]] = {}
     for part in headers:
         for name, values in part.items():

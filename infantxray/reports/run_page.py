@@ -44,7 +44,7 @@ def draw(
     examples: Sequence[Example] = (),
     mistakes: Sequence[Example] = (),
 ) -> list[Figure]:
-    """Draws the figures of a run, in page order; those that have nothing to show are left out.
+    """Draws the figures of a run, in page order; figures without content are left out.
 
     Args:
       folder: `figures/` of the run.
@@ -216,7 +216,7 @@ def _pixels(summary: Mapping[str, Any]) -> Mapping[str, float | None]:
 
 
 def _blind(name: str, summary: Mapping[str, Any]) -> float | None:
-    """The metric of a model that never looks at the image."""
+    """The metric of the blind guess."""
     if name == "roc_auc":
         return 0.5
     return summary["baseline"].get(name)
@@ -262,7 +262,7 @@ def result_line(summary: Mapping[str, Any]) -> str:
 
 
 def in_short(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
-    """What was asked, what came out, against which floor, what to doubt, what stage one gave."""
+    """The summary: question, result, baselines, caveats and the gain from stage one."""
     scored = [n for n in _SHORT if summary[n] is not None]
     classes = len(summary.get("per_class", ()))
     what = f"tell {plural(classes, 'condition')} apart"

@@ -18,7 +18,7 @@ _EARLIER_FILE = "preprocessing.json"  # In runs of earlier versions, with the sa
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """What travels with a checkpoint.
+    """The specification of a model, stored with its checkpoints.
 
     Attributes:
       encoder: name of the network, a key of `ENCODERS`.

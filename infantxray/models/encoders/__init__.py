@@ -44,7 +44,7 @@ from infantxray.models.encoders.xception import Xception
 
 
 def has_batchnorm(encoder: nn.Module) -> bool:
-    """False of encoders whose maps have whatever scale their weights give them: VGG19."""
+    """False for encoders without normalisation of their maps: VGG19."""
     return getattr(encoder, "normalised", True)
 
 
