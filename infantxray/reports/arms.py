@@ -1,4 +1,4 @@
-"""Arms of a study: the labels used in stage one, and the step at which stage two stops improving."""
+"""Arms of a study: labels used in stage one, and the step at which stage two stops improving."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _objective(run: Run, runs: Sequence[Run]) -> str:
 def _improvement(
     rows: Sequence[dict[str, Any]], best_metric: str
 ) -> tuple[float, float, float, float] | None:
-    """Steps of the first evaluation close to the best, of the best and of the last; the best value."""
+    """Steps of the first evaluation close to the best, the best and the last; the best value."""
     name = f"validation/{best_metric}"
     points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
     if not points:

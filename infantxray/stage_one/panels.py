@@ -1,4 +1,4 @@
-"""Panels: pictures of what an objective sees and predicts, while it trains."""
+"""Panels: pictures of the input, target and prediction of an objective, during training."""
 
 from __future__ import annotations
 

@@ -42,13 +42,13 @@ _DAMAGE = (KeyError, TypeError, ValueError, EOFError, NotImplementedError, Runti
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What can be trusted of the predictions for N images.
+    """Calibrated probabilities, prediction sets, intervals and warnings for N images.
 
     Attributes:
       probabilities: calibrated, float32 `[N, K]`.
-      in_set: which conditions the prediction set holds, bool `[N, K]`; None where none was fitted.
-      age_low_months, age_high_months: limits of the age, `[N]`; NaN where none was fitted.
-      distance: from the training images, `[N]`; NaN where none was fitted.
+      in_set: conditions in the prediction set, bool `[N, K]`; None if no sets were fitted.
+      age_low_months, age_high_months: limits of the age, `[N]`; NaN if they were not fitted.
+      distance: from the training images, `[N]`; NaN if it was not fitted.
       unlike_training: whether that distance is above the threshold, bool `[N]`.
     """
 
@@ -73,8 +73,8 @@ class Trust:
       age_range_months: lowest and highest known age of the training images.
       points: thresholds of calibrated probabilities, by the rules of `config.operating_points`.
       detector: statistics of the training features.
-      skipped: why something was not fitted; empty where everything was.
-      test: what they achieve on test patients, as `score` gives it.
+      skipped: reasons for components that were not fitted.
+      test: results on test patients, from `score`.
     """
 
     coverage: float = 0.9
@@ -90,7 +90,7 @@ class Trust:
 
     @property
     def distance_threshold(self) -> float:
-        """Largest distance that is not called unlike the training images."""
+        """Threshold of the distance: larger distances are unlike the training images."""
         assert self.detector is not None
         return float(self.detector.thresholds[self.detector.names.index(_DISTANCE)])
 
@@ -179,7 +179,7 @@ class Trust:
 
     @classmethod
     def read(cls, folder: str) -> Trust | None:
-        """Reads what `write` wrote; None where nothing was.
+        """Reads the files of `write`; None if there are none.
 
         Raises:
           UserError: the files are damaged.

@@ -51,7 +51,7 @@ def fit(
     num_threads: int = 4,
     seed: int = 0,
 ) -> Trust:
-    """Fits everything; what the images are too few for is left out, with its reason.
+    """Fits all components; a component with too few images is skipped, with the reason.
 
     Args:
       spec: of the model.
@@ -132,7 +132,8 @@ def fit(
 def for_workdir(folder: str, spec: ModelSpec, variables: PyTree, *, batch_size: int = 32) -> Trust:
     """Reads a model's `Trust`, or fits and stores it for a run of an earlier version.
 
-    What cannot be fitted, because the images of the run are gone, is skipped with one line.
+    Components that cannot be fitted, because the images of the run are gone, are skipped with one
+    line.
     """
     folder = os.path.expanduser(folder)
     found = Trust.read(folder)

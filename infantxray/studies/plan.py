@@ -31,7 +31,7 @@ class Study:
       seeds: of stage two.
       pretrain_seeds: of stage one, which take turns; empty = `seeds`.
       label_fractions: of the training patients, for stage two.
-      label_draw: who keeps the labels of a fraction: `"shared"` or `"seed"`.
+      label_draw: which patients keep labels: `"shared"` or `"seed"`.
       pretrain_data: the images of stage one.
       frozen: whether frozen encoders are probed.
       dtype: of the computation.
@@ -55,7 +55,7 @@ class Study:
     labels: str = "single"
 
     def check(self) -> None:
-        """Raises `UserError` if a selection cannot be meant."""
+        """Raises `UserError` if a selection is not valid."""
         selections = {
             "encoders": self.encoders,
             "variants": tuple(self.variants),
@@ -165,7 +165,7 @@ def make_plan(
         in their age settings alone are identical, and the last of them has runs.
 
     Raises:
-      UserError: a selection or a setting cannot be meant.
+      UserError: a selection or a setting is not valid.
     """
     study.check()
     planner = _Planner(study, folder, tasks)
@@ -204,7 +204,7 @@ class _Planner:
         self._by_folder: dict[str, Run] = {}
 
     def identical_without_ages(self) -> dict[str, str]:
-        """Variants that no age can tell apart, `{name: the last that is identical to it}`."""
+        """Variants that are identical without ages, `{name: the last that is identical to it}`."""
         age_settings = {
             key: value
             for key, value in self._tasks["finetune"].defaults.items()
@@ -342,7 +342,7 @@ def select(runs: Sequence[Run], text: str) -> list[Run]:
     """The runs named by numbers and ranges, such as `0-11,20`; all for an empty text.
 
     Raises:
-      UserError: it is something else, or names a run that the plan lacks.
+      UserError: the text has another form, or names a run that the plan lacks.
     """
     if not text:
         return list(runs)

@@ -38,9 +38,9 @@ class CheckpointError(UserError):
 class _LatestAndBest:
     """Keeps the latest and the best checkpoint, or the one before where the latest is the best.
 
-    Two checkpoints are therefore there once two were saved: if one is damaged, the other remains.
-    Orbax's own `BestN` forgets the metrics of earlier checkpoints when a run is resumed; the
-    progress of the loop decides which checkpoint is the best.
+    So a run has two checkpoints once two were saved: if one is damaged, the other remains. Orbax's
+    own `BestN` forgets the metrics of earlier checkpoints when a run is resumed; the progress of
+    the loop decides which checkpoint is the best.
     """
 
     best_step = 0
@@ -106,7 +106,7 @@ class Checkpoints:
                     state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(progress)
                 ),
             )
-        except BaseException:  # Such as a full disk: what was written is in the way.
+        except BaseException:  # Such as a full disk: remove the partial checkpoint.
             for unfinished in _folder(self.workdir).glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(unfinished, ignore_errors=True)
             raise
@@ -255,7 +255,7 @@ def set_aside_damaged(workdir: str) -> None:
 
 
 def _find_unreadable(workdir: str, step: int) -> str:
-    """What is wrong with a checkpoint that has no digests: it is read as a whole."""
+    """The damage of a checkpoint without digests, found by reading it as a whole."""
     if (_folder(workdir) / str(step) / DIGESTS).exists():
         return ""
     try:
@@ -310,7 +310,7 @@ def is_finished(workdir: str) -> bool:
 
 
 def best_step(workdir: str) -> int:
-    """The step whose checkpoint was best on the validation images, the latest where none was.
+    """The step of the best checkpoint on the validation images, or the latest if there is none.
 
     Raises:
       CheckpointError: that checkpoint is missing.
@@ -334,7 +334,7 @@ def is_set_aside(workdir: str, step: int) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class RestoreReport:
-    """What became of each array when a part of a checkpoint was put into a model.
+    """The result of restoring a part of a checkpoint into a model, by array.
 
     Attributes:
       restored: names taken over.
