@@ -64,7 +64,7 @@ class Header:
 
     Attributes:
       path: of the manifest, for messages.
-      written: as they stand there.
+      written: as in the file.
       keys: of the same columns; unknown ones in lower case.
     """
 

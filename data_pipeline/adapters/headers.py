@@ -106,8 +106,8 @@ def _placeholders(
 ) -> np.ndarray:
     """Boolean `[n]`: the identifier is a placeholder word, or belongs to several people.
 
-    Any other identifier is believed, however many images carry it: a patient in two splits would be
-    worse than two patients taken for one.
+    Any other identifier counts, however many images have it: a patient in two splits would be worse
+    than two patients treated as one.
     """
     rows_of = defaultdict(list)
     for row, patient in enumerate(patients):

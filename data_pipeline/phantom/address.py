@@ -34,8 +34,8 @@ class Place:
       frequencies: `"balanced"` classes, or some of them `"rare"`.
       severity: of the findings, from 0 (barely visible) to 1.
       dose: detector dose relative to the site's usual one.
-      findings: how many conditions an image has at most; each after the first is there in half of
-        the patients with a condition.
+      findings: largest number of conditions of an image; each condition after the first occurs in
+        half of the patients with a condition.
       norms: `"fixed"`: an enlarged liver or spleen is a finding at every age; `"age"`: only above
         what is normal at the infant's age, see `patients.upper_norm`.
       max_age_months: oldest infant; up to 216 (18 years).

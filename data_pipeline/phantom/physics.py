@@ -148,7 +148,7 @@ def expose(
       depth: optical depth, float32 `[size, size]`.
       field: 1 inside of the collimation, 0 outside, float32 `[size, size]`.
       pixel: mm.
-      site: whose detector.
+      site: the detector.
       dose: relative to the usual one. The automatic exposure makes the detected quanta per image
         independent of the patient's thickness and of the field's size, so that neither age nor
         condition can be read from the noise.
