@@ -43,7 +43,7 @@ _SAME_IN_THE_LARGE = 0.98
 _BLOCK = 2048
 _FEW = 0.02  # Of the images of a source: more are a second kind of image, not outliers.
 _FEW_AGES = 0.1
-_ENOUGH = 20  # Images, to say what is usual among them.
+_ENOUGH = 20  # Least number of images for finding unusual ones.
 _ALIKE, _NEGATIVE = 0.4, -0.3  # Correlation with the mean of the others.
 
 

@@ -14,7 +14,7 @@ from data_pipeline.decode.preprocessing import trim_borders
 from data_pipeline.manifest import Box, Records
 
 _log = logging.getLogger(__name__)
-# What the decoder notes where it orients an image by its Patient Orientation.
+# The note of the decoder if it orients an image by its Patient Orientation.
 _ORIENTED = re.compile(
     r"patient orientation \S+; (?:turned by (\d+) degrees)?.*to the standard view"
 )
@@ -75,7 +75,7 @@ def _map_boxes(
     if preprocessing.trim_borders:
         pixels = np.ascontiguousarray(radiograph.pixels)
         trimmed = trim_borders(pixels)
-        # It is a part of the same memory; where it begins tells how much was cut.
+        # It is a view of the same memory; its start gives the size of the cut margins.
         begin = trimmed.ctypes.data - pixels.ctypes.data
         top, left = divmod(begin // pixels.itemsize, width)
         height_left, width_left = trimmed.shape

@@ -45,7 +45,7 @@ _READER_OPTIONS = "readahead_buffer_size:0,index_storage_option:in_memory"
 _KEYS = np.dtype(
     [("key", np.uint64), ("size", np.int64), ("modified_ns", np.int64), ("written_ns", np.int64)]
 )
-_NO_FILE = -1  # Size of what is not a file, such as a phantom image: never outdated.
+_NO_FILE = -1  # Size of an image without a file, such as a phantom image: never outdated.
 _NOT_RECORDED = -2  # In caches of earlier versions.
 _SECONDS_TO_ABANDON = 86_400
 

@@ -80,7 +80,7 @@ def _split_source(
     known = set(keys[records.has_label | records.has_age])
     rarest_of = rarest_findings(records.label)
     frequency: dict[str, int] = dict(count_findings(records.label))
-    frequency[""] = len(records) + 1  # A known condition always stands before an unknown one.
+    frequency[""] = len(records) + 1  # A known condition always precedes an unknown one.
     for key, split, label in zip(keys, records.split, rarest_of, strict=True):
         if given.setdefault(key, split) != split:
             raise DataError(
@@ -106,8 +106,8 @@ def _split_source(
     for members in strata.values():
         members.sort(key=lambda key: _digest(seed, name_of[key]))
     if "test" not in roles_given:
-        # Patients of whom nothing is known can test nothing. (How well stage one rebuilds them can
-        # be validated.)
+        # Patients without a label or an age cannot be used for testing. (How well stage one
+        # rebuilds them can be validated.)
         testable = {label: [k for k in members if k in known] for label, members in strata.items()}
         _take(testable, role, "test", test_fraction, seed)
     if "validation" not in roles_given:

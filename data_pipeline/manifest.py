@@ -155,7 +155,7 @@ class _Reader:
         self._path = path
         self._folder = os.path.dirname(path)
         self._slashes: bool | None = None  # Whether backslashes are slashes; not known yet.
-        # By column and what is wrong: values with the lines that hold them.
+        # By column and error: values with their lines.
         self._refused: dict[tuple[str, str], dict[str, list[int]]] = {}
         lines = [next(file, "")]
         match = _SEPARATOR_LINE.fullmatch(lines[0])

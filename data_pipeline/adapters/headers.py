@@ -150,7 +150,7 @@ def _read(path: str) -> Header:
     try:
         return read_header(path)
     except (Refused, OSError):
-        return Header()  # Reading the image will say what is wrong with it.
+        return Header()  # Reading the image will report the error.
 
 
 def _birth_date(path: str) -> str:

@@ -58,7 +58,7 @@ class Place:
     label_noise: float = 0.0
 
 
-# Options that change pixels. The others change what is listed and recorded.
+# Options that change pixels. The others change the list of images and its columns.
 _OF_FILM = (
     "seed",
     "site",

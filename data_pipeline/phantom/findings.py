@@ -83,7 +83,7 @@ def draw_finding(
     for label in body.film.findings:
         _draw_one(canvas, body, label, lesion, loops, mu, draw)
         if canvas.masks is not None and body.film.also and "finding" in canvas.masks:
-            # What the bowel shows of the first condition is marked before it is drawn.
+            # The sign of the first condition in the bowel is marked before it is drawn.
             canvas.masks[FINDING + label] = canvas.masks.pop("finding")
 
 

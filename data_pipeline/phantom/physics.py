@@ -167,7 +167,7 @@ def expose(
     # Scatter: a broad blur of the primary, on a coarse grid.
     points = ((np.arange(_SAMPLES) * 2 + 1) * size) // (2 * _SAMPLES)
     coarse = primary[points][:, points]
-    # Only what the patient attenuates scatters; the open beam beside it does not.
+    # Only radiation attenuated by the patient scatters; the open beam beside it does not.
     broad = np.minimum(coarse, np.float32(0.25))
     for _ in range(8):
         broad = _smooth(broad, 0.25)

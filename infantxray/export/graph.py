@@ -42,7 +42,7 @@ def answer_function(
         return model.apply(variables, latent, age, method=DiagnosisModel.heads)  # type: ignore
 
     # The logits are an affine function of the pooled map: its slope is `[K, C]`. It is computed
-    # here, because converters replace layers by operations of their own, without derivatives.
+    # here, because converters replace layers by other operations, without derivatives.
     slope = np.zeros((0, 0))
     if spec.classes and not spec.age_film:
         channels = model.encoder.num_features

@@ -105,7 +105,7 @@ def pooled_map(
 
 def pixels(variables: PyTree, image: jax.Array, key: jax.Array) -> jax.Array:
     """Means of 32 x 32 squares: images `[B, S, S, 1]` -> `[B, 1024]`, float32."""
-    del variables, key  # Nothing is learned, and nothing random.
+    del variables, key  # There are no parameters and no random numbers.
     batch, side = image.shape[:2]
     times = side // _PIXELS_SIDE
     x = image.reshape(batch, _PIXELS_SIDE, times, _PIXELS_SIDE, times).astype("float32")

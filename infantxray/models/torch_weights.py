@@ -148,7 +148,7 @@ LEAVES = {
     ("batch_stats", "var"): "running_var",
 }
 
-# What the references normalise their images with.
+# The input scales of the references.
 REFERENCE_SCALES = {name: SYMMETRIC if name == "xception" else IMAGENET for name in RULES}
 XRAY_FINDINGS = 18  # outputs of torchxrayvision's classifiers
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # of checkpoints, Lightning's among them

@@ -15,7 +15,7 @@ from infantxray.reports.tables import NAMES, NOTHING, Difference, Table
 from infantxray.studies.plan import Run
 from infantxray.studies.results import Model, Results
 
-# What the paper reports, on its own data, which is gated.
+# The results of the paper, on its gated data.
 _PAPER = "the paper, on other data"
 _PAPER_BEST = ("resnet50", 0.8249)
 _PAPER_ABLATION = {"without_pretraining": 0.7797, "without_apn": 0.8004, "full": 0.8249}

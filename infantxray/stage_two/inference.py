@@ -205,7 +205,7 @@ class Predictor:
     def _findings(self, source: ImageSource, rows: np.ndarray) -> np.ndarray | None:
         if not self.spec.multi_label:
             return None
-        if source.findings is None:  # Images whose labels nobody reads, as in `predict`.
+        if source.findings is None:  # The labels of these images are not used, as in `predict`.
             return np.full((len(rows), len(self.spec.classes)), np.nan, np.float32)
         return source.findings[rows]
 

@@ -32,7 +32,7 @@ PyTree = Any
 
 MIN_VALIDATION = 50
 _MIN_OUTCOME = 10  # Images with a finding, and without it, for its temperature.
-_MOST_IMAGES = 2000  # Training images whose features are described.
+_MOST_IMAGES = 2000  # Training images for the statistics of features.
 _MOST_NEIGHBOURS = 500
 _RULES = "sensitivity:0.95,youden"  # Of configs/finetune.py.
 _log = logging.getLogger(__name__)

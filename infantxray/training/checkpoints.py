@@ -25,7 +25,7 @@ PyTree = Any
 DIGESTS = "digests.xxh128"
 _ITEMS = ("state", "progress")
 _DAMAGED = ".damaged"  # Ends the name of a checkpoint that was set aside.
-# Orbax writes these after the digests, and nothing in them changes what is restored.
+# Orbax writes these after the digests; their contents do not affect the restored values.
 _NOT_DIGESTED = (DIGESTS, "_CHECKPOINT_METADATA", "commit_success.txt")
 
 _log = logging.getLogger(__name__)

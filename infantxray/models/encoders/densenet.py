@@ -98,7 +98,7 @@ class DenseNet(nn.Module):
                 layer = DenseLayer(self.growth_rate, conv, norm, name=f"dense{number}_{index}")
                 y = layer(x, moments)
                 x = jnp.concatenate([x, y], axis=-1)
-                if moments is not None:  # those of the channels before stay what they were
+                if moments is not None:  # the moments of earlier channels do not change
                     added = layers.channel_moments(y)
                     mean, square = map(jnp.concatenate, zip(moments, added, strict=True))
                     moments = mean, square
