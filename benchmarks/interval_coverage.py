@@ -2,9 +2,9 @@
 
     python benchmarks/interval_coverage.py --output benchmarks/results/interval_coverage.md
 
-A probit model with an expected accuracy of 0.75 gives the correct answers: they depend on the
-patient, the seed and chance. Patients and seeds are drawn anew in every trial. It takes half a
-minute on one core.
+A probit model with an expected accuracy of 0.75 simulates whether a run answers an image correctly.
+It depends on the patient, the seed and chance. Patients and seeds are drawn anew in every trial. It
+takes half a minute on one core.
 """
 
 from __future__ import annotations
