@@ -135,7 +135,7 @@ def read_ages(
     Args:
       columns: cells by the names in `AGE_UNITS`.
       refuse: called with column, reason, value and row for each cell that cannot be used.
-      name: of the table, for messages.
+      name: name of the table, for messages.
 
     Returns:
       One age a row, NaN where it is unknown; None if there is no column.

@@ -43,7 +43,7 @@ class DataSettings:
       train, validation, test: comma-separated `source:place`; an empty role is split from `train`.
       given_splits: `"keep"` the splits of sources, or `"ignore"` them.
       validation_fraction, test_fraction: of the patients of a source without a split.
-      split_seed: of the split.
+      split_seed: seed of the split.
       patient_ids: `"shared"`, an id means the same person in every source, or `"source"`.
       classes: names of the conditions; empty = those found.
       labels: `"single"`, one condition an image, or `"multi"`, any number of findings.
@@ -51,13 +51,13 @@ class DataSettings:
       normal_names: labels that mean no finding, separated by commas, with `"multi"`.
       uncertain: findings of training images that are uncertain, with `"multi"`: see
         `labels.resolve_uncertain`. Those of other images stay unknown.
-      label_fraction: of the training patients; the others lose their labels and ages.
+      label_fraction: share of the training patients; the others lose their labels and ages.
       label_seed: of the choice of those patients.
       image_size, resize, trim_borders: see `Preprocessing`.
       on_error: `"raise"` for a file that cannot be read, or `"skip"`.
       cache: folder of decoded images; empty = none.
       memory_mb: MiB; decoded images are kept in memory if all of them fit into this size.
-      num_threads: that decode.
+      num_threads: number of decoding threads.
     """
 
     train: str = ""
@@ -102,7 +102,7 @@ def open_role(spec: str, settings: DataSettings, notes: list[str] | None = None)
 
     Args:
       spec: the sources.
-      settings: of the data.
+      settings: settings of the data.
       notes: what `settings.label_map` changed is added, for the report.
     """
     records = open_sources(spec).with_patients(settings.patient_ids)
@@ -279,8 +279,8 @@ def finding_names(
     """The names of findings in labels; None if an image has one condition.
 
     Args:
-      settings: of the data.
-      split: of the training run. Findings that its training sources label count as known.
+      settings: settings of the data.
+      split: split of the training run. Findings that its training sources label count as known.
       classes: that are learned.
     """
     if not settings.multi_label:
@@ -342,7 +342,7 @@ class Reader:
       classes: names of the conditions; a label that is not among them counts as unknown.
       preprocessing: from a file to an image; None = that of `settings`.
       bad_files: a list to add to.
-      names: of findings, where an image may have several.
+      names: names of findings, where an image may have several.
       context: names of further inputs, see `context.find_context`.
 
     Attributes:

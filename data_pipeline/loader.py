@@ -297,7 +297,7 @@ def mixed_batches(
       batch_size: images of a batch.
       num_labelled: images of a batch that are drawn from the labelled images; the others are drawn
         from all images.
-      seed: of both orders.
+      seed: seed of both orders.
       num_threads: for decoding.
       part: of each batch, to be read.
     """

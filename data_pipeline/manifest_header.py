@@ -63,7 +63,7 @@ class Header:
     """Names of columns: as they are written, and in this project's spelling.
 
     Attributes:
-      path: of the manifest, for messages.
+      path: path of the manifest, for messages.
       written: as in the file.
       keys: of the same columns; unknown ones in lower case.
     """

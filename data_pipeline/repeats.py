@@ -23,7 +23,7 @@ def check_repeats(split: Split, **limits: Any) -> None:
     compared by their address.
 
     Args:
-      split: of the data.
+      split: split of the data.
       **limits: see `contents.equal_files`.
 
     Raises:

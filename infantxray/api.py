@@ -155,8 +155,8 @@ class Model:
 
         Args:
           folder: to write to; see docs/export.md.
-          name: of the model.
-          licence: of the weights, as Hugging Face lists it; empty = not stated.
+          name: name of the model.
+          licence: licence of the weights, as Hugging Face lists it; empty = not stated.
           page: write `reader.html` and its examples.
 
         Raises:
@@ -185,8 +185,8 @@ class Model:
           image: a file, or uint8 `[H, W]`.
           condition: a name of `classes`; None = the predicted one.
           method: `"grad_cam"`, or `"integrated_gradients"`.
-          level: of the encoder's pyramid, 0 (stride 4) to 3 (stride 32), for Grad-CAM; None = the
-            deepest with at least six cells a side.
+          level: level of the encoder's pyramid, 0 (stride 4) to 3 (stride 32), for Grad-CAM; None =
+            the deepest with at least six cells a side.
 
         Returns:
           float32 `[S, S]` in [0, 1], over the image as `read` gives it.

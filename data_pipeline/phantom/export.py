@@ -45,7 +45,7 @@ def write_image(
 
     Args:
       folder: where to.
-      address: of the image.
+      address: address of the image.
       size: in pixels.
       form: one of `FORMATS`.
       patient_id, age_months, sex: for the DICOM header; NaN and empty are left out.

@@ -55,7 +55,7 @@ class Film:
     """Everything that is decided before anatomy is drawn.
 
     Attributes:
-      address: of the image.
+      address: address of the image.
       patient: number of the patient within the split.
       visit: which image of this patient, from 0.
       age_months, sex: at the image; `"F"` or `"M"`.

@@ -107,7 +107,7 @@ def choose(finding: str, scores: Scores, rule: Rule) -> OperatingPoint | None:
 
     Args:
       finding: to name in the result.
-      scores: of validation images.
+      scores: scores of validation images.
       rule: the rule.
     """
     if scores.missing():
@@ -153,7 +153,7 @@ def accuracy_at(
 
     Args:
       threshold: images of at least this score are called positive.
-      scores: of test images.
+      scores: scores of test images.
       prevalences: at which predictive values are also stated, by Bayes' theorem: the prevalence
         of a test set is rarely that of the clinic.
 

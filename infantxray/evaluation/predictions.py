@@ -106,8 +106,8 @@ def write_predictions(path: str | os.PathLike[str], predictions: Predictions, re
     known, joined by `|`.
 
     Args:
-      path: of the file.
-      predictions: of N images.
+      path: path of the file.
+      predictions: predictions of N images.
       records: the N images: their `image_path`, `patient_id`, `label` and `age_months`.
     """
     classes = predictions.classes

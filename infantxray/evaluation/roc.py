@@ -54,7 +54,7 @@ def delong(scores: Sequence[Scores]) -> tuple[np.ndarray, np.ndarray, float]:
     are summed within patients, and outcomes of one patient may be correlated.
 
     Args:
-      scores: of M models; both outcomes must occur.
+      scores: scores of M models; both outcomes must occur.
 
     Returns:
       Areas `[M]`; covariance `[M, M]`, NaN with fewer than two patients of an outcome; and

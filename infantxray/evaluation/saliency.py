@@ -100,11 +100,11 @@ def grad_cam(
     """Grad-CAM of one condition for each image.
 
     Args:
-      model: of stage two.
+      model: model of stage two.
       variables: its parameters and statistics.
       image: uint8 `[B, S, S, 1]`.
       target: int `[B]`, the condition to explain.
-      level: of the pyramid, 0 (stride 4) to 3 (stride 32).
+      level: level of the pyramid, 0 (stride 4) to 3 (stride 32).
       mean, std: the input scale of the model.
 
     Returns:
@@ -134,7 +134,7 @@ def integrated_gradients(
     """Integrated gradients from a black image, by the midpoint rule.
 
     Args:
-      model: of stage two.
+      model: model of stage two.
       variables: its parameters and statistics.
       image: uint8 `[B, S, S, 1]`.
       target: int `[B]`, the condition to explain.
@@ -229,10 +229,10 @@ class Explainer:
     """Saliency maps as large as the images, for any number of images.
 
     Args:
-      model: of stage two.
+      model: model of stage two.
       variables: its parameters and statistics.
       mean, std: the input scale of the model.
-      level: of Grad-CAM; None for `default_level`.
+      level: level of Grad-CAM; None for `default_level`.
       batch_size: images at a time; fewer are filled up, so that one program serves all.
     """
 
@@ -397,9 +397,9 @@ def localisation(
     Args:
       explain: makes the saliency maps.
       images: with their boxes.
-      predictions: of the same images.
+      predictions: predictions of the same images.
       samples: bootstrap samples of patients for the intervals; 0 leaves them out.
-      seed: of the resampling.
+      seed: seed of the resampling.
 
     Returns:
       `n` findings, of the first eight images of each whose place is known; `box_share`, the mean

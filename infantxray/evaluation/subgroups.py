@@ -45,7 +45,7 @@ def measures(
     `age_mae_months`. Where an image may have several findings, no `accuracy` and `recall`.
 
     Args:
-      predictions: of N test images.
+      predictions: predictions of N test images.
       operating: thresholds of classes; their `sensitivity/<class>` and `specificity/<class>` are
         then measured too.
     """

@@ -28,9 +28,9 @@ def summarise(
     """Everything in `metrics.json` but the calibration and the baselines.
 
     Args:
-      predictions: of the test set.
+      predictions: predictions of the test set.
       bootstrap_samples: for the intervals; 0 leaves them out.
-      seed: of the resampling.
+      seed: seed of the resampling.
     """
     metrics = headline(predictions)
     result: dict[str, Any] = {
@@ -109,7 +109,7 @@ def baseline(
     """Scores of a blind guess, which never looks at the image.
 
     Args:
-      predictions: of the test set.
+      predictions: predictions of the test set.
       train_label: int `[M]` of the training images, -1 = unknown.
       age_mean_months: mean age of the training images; None without an age head.
       train_findings: of the training images, `[M, K]`, where an image may have several.

@@ -55,8 +55,8 @@ def write(
 
     Args:
       folder: to write to.
-      name: of the files.
-      path: of the image.
+      name: name of the files.
+      path: path of the image.
       answer: the JSON of the image, as `predict` writes it.
       image: uint8 `[S, S]`, as the model saw it.
       heat: saliency of the predicted condition in [0, 1], `[S, S]`.

@@ -26,9 +26,9 @@ def answer_function(
     adds to a logit.
 
     Args:
-      spec: of the model.
+      spec: specification of the model.
       variables: its parameters and statistics.
-      temperature: of the softmax, or of each sigmoid; None = 1.
+      temperature: temperature of the softmax, or of each sigmoid; None = 1.
 
     Returns:
       A function of greys 0 to 255, `[B, S, S, 1]`, and the names of what it returns, in order:

@@ -153,7 +153,7 @@ class Extractor:
     Args:
       function: from variables, images uint8 `[B, S, S, 1]` and a key to features `[B, C]`.
       batch_size: images at a time.
-      num_threads: that decode.
+      num_threads: number of decoding threads.
     """
 
     def __init__(self, function: FeatureFunction, *, batch_size: int, num_threads: int):

@@ -183,7 +183,7 @@ def facts(
     """The facts of a run of stage two, by the names that checklists use.
 
     Args:
-      settings: of the training run (`config.json`).
+      settings: settings of the training run (`config.json`).
       summary: what `metrics.json` holds.
       short: the sentences of "In short".
       figures: of the page.

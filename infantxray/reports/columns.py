@@ -57,7 +57,7 @@ def read(records: Records, names: Sequence[str]) -> dict[str, np.ndarray]:
 
     Args:
       records: the images.
-      names: of `RECORDS`, of `DICOM` (read from headers; `kvp` in steps of ten), or of the
+      names: names of `RECORDS`, of `DICOM` (read from headers; `kvp` in steps of ten), or of the
         manifests that the images come from. `age` is the age band.
     """
     headers = dicom_columns(records) if set(names) & set(DICOM) else {}

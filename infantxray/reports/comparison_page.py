@@ -166,10 +166,10 @@ def write(
       folder: where to.
       tested: the runs, the reference first.
       others: `metrics.json` of each run, and of runs on other patients.
-      thresholds: of conditions, for the reclassification.
+      thresholds: thresholds of conditions, for the reclassification.
       preprocessing: how images are shown.
       permutations: of the tests.
-      seed: of the permutations.
+      seed: seed of the permutations.
       settings: to list on the page.
 
     Returns:

@@ -33,7 +33,7 @@ class Comparisons:
       results: of the study.
       references: predictions of the baselines, `{label_fraction: {name: Predictions}}`.
       samples: bootstrap samples.
-      seed: of the resampling.
+      seed: seed of the resampling.
     """
 
     def __init__(self, results: Results, references: References, samples: int, seed: int):

@@ -57,7 +57,7 @@ def write(
     """Writes the page.
 
     Args:
-      path: of the page.
+      path: path of the page.
       records: all images; `split` holds the role of each.
       keys: key of each image's patient.
       images: what was measured.

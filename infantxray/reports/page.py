@@ -159,7 +159,7 @@ def write_page(path: str | os.PathLike[str], template: str, **context: Any) -> N
     """Fills `templates/<template>.html.j2` and writes the page, whole or not at all.
 
     Args:
-      path: of the page.
+      path: path of the page.
       template: its name.
       **context: what the template shows; text is escaped.
     """

@@ -59,7 +59,7 @@ def save(
 
     Args:
       folder: is made where it is missing.
-      name: of the files.
+      name: name of the files.
       draw: makes the figure.
       words: names in it that users chose, for which fonts are looked up.
 

@@ -48,7 +48,7 @@ def draw(
 
     Args:
       folder: `figures/` of the run.
-      predictions: of the test images.
+      predictions: predictions of the test images.
       summary: what `metrics.json` holds.
       history: scalars of the training run by step.
       examples: an image of each condition, with its saliency.
@@ -122,8 +122,8 @@ def panels(path: str, names: Sequence[str] = ()) -> Figure:
     """The last panels of stage one.
 
     Args:
-      path: of the PNG.
-      names: of its rows.
+      path: path of the PNG.
+      names: names of its rows.
     """
     rows = f"; from above: {', '.join(names).replace('_', ' ')}" if names else ""
     return Figure(
@@ -143,8 +143,8 @@ def write(
     """Writes the report of one stage-two model.
 
     Args:
-      path: of the page.
-      settings: of the training run (`config.json`).
+      path: path of the page.
+      settings: settings of the training run (`config.json`).
       summary: what `metrics.json` holds. `summary["baseline"]["pixels"]`, where present, has
         metrics of ridge on pixels.
       figures: see `draw` and `panels`.

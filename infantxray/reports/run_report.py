@@ -100,12 +100,12 @@ def evaluate(
       source: images to score.
       predictor: runs its model.
       bootstrap_samples: for the intervals.
-      seed: of the resampling.
+      seed: seed of the resampling.
       data: how the training images of the baseline are read.
       stage_one_known: whether the training patients of stage one could be checked.
       validation: images on which thresholds are fixed, if the checkpoint has none yet.
       review: what else the report shows.
-      names: of the findings, if an image may have several.
+      names: names of the findings, if an image may have several.
       label_notes: changes of labels, for the report.
 
     Returns:

@@ -28,7 +28,7 @@ def read(
     Args:
       checkpoint: workdir of stage two. The folders beside it are searched for a run from random
         weights with the same settings and test images.
-      settings: of the run (`config.json`).
+      settings: settings of the run (`config.json`).
       summary: its metrics.
 
     Returns:

@@ -53,8 +53,8 @@ def write(
       data: how images are read.
       best_metric: the validation metric that chooses the encoder with details.
       bootstrap_samples: of the intervals.
-      seed: of the resampling.
-      settings: of the study, for the page.
+      seed: seed of the resampling.
+      settings: settings of the study, for the page.
 
     Returns:
       The path of the page.
@@ -136,14 +136,14 @@ def write_study_page(
     """Fills the page of a study.
 
     Args:
-      path: of the page.
+      path: path of the page.
       title: its heading.
       subtitle: below it.
       sentences: the results.
       failed: why runs failed, by their number.
       parts: tables, figures and images in order; None is left out.
       runs: all that were planned.
-      settings: of the study.
+      settings: settings of the study.
     """
     seconds = [run.read_record().get("seconds") for run in runs]
     write_page(

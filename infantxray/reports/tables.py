@@ -39,7 +39,7 @@ class Table:
     """One table.
 
     Attributes:
-      name: of its files.
+      name: name of its files.
       title: a heading.
       caption: how to read it.
       header: of the columns.

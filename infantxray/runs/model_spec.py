@@ -30,7 +30,7 @@ class ModelSpec:
       age_range_months: lowest and highest age of distribution regression; None for a single number.
       age_film: whether the age modulates the features of the condition head.
       input_mean, input_std: of intensities in [0, 1], by which images are normalised.
-      objective: of stage one; empty in stage two.
+      objective: objective of stage one; empty in stage two.
       context: names of further inputs of the heads, such as `sex=F`; see `data_pipeline.context`.
       multi_label: whether an image may have several conditions: one sigmoid a condition.
       source_labels: whether stage one, or one before it, learned from labels of the source data.

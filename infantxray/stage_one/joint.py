@@ -25,7 +25,7 @@ def join(tasks: Mapping[str, Task], weights: Mapping[str, float]) -> Task:
 
     Args:
       tasks: by name, in order. One alone is returned as it is. Names of their terms differ.
-      weights: of each task's loss.
+      weights: weights of each task's loss.
 
     Returns:
       A task that reports, beside the metrics of each, `A+B`: the weighted sum of the metrics
@@ -84,9 +84,9 @@ def own_variables(variables: PyTree, name: str, names: tuple[str, ...]) -> PyTre
     """The variables of one task, as without joining.
 
     Args:
-      variables: of the joint task.
-      name: of the task.
-      names: of all tasks; one alone has its variables.
+      variables: variables of the joint task.
+      name: name of the task.
+      names: names of all tasks; one alone has its variables.
     """
     if len(names) == 1:
         return variables
@@ -119,9 +119,9 @@ def panels(
 
     Args:
       objectives: by name; supervision has no panels.
-      variables: of the joint task.
+      variables: variables of the joint task.
       image: `[B, H, W, 1]`, intensities in [0, 1].
-      names: of all tasks.
+      names: names of all tasks.
     """
     drawn = [
         picture

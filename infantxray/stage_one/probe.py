@@ -29,15 +29,15 @@ class RunningProbe:
     whether the representation transfers.
 
     Args:
-      encoder: of stage one.
+      encoder: encoder of stage one.
       split: its data; see `probe_classes`.
       classes: at least two names of conditions.
       reader: reads the images.
       images: largest number in each of the two sets.
       every_steps: interval.
       batch_size: images at a time.
-      num_threads: that decode.
-      seed: of the choice of images.
+      num_threads: number of decoding threads.
+      seed: seed of the choice of images.
     """
 
     def __init__(

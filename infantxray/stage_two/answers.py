@@ -38,7 +38,7 @@ class Member:
       spec: all that is needed to use the weights.
       variables: its parameters and statistics.
       trust: its calibration; None to use the model's own probabilities.
-      step: of the checkpoint.
+      step: step of the checkpoint.
       folder: the workdir.
       points: thresholds of its probabilities: those of `trust` if it calibrates, else those of the
         run's report.
@@ -128,7 +128,7 @@ class Answerer:
     Args:
       members: of the ensemble; one model is an ensemble too.
       batch_size: images at a time.
-      num_threads: that decode.
+      num_threads: number of decoding threads.
       augmentations: slightly rotated, scaled and shifted copies whose predictions are averaged
         with the image's own.
       reconstruction: of the autoencoder that the first model started from; None = do without.

@@ -148,9 +148,9 @@ class Predictor:
     """Predicts conditions and ages for many images, on all devices.
 
     Args:
-      spec: of the model.
+      spec: specification of the model.
       batch_size: images at a time.
-      num_threads: that decode.
+      num_threads: number of decoding threads.
 
     Attributes:
       model: the network.

@@ -61,9 +61,9 @@ def make_task(
     over all known findings of the batch.
 
     Args:
-      spec: of the model.
-      settings: of the loss.
-      augmentation: of training images.
+      spec: specification of the model.
+      settings: settings of the loss.
+      augmentation: augmentation of training images.
       labels: of the training images, int `[N]`, or their findings, `[N, K]`, for the class weights.
       validate: variables -> metrics.
     """

@@ -140,15 +140,15 @@ def ask_linear_probes(
     """Mean probabilities by linear probes of frozen encoders, such as the student's own.
 
     Args:
-      spec: of the model.
+      spec: specification of the model.
       places: where the encoders come from, see `transfer.check_stage_one`.
       labelled: the training images with a label.
       images: all training images.
       validation: images that the probes are scored on, for the log.
-      augmentation: of the labelled images, which the probes see unchanged as well.
+      augmentation: augmentation of the labelled images, which the probes see unchanged as well.
       batch_size: images at a time.
-      num_threads: that decode.
-      seed: of random weights and of the augmentation.
+      num_threads: number of decoding threads.
+      seed: seed of random weights and of the augmentation.
 
     Returns:
       float32 `[N, K]`.
@@ -218,14 +218,14 @@ def ask_fine_tuned(
 
     Args:
       folder: where the teachers' workdirs go.
-      spec: of the model.
+      spec: specification of the model.
       teaching: how many teachers, and how long.
       labelled: the training images with a label.
       images: all training images.
       predictor: applies the model.
       loop_settings: of the student.
       num_labelled: labelled images in a batch of the student; the teachers' batch size.
-      num_threads: that decode.
+      num_threads: number of decoding threads.
       fit: trains a model: (settings, workdir, batches).
 
     Returns:

@@ -95,12 +95,12 @@ def make_supervised(
     """The task, and a reader of batches with its labels.
 
     Args:
-      spec: of the encoder, without heads.
-      settings: of supervision.
-      augmentation: of training images.
+      spec: specification of the encoder, without heads.
+      settings: settings of supervision.
+      augmentation: augmentation of training images.
       data: of the run, with `labels` of `settings`.
       split: see `source_split`.
-      batch_size: of validation.
+      batch_size: batch size of validation.
       bad_files: a list to add to.
 
     Raises:

@@ -79,7 +79,7 @@ def check_scored(
 
     Args:
       pretrained: see `check_stage_one`.
-      split: of stage two.
+      split: split of stage two.
       roles: that are scored: `"validation"`, `"test"`.
       patient_ids: see `Records.with_patients`.
     """

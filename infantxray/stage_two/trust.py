@@ -65,9 +65,9 @@ class Trust:
     """Fitted calibration, prediction sets, age interval and outlier detector.
 
     Attributes:
-      coverage: of prediction sets and age intervals.
+      coverage: coverage of prediction sets and age intervals.
       n_validation: images that they were fitted on.
-      temperature: of the softmax, or of the sigmoid of each finding; None = not fitted.
+      temperature: temperature of the softmax, or of the sigmoid of each finding; None = not fitted.
       sets: thresholds of prediction sets.
       age_half_width_months: half the width of the age interval.
       age_range_months: lowest and highest known age of the training images.
@@ -131,7 +131,7 @@ class Trust:
         """Calibration before and after, coverage and abstention, on test images.
 
         Args:
-          predictions: of the model, before calibration.
+          predictions: predictions of the model, before calibration.
         """
         result: dict[str, Any] = {}
         ages, label = predictions.age_predicted_months, predictions.label

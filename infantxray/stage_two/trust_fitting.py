@@ -54,16 +54,16 @@ def fit(
     """Fits all components; a component with too few images is skipped, with the reason.
 
     Args:
-      spec: of the model.
+      spec: specification of the model.
       variables: its parameters and statistics.
       reader: opens the images of records.
       training: images that the model learned from; at most 2,000 are read, drawn at random.
       validation: images of other patients.
-      coverage: of prediction sets and age intervals, within (0, 1).
+      coverage: coverage of prediction sets and age intervals, within (0, 1).
       rules: of the thresholds.
       batch_size: images at a time.
-      num_threads: that decode.
-      seed: of the draw.
+      num_threads: number of decoding threads.
+      seed: seed of the draw.
     """
     apply = jax.jit(predict_function(spec))
     how = {"batch_size": batch_size, "num_threads": num_threads}

@@ -34,7 +34,7 @@ class Study:
       label_draw: which patients keep labels: `"shared"` or `"seed"`.
       pretrain_data: the images of stage one.
       frozen: whether frozen encoders are probed.
-      dtype: of the computation.
+      dtype: dtype of the computation.
       labels: `"single"` or `"multi"`, of probes and stage two.
       data: settings of both stages, nested; `data.train` is that of stage two.
       pretrain, finetune: settings of the stages, nested.
@@ -89,8 +89,8 @@ class Run:
       task: `pretrain`, `probe` or `finetune`.
       encoder: name of the network.
       name: the objective of its encoder (stage one and probes), or the variant (stage two).
-      label_fraction: of the training patients.
-      seed: of the run.
+      label_fraction: share of the training patients.
+      seed: seed of the run.
       folder: its workdir.
       settings: nested, as in the configuration file of its task.
       command: that executes it.

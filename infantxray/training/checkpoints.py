@@ -66,10 +66,10 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-      workdir: of the run; they are in `checkpoints/` below it.
+      workdir: workdir of the run; they are in `checkpoints/` below it.
 
     Attributes:
-      workdir: of the run.
+      workdir: workdir of the run.
     """
 
     def __init__(self, workdir: str):
@@ -169,8 +169,8 @@ def find_damage(workdir: str, step: int, *, only: str = "") -> str:
     """Compares the files of a checkpoint with their digests.
 
     Args:
-      workdir: of the run.
-      step: of the checkpoint.
+      workdir: workdir of the run.
+      step: step of the checkpoint.
       only: look at this item alone, `"state"` or `"progress"`.
 
     Returns:
@@ -363,7 +363,7 @@ def restore_variables(
     """Restores variables (`params`, `batch_stats`) from a run's checkpoint.
 
     Args:
-      workdir: of the run.
+      workdir: workdir of the run.
       step: one of its checkpoints.
       variables: `{"params": ..., "batch_stats": ...}` of the model, arrays or abstract.
       only: restore this subtree alone, such as `"encoder"`; the rest stays as it is.

@@ -43,7 +43,7 @@ class LoopSettings:
       total_steps: number of updates.
       batch_size: images of an update, over all devices.
       optimizer: see `OptimizerSettings`.
-      seed: of the initial parameters and of all that is random in training.
+      seed: seed of the initial parameters and of all that is random in training.
       accumulate_steps: number of parts that a batch is processed in.
       log_every_steps, eval_every_steps, checkpoint_every_steps: intervals. The last step is always
         logged, evaluated and saved, and every evaluation is followed by a checkpoint.

@@ -66,7 +66,7 @@ def create_encoder(name: str, in_channels: int = 1, dtype: Dtype = jnp.float32) 
     Args:
       name: a key of `ENCODERS`.
       in_channels: channels of the images: 1 for grey, 3 for RGB.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
       ValueError: there is no encoder of that name.

@@ -49,7 +49,7 @@ class DenseNet(nn.Module):
 
     Attributes:
       in_channels: channels of the image.
-      dtype: of the computation.
+      dtype: dtype of the computation.
       blocks: layers of each of the four dense blocks.
       growth_rate: channels that a layer adds.
     """

@@ -44,7 +44,7 @@ class Objective(abc.ABC):
     Subclasses take the encoder, the dtype of the computation, and `ObjectiveSettings`.
 
     Attributes:
-      name: of the loss, as it is logged.
+      name: name of the loss, as it is logged.
       panel_names: of the pictures that `panels` returns.
       model: a module with the encoder as its submodule `encoder`.
     """
