@@ -23,6 +23,9 @@ from infantxray.models import encoders
 from infantxray.runs import settings
 from infantxray.runs.settings import ConfigError, compared_encoders
 
+# In one process, so that fixtures are made once.
+pytestmark = pytest.mark.xdist_group("label_efficiency")
+
 
 def small_config(config, monkeypatch):
     monkeypatch.setitem(encoders.ENCODERS, "tiny", Tiny)

@@ -91,7 +91,13 @@ def test_the_default_level_has_six_cells_a_side(size, level):
 LEVELS = [(name, 2 * (i % 2)) for i, name in enumerate(sorted(ENCODERS, reverse=True))]
 
 
-@pytest.mark.parametrize(("name", "level"), LEVELS)
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow) if case[0] == "hrnet_w32" else case
+        for case in LEVELS
+    ],
+)
 def test_every_encoder_is_split_at_a_level(name, level):
     """The program is traced, not compiled: the map has its stride, and the logits depend on it."""
     model = DiagnosisModel(create_encoder(name), num_classes=2, age_head=False)

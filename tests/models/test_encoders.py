@@ -168,7 +168,16 @@ def test_every_multiple_of_32_gives_whole_strides(family, side):
 
 
 # HRNet is made of ResNet's layers, and takes as long to compile as all others.
-@pytest.mark.parametrize("family", [name for name in SMALL if name != "hrnet"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        name
+        if name in ("vgg", "mobilenet", "shufflenet", "resnet")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in SMALL
+        if name != "hrnet"
+    ],
+)
 def test_one_and_four_devices_agree(family):
     encoder = SMALL[family]
     image = jax.random.normal(jax.random.key(0), (8, 32, 32, 1))

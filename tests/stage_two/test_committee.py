@@ -18,6 +18,9 @@ from infantxray.training.augment import Augmentation
 HOW = Preprocessing(32)
 CLASSES = ("mass", "normal")
 
+# In one process, so that fixtures are made once.
+pytestmark = pytest.mark.xdist_group("committee")
+
 
 @pytest.fixture(scope="module")
 def images():

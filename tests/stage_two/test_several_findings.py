@@ -30,6 +30,9 @@ from infantxray.stage_two import loss
 
 PHANTOM = "phantom:infant:findings=2:films=110:severity=obvious"
 
+# In one process, so that fixtures are made once.
+pytestmark = pytest.mark.xdist_group("several_findings")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_encoder():

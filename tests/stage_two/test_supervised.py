@@ -30,6 +30,9 @@ from infantxray.training.augment import Augmentation
 SOURCES = "phantom:adult:films=44,phantom:infant:films=44"
 DATA = DataSettings(train=SOURCES, image_size=32, num_threads=1)
 
+# In one process, so that fixtures are made once.
+pytestmark = pytest.mark.xdist_group("supervised")
+
 
 @pytest.fixture(scope="module")
 def split():

@@ -25,6 +25,9 @@ from infantxray.reports import comparisons, plots  # noqa: E402
 from infantxray.reports import study_report as report  # noqa: E402
 from infantxray.studies import plan, results, runner  # noqa: E402
 
+# In one process, so that fixtures are made once.
+pytestmark = pytest.mark.xdist_group("study")
+
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
