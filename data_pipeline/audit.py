@@ -54,7 +54,7 @@ class Images:
     Attributes:
       reason: the reason why the image could not be read; empty if it was read.
       note: decisions of the decoder.
-      body_part: from the header; empty if it is missing or the file has no header.
+      body_part: body part in the header; empty if it is missing or the file has no header.
       digest: hash of the file's bytes.
       height, width, bits: as stored.
       brightness, contrast: mean and standard deviation of the image, of the full range.

@@ -31,7 +31,7 @@ def image_boxes(records: Records, row: int, preprocessing: Preprocessing) -> tup
     Args:
       records: the images; `boxes` is in pixels of the stored image.
       row: the image.
-      preprocessing: from the file to the network's input.
+      preprocessing: preprocessing of a file to the network's input.
 
     Returns:
       The boxes. Empty if no box is known, or if boxes are outside of the stored image, because they

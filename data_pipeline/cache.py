@@ -118,8 +118,8 @@ def write_shard(
 
     Args:
       folder: made by `create_folder`.
-      paths: which images.
-      preprocessing: from a file to an image.
+      paths: the images.
+      preprocessing: preprocessing of a file to an image.
       dtype: `"uint8"` or `"uint16"`.
 
     Returns:
@@ -344,7 +344,7 @@ class Cache:
         """Reads several images at once, which is faster than one by one.
 
         Args:
-          image_paths: which, n of them.
+          image_paths: n paths.
           images: uint8 `[n, S, S]`, filled where an image is here.
 
         Returns:

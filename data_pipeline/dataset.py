@@ -281,7 +281,7 @@ def finding_names(
     Args:
       settings: settings of the data.
       split: split of the training run. Findings that its training sources label count as known.
-      classes: that are learned.
+      classes: the learned classes.
     """
     if not settings.multi_label:
         return None
@@ -340,7 +340,7 @@ class Reader:
     Args:
       settings: `on_error`, `cache` and `memory_mb` are used.
       classes: names of the conditions; a label that is not among them counts as unknown.
-      preprocessing: from a file to an image; None = that of `settings`.
+      preprocessing: preprocessing of a file to an image; None = that of `settings`.
       bad_files: a list to add to.
       names: names of findings, where an image may have several.
       context: names of further inputs, see `context.find_context`.

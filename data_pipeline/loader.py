@@ -118,7 +118,7 @@ class ImageSource:
     """Random access to decoded images, for Grain.
 
     Args:
-      records: which images, in order.
+      records: the images, in order.
       classes: names of the classes; a label that is not among them counts as unknown.
       preprocessing: how a file becomes an image.
       on_error: `"raise"`, or `"skip"`: list the file in `bad_files` and continue.
@@ -293,12 +293,12 @@ def mixed_batches(
     """Shuffled batches without end: labelled images first, then any images.
 
     Args:
-      source: with `soft_labels`, where a student is to learn from them.
+      source: the images, with `soft_labels` if a student learns from them.
       batch_size: images of a batch.
       num_labelled: images of a batch that are drawn from the labelled images; the others are drawn
         from all images.
       seed: seed of both orders.
-      num_threads: for decoding.
+      num_threads: number of decoding threads.
       part: of each batch, to be read.
     """
     part.size(batch_size)

@@ -28,7 +28,7 @@ def child_environment(environment: Mapping[str, str] | None = None) -> dict[str,
     `PYTHONPATH` are removed. A checkout is added to `PYTHONPATH`; an installed package needs none.
 
     Args:
-      environment: to start from; None = that of this process.
+      environment: base environment; None = that of this process.
     """
     found = dict(os.environ if environment is None else environment)
     paths = [p for p in found.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(p)]

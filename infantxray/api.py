@@ -154,7 +154,7 @@ class Model:
         """Writes ONNX, StableHLO, PyTorch weights, a model card and the reader page.
 
         Args:
-          folder: to write to; see docs/export.md.
+          folder: output folder; see docs/export.md.
           name: name of the model.
           licence: licence of the weights, as Hugging Face lists it; empty = not stated.
           page: write `reader.html` and its examples.

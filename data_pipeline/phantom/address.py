@@ -30,7 +30,7 @@ class Place:
     Attributes:
       domain: `"infant"` (0 to 36 months) or `"adult"` (18 to 90 years).
       seed: another seed is another set of patients.
-      site: which hospital's detector took the images; `"both"` mixes two by patient.
+      site: hospital of the detector; `"both"` mixes two by patient.
       frequencies: `"balanced"` classes, or some of them `"rare"`.
       severity: of the findings, from 0 (barely visible) to 1.
       dose: detector dose relative to the site's usual one.

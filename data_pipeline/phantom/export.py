@@ -44,7 +44,7 @@ def write_image(
     its window are the same bytes as `render` gives.
 
     Args:
-      folder: where to.
+      folder: output folder.
       address: address of the image.
       size: in pixels.
       form: one of `FORMATS`.

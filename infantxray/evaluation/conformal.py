@@ -81,7 +81,7 @@ def fit_sets(
     Args:
       probabilities: `[N, K]`, calibrated as those of the test images will be.
       label: int `[N]`, -1 = unknown (left out).
-      coverage: within (0, 1).
+      coverage: target coverage, within (0, 1).
       method: `lac` for the smallest sets, `aps` for sets that are larger on hard images.
       by_class: a threshold for each class.
 
@@ -106,7 +106,7 @@ def predict_sets(
     """Which classes each image's set contains, bool `[N, K]`.
 
     Args:
-      sets: from `fit_sets`.
+      sets: result of `fit_sets`.
       probabilities: `[N, K]`.
       at_least_one: add the most probable class to an empty set; coverage can only rise.
     """
@@ -219,7 +219,7 @@ def fit_age_interval(
     Args:
       predicted: `[N]` in months.
       age_months: `[N]`, NaN = unknown (left out).
-      coverage: within (0, 1).
+      coverage: target coverage, within (0, 1).
       difficulty: `[N]`, positive, such as an expected error; the half-width is then a factor of it
         (normalised scores: Papadopoulos et al., J Artif Intell Res 2011;40:815).
 

@@ -216,7 +216,7 @@ def patient_interval(
       num_patients: those that have images.
       bounds: between which the metric lies; the interval is then symmetric on the logit scale.
         None: on the scale of the metric, with a test that the true value is zero.
-      note: to keep.
+      note: note to keep.
     """
     square = sums**2
     variance = float(square.sum())

@@ -180,7 +180,7 @@ class Sampled:
         one: then the interval covers patients alone.
       num_patients: tested patients.
       bounded: the values are scores from 0 to 1, or errors from 0, not differences.
-      groups: which seeds share a stage one, `[S]`; empty where none do.
+      groups: group of each seed, by shared stage one, `[S]`; empty if none share one.
     """
 
     observed: dict[str, np.ndarray]

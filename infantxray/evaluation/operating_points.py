@@ -40,9 +40,9 @@ class OperatingPoint:
       rule: how it was chosen, such as `sensitivity:0.95`.
       threshold: images of at least this probability are called positive.
       sensitivity: on the validation patients.
-      specificity: likewise.
+      specificity: specificity on the validation patients.
       n_positive: validation images with the finding.
-      n_negative: without it.
+      n_negative: validation images without the finding.
       note: a caveat, such as a target that few images cannot resolve.
     """
 
@@ -106,7 +106,7 @@ def choose(finding: str, scores: Scores, rule: Rule) -> OperatingPoint | None:
     Youden's index (Cancer 1950;3:32), the highest of equal maxima.
 
     Args:
-      finding: to name in the result.
+      finding: name of the finding.
       scores: scores of validation images.
       rule: the rule.
     """

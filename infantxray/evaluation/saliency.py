@@ -396,7 +396,7 @@ def localisation(
 
     Args:
       explain: makes the saliency maps.
-      images: with their boxes.
+      images: the images with their boxes.
       predictions: predictions of the same images.
       samples: bootstrap samples of patients for the intervals; 0 leaves them out.
       seed: seed of the resampling.

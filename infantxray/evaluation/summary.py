@@ -29,7 +29,7 @@ def summarise(
 
     Args:
       predictions: predictions of the test set.
-      bootstrap_samples: for the intervals; 0 leaves them out.
+      bootstrap_samples: bootstrap samples for the intervals; 0 leaves them out.
       seed: seed of the resampling.
     """
     metrics = headline(predictions)

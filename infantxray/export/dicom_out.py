@@ -54,7 +54,7 @@ def write(
     They belong to the study and patient of the image where that is DICOM.
 
     Args:
-      folder: to write to.
+      folder: output folder.
       name: name of the files.
       path: path of the image.
       answer: the JSON of the image, as `predict` writes it.
@@ -172,7 +172,7 @@ def secondary_capture(
       source: the header of the image.
       image: uint8 `[S, S]`.
       heat: in [0, 1], `[S, S]`.
-      condition: that is explained.
+      condition: the explained condition.
       model: identity of the model.
     """
     pixels = Card(image, heat, {}).overlay

@@ -34,7 +34,7 @@ def baselines(
 
     Args:
       settings: how images are read.
-      split: with the labels that may be trained on.
+      split: split with the labels for training.
       like: predictions of any model, for the truth.
       images: the test images, in the order of `like`.
       cache: file to keep the predictions in; empty = none.

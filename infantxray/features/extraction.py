@@ -151,7 +151,7 @@ class Extractor:
     """Computes features of many images, on all devices.
 
     Args:
-      function: from variables, images uint8 `[B, S, S, 1]` and a key to features `[B, C]`.
+      function: function from variables, images uint8 `[B, S, S, 1]` and a key to features `[B, C]`.
       batch_size: images at a time.
       num_threads: number of decoding threads.
     """

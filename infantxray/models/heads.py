@@ -51,7 +51,7 @@ class Siamese(nn.Module):
 
     Attributes:
       encoder: see `infantxray.models.create_encoder`.
-      features: number of features of a projection. The paper has 2048 and an encoder of that width; half of
+      features: width of a projection. The paper has 2048 and an encoder of that width; half of
         it saves two thirds of the weights beside the encoder's.
       dtype: dtype of the computation.
     """

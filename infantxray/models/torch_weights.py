@@ -306,7 +306,7 @@ def export_encoder(
     Args:
       name: a key of `infantxray.models.ENCODERS`.
       variables: `{"params": ..., "batch_stats": ...}` of the encoder alone.
-      path: where to: `.safetensors`, or `.pth` or `.pt` where PyTorch is installed.
+      path: output file: `.safetensors`, or `.pth` or `.pt` where PyTorch is installed.
       in_channels: 3 spreads the first convolution of a grey encoder evenly over three
         colours, for networks that take RGB; None leaves it as it is.
       scale: of the images that the encoder was trained with.

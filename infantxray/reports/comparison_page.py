@@ -163,14 +163,14 @@ def write(
     """Writes `metrics.json`, `tables/` and `report.html` of a comparison.
 
     Args:
-      folder: where to.
+      folder: output folder.
       tested: the runs, the reference first.
       others: `metrics.json` of each run, and of runs on other patients.
       thresholds: thresholds of conditions, for the reclassification.
       preprocessing: how images are shown.
       permutations: of the tests.
       seed: seed of the permutations.
-      settings: to list on the page.
+      settings: settings to list on the page.
 
     Returns:
       The contents of `metrics.json`.

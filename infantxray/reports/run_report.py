@@ -95,11 +95,11 @@ def evaluate(
     `author.yaml`.
 
     Args:
-      folder: where to.
+      folder: output folder.
       checkpoint: the workdir of stage two.
       source: images to score.
       predictor: runs its model.
-      bootstrap_samples: for the intervals.
+      bootstrap_samples: bootstrap samples for the intervals.
       seed: seed of the resampling.
       data: how the training images of the baseline are read.
       stage_one_known: whether the training patients of stage one could be checked.

@@ -138,7 +138,7 @@ def write_study_page(
     Args:
       path: path of the page.
       title: its heading.
-      subtitle: below it.
+      subtitle: subtitle of the page.
       sentences: the results.
       failed: why runs failed, by their number.
       parts: tables, figures and images in order; None is left out.

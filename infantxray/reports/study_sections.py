@@ -163,7 +163,7 @@ class Drawing:
     """Draws the figures of a study; each is None where there is nothing to draw.
 
     Args:
-      folder: where to.
+      folder: output folder.
       comparisons: of the study.
       focus: the model with details.
     """

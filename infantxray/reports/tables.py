@@ -23,7 +23,7 @@ class Difference:
     """A paired difference.
 
     Attributes:
-      estimate: with the uncorrected p-value.
+      estimate: the difference, with the uncorrected p-value.
       p_holm: corrected.
     """
 

@@ -22,8 +22,8 @@ class ModelSpec:
 
     Attributes:
       encoder: name of the network, a key of `ENCODERS`.
-      dtype: that the network computes in.
-      preprocessing: from a file to an image.
+      dtype: dtype of the computation.
+      preprocessing: preprocessing of a file to an image.
       classes: names of the conditions, in the order of the logits; empty in stage one.
       age_mean_months, age_std_months: of the training ages, by which predicted ages are
         standardised; None where there is no age head.

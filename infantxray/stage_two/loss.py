@@ -182,7 +182,7 @@ def finding_targets(batch: Any, class_weights: jax.Array) -> tuple[jax.Array, ja
     teacher's `soft_label`, where there is one.
 
     Args:
-      batch: with `findings`.
+      batch: batch with `findings`.
       class_weights: `[2, K]`, of absence and of presence.
     """
     target, known = batch["findings"], jnp.isfinite(batch["findings"])

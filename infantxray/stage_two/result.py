@@ -30,7 +30,7 @@ class Result:
         none were fitted.
       unlike_training: whether an image is far from the training images, bool `[N]`; all False if
         the detector was not fitted.
-      distance: from the training images, `[N]`; NaN if the detector was not fitted.
+      distance: distance from the training images, `[N]`; NaN if the detector was not fitted.
       positive: the conditions of each image that reach their threshold, by the rule that chose it
         on validation images, such as `"youden"`.
       multi_label: whether an image may have several conditions.

@@ -80,7 +80,7 @@ def check_scored(
     Args:
       pretrained: see `check_stage_one`.
       split: split of stage two.
-      roles: that are scored: `"validation"`, `"test"`.
+      roles: scored roles: `"validation"`, `"test"`.
       patient_ids: see `Records.with_patients`.
     """
     for role in roles:

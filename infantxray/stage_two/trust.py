@@ -48,7 +48,7 @@ class Judgement:
       probabilities: calibrated, float32 `[N, K]`.
       in_set: conditions in the prediction set, bool `[N, K]`; None if no sets were fitted.
       age_low_months, age_high_months: limits of the age, `[N]`; NaN if they were not fitted.
-      distance: from the training images, `[N]`; NaN if it was not fitted.
+      distance: distance from the training images, `[N]`; NaN if it was not fitted.
       unlike_training: whether that distance is above the threshold, bool `[N]`.
     """
 

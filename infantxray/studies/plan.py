@@ -93,7 +93,7 @@ class Run:
       seed: seed of the run.
       folder: its workdir.
       settings: nested, as in the configuration file of its task.
-      command: that executes it.
+      command: the command that executes it.
       needs: numbers of the runs that must be finished first.
     """
 

@@ -244,7 +244,7 @@ class Saving:
 
     Args:
       due: moment -> whether to save now.
-      checkpoints: where to.
+      checkpoints: the checkpoints of the run.
       batches: the iterator whose state is saved with the parameters.
     """
 

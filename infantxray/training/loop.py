@@ -106,7 +106,7 @@ def fit(
         the run is resumed.
       learning_rate_factors: parameters -> `factors` of `create_optimizer`.
       description: text for TensorBoard, such as the configuration.
-      advice: for a loss that is not finite.
+      advice: advice for a loss that is not finite.
 
     Returns:
       The final state and progress.
