@@ -1,12 +1,12 @@
-"""Images a second out of a cache of decoded images, through the training loader.
+"""Images a second from a cache of decoded images, through the training loader.
 
 From the repository's root, under a minute (writes 0.4 GB to a temporary folder):
 
     python benchmarks/cached_loading.py --output benchmarks/results/cached_loading.md
 
-The loader is the one that training uses, with two threads, batches of 256 and 224 pixels, shuffled.
-Beside it, the same images decoded from their files: JPEG of 1024 pixels, and the cache read without
-the loader.
+The loader is that of training, with two threads and shuffled batches of 256 images at 224 pixels.
+The table compares it with decoding the same images from their files (JPEG of 1024 pixels), and with
+reading the cache without the loader.
 """
 
 from __future__ import annotations

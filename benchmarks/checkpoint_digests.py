@@ -2,8 +2,8 @@
 
     python -m benchmarks.checkpoint_digests
 
-ResNet-50 with the state of AdamW, random values, files in the page cache. The CPU time tells more
-than the clock on a machine that has other work.
+ResNet-50 with the state of AdamW, random values, files in the page cache. On a machine with other
+work, CPU time is more reliable than wall-clock time.
 """
 
 from __future__ import annotations

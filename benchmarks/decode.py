@@ -4,12 +4,12 @@ From the repository's root, about two minutes:
 
     python benchmarks/decode.py --output benchmarks/results/decode.md
 
-The others, each doing the least that gives a square grey image:
+The other readers, each with the fewest steps to a square grey image:
   Pillow: open, to eight bits of grey, resize (BILINEAR, which anti-aliases).
   pydicom: pixel_array, modality LUT, VOI LUT, inversion, then Pillow's resize.
   torchvision: decode_image as grey, resize with antialias. (Where it and its image codecs import.)
   MONAI: LoadImage with its Pillow or pydicom reader, and area interpolation. (Where it imports.)
-None of them turns MONOCHROME1 round, caps sizes, or isolates the codecs that may crash. All take
+None of them inverts MONOCHROME1, limits sizes, or isolates codecs that may crash. All readers take
 turns on the same files; a rate is the median over the turns.
 """
 

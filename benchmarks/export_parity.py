@@ -1,10 +1,10 @@
-"""Whether the exported programs give what the checkpoint gives, for all encoders.
+"""Parity of exported programs and checkpoints, for all encoders.
 
     python -m benchmarks.export_parity [--output=benchmarks/results/export_parity.md]
 
 Weights and statistics are perturbed: zero-initialised residual scales would hide a wrong branch.
 ONNX runs in ONNX Runtime, StableHLO in a process that imports JAX and NumPy alone, and the
-checkpoint through `predict_function`. 15 minutes on two cores.
+checkpoint through `predict_function`. It takes 15 minutes on two cores.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model of the paper's full run on 1, 8 and 64 H100: hours, storage, network, what binds first.
+"""A model of the paper's full run on 1, 8 and 64 H100: hours, storage, network and bottleneck.
 
     python benchmarks/full_run_model.py
 

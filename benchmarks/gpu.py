@@ -378,7 +378,7 @@ def time_torch(job: Job, size: Size, compiled: bool, device: str) -> dict:
 
 
 def work(arguments: argparse.Namespace, size: Size) -> None:
-    """What a child process does; every result is one line of JSON."""
+    """The work of a child process; every result is one line of JSON."""
     kind = arguments.worker
     if kind in ("first", "fed"):
         print(json.dumps((first_step if kind == "first" else time_fed)(size, arguments.forms)))
@@ -415,7 +415,7 @@ class Processes:
         return self._deadline - time.monotonic()
 
     def run(self, worker: str, jobs: list[Job] = (), share: float = 1.0) -> Iterator[dict]:
-        """The results of a child that gets this share of the time left; what it managed."""
+        """The results that a child completes in this share of the time left."""
         command = [sys.executable, __file__, "--worker", worker, "--size", self._arguments.size]
         command += ["--forms", self._arguments.forms, "--jobs", *map(str, jobs)]
         environment = os.environ | {
@@ -505,7 +505,7 @@ def measure(arguments: argparse.Namespace, size: Size, cache: str) -> dict:
 
 
 def describe_device() -> str:
-    """In a process of its own: this one must not hold the GPU's memory."""
+    """Describes the GPU from a separate process, because this one must not hold its memory."""
     code = "import jax; d, = jax.devices()[:1]; print(d.platform, '|', d.device_kind)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     return found.stdout.strip().splitlines()[-1] if found.stdout.strip() else found.stderr[-200:]

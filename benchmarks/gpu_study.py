@@ -92,7 +92,7 @@ def commands(size: Size, side: int, args: argparse.Namespace) -> list[list[str]]
 
 
 def run(command: list[str], seconds: float) -> bool:
-    """Runs a command; after so many seconds it saves and stops. Returns whether it finished."""
+    """Runs a command, which saves and stops at the time limit. Returns whether it finished."""
     process = subprocess.Popen(command, cwd=ROOT)
     try:
         return process.wait(timeout=max(seconds, 1.0)) == 0

@@ -1,10 +1,10 @@
-"""Coverage of a study's 95 % intervals, and errors of its tests, on data whose truth is known.
+"""Coverage of a study's 95 % intervals, and errors of its tests, on simulated data.
 
     python benchmarks/interval_coverage.py --output benchmarks/results/interval_coverage.md
 
-Whether a run answers a patient's image rightly depends on the patient, on the seed, and on chance:
-a probit model with an expected accuracy of 0.75. Patients and seeds are drawn anew in every
-trial. Takes half a minute on one core.
+A probit model with an expected accuracy of 0.75 simulates whether a run answers an image correctly.
+It depends on the patient, the seed and chance. Patients and seeds are drawn anew in every trial. It
+takes half a minute on one core.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Coverage of the 95 % intervals of diagnostic metrics, on data whose truth is known.
+"""Coverage of the 95 % intervals of diagnostic metrics, on simulated data.
 
     python benchmarks/interval_coverage_diagnostic.py \
         --output benchmarks/results/diagnostic_intervals.md

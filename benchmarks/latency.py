@@ -4,11 +4,11 @@
         [--torch_python=PYTHON] [--output=benchmarks/results/latency.md]
 
 The network with its heads, from random weights, on batches of 1 and 32 images in memory; then one
-file of 2,000 x 2,000 pixels through the decoder to the answer. Shortest times of warm calls:
-on a clock, and of the processor, which other work on the machine disturbs less.
-PyTorch (torchvision's network of the same name, with its one head) and OpenVINO run in the
-environment of `--torch_python`, which has torch, torchvision and openvino; they are no requirements
-of this project. `python benchmarks/reader.py` measures the page.
+file of 2,000 x 2,000 pixels through the decoder to the answer. Times are the shortest of warm
+calls: wall-clock time and processor time, which other work on the machine disturbs less. PyTorch
+(torchvision's network of the same name, with its one head) and OpenVINO run in the environment of
+`--torch_python`, which has torch, torchvision and openvino; this project does not require them.
+`python benchmarks/reader.py` measures the page.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ From the repository's root, about a minute:
 
     python benchmarks/manifest_scale.py --output benchmarks/results/manifest_scale.md
 
-312,000 rows are the paper's scale, three million ten times it. What is timed, in a process of its
-own: reading the manifest, dividing it by patient, opening the images and the first shuffled batch
-of 32 at 224 pixels. Memory is the process's peak, interpreter and libraries included.
+312,000 rows are the paper's scale, three million ten times that. The timed steps, in a separate
+process, are reading the manifest, dividing it by patient, opening the images and the first shuffled
+batch of 32 at 224 pixels. Memory is the peak of the process, including interpreter and libraries.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How well unusual images are told from ordinary ones, by kind and score.
+"""Detection of unusual images, by kind and score.
 
     make demo
     python -m benchmarks.outliers [--workdir=runs/demo/finetune] [--real=FOLDER] \
@@ -6,7 +6,7 @@
 
 Inliers are the test images of the run. Drawn kinds are always there. `--real` is a folder with
 `children/manifest.csv` (hands with ages, chests with conditions), `adult/manifest.csv` (chests) and
-`dicom/` (files named `mg_*`, `*animal*`); what is absent is left out. One or two images of a kind
+`dicom/` (files named `mg_*`, `*animal*`); missing parts are left out. One or two images of a kind
 give 60 rotated, shifted and scaled copies. The autoencoder is the stage one that the run started
 from. Two minutes on two cores.
 """
@@ -63,7 +63,7 @@ def copies(images: np.ndarray, n: int = 60) -> np.ndarray:
 
 
 def drawn(inliers: np.ndarray, model: infantxray.Model) -> dict[str, np.ndarray]:
-    """Kinds that are made from ordinary images, or from nothing."""
+    """Kinds that are made from ordinary images, or drawn."""
     rng = np.random.default_rng(0)
     photographs = [np.asarray(Image.fromarray(x).convert("L")) for x in load_sample_images().images]
     adults = open_phantom(f"adult:films={_MANY}:seed=5").image_path[:_MANY]

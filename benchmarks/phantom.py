@@ -1,4 +1,4 @@
-"""The phantom measured: images a second on one core, memory, and its greys beside real images.
+"""Measurements of the phantom: images a second on one core, memory, and grey levels.
 
 From the repository's root, about two minutes:
 
@@ -8,10 +8,10 @@ From the repository's root, about two minutes:
     python benchmarks/phantom.py --floor --output benchmarks/results/phantom_floor.md
 
 The second command draws the pictures of docs/phantom.md instead; the third (five minutes, needs
-scikit-learn) says how far 32 x 32 pixels and a forest of extremely randomised trees get: a floor
-for networks, and whether the task is harder where it should be. In the first,
-`--real` adds a row of statistics for the images of a manifest (a CSV with `image_path`, of which
-only the rows with that value in its column `dataset` count, if given). No image is stored.
+scikit-learn) measures a forest of extremely randomised trees on 32 x 32 pixels: a baseline for
+networks, and a check that the task is harder where it should be. In the first, `--real` adds a row
+of statistics for the images of a manifest (a CSV with `image_path`, of which only the rows with
+that value in its column `dataset` count, if given). No image is stored.
 
 Statistics, over the middle 70 % of images of 128 px, of 256 grey levels:
   mean, sd: of the greys of an image, averaged over images.
@@ -189,7 +189,7 @@ def floor() -> list[str]:
 
 
 def montage() -> Image.Image:
-    """One image of every condition at four ages, findings of the obvious kind."""
+    """One image of every condition at four ages, with obvious findings."""
     bands = (("infant", 0, 3), ("infant", 9, 15), ("infant", 28, 36), ("adult", 400, 800))
     side, head = 118, 16
     picture = Image.new("L", (side * len(CLASSES), head + side * len(bands)))
@@ -219,7 +219,7 @@ def pair() -> Image.Image:
 
 
 def dose_and_severity() -> Image.Image:
-    """Free air on one image, subtle and obvious, and that image at ever less dose."""
+    """Free air in one image, subtle and obvious, and the same image at decreasing dose."""
     records = open_phantom("infant:films=300")
     label, view = records.label[:300], records.view[:300]
     ill = records.image_path[:300][(label == "aeroperitoneum") & (view == "supine")][0]

@@ -1,4 +1,4 @@
-"""Memory and images a second of `predict` over many images, with everything that it judges.
+"""Memory and images a second of `predict` over many images, with calibration and outliers.
 
     python -m benchmarks.predict_scale [--images=100000] [--output=FILE.md]
 
@@ -40,7 +40,7 @@ _SIZE, _BATCH, _CLASSES = 32, 64, ("normal", "intussusception", "constipation")
 
 
 def member() -> Member:
-    """A narrow network with random weights, which judges its predictions."""
+    """A narrow network with random weights, with calibration and outlier detection."""
     stages = tuple(resnet.Stage(f"conv{n}", 1, 8, 1 if n == 2 else 2) for n in range(2, 6))
     ENCODERS["narrow"] = lambda **options: resnet.ResNet(stages=stages, **options)
     spec = ModelSpec("narrow", "float32", Preprocessing(image_size=_SIZE), _CLASSES, 18.0, 10.0)

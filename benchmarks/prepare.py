@@ -4,8 +4,9 @@
         --output benchmarks/results/prepare.md
 
 Files are linked under new names until there are `--images` of each kind. Unreadable files are
-skipped and not counted. Images a second is on the clock, with the start of the workers. Processor
-time is that of one process and its decoders, without start; it counts where others use the machine.
+skipped and not counted. Images a second are by wall-clock time, including the start of the workers.
+Processor time is that of one process and its decoders, without the start; it is more reliable on a
+shared machine.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def frozen(page: str, after: str) -> dict[str, list[Value]]:
 
 
 def panels(page: str) -> dict[str, dict[str, list[Value]]]:
-    """What is drawn, by title."""
+    """The values of each panel, by title."""
     return {
         "Children's chests, fine-tuned": fine_tuned(page),
         "Children's chests, frozen encoder": frozen(page, "**Children's chests**, ROC AUC"),

@@ -2,9 +2,9 @@
 
     python benchmarks/scaling.py [--images=1000,10000,100000] [--steps=2000]
 
-`predict` and `evaluate` are run as commands on so many images with a ResNet of one narrow block a
-stage at 32 px, and the largest resident memory of each process is read from the kernel. Training
-runs for `--steps` steps, and its memory is read on the way. Writes `benchmarks/results/scaling.md`.
+`predict` and `evaluate` run as commands on these numbers of images with a ResNet of one narrow
+block a stage at 32 px; the kernel gives the largest resident memory of each process. Training runs
+for `--steps` steps, and its memory is read during training. Writes `benchmarks/results/scaling.md`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def small_encoder() -> None:
 
 
 def write_manifest(folder: Path, images: int) -> Path:
-    """A manifest of so many links to a few images of noise, one patient each."""
+    """A manifest of links to a few images of noise, one patient each."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(FILES):
@@ -75,7 +75,7 @@ def resident_mib() -> float:
 
 
 def train(arguments: list[str]) -> None:
-    """`finetune`, with its resident memory printed every so many steps, and compilations."""
+    """`finetune`, with its resident memory printed at intervals, and compilations."""
     import jax.monitoring
 
     from infantxray.training import hooks

@@ -1,4 +1,4 @@
-"""Seeds of one run trained together as a batch axis (`vmap`), against one after another.
+"""Training the seeds of one run together (`vmap`), compared with one after another.
 
     python benchmarks/seed_batching.py --output benchmarks/results/seed_batching.md
 

@@ -5,10 +5,10 @@ backward, AdamW) on the same number of grey images: this project's network, and 
 reference's own network (torchvision, timm, pytorchcv) with the same decoder or heads.
 The two take turns in one process, and a ratio (JAX / PyTorch) is the median over the
 turns, with the lowest and the highest beside it. `cpu_ratio` compares processor time
-instead of elapsed time: on a machine that others use at the same time it is the fair
-figure, with `--threads 1` (with more, PyTorch's threads burn time waiting for each
-other). Freed memory is kept in both, as `infantxray.runs.cpu_memory` does. Peak memory is
-each one's alone, in a process of its own, and includes the framework.
+instead of elapsed time: on a machine with other work it is the fair metric, with `--threads 1`
+(with more, PyTorch's threads use processor time to wait for each other). Freed memory is kept in
+both, as `infantxray.runs.cpu_memory` does. Peak memory is measured in a separate process for each
+framework, and includes the framework.
 
 Needs torch, torchvision, timm and pytorchcv beside the requirements. From the
 repository's root, about 25 minutes on two cores:

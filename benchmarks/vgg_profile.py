@@ -1,9 +1,9 @@
-"""Where VGG19's training step spends its time on the CPU, here and in PyTorch.
+"""Profile of VGG19's training step on the CPU, here and in PyTorch.
 
-Each of its 3x3 convolutions, by itself, forward and with both gradients, in units of the
-multiplications and additions that it is made of: the step is nothing else. A plain matrix
-product of the same size shows what each framework gets out of the processor at best. The
-two take turns, as in `training_step.py`; medians.
+It measures each 3x3 convolution alone, forward and with both gradients, in multiplications and
+additions a second, because the step consists of these. A plain matrix product of the same size
+shows the best rate of each framework. The two take turns, as in `training_step.py`; the results are
+medians.
 
 Needs torch beside the requirements. From the repository's root, about two minutes on two cores:
 

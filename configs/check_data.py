@@ -2,10 +2,10 @@
 
     python main.py --config=configs/check_data.py --config.data.train=folder:/data/images
 
-About 800 small JPEG images a second on a core, 1.5 DICOM images of JPEG 2000. Writes report.html,
-problems.csv and films.csv. Exits with code 1 if something must be fixed: unreadable images, a
-patient or an image on two sides of the split, labelled images that stage two refuses. Set
---config.other_stage to the data of the other stage to check that it does not contain this one's
+It reads about 800 small JPEG images a second on a core, or 1.5 DICOM images of JPEG 2000. It writes
+report.html, problems.csv and films.csv, and exits with code 1 if something must be fixed:
+unreadable images, a patient or an image in two splits, or labelled images that stage two refuses.
+Set --config.other_stage to the data of the other stage to check that it does not contain this one's
 test patients.
 """
 

@@ -25,16 +25,16 @@ def data() -> ConfigDict:
     config.label_map = ""
     config.normal_names = "normal,no finding,no findings"  # No finding, with config.labels=multi.
     # Uncertain findings of training images, with config.labels=multi: "ignore", "positive" or
-    # "negative". Those of validation and test images are ignored.
+    # "negative". Uncertain findings of validation and test images are always ignored.
     config.uncertain = "ignore"
-    # Share of the training patients who keep labels and ages; the others keep their images only.
+    # Share of the training patients with labels and ages; of the others only the images are used.
     # It applies to both stages (stage one uses labels in its probe, and if it is supervised).
     config.label_fraction = 1.0
     config.label_seed = 0  # Another seed draws other labelled patients.
     config.image_size = 64  # Pixels, a multiple of 32.
     config.resize = "pad"  # "pad" and "crop" keep the aspect ratio; "squash" does not.
     config.trim_borders = False  # Cut collimated margins before resizing.
-    config.on_error = "raise"  # For a file that cannot be read. Or "skip": list it and go on.
+    config.on_error = "raise"  # For a file that cannot be read. Or "skip": list it and continue.
     config.cache = ""  # Folder written by configs/prepare.py.
     config.memory_mb = 1024  # Decoded images stay in memory if all of them fit in this size.
     config.num_threads = 4  # Decoding threads.
@@ -53,10 +53,10 @@ def test_data() -> ConfigDict:
 
 def review(config: ConfigDict) -> None:
     """Adds what a report shows beside the headline metrics."""
-    # Rules for thresholds, which are fixed on validation patients: sensitivity:X, specificity:X and
-    # youden, separated by commas. Empty: none.
+    # Rules for thresholds: sensitivity:X, specificity:X and youden, separated by commas. Thresholds
+    # are fixed on validation patients. Empty: no thresholds.
     config.operating_points = "sensitivity:0.95,youden"
-    config.prevalence = ""  # Predictive values are also stated at these, such as "0.01,0.1".
+    config.prevalence = ""  # Also state predictive values at these, such as "0.01,0.1".
     # Columns of subgroups: sex, age, view, site, source; manufacturer, year and kvp (of DICOM
     # headers); and any other column of the manifest, such as "sex,site,incubator".
     config.subgroups = "sex,age,view,site"
@@ -95,7 +95,8 @@ def optimizer() -> ConfigDict:
     config.weight_decay = 1e-4
     config.clip_norm = 1.0  # Global norm of the gradient; 0 = no clipping.
     # Multiplies learning_rate for encoders without BatchNorm (VGG19). At the learning rate of the
-    # other encoders their weights change completely within a few steps, and they learn nothing.
+    # other encoders, the weights change completely within a few steps and the encoder learns
+    # nothing.
     config.factor_without_batchnorm = 0.03
     return config
 
@@ -106,18 +107,19 @@ def training() -> ConfigDict:
     config.seed = 0
     config.encoder = "resnet50"
     config.batch_size = 16
-    # Splits a batch that does not fit in memory. BatchNorm then sees one part at a time.
+    # Number of parts of a batch, if a batch does not fit in memory. BatchNorm sees one part at a
+    # time.
     config.accumulate_steps = 1
     config.dtype = "float32"  # Of the computation, or "bfloat16"; parameters stay float32.
     # Set exactly one of the two above 0. In stage two both may be 0: the length then follows from
-    # the number of labelled images, with early stopping where validation images are many.
+    # the number of labelled images, with early stopping if there are enough validation images.
     config.train_steps = 0
     config.train_epochs = 0.0
     config.log_every_steps = 20
     config.eval_every_steps = 100
     config.checkpoint_every_steps = 100
-    # Where a run continues: from the "latest" checkpoint, or from the "last_good" one: checkpoints
-    # that are damaged are then set aside.
+    # The checkpoint from which a run resumes: "latest", or "last_good", which sets damaged
+    # checkpoints aside.
     config.resume = "latest"
     config.data = data()
     config.augment = augment()

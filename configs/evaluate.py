@@ -7,7 +7,7 @@ takes half a minute on two CPU cores. An external test set:
     python main.py --config=configs/evaluate.py --config.checkpoint=runs/finetune \
         --config.data.test=manifest:/data/other_hospital.csv --workdir=runs/external
 
-Thresholds at another sensitivity, and predictive values where one child in fifty is ill:
+Thresholds at another sensitivity, and predictive values at a prevalence of one in fifty:
 
     python main.py --config=configs/evaluate.py --config.checkpoint=runs/finetune \
         --config.operating_points=sensitivity:0.98 --config.prevalence=0.02
@@ -29,7 +29,7 @@ def get_config():
     config.data = common.test_data()  # Empty data.test: the test patients of stage two.
     # "keep": only the test part of sources that have a split. Or "ignore": all images.
     config.data.given_splits = "keep"
-    # Other names for the labels of data.test, as in configs/finetune.py, such as
-    # "normal=No Finding|no finding". Those of stage two are not used for it.
+    # Other names for the labels of data.test, such as "normal=No Finding|no finding". The map of
+    # stage two is not used here.
     config.data.label_map = ""
     return config

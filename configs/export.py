@@ -2,8 +2,8 @@
 
     python main.py --config=configs/export.py --config.checkpoint=runs/finetune
 
-One to three minutes on two CPU cores. Needs `pip install "infantxray[onnx]"`; `make reader` once,
-for the page. `docs/export.md` describes the folder.
+takes one to three minutes on two CPU cores. It needs `pip install "infantxray[onnx]"` and, for the
+page, `make reader` once. `docs/export.md` describes the folder.
 """
 
 from ml_collections import ConfigDict

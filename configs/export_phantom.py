@@ -2,10 +2,9 @@
 
     python main.py --config=configs/export_phantom.py --config.data.train=phantom:infant:films=50
 
-About 15 images of 512 px a second on two busy cores. Writes the images and `manifest.csv` with the
-boxes of the findings. The data set `manifest:runs/export_phantom/manifest.csv` reads back to the
-same pictures, except that 16-bit PNG, as always, is clipped by half a per cent of the greys at each
-end.
+writes about 15 images of 512 px a second on two busy cores, and `manifest.csv` with the boxes of
+the findings. The data set `manifest:runs/export_phantom/manifest.csv` gives the same images, except
+that 16-bit PNG is clipped by half a per cent of the greys at each end, like any 16-bit PNG.
 """
 
 from ml_collections import ConfigDict

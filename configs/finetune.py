@@ -30,7 +30,7 @@ def get_config(variant: str = "cpu"):
     config.pretrained = ""
     # "single": one condition an image. "multi": any number of findings, joined by | in the label.
     config.labels = "single"
-    # Further inputs of the heads, where the data knows them: "sex", "view" or "sex,view".
+    # Further inputs of the heads, if the data contains them: "sex", "view" or "sex,view".
     config.condition_on = ""
     config.age_head = True  # AgePredictionNet; False in the paper's ablation "without APN".
     config.age_weight = 0.8  # α of Equation 4, as in the paper.
@@ -46,16 +46,17 @@ def get_config(variant: str = "cpu"):
     config.layer_decay = 1.0
     config.class_weights = "none"  # "balanced": inverse frequency in the loss.
     config.ema_decay = 0.0  # Above 0: evaluate an exponential moving average of the weights.
-    # The checkpoint evaluated at the end is the best on the validation images by this metric, or
-    # the last if fewer than 100 validation images have an answer for it.
+    # The checkpoint with the best value of this metric on the validation images is evaluated at the
+    # end. If fewer than 100 validation images have the label or age for it, the last one is.
     config.best_metric = "roc_auc"  # Or accuracy, recall, precision, f1, loss, age_mae_months.
-    # Stop after so many evaluations without improvement; 0 = never; ignored when the last
+    # Stop after this number of evaluations without improvement; 0 = never. Ignored if the last
     # checkpoint is used.
     config.early_stopping_evals = 0
     config.bootstrap_samples = 1000
     common.review(config)
-    # Share of validation images whose prediction set and age interval hold the truth. Calibration,
-    # prediction sets and outlier detection are fitted after training (trust.json); 0 = none.
+    # Coverage: the share of validation images with the truth in the prediction set and in the age
+    # interval. Calibration, prediction sets and outlier detection are fitted after training
+    # (trust.json); 0 = none.
     config.coverage = 0.9
     config.encoder = "shufflenet"
     config.batch_size = 32
@@ -69,19 +70,19 @@ def get_config(variant: str = "cpu"):
     config.self_training = ConfigDict()
     # The teacher is a linear probe of the frozen encoder that the student starts from.
     config.self_training.linear_probe = False
-    # Further stage-one workdirs, joined by +: the teacher is the mean of the probes of all.
+    # Further stage-one workdirs, joined by +. The teacher is then the mean of all probes.
     config.self_training.committee = ""
-    config.self_training.teacher_steps = 0  # Or a network fine-tuned for so many steps; 0 = none.
-    config.self_training.teachers = 1  # Several teachers have different seeds; their mean is used.
-    # Share of images with a condition in a student's batch, and in any batch if they are rarer than
-    # this in the data (all images have an age, few a condition). A teacher's batch has this share
-    # of batch_size.
+    config.self_training.teacher_steps = 0  # Or a network, fine-tuned for this many steps.
+    config.self_training.teachers = 1  # Fine-tuned teachers, with different seeds.
+    # Share of images with a condition in a student's batch. It also applies without self-training
+    # if images with a condition are rarer than this (all images have an age, few a condition). A
+    # teacher's batch has this share of batch_size.
     config.labelled_fraction = 0.25
 
     if variant == "paper":
-        # The paper gives α only. 224 px and batch 64 are customary; with 30 epochs over 70,353
-        # images and early stopping the validation patients decide the length. The paper's best
-        # encoder.
+        # The paper gives only α. 224 px and batches of 64 are customary. With 30 epochs over 70,353
+        # images and early stopping, the validation patients determine the length. ResNet-50 is the
+        # paper's best encoder.
         config.encoder = "resnet50"
         config.data.image_size = 224
         config.data.num_threads = 16
@@ -96,14 +97,14 @@ def get_config(variant: str = "cpu"):
         config.early_stopping_evals = 10
     elif variant == "best":
         # The augmentation is the default: a stronger one showed no gain (docs/first_split.md).
-        # The encoder is a ShuffleNet for the reason that configs/pretrain.py:best gives.
-        # With few labels a probe of the frozen encoder is as good a teacher as a fine-tuned network
-        # on validation patients, and takes seconds (docs/results.md).
+        # configs/pretrain.py:best gives the reason for a ShuffleNet. With few labels a probe of the
+        # frozen encoder is as good a teacher as a fine-tuned network on validation patients, and
+        # takes seconds (docs/results.md).
         config.self_training.linear_probe = True
         config.batch_size = 64
         config.optimizer.learning_rate = 1e-3
-        config.train_steps = 0  # By the data: 240 steps for 70 labelled images, 920 for 3,900.
-        config.eval_every_steps = 50  # These two where train_steps is set.
+        config.train_steps = 0  # Length by the data: 240 steps for 70 labels, 920 for 3,900.
+        config.eval_every_steps = 50  # This and the next are used if train_steps is set.
         config.checkpoint_every_steps = 50
         config.ema_decay = 0.99
     elif variant != "cpu":

@@ -24,8 +24,8 @@ def get_config():
     # "random,l1=runs/l1_a+runs/l1_b,hog=runs/hog_a+runs/hog_b".
     config.encoders = "pixels,random"
     config.encoder = "resnet50"  # For random weights; a stage-one workdir has its own.
-    config.label_fractions = (0.02, 0.1, 1.0)  # Training patients who keep labels and ages.
-    config.draws = 20  # Of the patients who keep labels and ages, for fractions below 1.
+    config.label_fractions = (0.02, 0.1, 1.0)  # Shares of training patients with labels.
+    config.draws = 20  # Of the labelled patients, for fractions below 1.
     # "single": one condition an image. "multi": any number of findings, joined by | in the label.
     config.labels = "single"
     config.dtype = "float32"

@@ -3,8 +3,8 @@
     python main.py --config=configs/predict.py --config.checkpoint=runs/finetune \
         --config.data.test=/data/new_images
 
-`data.test` is a file, a folder, a DICOM series, a manifest, or any `source:place`. Writes
-`predictions.csv`; about 50 images a second on two CPU cores at 64 px.
+writes `predictions.csv`, at about 50 images a second on two CPU cores at 64 px. `data.test` is a
+file, a folder, a DICOM series, a manifest, or any `source:place`.
 """
 
 from ml_collections import ConfigDict
@@ -15,16 +15,17 @@ from configs import common
 def get_config():
     config = ConfigDict()
     config.task = "predict"
-    # The workdir of stage two; several, separated by commas, are an ensemble.
+    # The workdir of stage two. Several, separated by commas, form an ensemble.
     config.checkpoint = "runs/finetune"
     config.batch_size = 32
     # Calibrated probabilities, prediction sets, age intervals and a warning of unusual images.
     config.calibrate = True
-    # Slightly rotated and shifted copies of each image that are averaged with it. No flips.
+    # Average predictions with those of this many slightly rotated, scaled and shifted copies. No
+    # flips.
     config.augmentations = 0
-    # Also the reconstruction error of the autoencoder that stage two started from.
+    # Also write the reconstruction error of the autoencoder that stage two started from.
     config.reconstruction = False
-    config.json = False  # One JSON an image, in json/.
+    config.json = False  # One JSON file for each image, in json/.
     config.pictures = False  # predictions.html: images, probabilities, ages and saliency.
     config.dicom = False  # DICOM Structured Reports and saliency, in dicom/; needs highdicom.
     config.data = common.test_data()  # data.test is required.

@@ -7,8 +7,8 @@ takes a minute on two CPU cores, on embedded data (adult and infant phantoms, 64
     python main.py --config=configs/pretrain.py:paper \
         --config.data.train=manifest:/data/adult.csv,manifest:/data/infant.csv
 
-is the paper's size: 224 px, for GPUs. Stage two uses the same `/data/infant.csv`: its test patients
-are left out here.
+is the paper's size: ResNet-50, 224 px, for GPUs. Stage two uses the same `/data/infant.csv`: its
+test patients are left out here.
 
     python main.py --config=configs/pretrain.py:best --workdir=runs/best/pretrain \
         --config.data.train=manifest:/data/adult.csv,manifest:/data/infant.csv
@@ -56,11 +56,11 @@ def views() -> ConfigDict:
 def supervised() -> ConfigDict:
     """Settings of objective=supervised: conditions and ages of the source data.
 
-    data.label_fraction sets the share of the training patients whose labels are learned.
+    data.label_fraction sets the share of the training patients with labels.
     """
     config = ConfigDict()
-    # Whose labels and ages count, "source:place" separated by commas. Empty: all sources of
-    # data.train but the last, the target, whose labels belong to stage two.
+    # The sources with labels and ages to learn, "source:place", separated by commas. Empty: all
+    # sources of data.train but the last, which is the target. Its labels belong to stage two.
     config.sources = ""
     config.labels = "single"  # "multi": any number of findings, joined by | in the label.
     config.age_head = True  # AgePredictionNet learns the known ages.
@@ -92,7 +92,7 @@ def get_config(variant: str = "cpu"):
     # An earlier stage one (or "torch:FILE") to start from; empty for random weights.
     config.pretrained = ""
     config.supervised = supervised()
-    config.teacher_momentum = 0.99  # Of objective=byol: what a step keeps of the teacher.
+    config.teacher_momentum = 0.99  # Of objective=byol: the decay of the moving average.
     config.denoise = denoise()
     config.masking = masking()
     config.views = views()
@@ -103,21 +103,21 @@ def get_config(variant: str = "cpu"):
     config.eval_every_steps = 300
     config.checkpoint_every_steps = 300
     config.optimizer.learning_rate = 2e-3
-    # No augmentation: the paper names none, and a target that moves along with its input teaches
-    # no invariance. It only takes longer to reconstruct.
+    # No augmentation: the paper names none. A target that moves along with its input teaches no
+    # invariance; it only takes longer to reconstruct.
     for name in config.augment:
         config.augment[name] = type(config.augment[name])(0)
     config.images_every_steps = 300  # Panels of input, reconstruction and difference.
     # A linear classifier on the frozen latent, fitted on labelled training patients and scored on
     # validation patients of the last source of data.train that has labels (so name the target
-    # domain last). A falling L1 does not show whether the representation transfers.
+    # domain last). A falling L1 loss does not show whether the representation transfers.
     config.probe_every_steps = 300  # 0 = never.
     config.probe_images = 512  # At most, in each of the two sets.
 
     if variant == "paper":
-        # The paper gives none of the values below. 224 px and batch 256 are customary for these
-        # encoders; 20 epochs of its 312,000 images are 24,000 steps, after which the L1 of
-        # autoencoders of this size no longer improves. The paper's best encoder.
+        # The paper gives none of the values below. 224 px and batches of 256 are customary for
+        # these encoders; 20 epochs of its 312,000 images are 24,000 steps, after which the L1 loss
+        # of autoencoders of this size no longer improves. ResNet-50 is the paper's best encoder.
         config.encoder = "resnet50"
         config.data.image_size = 224
         config.data.num_threads = 16

@@ -3,8 +3,8 @@
     python main.py --config=configs/study.py
 
 takes 21 minutes on two CPU cores, on embedded data: two encoders at 64 px, the paper's three
-variants, three seeds. So few steps say little about the method: they show what the study measures
-and how wide its intervals are. Selections:
+variants, three seeds. With so few steps the results show what the study measures and how wide its
+intervals are, but say little about the method. Selections:
 
     python main.py --config=configs/study.py --config.study.dry_run=True
     python main.py --config=configs/study.py --config.study.encoders=densenet121,vgg19 \
@@ -86,18 +86,19 @@ def get_config(variant: str = "cpu"):
     # Changes of variants, such as "full.finetune.age_weight=0.4,full.pretrain.objective=denoise".
     config.study.changes = ""
     config.study.seeds = (0, 1, 2)
-    # Empty: every seed has its own stage one. Or fewer, which take turns: stage one is long.
+    # Empty: each seed has a separate stage one. Fewer seeds are used in turn, because stage one
+    # takes long.
     config.study.pretrain_seeds = ()
     config.study.label_fractions = (1.0,)  # Of the training patients, for stage two.
-    # Who keeps the labels of a fraction: "shared", the same patients in all runs, or "seed": every
-    # seed draws its own, the same in all variants.
+    # Which patients keep the labels of a fraction. "shared": the same patients in all runs. "seed":
+    # every seed draws other patients, the same in all variants.
     config.study.label_draw = "shared"
     # The images of stage one, without labels; those of stage two are data.train.
     config.study.pretrain_data = "phantom:adult,phantom:infant"
     config.study.frozen = True  # A linear probe and k-NN on the frozen features of every encoder.
     config.study.cells = ""  # Which runs, by their numbers in the plan: "0-11,20". Empty: all.
     config.study.dry_run = False  # True: print the plan and stop.
-    # Runs at a time on this machine. Several share its GPUs; one alone uses all of them.
+    # Runs at a time on this machine. Several runs share its GPUs; a single run uses all of them.
     config.study.parallel_cells = 1
     config.ray_address = ""  # Of a Ray cluster, such as "auto": a task and a GPU for each run.
     config.bootstrap_samples = 1000  # For the study's intervals.

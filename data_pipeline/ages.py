@@ -45,7 +45,7 @@ _ROUNDED = (-0.55, 1.05)
 def parse_age(cell: str, months: float = 1.0) -> float | None:
     """Months of a plain number, or of `6 months`, `006M`, `2y`, `18 d`, `1 year 3 months`.
 
-    NaN for an empty cell; None for anything that is not an age from 0 to 130 years.
+    NaN for an empty cell; None if the cell is not an age from 0 to 130 years.
 
     Args:
       cell: the text.
@@ -97,7 +97,7 @@ def is_number(cell: str) -> bool:
 
 
 def is_zero_years(cell: str) -> bool:
-    """Whether the cell is an age of zero whole years, `0y`: anything up to a year."""
+    """Whether the cell is an age of zero whole years, `0y`, which can mean any age up to a year."""
     part = _AGE_PART.fullmatch(cell.casefold())
     return part is not None and not part[1].strip("0") and _MONTHS_IN.get(part[2]) == 12.0
 
@@ -130,12 +130,12 @@ def read_ages(
 ) -> list[float] | None:
     """Ages in months from all columns of ages of a table, the finest unit first.
 
-    A whole number of zero years is unknown: it may be any age up to a year.
+    A whole number of zero years is unknown, because it can mean any age up to a year.
 
     Args:
       columns: cells by the names in `AGE_UNITS`.
       refuse: called with column, reason, value and row for each cell that cannot be used.
-      name: of the table, for messages.
+      name: name of the table, for messages.
 
     Returns:
       One age a row, NaN where it is unknown; None if there is no column.
@@ -173,7 +173,7 @@ def read_ages(
 def _in_months(
     cells: Sequence[str], column: str, unit: float, refuse: Callable[[str, str, str, int], None]
 ) -> tuple[list[float], set[int]]:
-    """Ages of a column, and the rows in which it says zero whole years."""
+    """Ages of a column, and the rows with zero whole years."""
     parsed = {cell: parse_age(cell, unit if unit == unit else 1.0) for cell in set(cells)}
     numbers = {cell: float(cell) for cell in parsed if is_number(cell)}
     codes = age_codes(numbers.get(cell, parsed[cell] or 0.0) for cell in cells)

@@ -43,18 +43,18 @@ _SAME_IN_THE_LARGE = 0.98
 _BLOCK = 2048
 _FEW = 0.02  # Of the images of a source: more are a second kind of image, not outliers.
 _FEW_AGES = 0.1
-_ENOUGH = 20  # Images, to say what is usual among them.
+_ENOUGH = 20  # Least number of images for finding unusual ones.
 _ALIKE, _NEGATIVE = 0.4, -0.3  # Correlation with the mean of the others.
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """What was measured of each image, as columns `[n]`. NaN and zero where `reason` is not empty.
+    """Measurements of each image, as columns `[n]`. NaN and zero if `reason` is not empty.
 
     Attributes:
-      reason: why the image could not be read; empty if it could.
+      reason: the reason why the image could not be read; empty if it was read.
       note: decisions of the decoder.
-      body_part: as the header has it; empty where it does not say, and of files without header.
+      body_part: body part in the header; empty if it is missing or the file has no header.
       digest: hash of the file's bytes.
       height, width, bits: as stored.
       brightness, contrast: mean and standard deviation of the image, of the full range.
@@ -197,7 +197,7 @@ def _alike(thumbnails: np.ndarray, rows: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _detail(thumbnails: np.ndarray) -> np.ndarray:
-    """What 5x5 smoothing takes from thumbnails `[n, 32, 32]`."""
+    """Thumbnails `[n, 32, 32]` minus their 5x5 smoothing."""
     padded = np.pad(thumbnails.astype(np.float32), ((0, 0), (2, 2), (2, 2)), mode="edge")
     rows = np.sum([padded[:, y : y + 32] for y in range(5)], axis=0)
     detail: np.ndarray = (
@@ -215,7 +215,7 @@ def _normalised(images: np.ndarray) -> np.ndarray:
 
 
 def outliers(images: Images, records: Records) -> tuple[list[tuple[int, str]], list[str]]:
-    """Rows that differ from the rest of their source, with the reason; and what is not judged."""
+    """Rows that differ from the rest of their source, with the reason; and checks not possible."""
     found = []
     not_judged = []
     for source in dict.fromkeys(records.source):

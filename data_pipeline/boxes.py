@@ -14,7 +14,7 @@ from data_pipeline.decode.preprocessing import trim_borders
 from data_pipeline.manifest import Box, Records
 
 _log = logging.getLogger(__name__)
-# What the decoder notes where it orients an image by its Patient Orientation.
+# The note of the decoder if it orients an image by its Patient Orientation.
 _ORIENTED = re.compile(
     r"patient orientation \S+; (?:turned by (\d+) degrees)?.*to the standard view"
 )
@@ -25,17 +25,17 @@ def image_boxes(records: Records, row: int, preprocessing: Preprocessing) -> tup
     """Boxes of one image, in whole pixels of the preprocessed image `[S, S]`.
 
     Boxes of the phantom are computed. Those of other images are mapped as `load_image` maps the
-    pixels, which takes reading the file once more: trimmed borders depend on its content. Parts
-    outside of the preprocessed image are cut off.
+    pixels, which requires reading the file again, because trimmed borders depend on its content.
+    Parts outside of the preprocessed image are cut off.
 
     Args:
       records: the images; `boxes` is in pixels of the stored image.
       row: the image.
-      preprocessing: from the file to the network's input.
+      preprocessing: preprocessing of a file to the network's input.
 
     Returns:
-      The boxes; none where no place is known, or where boxes lie outside of the stored image,
-      because they were drawn at another resolution.
+      The boxes. Empty if no box is known, or if boxes are outside of the stored image, because they
+      were drawn at another resolution.
 
     Raises:
       UnreadableImage: the image has boxes and cannot be read.
@@ -75,7 +75,7 @@ def _map_boxes(
     if preprocessing.trim_borders:
         pixels = np.ascontiguousarray(radiograph.pixels)
         trimmed = trim_borders(pixels)
-        # It is a part of the same memory; where it begins tells how much was cut.
+        # It is a view of the same memory; its start gives the size of the cut margins.
         begin = trimmed.ctypes.data - pixels.ctypes.data
         top, left = divmod(begin // pixels.itemsize, width)
         height_left, width_left = trimmed.shape
@@ -106,7 +106,7 @@ def _map_boxes(
 
 
 def _oriented(corners: np.ndarray, notes: tuple[str, ...]) -> np.ndarray:
-    """Two opposite corners `[2, xy]`, in shares of the image, where the decoder has turned it."""
+    """Two opposite corners `[2, xy]`, in shares of the image, after the decoder has turned it."""
     for note in notes:
         match = _ORIENTED.search(note)
         if match:

@@ -5,9 +5,9 @@
       shard-00000.array_record     images, one a record, raw bytes
       shard-00000.keys.npy         for each record: hash of the path, size and time of the file
 
-A shard counts once its keys are there, which are written last. An interrupted preparation therefore
-resumes, several machines may fill the same folder, and training may read while it grows: a reader
-sees the shards that were finished when it was opened.
+A shard is used once its keys exist, which are written last. Therefore an interrupted preparation
+can resume, several machines can fill the same folder, and training can read at the same time: a
+reader uses the shards that were finished when it was opened.
 
 An image is decoded from its file if it is missing here, if that file has changed since (size or
 modification time), or if its shard is damaged; the log names the first of each kind. ArrayRecord
@@ -45,7 +45,7 @@ _READER_OPTIONS = "readahead_buffer_size:0,index_storage_option:in_memory"
 _KEYS = np.dtype(
     [("key", np.uint64), ("size", np.int64), ("modified_ns", np.int64), ("written_ns", np.int64)]
 )
-_NO_FILE = -1  # Size of what is not a file, such as a phantom image: never outdated.
+_NO_FILE = -1  # Size of an image without a file, such as a phantom image: never outdated.
 _NOT_RECORDED = -2  # In caches of earlier versions.
 _SECONDS_TO_ABANDON = 86_400
 
@@ -118,12 +118,12 @@ def write_shard(
 
     Args:
       folder: made by `create_folder`.
-      paths: which images.
-      preprocessing: from a file to an image.
+      paths: the images.
+      preprocessing: preprocessing of a file to an image.
       dtype: `"uint8"` or `"uint16"`.
 
     Returns:
-      How many images were written, and `(path, reason)` of those that could not be read.
+      The number of images written, and `(path, reason)` of unreadable images.
     """
     name = f"shard-{uuid.uuid4().hex[:16]}"
     unfinished = Path(folder, f".{_host()}-{name}.array_record")
@@ -244,7 +244,7 @@ def _latest(keys: np.ndarray) -> np.ndarray:
 
 
 def to_decode(folder: Path, paths: np.ndarray, seen: set[str]) -> np.ndarray:
-    """The paths that a cache lacks, or whose files have changed since; `seen` as in `read_keys`."""
+    """The paths that a cache lacks, or with changed files; `seen` as in `read_keys`."""
     keys = np.concatenate([np.empty(0, _KEYS), *(keys for _, keys in read_keys(folder, seen))])
     keys = keys[_latest(keys)]
     if not len(keys):
@@ -259,7 +259,7 @@ def to_decode(folder: Path, paths: np.ndarray, seen: set[str]) -> np.ndarray:
 
 
 def _is_outdated(key: np.void, path: str) -> bool:
-    """Whether a file has changed since its image was cached. One that is gone has not."""
+    """Whether a file has changed since its image was cached. A deleted file counts as unchanged."""
     if key["size"] < 0:
         return False
     size, modified_ns = _file_stamp(path)
@@ -301,12 +301,12 @@ class Cache:
                 _log.warning(message, *args)
 
     def lookup(self, image_path: str) -> int | None:
-        """The row of an image, or None if it is not here or of no use; the log says the first."""
+        """The row of an image, or None if it is missing or outdated; the log names the first."""
         row = int(self._rows_of([image_path])[0])
         return None if row < 0 else row
 
     def _rows_of(self, image_paths: Sequence[str]) -> np.ndarray:
-        """Rows of images, int64 `[n]`, -1 for those that must be decoded from their files."""
+        """Rows of images, int64 `[n]`; -1 for images to decode from their files."""
         keys = path_keys(image_paths)
         at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         rows = np.where(self._keys[at] == keys, self._rows[at].astype(np.int64), -1)
@@ -344,7 +344,7 @@ class Cache:
         """Reads several images at once, which is faster than one by one.
 
         Args:
-          image_paths: which, n of them.
+          image_paths: n paths.
           images: uint8 `[n, S, S]`, filled where an image is here.
 
         Returns:

@@ -65,12 +65,12 @@ def in_short(names: Sequence[str]) -> str:
 def spelled_apart(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Groups of names that may mean the same.
 
-    They differ by capitals, blanks or Unicode form alone, or are one number as spreadsheets write
-    it: `114`, `114.0`, `00114`, `1.14E+02`; or one is the other in fewer digits: `123456789012`,
-    `1.23457E+11`.
+    The names differ only by capitals, blanks or Unicode form; or are one number in several
+    spellings of a spreadsheet (`114`, `114.0`, `00114`, `1.14E+02`); or one is the other with fewer
+    digits (`123456789012`, `1.23457E+11`).
     """
     groups = defaultdict(set)
-    rounded = defaultdict(set)  # Number of digits -> ids that are written with so many.
+    rounded = defaultdict(set)  # Number of digits -> ids with this number of digits.
     for name in names:
         key = folded(name)
         groups[key].add(name)
@@ -87,7 +87,7 @@ def spelled_apart(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def joined_otherwise(labels: Iterable[str]) -> list[str]:
-    """Labels that join others by another sign than a bar: `a;b` beside `a` and `b`, `['a']`."""
+    """Labels joined by any sign but a bar: `a;b` beside `a` and `b`, `['a']`."""
     known = set(labels)
     found = []
     for label in known:

@@ -35,8 +35,8 @@ def equal_files(
     Args:
       paths: the files, of which each is compared once. Relative ones, such as the addresses of
         phantom images, are passed over.
-      sides: of each file; only groups of several sides are looked for. None = all groups.
-      max_bytes, max_seconds: after so much, the rest is not compared, which is logged.
+      sides: side of each file; only groups with several sides are returned. None = all groups.
+      max_bytes, max_seconds: limits; files beyond them are not compared, which is logged.
     """
     deadline = time.monotonic() + max_seconds
     side_of = dict(zip(paths, sides or [""] * len(paths), strict=True))

@@ -1,4 +1,4 @@
-"""What is known of a patient beside the image, sex and view, as inputs of a network."""
+"""Sex and view of a patient as inputs of a network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FEWEST = 10  # Images of a value: with fewer its effect cannot be learned.
 
 
 def _plain(values: Iterable[str]) -> list[str]:
-    """Sexes or views as they are compared: without regard to capitals and blanks."""
+    """Sexes or views for comparison: without capitals and blanks."""
     return [str(value).strip().upper() for value in values]
 
 

@@ -37,13 +37,13 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    """Where images come from, and how they are divided and read: `config.data`.
+    """Sources of images, and how they are divided and read: `config.data`.
 
     Attributes:
       train, validation, test: comma-separated `source:place`; an empty role is split from `train`.
-      given_splits: `"keep"` the splits that sources bring, or `"ignore"` them.
-      validation_fraction, test_fraction: of the patients of a source that brings no split.
-      split_seed: of the split.
+      given_splits: `"keep"` the splits of sources, or `"ignore"` them.
+      validation_fraction, test_fraction: of the patients of a source without a split.
+      split_seed: seed of the split.
       patient_ids: `"shared"`, an id means the same person in every source, or `"source"`.
       classes: names of the conditions; empty = those found.
       labels: `"single"`, one condition an image, or `"multi"`, any number of findings.
@@ -51,13 +51,13 @@ class DataSettings:
       normal_names: labels that mean no finding, separated by commas, with `"multi"`.
       uncertain: findings of training images that are uncertain, with `"multi"`: see
         `labels.resolve_uncertain`. Those of other images stay unknown.
-      label_fraction: of the training patients; the others lose their labels and ages.
+      label_fraction: share of the training patients; the others lose their labels and ages.
       label_seed: of the choice of those patients.
       image_size, resize, trim_borders: see `Preprocessing`.
       on_error: `"raise"` for a file that cannot be read, or `"skip"`.
       cache: folder of decoded images; empty = none.
-      memory_mb: keep decoded images in memory where all of them fit into so many MiB.
-      num_threads: that decode.
+      memory_mb: MiB; decoded images are kept in memory if all of them fit into this size.
+      num_threads: number of decoding threads.
     """
 
     train: str = ""
@@ -102,7 +102,7 @@ def open_role(spec: str, settings: DataSettings, notes: list[str] | None = None)
 
     Args:
       spec: the sources.
-      settings: of the data.
+      settings: settings of the data.
       notes: what `settings.label_map` changed is added, for the report.
     """
     records = open_sources(spec).with_patients(settings.patient_ids)
@@ -196,12 +196,12 @@ def describe(records: Records) -> str:
 def find_classes(settings: DataSettings, train: Records) -> tuple[str, ...]:
     """`settings.classes`, or the labels found in the training data.
 
-    The phantom's conditions come in the paper's order, others in alphabetical order. Where an image
-    may have several findings, the names of an image without any are no class.
+    The phantom's conditions come in the paper's order, others in alphabetical order. If an image
+    may have several findings, the names for no finding are not classes.
 
     Raises:
-      DataError: a class has no training image, or there is only one class; or images have several
-        findings where one condition an image is learned.
+      DataError: a class has no training image; there is only one class; or images have several
+        findings, but one condition an image is learned.
     """
     several = train.has_several
     if several.any() and not settings.multi_label:
@@ -257,7 +257,7 @@ def find_conditions(
     """The conditions that stage two learns; none where only ages are known.
 
     Raises:
-      DataError: there is no label to learn from, and no age that may be learned instead.
+      DataError: there is no label to learn from, and no age to learn instead.
     """
     classes = find_classes(settings, train)
     if not classes and not age_head:
@@ -276,12 +276,12 @@ def find_conditions(
 def finding_names(
     settings: DataSettings, split: Split, classes: tuple[str, ...]
 ) -> FindingNames | None:
-    """The names by which labels become findings; None where an image has one condition.
+    """The names of findings in labels; None if an image has one condition.
 
     Args:
-      settings: of the data.
-      split: of the training run. Findings that its training sources label count as known.
-      classes: that are learned.
+      settings: settings of the data.
+      split: split of the training run. Findings that its training sources label count as known.
+      classes: the learned classes.
     """
     if not settings.multi_label:
         return None
@@ -293,7 +293,7 @@ def finding_names(
 
 
 def check_split(settings: DataSettings, split: Split, classes: tuple[str, ...]) -> None:
-    """Raises `DataError` where a condition cannot be trained, or there is nothing to test on."""
+    """Raises `DataError` if a condition cannot be trained, or no image is left for testing."""
     check_classes(split, classes)
     check_tested(split)
     names = finding_names(settings, split, classes)
@@ -340,9 +340,9 @@ class Reader:
     Args:
       settings: `on_error`, `cache` and `memory_mb` are used.
       classes: names of the conditions; a label that is not among them counts as unknown.
-      preprocessing: from a file to an image; None = that of `settings`.
+      preprocessing: preprocessing of a file to an image; None = that of `settings`.
       bad_files: a list to add to.
-      names: of findings, where an image may have several.
+      names: names of findings, where an image may have several.
       context: names of further inputs, see `context.find_context`.
 
     Attributes:

@@ -1,8 +1,8 @@
 """Splits by patient, stratified by condition: training, validation and test.
 
 The split of a source depends on the images that it lists, the fractions and the seed, and not on
-other sources. So stage one, on adults and infants, and stage two, on infants alone, have the same
-test patients.
+other sources. Therefore stage one, on adults and infants, and stage two, on infants alone, have the
+same test patients.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from data_pipeline.records import SPLITS, Records
 from data_pipeline.splits import FEW_IMAGES, Split, check_disjoint, named
 
 _log = logging.getLogger(__name__)
-# From the most to the least protected: a patient whose images disagree goes to the first of them.
+# From the most to the least protected: if images of a patient disagree, the first applies.
 _PRECEDENCE = ("test", "validation", "train")
 
 
 def _portable_names(records: Records) -> list[str]:
-    """What each image's patient is called wherever the data lies: moving it moves nobody."""
+    """Names of patients that do not depend on the folder of the data."""
     place = records.source[0].partition(":")[2] if len(records) else ""
     root = os.path.dirname(place)
     return [
@@ -48,9 +48,9 @@ def split_by_patient(
 ) -> Records:
     """Fills the `split` column, patient by patient.
 
-    Where a source says who is in which split, that is kept, and only the roles that it lacks are
-    cut from its training patients. Within a source, patients are stratified by their rarest
-    condition and ordered by a hash of their id.
+    The split of a source is kept; only the roles that it lacks are cut from its training patients.
+    Within a source, patients are stratified by their rarest condition and ordered by a hash of
+    their id.
 
     Raises:
       DataError: a source's own split has a patient on two sides.
@@ -80,7 +80,7 @@ def _split_source(
     known = set(keys[records.has_label | records.has_age])
     rarest_of = rarest_findings(records.label)
     frequency: dict[str, int] = dict(count_findings(records.label))
-    frequency[""] = len(records) + 1  # A known condition always stands before an unknown one.
+    frequency[""] = len(records) + 1  # A known condition always precedes an unknown one.
     for key, split, label in zip(keys, records.split, rarest_of, strict=True):
         if given.setdefault(key, split) != split:
             raise DataError(
@@ -106,8 +106,8 @@ def _split_source(
     for members in strata.values():
         members.sort(key=lambda key: _digest(seed, name_of[key]))
     if "test" not in roles_given:
-        # Patients of whom nothing is known can test nothing. (How well stage one rebuilds them can
-        # be validated.)
+        # Patients without a label or an age cannot be used for testing. (How well stage one
+        # rebuilds them can be validated.)
         testable = {label: [k for k in members if k in known] for label, members in strata.items()}
         _take(testable, role, "test", test_fraction, seed)
     if "validation" not in roles_given:
@@ -121,7 +121,7 @@ def _split_source(
 def _too_few_to_validate(
     records: Records, keys: np.ndarray, role: dict[str, str], fraction: float
 ) -> set[str]:
-    """The training patients with an answer, where a source has few of them among many without.
+    """The training patients with an answer, if a source has few of them among many without.
 
     A validation part would then hold too few answers to choose a checkpoint by; they are better
     learned from. An answer is a condition, or an age where a source has no conditions.
@@ -208,8 +208,8 @@ def divide(
 def keep_labels(records: Records, fraction: float, seed: int, draw: int = 0) -> Records:
     """Keeps the labels and ages of a fraction of the patients; the rest keep their images.
 
-    Stratified by finding, at least one patient each; patients of whom the age alone is known form a
-    stratum of their own. Smaller fractions are subsets of larger ones of the same `draw`.
+    Stratified by finding, with at least one patient each; patients with a known age and no label
+    form a separate stratum. Smaller fractions are subsets of larger ones of the same `draw`.
     """
     if fraction >= 1:
         return records

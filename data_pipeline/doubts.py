@@ -1,4 +1,4 @@
-"""Ids, names of files and labels that may not mean what they say."""
+"""Ids, names of files and labels with doubtful spellings."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """An input of the user is wrong. The message is one line: what is wrong and what to do."""
+    """An input of the user is wrong. The message is one line: the error and what to do."""
 
 
 class DataError(UserError):

@@ -53,14 +53,14 @@ def rarest_findings(labels: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class FindingNames:
-    """Which findings an image may have, where it may have several.
+    """Names of findings, if an image may have several.
 
     Attributes:
       classes: names of the K findings that are learned.
       normal: names of an image without any finding, compared without regard to capitals.
-      others: findings that the data labels too, and that are not learned. A name that is none of
-        all these comes from data labelled in another way: an image that carries it is not
-        known to be without the other findings.
+      others: further findings that the data labels but that are not learned. Any other name comes
+        from data labelled in another way: for an image with such a name, the other findings are
+        unknown.
     """
 
     classes: tuple[str, ...]
@@ -127,8 +127,8 @@ def parse_label_map(text: str) -> dict[str, str]:
 
     Args:
       text: entries `new=old|old`, separated by commas; or the path of a text file with an entry a
-        line (for names with a comma). An empty `new` takes the name away: the image is then as if
-        nobody had labelled it so.
+        line (for names with a comma). An empty `new` removes the name: the image is then treated as
+        if it did not have this label.
 
     Raises:
       DataError: the file cannot be read, an entry has another form, or a name is mapped twice.

@@ -36,7 +36,7 @@ class Part:
     """The rows of every batch that one of several processes reads.
 
     A batch is cut into `count` equal parts; together, in order, they are the batch that one process
-    would read. What was drawn and in which order does not depend on the number of processes.
+    would read. The drawn images and their order do not depend on the number of processes.
 
     Attributes:
       index: number of the part, from 0.
@@ -118,14 +118,14 @@ class ImageSource:
     """Random access to decoded images, for Grain.
 
     Args:
-      records: which images, in order.
+      records: the images, in order.
       classes: names of the classes; a label that is not among them counts as unknown.
       preprocessing: how a file becomes an image.
-      on_error: `"raise"`, or `"skip"`: list the file in `bad_files` and go on.
+      on_error: `"raise"`, or `"skip"`: list the file in `bad_files` and continue.
       substitute: with `"skip"`, put the next readable image in the place of a bad one (training);
         otherwise a black image with mask 0 (evaluation).
       cache: folder of decoded images; used where it fits `preprocessing`.
-      memory_mb: decoded images are kept in memory if all of them fit into so many MiB.
+      memory_mb: MiB; decoded images are kept in memory if all of them fit into this size.
       bad_files: where unreadable files are listed.
       findings: float32 `[N, K]`, see `labels.FindingNames.matrix`, where an image may have several.
       context: float32 `[N, C]`, see `context.context_matrix`, where sex or view are inputs.
@@ -251,7 +251,7 @@ class ImageSource:
         return example | self._truth(row)
 
     def _truth(self, rows: np.ndarray | int) -> Batch:
-        """What a batch holds beside the label, where there is any."""
+        """The further truth of a batch beside the label, if there is any."""
         found = {
             "findings": self.findings,
             "context": self.context,
@@ -293,12 +293,12 @@ def mixed_batches(
     """Shuffled batches without end: labelled images first, then any images.
 
     Args:
-      source: with `soft_labels`, where a student is to learn from them.
+      source: the images, with `soft_labels` if a student learns from them.
       batch_size: images of a batch.
-      num_labelled: so many of them are drawn from the labelled images; the others are drawn from
-        all, and learned by what is known of them.
-      seed: of both orders.
-      num_threads: for decoding.
+      num_labelled: images of a batch that are drawn from the labelled images; the others are drawn
+        from all images.
+      seed: seed of both orders.
+      num_threads: number of decoding threads.
       part: of each batch, to be read.
     """
     part.size(batch_size)

@@ -82,9 +82,9 @@ def read_manifest(path: str | os.PathLike[str], *, source: str | None = None) ->
     Backslashes in a path are read as slashes unless a file has such a name.
 
     Raises:
-      DataError: the file is missing, empty, not CSV text, lacks `image_path`, or has cells that
-        cannot be meant (an age that is no number, an unknown split, a failed formula). All such
-        cells are listed with their lines.
+      DataError: the file is missing, empty, not CSV text, lacks `image_path`, or has invalid cells
+        (an age that is not a number, an unknown split, a failed formula). The message lists all
+        such cells with their lines.
     """
     place = _absolute(path)
     with _opened(place) as file:
@@ -98,7 +98,7 @@ def _absolute(path: str | os.PathLike[str]) -> str:
 
 
 def unused_age_columns(path: str | os.PathLike[str]) -> list[str]:
-    """Columns of a manifest that may hold ages in an unknown unit, where no other column is read.
+    """Columns of a manifest that may hold ages in an unknown unit, if no other column is read.
 
     Raises:
       DataError: see `read_manifest`.
@@ -155,7 +155,7 @@ class _Reader:
         self._path = path
         self._folder = os.path.dirname(path)
         self._slashes: bool | None = None  # Whether backslashes are slashes; not known yet.
-        # By column and what is wrong: values with the lines that hold them.
+        # By column and error: values with their lines.
         self._refused: dict[tuple[str, str], dict[str, list[int]]] = {}
         lines = [next(file, "")]
         match = _SEPARATOR_LINE.fullmatch(lines[0])
@@ -262,7 +262,7 @@ class _Reader:
         return found
 
     def _age(self, cell: str) -> str:
-        """An age with a decimal point: where commas do not separate, they are decimal."""
+        """An age with a decimal point: commas that do not separate columns are decimal."""
         return cell if self._separator == "," else cell.replace(",", ".")
 
     def _image_path(self, value: str, line: int) -> str:
@@ -360,7 +360,7 @@ def _names(cell: str) -> tuple[str, ...]:
 
 
 def _read_boxes(x0: str, y0: str, x1: str, y1: str, labels: str) -> tuple[Box, ...] | None:
-    """Boxes whose numbers are joined by `|`; None if they make none."""
+    """Boxes from numbers joined by `|`; None if they are not valid."""
     if not x0 + y0 + x1 + y1:
         return ()
     try:

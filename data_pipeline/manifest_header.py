@@ -63,8 +63,8 @@ class Header:
     """Names of columns: as they are written, and in this project's spelling.
 
     Attributes:
-      path: of the manifest, for messages.
-      written: as they stand there.
+      path: path of the manifest, for messages.
+      written: as in the file.
       keys: of the same columns; unknown ones in lower case.
     """
 

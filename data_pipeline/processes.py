@@ -28,7 +28,7 @@ def child_environment(environment: Mapping[str, str] | None = None) -> dict[str,
     `PYTHONPATH` are removed. A checkout is added to `PYTHONPATH`; an installed package needs none.
 
     Args:
-      environment: to start from; None = that of this process.
+      environment: base environment; None = that of this process.
     """
     found = dict(os.environ if environment is None else environment)
     paths = [p for p in found.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(p)]
@@ -38,7 +38,7 @@ def child_environment(environment: Mapping[str, str] | None = None) -> dict[str,
 
 
 def end_with_parent(parent: int, signum: int = signal.SIGKILL) -> None:
-    """Ends this process once its parent has ended, however that happened.
+    """Ends this process once its parent has ended for any reason.
 
     Args:
       parent: process id of the parent.
@@ -89,7 +89,7 @@ class WorkerPool(ProcessPoolExecutor):
             return super().submit(*args, **kwargs)
 
     def stop(self) -> None:
-        """Asks the workers to end what they do: `stopping` is true in them from now on."""
+        """Asks the workers to stop: `stopping` is true in them from now on."""
         self._stop.set()
 
 

@@ -35,16 +35,16 @@ class Records:
     """Radiographs, as columns of equal length `n`. An empty string or NaN means unknown.
 
     Attributes:
-      image_path: where the image is: an absolute file path, or the address of a phantom image.
+      image_path: an absolute file path, or the address of a phantom or remote image.
       patient_id: the patient as the source names them, or empty.
-      patient: one key a person, resolved from `patient_id`; an image without an id is a person of
-        its own. Images of one person always stay in one split. See `with_patients`.
+      patient: one key a person, resolved from `patient_id`; an image without an id counts as one
+        person. Images of one person always stay in one split. See `with_patients`.
       age_months: age at the image, float32.
       sex: `"F"`, `"M"` or empty.
       view: projection as the source gives it, such as `"AP"` or `"supine"`.
       label: name of the condition; several findings are joined by `|`, in alphabetical order.
-      uncertain: a tuple of the findings that the source neither affirms nor denies.
-      split: `"train"`, `"validation"`, `"test"`, or empty where the source does not say.
+      uncertain: a tuple of findings that are uncertain in the source.
+      split: `"train"`, `"validation"`, `"test"`, or empty if the source has none.
       site: hospital or detector, where the source has several.
       boxes: a tuple of `Box`, empty where no place is known. `data_pipeline.boxes` maps them to
         the preprocessed image, and knows those of the phantom.

@@ -59,6 +59,6 @@ def read(path: str, limit: int | None = None) -> bytes:
         content: Any = store.cat_file(name, start=None if limit is None else 0, end=limit)
     except OSError:
         raise
-    except Exception as error:  # The libraries of the stores have errors of their own.
+    except Exception as error:  # The libraries of the stores raise various errors.
         raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     return bytes(content)

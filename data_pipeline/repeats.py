@@ -19,11 +19,11 @@ _log = logging.getLogger(__name__)
 def check_repeats(split: Split, **limits: Any) -> None:
     """Warns of images that occur more than once, before anything is trained on them.
 
-    Files are compared by size first, and read only where sizes are equal. Phantom images, which
-    are drawn from their address, are compared by that.
+    Files are compared by size first, and read only where sizes are equal. Phantom images are
+    compared by their address.
 
     Args:
-      split: of the data.
+      split: split of the data.
       **limits: see `contents.equal_files`.
 
     Raises:

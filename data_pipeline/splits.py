@@ -1,4 +1,4 @@
-"""The split of a run: training, validation and test, their file, and checks that none leaks."""
+"""The split of a run: training, validation and test, its file, and checks for leaks."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def check_disjoint(split: Split) -> None:
 
 
 def check_classes(split: Split, classes: Sequence[str]) -> None:
-    """Raises `DataError` if a class has one patient, who cannot be both trained on and tested."""
+    """Raises `DataError` if a class has one patient, which cannot be in training and test."""
     records = Records.concatenate([split[name] for name in SPLITS])
     keys = records.patient
     alone = {}
@@ -175,7 +175,7 @@ def read_split(path: str | os.PathLike[str]) -> Split:
 
 
 def check_unchanged(path: str | os.PathLike[str], split: Split) -> None:
-    """Raises `DataError` if `split.csv` of a run says otherwise than the data does now."""
+    """Raises `DataError` if `split.csv` of a run differs from the present data."""
 
     def rows(split: Split) -> set[tuple[str, ...]]:
         return {

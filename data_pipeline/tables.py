@@ -2,7 +2,7 @@
 
 A spreadsheet runs a cell that begins with `=`, `+`, `-` or `@` as a formula (CSV injection). Names
 of patients, labels and files come from outside, so such text is written after an apostrophe, which
-`restore` takes away. Numbers stay as they are.
+`restore` removes. Numbers are not changed.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
     result = model.predict(["a.dcm", "b.png"])
     result.probabilities, result.age_months
 
-See `Model` for everything that a trained model can do. `create_encoder` makes one of the eight
-`ENCODERS`; `import_encoder` and `export_encoder` exchange weights with PyTorch.
+`Model` lists all methods of a trained model. `create_encoder` makes one of the eight `ENCODERS`;
+`import_encoder` and `export_encoder` exchange weights with PyTorch.
 """
 
 from __future__ import annotations

@@ -36,17 +36,17 @@ _BATCH = 32
 class Model:
     """A trained model, or an ensemble of stage-two models. Made by `load`.
 
-    Images are file paths, which go through the same decoder as in training, or uint8 arrays
-    `[B, H, W]` of grey levels (bright = dense), which are resized as files are. Everything runs on
-    all images of a call in batches of 32.
+    Images are file paths, which are decoded as in training, or uint8 arrays `[B, H, W]` of grey
+    levels (bright = dense), which are resized like files. The images of a call are processed in
+    batches of 32.
 
     Attributes:
-      members: the models; everything but `predict` uses the first.
+      members: the models; all methods but `predict` use the first.
       spec: all that is needed to use the weights: classes, preprocessing, input scale, ages.
       variables: `params` and `batch_stats`, as NumPy arrays.
-      step: of the checkpoint.
-      trust: calibration, prediction sets and outlier detector; None = the model's own numbers.
-      workdir: that it was loaded from.
+      step: step of the checkpoint.
+      trust: calibration, prediction sets and outlier detector; None = uncalibrated.
+      workdir: the workdir that it was loaded from.
     """
 
     def __init__(self, *members: Member):
@@ -106,14 +106,14 @@ class Model:
 
         Args:
           images: files, or uint8 `[B, H, W]`.
-          sex, view: of each image, or of all, such as `"F"` and `"AP"`; empty = unknown. They
-            matter to models that were trained with `config.condition_on`.
+          sex, view: of each image, or of all, such as `"F"` and `"AP"`; empty = unknown. Only
+            models trained with `config.condition_on` use them.
           augmentations: slightly rotated, scaled and shifted copies, without flips, whose
             predictions are averaged with those of the image.
 
         Raises:
           UserError: the model is of stage one and has no heads.
-          ValueError: there are more or fewer sexes or views than images.
+          ValueError: the number of sexes or views differs from the number of images.
         """
         self._need_heads("predict")
         shown: Any = images if _are_arrays(images) else _paths(images)
@@ -154,9 +154,9 @@ class Model:
         """Writes ONNX, StableHLO, PyTorch weights, a model card and the reader page.
 
         Args:
-          folder: to write to; see docs/export.md.
-          name: of the model.
-          licence: of the weights, as Hugging Face lists it; empty = not stated.
+          folder: output folder; see docs/export.md.
+          name: name of the model.
+          licence: licence of the weights, as Hugging Face lists it; empty = not stated.
           page: write `reader.html` and its examples.
 
         Raises:
@@ -185,8 +185,8 @@ class Model:
           image: a file, or uint8 `[H, W]`.
           condition: a name of `classes`; None = the predicted one.
           method: `"grad_cam"`, or `"integrated_gradients"`.
-          level: of the encoder's pyramid, 0 (stride 4) to 3 (stride 32), for Grad-CAM; None = the
-            deepest with at least six cells a side.
+          level: level of the encoder's pyramid, 0 (stride 4) to 3 (stride 32), for Grad-CAM; None =
+            the deepest with at least six cells a side.
 
         Returns:
           float32 `[S, S]` in [0, 1], over the image as `read` gives it.
@@ -293,18 +293,18 @@ class Model:
 def load(workdir: Path | Sequence[Path], *, calibrate: bool = True) -> Model:
     """Loads a trained model, or several as an ensemble.
 
-    An ensemble predicts mean probabilities and ages, the union of sets and intervals, and warns
-    where more than half of its models do.
+    An ensemble predicts mean probabilities and ages, and the union of sets and intervals. It warns
+    if more than half of its models do.
 
     Args:
-      workdir: of a run of stage two (its best checkpoint is loaded), or of stage one (its last):
-        then the model can embed, and reconstruct where it is an autoencoder. Or several of stage
-        two.
-      calibrate: calibrate probabilities and judge images, where the run has `trust.json`.
+      workdir: workdir of a run of stage two (loads its best checkpoint), or of stage one (loads its
+        last). A model of stage one can embed, and reconstruct if it is an autoencoder. Several
+        workdirs of stage two give an ensemble.
+      calibrate: calibrate probabilities and judge images, if the run has `trust.json`.
 
     Raises:
       UserError: the folder is not such a workdir, or has no checkpoint; or the models of an
-        ensemble differ in conditions or in the reading of images.
+        ensemble differ in conditions or in preprocessing.
     """
     if not isinstance(workdir, str | os.PathLike):
         return Model(*load_members(_paths(workdir), calibrate=calibrate, refit=False))

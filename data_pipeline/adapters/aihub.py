@@ -1,7 +1,7 @@
 """AI-Hub 71432, "Pediatric abdominal X-ray image data": the paper's own images.
 
-The schema of its label files is not public. A profile says which key holds what. This command
-prints the keys of some label files and a profile to fill in:
+The schema of its label files is not public. A profile maps its keys. This command prints the keys
+of some label files and a profile to fill in:
 
     python -m data_pipeline.adapters.aihub /data/aihub > profile.json
 """

@@ -106,8 +106,8 @@ def _placeholders(
 ) -> np.ndarray:
     """Boolean `[n]`: the identifier is a placeholder word, or belongs to several people.
 
-    Any other identifier is believed, however many images carry it: a patient in two splits would be
-    worse than two patients taken for one.
+    Any other identifier counts, however many images have it: a patient in two splits would be worse
+    than two patients treated as one.
     """
     rows_of = defaultdict(list)
     for row, patient in enumerate(patients):
@@ -150,7 +150,7 @@ def _read(path: str) -> Header:
     try:
         return read_header(path)
     except (Refused, OSError):
-        return Header()  # Reading the image will say what is wrong with it.
+        return Header()  # Reading the image will report the error.
 
 
 def _birth_date(path: str) -> str:

@@ -26,9 +26,9 @@ _OLDEST_MONTHS = 120 * 12.0  # Older releases hold ages up to 414 years.
 def read_nih(place: str) -> Records:
     """Reads `PATH[:min_age_months=216]`: `Data_Entry_2017*.csv` and the images at any depth.
 
-    The label joins an image's findings (`No Finding` counts as one). Images of `test_list.txt` are
-    the test split where that list is there; the others are for training if `train_val_list.txt`,
-    where that is there too, names them.
+    The label joins an image's findings (`No Finding` counts as one). Images of `test_list.txt`, if
+    it exists, are the test split. The others are for training; if `train_val_list.txt` exists, only
+    the images that it lists.
 
     Raises:
       DataError: the table or every image is missing.

@@ -33,8 +33,8 @@ _THREADS = 16  # Listing folders waits for the disk.
 def parse_place(name: str, place: str, **defaults: Any) -> tuple[Path, dict[str, Any]]:
     """Splits `/path[:key=value...]` into an absolute path, which exists, and options.
 
-    Records name this path, without the options, as their source. So the split of a data set does
-    not depend on how its path is spelled.
+    Records name this path, without the options, as their source, so that the split of a data set
+    does not depend on the spelling of its path.
 
     Args:
       name: the adapter, for messages.

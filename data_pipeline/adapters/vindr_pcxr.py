@@ -26,10 +26,9 @@ def read_vindr_pcxr(place: str) -> Records:
     """Reads `PATH[:headers=no]`: `image_labels_{train,test}.csv` and `{train,test}/<id>.dicom`.
 
     Class names are the source's, misspellings included; the label joins an image's findings (about
-    3 % have several). Boxes come from `annotations_{train,test}.csv` where it is there, ages and
-    sexes from the DICOM headers; `headers=no` skips reading them. Images that are not on disk are
-    left out. There is no patient identifier: whether the official split is by patient cannot be
-    known.
+    3 % have several). Boxes come from `annotations_{train,test}.csv` if it exists, ages and sexes
+    from the DICOM headers; `headers=no` skips reading them. Images that are not on disk are left
+    out. There is no patient identifier: whether the official split is by patient cannot be known.
 
     Raises:
       DataError: no table or no image is there.

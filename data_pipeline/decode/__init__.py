@@ -1,4 +1,4 @@
-"""Image decoder: DICOM, PNG, JPEG and TIFF files to greys, or one clear reason why not."""
+"""Image decoder: DICOM, PNG, JPEG and TIFF files to greys, or a clear reason for refusal."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _read(path: str, shortest_side: Callable[[int, int], int] | None) -> Radiogr
         return read(data, shortest_side)
     except Refused as refusal:
         raise UnreadableImage(path, str(refusal)) from None
-    except DataError:  # Of a store whose package is not installed.
+    except DataError:  # The package of this store is not installed.
         raise
     except MemoryError:
         raise UnreadableImage(path, "not enough memory to decode it") from None

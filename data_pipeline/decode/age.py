@@ -19,11 +19,11 @@ _MAX_AGE_MONTHS = 120 * 12
 def age_months(text: str, birth: str, study: str, notes: list[str]) -> float:
     """Age in months; NaN if it is unknown.
 
-    An age string in days, weeks or months is taken as it stands. Whole years are too coarse for an
-    infant: the dates decide, as they do without an age string. Dates that differ from the string by
-    more than a year are taken for placeholders, because de-identification changes dates and leaves
-    ages; then the string stands. Zero years without dates that agree is unknown, and so is any zero
-    that the dates contradict: writers use both for a missing age.
+    An age string in days, weeks or months is used as it is. Whole years are too coarse for an
+    infant, so the age is computed from the dates, as without an age string. Dates that differ from
+    the string by more than a year are treated as placeholders, because de-identification changes
+    dates and keeps ages; the string is then used. Zero years are unknown unless the dates agree,
+    and so is any zero that the dates contradict: writers use both for a missing age.
 
     Args:
       text: PatientAge.

@@ -1,8 +1,8 @@
 """DICOM pixel data to stored values, for every transfer syntax of still images (PS3.5 annex A).
 
 Pillow decodes baseline JPEG in this process. OpenJPEG (JPEG 2000), CharLS (JPEG-LS) and GDCM (JPEG
-Lossless and JPEG of 12 bits) run in processes of their own. The stream decides which of them does,
-because declared transfer syntaxes are often wrong.
+Lossless and JPEG of 12 bits) run in separate processes. The stream determines the decoder, because
+declared transfer syntaxes are often wrong.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ _YEAR = re.compile(r"(19|20)\d\d", re.ASCII)
 
 # Sides of a pixel that differ by less are equal: measured sizes never are exactly.
 _SQUARE = 0.01
-# No detector or scanner has pixels whose sides differ by more than this factor.
+# The sides of a pixel of a detector or scanner never differ by more than this factor.
 _MAX_PIXEL_ASPECT = 4.0
 # A window is useless if it leaves more than this share of the image black or white, or if the image
 # between its 1st and 99th percentile fills less than this share of the greys.
@@ -140,7 +140,7 @@ def read_dicom(data: bytes, shortest_side: Callable[[int, int], int] | None = No
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """What the header says, without decoding the image.
+    """Reads the header, without decoding the image.
 
     Raises:
       Refused: the file holds no plain radiograph, or cannot be read.
@@ -155,7 +155,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def refuse_foreign(dicom: DicomFile) -> None:
-    """Refuses whatever is not a plain radiograph of a person.
+    """Refuses files that are not a plain radiograph of a person.
 
     Raises:
       Refused: with the kind of image, never with text of the header.

@@ -40,7 +40,7 @@ class DicomFile:
     """Elements by tag, as raw bytes, with what is needed to interpret them.
 
     Attributes:
-      transfer_syntax: UID of the encoding of the pixel data; empty where the file does not say.
+      transfer_syntax: UID of the encoding of the pixel data; empty if the file does not state it.
       little_endian: byte order of binary values.
       elements: tag -> value. Pixel data in fragments keeps its item headers.
       items: tag of a sequence -> elements of its first item.
@@ -151,7 +151,7 @@ def parse_dicom(
 def _encoding(data: bytes, start: int, syntax: str) -> tuple[bool, str]:
     """Whether the data set at `start` is of implicit representation, and its byte order.
 
-    Its first element decides over what is declared: wrong declarations are common.
+    The first element is used rather than the declaration: wrong declarations are common.
     """
     order = ">" if syntax == EXPLICIT_BIG else "<"
     head = data[start : start + 6]

@@ -1,9 +1,9 @@
 """Isolated processes: decoders that may crash or hang, and a safe start of any other process.
 
 JPEG 2000, JPEG Lossless, JPEG-LS and TIFF are decoded by libraries with a history of memory errors
-on damaged files. They run in worker processes, so that a crash becomes a reason. Their limit is on
-processor time: wall-clock time depends on how busy the machine is, and must not decide which images
-are used.
+on damaged files. They run in worker processes, so that a crash becomes an error with a reason. The
+limit is on processor time, because wall-clock time depends on the load of the machine and must not
+decide which images are used.
 
 Python looks for modules in the current folder first when it is started with `-c` or `-m`, as for
 spawned processes. `safe_environment` and `process_pool` prevent that: a `numpy.py` that lies beside
@@ -67,7 +67,7 @@ def process_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def end_with_parent(parent: int) -> None:
-    """Ends this process soon after its parent, whatever ended that. To be called in a child.
+    """Ends this process soon after its parent has ended for any reason. Call it in a child.
 
     Args:
       parent: process id of the parent.
@@ -122,7 +122,7 @@ class _Worker:
         return self._connection.recv()
 
     def stop(self) -> int:
-        """Ends the process; returns its exit code, that of its own end if it came first."""
+        """Ends the process; returns its exit code."""
         self._process.kill()
         code = self._process.wait()
         self._connection.close()
@@ -199,7 +199,7 @@ def run_isolated(function: str, *args: Any, cpu_s: float) -> Any:
 
 
 def time_limit(pixels: int) -> float:
-    """Limit on processor time in seconds for so many pixels: several times what decoding takes."""
+    """Limit on processor time in seconds, by number of pixels: several times that of decoding."""
     return 4.0 + max(0, pixels - 4_000_000) / 2_000_000
 
 

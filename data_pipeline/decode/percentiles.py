@@ -1,4 +1,4 @@
-"""Window by percentiles, for images without a usable window of their own.
+"""Window by percentiles, for images without a usable window in the file.
 
 It works on the histogram rather than on the image: there are at most 65,536 values.
 """

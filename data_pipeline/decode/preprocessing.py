@@ -105,7 +105,7 @@ def to_square(
     Args:
       pixels: the image.
       preprocessing: the size, and how the image is fitted into it.
-      dtype: of the result, uint8 or uint16, again at full range.
+      dtype: dtype of the result, uint8 or uint16, again at full range.
     """
     if preprocessing.trim_borders:
         pixels = trim_borders(pixels)

@@ -33,7 +33,7 @@ class Refused(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a file says about its image. Unknown is NaN or empty. Names and dates are not kept.
+    """Header fields of an image. Unknown is NaN or empty. Names and dates are not kept.
 
     Attributes:
       age_months: age at the image.
@@ -89,7 +89,7 @@ def read_file(path: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> byte
 
     Raises:
       DataError: the package for this kind of store is not installed.
-      Refused: it is something else, empty, or cannot be opened.
+      Refused: it is not a regular file, empty, or cannot be opened.
     """
     try:
         if remote.is_remote(str(path)):

@@ -46,7 +46,7 @@ def read_raster(data: bytes, shortest_side: Callable[[int, int], int] | None = N
 
     Raises:
       Refused: the image is too large, has several pages, or cannot be converted to greys.
-      Exception: whatever Pillow raises for a damaged file.
+      Exception: any exception of Pillow for a damaged file.
     """
     if data.startswith(BIG_ENDIAN_BIGTIFF):  # Pillow 13.0 mistakes its header.
         raise Refused("a BigTIFF in big-endian byte order, which cannot be read; save it as TIFF")
@@ -130,7 +130,7 @@ def _refuse_many_chunks(data: bytes) -> None:
 
 
 def _refuse_deep_channels(deep: bool) -> None:
-    """Pillow reads only the upper byte of these, which is next to nothing of a 12-bit image."""
+    """Refuses them: Pillow reads only the upper byte, which is little of a 12-bit image."""
     if deep:
         raise Refused("it has 16 bits in each of several channels; convert it to 16-bit grey")
 

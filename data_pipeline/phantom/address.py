@@ -30,12 +30,12 @@ class Place:
     Attributes:
       domain: `"infant"` (0 to 36 months) or `"adult"` (18 to 90 years).
       seed: another seed is another set of patients.
-      site: which hospital's detector took the images; `"both"` mixes two by patient.
+      site: hospital of the detector; `"both"` mixes two by patient.
       frequencies: `"balanced"` classes, or some of them `"rare"`.
       severity: of the findings, from 0 (barely visible) to 1.
       dose: detector dose relative to the site's usual one.
-      findings: how many conditions an image has at most; each after the first is there in half of
-        the patients with a condition.
+      findings: largest number of conditions of an image; each condition after the first occurs in
+        half of the patients with a condition.
       norms: `"fixed"`: an enlarged liver or spleen is a finding at every age; `"age"`: only above
         what is normal at the infant's age, see `patients.upper_norm`.
       max_age_months: oldest infant; up to 216 (18 years).
@@ -58,7 +58,7 @@ class Place:
     label_noise: float = 0.0
 
 
-# Options that change pixels. The others change what is listed and recorded.
+# Options that change pixels. The others change the list of images and its columns.
 _OF_FILM = (
     "seed",
     "site",

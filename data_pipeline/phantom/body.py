@@ -42,7 +42,7 @@ class Body:
     """One patient at one visit; all lengths in mm, in anatomical coordinates.
 
     Attributes:
-      film: whose body it is.
+      film: the patient and visit.
       size: tables read for this patient.
       lumbar, thoracic: distance between vertebrae (short for `size.lumbar`, `size.thoracic`).
       wall: half width of the abdominal cavity at the umbilicus.

@@ -56,7 +56,7 @@ def draw_marker(
     """A leaden R or L, always on the side it names: placed by the radiographer, not by the organs.
 
     Args:
-      canvas: whose x runs to the patient's left, mirrored organs or not.
+      canvas: its x runs to the patient's left, also with mirrored organs.
       field: collimation in mm: left, top, right, bottom.
       mu: attenuation.
       draw: random numbers.

@@ -44,8 +44,8 @@ def write_image(
     its window are the same bytes as `render` gives.
 
     Args:
-      folder: where to.
-      address: of the image.
+      folder: output folder.
+      address: address of the image.
       size: in pixels.
       form: one of `FORMATS`.
       patient_id, age_months, sex: for the DICOM header; NaN and empty are left out.

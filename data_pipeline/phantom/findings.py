@@ -1,8 +1,8 @@
 """The conditions: each by its textbook sign on a plain image, from barely visible to obvious.
 
-`plan` says what a condition changes about the bowel before it is drawn, `draw_finding` adds what
-the bowel does not show by itself. An enlarged liver or spleen is part of the body (body.py), and
-situs inversus is a mirror (rendering.py). The descriptions of the signs follow general radiology
+`plan` gives the changes of the bowel by a condition before it is drawn; `draw_finding` adds the
+signs outside of the bowel. An enlarged liver or spleen is part of the body (body.py), and situs
+inversus is a mirror (rendering.py). The descriptions of the signs follow general radiology
 teaching; sizes are approximate.
 """
 
@@ -83,7 +83,7 @@ def draw_finding(
     for label in body.film.findings:
         _draw_one(canvas, body, label, lesion, loops, mu, draw)
         if canvas.masks is not None and body.film.also and "finding" in canvas.masks:
-            # What the bowel shows of the first condition is marked before it is drawn.
+            # The sign of the first condition in the bowel is marked before it is drawn.
             canvas.masks[FINDING + label] = canvas.masks.pop("finding")
 
 

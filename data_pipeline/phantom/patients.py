@@ -1,7 +1,7 @@
-"""Patients and their images: who is on image `i`, how old, in which position, with what condition.
+"""Patients and their images: the patient, age, position and condition of image `i`.
 
 Patients come in blocks of eleven with 22 images (one to four each), so that image `i` is found
-without counting through its predecessors.
+without computing its predecessors.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ class Film:
     """Everything that is decided before anatomy is drawn.
 
     Attributes:
-      address: of the image.
+      address: address of the image.
       patient: number of the patient within the split.
       visit: which image of this patient, from 0.
       age_months, sex: at the image; `"F"` or `"M"`.
       view: `"supine"`, `"upright"` or `"decubitus"` (lying on the left side).
       label: one of `CLASSES`, always the truth.
-      also: further conditions, of places where several combine.
-      within_norm: the condition whose organ is enlarged, but not for the age, of places where
-        norms depend on it; the label is then `normal`.
+      also: further conditions, if several may combine.
+      within_norm: if norms depend on the age: the condition of an enlarged organ that is normal for
+        the age; the label is then `normal`.
       severity: 0 (barely visible) to 1 (obvious); without meaning for normal images.
       site: `"a"` or `"b"`.
       dose: relative to the site's usual dose, with the image's own chance in it.
@@ -96,8 +96,8 @@ class Film:
 def stream(address: Address, purpose: int, *numbers: int) -> np.random.Generator:
     """Random numbers that depend on the arguments alone.
 
-    The place's frequencies, severity, dose and site are left out on purpose: the same patients
-    are seen with another dose or at another site.
+    The frequencies, severity, dose and site of the place are left out on purpose, so that the same
+    patients have images with another dose or at another site.
     """
     place = address.place
     words = (
@@ -115,7 +115,7 @@ def upper_norm(age_months: float, place: Place) -> float:
     """The largest enlargement of liver or spleen that is normal, on the scale of severity.
 
     It rises with the age: an organ that is enlarged for a newborn is normal for the oldest infant.
-    The rule is invented. It makes the label depend on size and age, on neither alone.
+    The rule is invented. It makes the label depend on both size and age.
     """
     return age_months / place.max_age_months
 

@@ -148,7 +148,7 @@ def expose(
       depth: optical depth, float32 `[size, size]`.
       field: 1 inside of the collimation, 0 outside, float32 `[size, size]`.
       pixel: mm.
-      site: whose detector.
+      site: the detector.
       dose: relative to the usual one. The automatic exposure makes the detected quanta per image
         independent of the patient's thickness and of the field's size, so that neither age nor
         condition can be read from the noise.
@@ -167,7 +167,7 @@ def expose(
     # Scatter: a broad blur of the primary, on a coarse grid.
     points = ((np.arange(_SAMPLES) * 2 + 1) * size) // (2 * _SAMPLES)
     coarse = primary[points][:, points]
-    # Only what the patient attenuates scatters; the open beam beside it does not.
+    # Only radiation attenuated by the patient scatters; the open beam beside it does not.
     broad = np.minimum(coarse, np.float32(0.25))
     for _ in range(8):
         broad = _smooth(broad, 0.25)

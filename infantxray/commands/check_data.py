@@ -116,7 +116,7 @@ def _open(where: DataSettings, other_stage: str) -> tuple[Records, list[Problem]
                 given = part.split if role == "train" else np.full(len(part), role, object)
                 parts.append(part.replace(split=np.where(given == "", role, given)))
     if other_stage:
-        # What the other stage trains on, if it divides its data with the same settings.
+        # Training images of the other stage, if it divides its data with the same settings.
         theirs = dataclasses.replace(where, train=other_stage, validation="", test="")
         other = data.divide_sources(theirs).train
         parts.append(other.replace(split=np.full(len(other), _OTHER, object)))
@@ -130,7 +130,7 @@ def _open(where: DataSettings, other_stage: str) -> tuple[Records, list[Problem]
 def _refused(where: DataSettings, split: Split) -> list[Problem]:
     """What stage one and stage two would refuse before their first step.
 
-    It is a warning if the images can be used by the other stage and may be meant for it.
+    This is a warning if the other stage could use the images.
     """
     by_one: list[str] = []
     by_two: list[str] = []

@@ -186,9 +186,9 @@ def run(config, folder: str) -> None:
 def _length(
     config, num_images, train, validation, best_metric, notes: list[str], drawn_by_teachers=0
 ) -> loop.LoopSettings:
-    """The settings of the loop, with the length that is asked for or follows from the data.
+    """The settings of the loop, with the length from the settings or from the data.
 
-    In the second case a sentence that says so is added to `notes`, for the report.
+    A length from the data adds a sentence to `notes`, for the report.
     """
     if not settings.is_by_data(config):
         steps = settings.total_steps(config, num_images)
@@ -235,7 +235,7 @@ def _ask_linear_probe(config, spec, augmentation, labelled, images, validation, 
 
 
 def _specify(config, data: DataSettings, split: Split) -> ModelSpec:
-    """The model that the data and the settings call for.
+    """The specification of the model, from the data and the settings.
 
     Raises:
       DataError: the data cannot be learned from, or stage one has seen the scored patients.
@@ -280,7 +280,7 @@ def _specify(config, data: DataSettings, split: Split) -> ModelSpec:
 def _labels_are_rare(config, source: ImageSource) -> bool:
     """Whether most batches drawn at random would have too few labels.
 
-    This happens where every image has an age and few have a condition.
+    This happens if every image has an age and few have a condition.
     """
     labelled = int(source.has_condition.sum())
     if not 0 < labelled < config.labelled_fraction * len(source):

@@ -1,7 +1,7 @@
 """`label_efficiency`: probes of frozen encoders with few labels, over many draws of the labels.
 
-The choice of the labelled patients changes a score with few labels by more than representations
-differ. A linear probe is fitted in a second, so it can be repeated over many draws.
+With few labels, the choice of the labelled patients changes a score by more than the choice of the
+encoder. A linear probe is fitted in a second, so it can be repeated over many draws.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _pretrained(place: str) -> str:
 
 
 def _extractor(config, place: str, seed: int, classes: tuple[str, ...]):
-    """How the features of one encoder are computed, and its variables."""
+    """The function that computes the features of one encoder, and its variables."""
     options = {"batch_size": config.batch_size, "num_threads": config.data.num_threads}
     if place == PIXELS:
         return Extractor(pixels, **options), None

@@ -93,10 +93,10 @@ def as_source(place: str) -> str:
 
 
 def write_rows(path: str, answerer: Answerer, source: ImageSource, extras: Extras) -> int:
-    """Writes rows as they come; the file gets its name when it is complete.
+    """Writes rows as they are computed; the file gets its name when it is complete.
 
-    Memory does not grow with the number of images. An error leaves the rows so far in
-    `predictions.csv.partial`.
+    Memory does not grow with the number of images. After an error, `predictions.csv.partial` holds
+    the rows written so far.
 
     Returns:
       The number of rows.
@@ -196,12 +196,12 @@ def _cell(value: Any) -> Any:
 
 
 class Extras:
-    """What is written beside the table: JSON, a page of pictures, DICOM objects.
+    """Output beside the table: JSON, a page of pictures, DICOM objects.
 
     Args:
       folder: the workdir.
       answerer: the models.
-      json: one JSON an image, in `json/`.
+      json: one JSON file for each image, in `json/`.
       pages: `predictions.html`, with each image and its saliency, of the first 500 images.
       dicom: a Structured Report and a secondary capture of the saliency an image, in `dicom/`.
 
@@ -230,7 +230,7 @@ class Extras:
         )
 
     def add(self, row: dict[str, Any], answers: Answers, i: int) -> None:
-        """Writes what belongs to one image."""
+        """Writes the files of one image."""
         self._count += 1
         self.noted += bool(row.get("note"))
         name = f"{self._count:06d}_{_stem(row['image_path'])}"

@@ -1,4 +1,4 @@
-"""`pretrain`: stage one, representation learning on X-rays, with labels of the source if asked."""
+"""`pretrain`: stage one, representation learning on X-rays, with or without labels."""
 
 from __future__ import annotations
 

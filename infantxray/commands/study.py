@@ -38,7 +38,7 @@ def run(config: Any, folder: str) -> None:
     Exits with code 1 if runs failed.
 
     Raises:
-      UserError: a selection cannot be meant, a folder holds a run with other settings, or a signal
+      UserError: a selection is not valid, a folder holds a run with other settings, or a signal
         came.
     """
     environment = dict(os.environ)
@@ -56,7 +56,7 @@ def run(config: Any, folder: str) -> None:
     _log.info("%d runs, %d finished, %d to do now", len(planned.runs), len(finished), len(todo))
     if config.study.dry_run:
         return
-    assert split is not None  # A dry run alone goes on without data.
+    assert split is not None  # Only a dry run continues without data.
     _check_data(data, split, [run.settings for run in todo if run.task == "finetune"])
     _check_needs(todo, finished)
     os.makedirs(folder, exist_ok=True)
@@ -206,7 +206,7 @@ def _check_unchanged(runs: Iterable[plan.Run]) -> None:
 
 
 def _check_data(data: DataSettings, split: Split, runs: Iterable[Mapping[str, Any]]) -> None:
-    """Refuses, before stage one is trained for days, data that one of these runs would refuse."""
+    """Refuses data that one of these runs would refuse, before stage one is trained for days."""
     kinds = {(run["age_head"], run["best_metric"]) for run in runs}
     for age_head, best_metric in sorted(kinds):
         classes = find_conditions(data, split.train, age_head=age_head, best_metric=best_metric)

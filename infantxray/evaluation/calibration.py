@@ -1,4 +1,4 @@
-"""Whether a stated probability of 80 % is right four times in five."""
+"""Calibration: expected calibration error, Brier score and log loss."""
 
 from __future__ import annotations
 

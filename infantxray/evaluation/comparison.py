@@ -37,7 +37,7 @@ def sign_flip_test(
       second: of the other.
       patient: one key a person, `[N]`.
       samples: random permutations; the observed one counts as one more.
-      seed: of the permutations.
+      seed: seed of the permutations.
 
     Returns:
       The p-value; NaN without images.
@@ -69,7 +69,7 @@ def auc_permutation_test(
       first: of one model.
       second: of the other, on the same images.
       samples: random permutations; the observed one counts as one more.
-      seed: of the permutations.
+      seed: seed of the permutations.
 
     Returns:
       The p-value; NaN without both outcomes.

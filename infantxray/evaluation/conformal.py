@@ -3,7 +3,7 @@
 Split conformal prediction (Papadopoulos et al., ECML 2002; Angelopoulos and Bates, Found Trends
 Mach Learn 2023;16:494): a threshold on validation images makes sets that contain the truth in at
 least the chosen share of images, if validation and test patients come from the same population.
-The share is an average over both: with few validation patients, one run may lie below it.
+The share is an average over both: with few validation patients, one run may be below it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class ConformalSets:
       method: `lac` (least ambiguous sets: Sadinle, Lei and Wasserman, J Am Stat Assoc 2019;114:223)
         or `aps` (adaptive sets: Romano, Sesia and Candes, NeurIPS 2020, without randomisation).
       coverage: the share of images whose set contains the truth.
-      thresholds: of the nonconformity of each class, `[K]`; infinite where validation images are
-        too few, and the class is then in every set.
+      thresholds: thresholds of the nonconformity of each class, `[K]`. A threshold is infinite if
+        there are too few validation images; the class is then in every set.
       by_class: the coverage holds for each class (Mondrian) rather than on average.
     """
 
@@ -81,7 +81,7 @@ def fit_sets(
     Args:
       probabilities: `[N, K]`, calibrated as those of the test images will be.
       label: int `[N]`, -1 = unknown (left out).
-      coverage: within (0, 1).
+      coverage: target coverage, within (0, 1).
       method: `lac` for the smallest sets, `aps` for sets that are larger on hard images.
       by_class: a threshold for each class.
 
@@ -106,7 +106,7 @@ def predict_sets(
     """Which classes each image's set contains, bool `[N, K]`.
 
     Args:
-      sets: from `fit_sets`.
+      sets: result of `fit_sets`.
       probabilities: `[N, K]`.
       at_least_one: add the most probable class to an empty set; coverage can only rise.
     """
@@ -219,7 +219,7 @@ def fit_age_interval(
     Args:
       predicted: `[N]` in months.
       age_months: `[N]`, NaN = unknown (left out).
-      coverage: within (0, 1).
+      coverage: target coverage, within (0, 1).
       difficulty: `[N]`, positive, such as an expected error; the half-width is then a factor of it
         (normalised scores: Papadopoulos et al., J Artif Intell Res 2011;40:815).
 

@@ -2,7 +2,7 @@
 
 One class against the rest: areas under the ROC and precision-recall curves, calibration, Brier
 score, net benefit, and accuracy at operating points. A metric is a dictionary with `value`, `low`,
-`high` (95 % interval over patients), `p` for differences, and `note`, what to say beside it.
+`high` (95 % interval over patients), `p` for differences, and `note`, a caveat.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def findings(
     """Metrics and curves of each finding.
 
     Args:
-      predictions: of test images.
+      predictions: predictions of test images.
       pixels: predictions of a baseline for the same images.
-      seed: of the bootstrap of the calibration curves.
+      seed: seed of the bootstrap of the calibration curves.
 
     Returns:
       `{finding: {metric: ...}}` and `{finding: {curve: ...}}`; a finding without images of both
@@ -133,7 +133,7 @@ def by_subgroup(
     A column that does not divide the images into at least two groups is left out.
 
     Args:
-      predictions: of N test images.
+      predictions: predictions of N test images.
       groups: `{column: [N]}`, group labels, empty where unknown.
       points: the first one of each finding gives a sensitivity and a specificity, where there are
         at most three findings.

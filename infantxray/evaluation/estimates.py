@@ -33,7 +33,7 @@ class Metric:
       high: likewise; infinite where a ratio has no upper limit.
       standard_error: on the scale of `value`; NaN where the interval does not need one.
       p: two-sided, of the test that the true value is zero; for differences.
-      note: why there is no value or no interval, or why the interval may be too short.
+      note: the reason why there is no value or interval, or why the interval may be too short.
     """
 
     value: float
@@ -110,7 +110,7 @@ class Scores:
         )
 
     def missing(self) -> str:
-        """Why a metric that needs both outcomes cannot be computed; empty where it can."""
+        """The reason why a metric that needs both outcomes cannot be computed; empty if it can."""
         if not len(self):
             return "no image of known outcome"
         if self.positive.all():
@@ -118,7 +118,7 @@ class Scores:
         return "" if self.positive.any() else "no positive image"
 
     def note(self) -> str:
-        """What to say beside an interval that rests on few patients."""
+        """The note for an interval that rests on few patients."""
         return few(min(self.sides()), "patients of the rarer outcome")
 
 
@@ -140,7 +140,7 @@ def count_patients(patient: np.ndarray) -> int:
 
 
 def few(count: int, what: str, enough: int = FEW_PATIENTS) -> str:
-    """A warning where fewer than `enough` carry an interval, else nothing."""
+    """A note if an interval rests on fewer than `enough` patients, otherwise empty."""
     if count >= enough:
         return ""
     return f"{count} {what}: the interval may cover the true value in less than 95 % of samples"
@@ -215,8 +215,8 @@ def patient_interval(
       sums: influence of each patient, `[P]`; the squares add up to the variance.
       num_patients: those that have images.
       bounds: between which the metric lies; the interval is then symmetric on the logit scale.
-        None: on the metric's own scale, with a test that the true value is zero.
-      note: to keep.
+        None: on the scale of the metric, with a test that the true value is zero.
+      note: note to keep.
     """
     square = sums**2
     variance = float(square.sum())

@@ -75,9 +75,9 @@ def bootstrap(
     Images of one patient are not independent: resampling images would make the intervals too short.
 
     Args:
-      predictions: of the test set.
+      predictions: predictions of the test set.
       samples: bootstrap samples.
-      seed: of the resampling.
+      seed: seed of the resampling.
 
     Returns:
       Lower and upper bound of each name of `weighted_metrics`; NaN where no sample can compute it.
@@ -110,7 +110,7 @@ class Resampling:
       patient: key of each image's patient.
       num_seeds: training runs of each model.
       samples: bootstrap samples.
-      seed: of the draws.
+      seed: seed of the draws.
     """
 
     def __init__(self, patient: np.ndarray, num_seeds: int, samples: int, seed: int):
@@ -180,7 +180,7 @@ class Sampled:
         one: then the interval covers patients alone.
       num_patients: tested patients.
       bounded: the values are scores from 0 to 1, or errors from 0, not differences.
-      groups: which seeds share a stage one, `[S]`; empty where none do.
+      groups: group of each seed, by shared stage one, `[S]`; empty if none share one.
     """
 
     observed: dict[str, np.ndarray]

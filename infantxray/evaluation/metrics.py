@@ -53,7 +53,7 @@ def weighted_metrics(
     findings of all images (1 - Hamming loss): where findings are rare it flatters.
 
     Args:
-      predictions: of N images of P patients.
+      predictions: predictions of N images of P patients.
       weights: `[B, P]`, in the order of `np.unique(predictions.patient)`; None weights all images
         equally (B = 1).
 

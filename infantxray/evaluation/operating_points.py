@@ -40,10 +40,10 @@ class OperatingPoint:
       rule: how it was chosen, such as `sensitivity:0.95`.
       threshold: images of at least this probability are called positive.
       sensitivity: on the validation patients.
-      specificity: likewise.
+      specificity: specificity on the validation patients.
       n_positive: validation images with the finding.
-      n_negative: without it.
-      note: what must be doubted, such as a target that few images cannot resolve.
+      n_negative: validation images without the finding.
+      note: a caveat, such as a target that few images cannot resolve.
     """
 
     finding: str
@@ -106,8 +106,8 @@ def choose(finding: str, scores: Scores, rule: Rule) -> OperatingPoint | None:
     Youden's index (Cancer 1950;3:32), the highest of equal maxima.
 
     Args:
-      finding: to name in the result.
-      scores: of validation images.
+      finding: name of the finding.
+      scores: scores of validation images.
       rule: the rule.
     """
     if scores.missing():
@@ -153,7 +153,7 @@ def accuracy_at(
 
     Args:
       threshold: images of at least this score are called positive.
-      scores: of test images.
+      scores: scores of test images.
       prevalences: at which predictive values are also stated, by Bayes' theorem: the prevalence
         of a test set is rarely that of the clinic.
 
@@ -219,7 +219,7 @@ def from_json(text: str) -> tuple[OperatingPoint, ...]:
 
 
 def read_points(folder: str) -> list[OperatingPoint]:
-    """The operating points that an evaluation chose; none where it chose none.
+    """The operating points that an evaluation chose; empty if it chose none.
 
     Raises:
       DataError: the file is damaged.

@@ -30,7 +30,7 @@ class OutlierDetector:
       whitening: inverse of the Cholesky factor of their covariance, float32 `[C, C]`.
       neighbours: training features of unit length, float32 `[M, C]`.
       k: the neighbour whose distance counts.
-      names: of the scores, in the order of the columns below; the last is `combined`.
+      names: names of the scores, in the order of the columns below; the last is `combined`.
       centre: median of each score on validation images, `[S - 1]`.
       spread: 95th percentile above that median, `[S - 1]`.
       thresholds: quantiles of the scores on validation images, `[S]`.
@@ -125,7 +125,7 @@ def fit_detector(
       quantile: share of validation images that are not called unusual.
       max_neighbours: training images that are kept, drawn at random; they are stored.
       extra: further scores of the validation images, `{name: [M]}`, such as reconstruction errors.
-      seed: of the draws.
+      seed: seed of the draws.
 
     Raises:
       ValueError: too few images, or a quantile that is not within (0, 1).

@@ -106,8 +106,8 @@ def write_predictions(path: str | os.PathLike[str], predictions: Predictions, re
     known, joined by `|`.
 
     Args:
-      path: of the file.
-      predictions: of N images.
+      path: path of the file.
+      predictions: predictions of N images.
       records: the N images: their `image_path`, `patient_id`, `label` and `age_months`.
     """
     classes = predictions.classes
@@ -145,7 +145,7 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[Predictions, list[st
     """Reads `predictions.csv`.
 
     Labels that are no class of the model are unknown (-1). An image without a patient id counts as
-    a patient. A column `unknown` tells that an image may have several findings.
+    a patient. The column `unknown` exists if an image may have several findings.
 
     Returns:
       The predictions, and the path of each image.

@@ -124,7 +124,7 @@ def calibration_curve(
       scores: probabilities of the outcome.
       num_points: of the curve, from the 1st to the 99th percentile of the probabilities.
       samples: bootstrap samples.
-      seed: of the bootstrap.
+      seed: seed of the bootstrap.
 
     Returns:
       `predicted`, `observed`, `low`, `high`, each `[num_points]`; `note` where the curve cannot be

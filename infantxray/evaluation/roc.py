@@ -54,7 +54,7 @@ def delong(scores: Sequence[Scores]) -> tuple[np.ndarray, np.ndarray, float]:
     are summed within patients, and outcomes of one patient may be correlated.
 
     Args:
-      scores: of M models; both outcomes must occur.
+      scores: scores of M models; both outcomes must occur.
 
     Returns:
       Areas `[M]`; covariance `[M, M]`, NaN with fewer than two patients of an outcome; and
@@ -229,7 +229,7 @@ def _sensitivity(positives: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 
 
 def auc_by_kind(inside: np.ndarray, outside: dict[str, np.ndarray]) -> dict[str, Metric]:
-    """How well a score tells each kind of outlier from ordinary images, as an area.
+    """The area under the ROC curve of a score for each kind of outlier against ordinary images.
 
     Args:
       inside: `[N]`, of ordinary images.

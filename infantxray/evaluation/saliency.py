@@ -4,9 +4,9 @@
 - Integrated gradients: Sundararajan et al., ICML 2017.
 - Pointing game: Zhang et al., ECCV 2016. Randomisation check: Adebayo et al., NeurIPS 2018.
 
-The heads read the last map alone. Grad-CAM at a finer level needs the gradient with respect to a
-map inside the encoder: the program that JAX traces is evaluated up to that map, then the rest of
-it is differentiated. So no encoder needs hooks.
+The heads read only the last map. Grad-CAM at a finer level needs the gradient with respect to a map
+inside the encoder. The traced JAX program is evaluated up to that map, and the rest of it is
+differentiated, so encoders need no hooks.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Example:
 def default_level(image_size: int) -> int:
     """The deepest pyramid level whose map has at least six cells a side.
 
-    Deep maps tell the conditions apart best, but two by two cells (the last map at 64 px) show
-    nothing but a corner. 192 px and more use the last map, as Grad-CAM's authors do.
+    Deep maps separate the conditions best, but a map of two by two cells (the last map at 64 px)
+    shows only a corner. 192 px and more use the last map, as Grad-CAM's authors do.
     """
     return max((i for i, s in enumerate(STRIDES) if image_size // s >= _MIN_CELLS), default=0)
 
@@ -100,11 +100,11 @@ def grad_cam(
     """Grad-CAM of one condition for each image.
 
     Args:
-      model: of stage two.
+      model: model of stage two.
       variables: its parameters and statistics.
       image: uint8 `[B, S, S, 1]`.
       target: int `[B]`, the condition to explain.
-      level: of the pyramid, 0 (stride 4) to 3 (stride 32).
+      level: level of the pyramid, 0 (stride 4) to 3 (stride 32).
       mean, std: the input scale of the model.
 
     Returns:
@@ -134,7 +134,7 @@ def integrated_gradients(
     """Integrated gradients from a black image, by the midpoint rule.
 
     Args:
-      model: of stage two.
+      model: model of stage two.
       variables: its parameters and statistics.
       image: uint8 `[B, S, S, 1]`.
       target: int `[B]`, the condition to explain.
@@ -229,10 +229,10 @@ class Explainer:
     """Saliency maps as large as the images, for any number of images.
 
     Args:
-      model: of stage two.
+      model: model of stage two.
       variables: its parameters and statistics.
       mean, std: the input scale of the model.
-      level: of Grad-CAM; None for `default_level`.
+      level: level of Grad-CAM; None for `default_level`.
       batch_size: images at a time; fewer are filled up, so that one program serves all.
     """
 
@@ -392,14 +392,14 @@ def localisation(
     samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any] | None:
-    """Whether the saliency of the true condition lies where the finding is.
+    """Pointing game and saliency within the box of the finding, for the true condition.
 
     Args:
       explain: makes the saliency maps.
-      images: with their boxes.
-      predictions: of the same images.
+      images: the images with their boxes.
+      predictions: predictions of the same images.
       samples: bootstrap samples of patients for the intervals; 0 leaves them out.
-      seed: of the resampling.
+      seed: seed of the resampling.
 
     Returns:
       `n` findings, of the first eight images of each whose place is known; `box_share`, the mean
@@ -408,7 +408,7 @@ def localisation(
       Grad-CAM at pyramid `level`; the same two under `integrated_gradients`; each with its
       interval under `ci95`. Evenly spread saliency gives `box_share` for both. `randomisation` is
       the rank correlation of Grad-CAM with that of a model with random heads, and with random
-      parameters throughout: near 1, the maps show the image and not what the model has learned.
+      parameters throughout: near 1, the maps show the image rather than the learned parameters.
       None without boxes.
     """
     rows, target, boxes = _boxed_findings(images, predictions)

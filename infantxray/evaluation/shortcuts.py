@@ -1,4 +1,4 @@
-"""Shortcuts: how well size, depth, brightness and border of an image predict its class.
+"""Shortcuts: how well the size, depth, brightness and border of an image predict its class.
 
 A network learns such shortcuts before it learns the disease. In the original files of Kermany's
 chest images, the aspect ratio alone separates pneumonia from normal with an AUC of 0.875.

@@ -1,7 +1,7 @@
 """Metrics by subgroup, gaps between subgroups, and the smallest gap that could have been shown.
 
-Gaps are corrected for their number (Holm). A gap that is not significant says little where few
-patients were tested: the smallest detectable gap stands beside it.
+Gaps are corrected for their number (Holm). A gap that is not significant says little if few
+patients were tested, so the smallest detectable gap is given too.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def measures(
     `age_mae_months`. Where an image may have several findings, no `accuracy` and `recall`.
 
     Args:
-      predictions: of N test images.
+      predictions: predictions of N test images.
       operating: thresholds of classes; their `sensitivity/<class>` and `specificity/<class>` are
         then measured too.
     """

@@ -1,6 +1,6 @@
 """What `metrics.json` holds: metrics with intervals, by class and age band, and the blind guess.
 
-A metric that cannot be computed is null there, with its reason in `not_computed`.
+A metric that cannot be computed is null, with its reason in `not_computed`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def summarise(
     """Everything in `metrics.json` but the calibration and the baselines.
 
     Args:
-      predictions: of the test set.
-      bootstrap_samples: for the intervals; 0 leaves them out.
-      seed: of the resampling.
+      predictions: predictions of the test set.
+      bootstrap_samples: bootstrap samples for the intervals; 0 leaves them out.
+      seed: seed of the resampling.
     """
     metrics = headline(predictions)
     result: dict[str, Any] = {
@@ -109,7 +109,7 @@ def baseline(
     """Scores of a blind guess, which never looks at the image.
 
     Args:
-      predictions: of the test set.
+      predictions: predictions of the test set.
       train_label: int `[M]` of the training images, -1 = unknown.
       age_mean_months: mean age of the training images; None without an age head.
       train_findings: of the training images, `[M, K]`, where an image may have several.

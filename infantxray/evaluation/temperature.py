@@ -92,7 +92,7 @@ def before_and_after(
     Args:
       probabilities: `[N, K]`; for one finding the stack of 1 - p and p.
       label: int `[N]`, -1 = unknown.
-      temperature: from validation images.
+      temperature: temperature from validation images.
       num_bins: of confidence.
     """
     return {

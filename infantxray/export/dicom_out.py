@@ -54,9 +54,9 @@ def write(
     They belong to the study and patient of the image where that is DICOM.
 
     Args:
-      folder: to write to.
-      name: of the files.
-      path: of the image.
+      folder: output folder.
+      name: name of the files.
+      path: path of the image.
       answer: the JSON of the image, as `predict` writes it.
       image: uint8 `[S, S]`, as the model saw it.
       heat: saliency of the predicted condition in [0, 1], `[S, S]`.
@@ -172,7 +172,7 @@ def secondary_capture(
       source: the header of the image.
       image: uint8 `[S, S]`.
       heat: in [0, 1], `[S, S]`.
-      condition: that is explained.
+      condition: the explained condition.
       model: identity of the model.
     """
     pixels = Card(image, heat, {}).overlay

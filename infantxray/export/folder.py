@@ -51,10 +51,10 @@ def write_export(
     """Writes a model with all that goes with it.
 
     Args:
-      folder: to write to; files of earlier exports there are replaced.
+      folder: output folder; files of earlier exports there are replaced.
       member: the model and its calibration.
-      name: of the model, for its card and the page.
-      licence: of the weights, as Hugging Face lists it; empty = not stated.
+      name: name of the model, for its card and the page.
+      licence: licence of the weights, as Hugging Face lists it; empty = not stated.
       page: write `reader.html` and its examples too.
 
     Returns:

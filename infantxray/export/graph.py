@@ -26,9 +26,9 @@ def answer_function(
     adds to a logit.
 
     Args:
-      spec: of the model.
+      spec: specification of the model.
       variables: its parameters and statistics.
-      temperature: of the softmax, or of each sigmoid; None = 1.
+      temperature: temperature of the softmax, or of each sigmoid; None = 1.
 
     Returns:
       A function of greys 0 to 255, `[B, S, S, 1]`, and the names of what it returns, in order:
@@ -42,7 +42,7 @@ def answer_function(
         return model.apply(variables, latent, age, method=DiagnosisModel.heads)  # type: ignore
 
     # The logits are an affine function of the pooled map: its slope is `[K, C]`. It is computed
-    # here, because converters replace layers by operations of their own, without derivatives.
+    # here, because converters replace layers by other operations, without derivatives.
     slope = np.zeros((0, 0))
     if spec.classes and not spec.age_film:
         channels = model.encoder.num_features

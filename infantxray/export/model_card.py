@@ -25,7 +25,7 @@ def model_card(
     """The card, Markdown with YAML front matter.
 
     Args:
-      name: of the model.
+      name: name of the model.
       model: contents of the exported `model.json`.
       metrics: contents of the run's `metrics.json`; empty where there are none.
       bands: the same by age band, with `ci95`.
@@ -33,7 +33,7 @@ def model_card(
       outputs: names of the outputs.
       training: numbers of training images and patients; None = unknown.
       licence: identifier as Hugging Face lists them, such as apache-2.0; empty = not stated.
-      version: of this program.
+      version: version of this program.
     """
     intervals = metrics.get("ci95") or {}
     headline = [

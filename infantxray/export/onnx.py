@@ -27,7 +27,7 @@ def to_onnx(
 
     Args:
       function: of the images, with its weights inside. It must not have been traced before.
-      names: of its outputs.
+      names: names of its outputs.
       image_size: S.
       opset: version of the operators.
 

@@ -34,7 +34,7 @@ def baselines(
 
     Args:
       settings: how images are read.
-      split: with the labels that may be trained on.
+      split: split with the labels for training.
       like: predictions of any model, for the truth.
       images: the test images, in the order of `like`.
       cache: file to keep the predictions in; empty = none.
@@ -76,7 +76,7 @@ def _ridge(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores `[N, K]` (one class against the rest) and ages `[N]`.
 
-    The penalty is the one that does best on the validation images.
+    The penalty is chosen on the validation images.
     """
     train = split.train.take(split.train.has_label | split.train.has_age)
     if len(train) > _MOST_IMAGES:

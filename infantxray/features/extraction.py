@@ -105,7 +105,7 @@ def pooled_map(
 
 def pixels(variables: PyTree, image: jax.Array, key: jax.Array) -> jax.Array:
     """Means of 32 x 32 squares: images `[B, S, S, 1]` -> `[B, 1024]`, float32."""
-    del variables, key  # Nothing is learned, and nothing random.
+    del variables, key  # There are no parameters and no random numbers.
     batch, side = image.shape[:2]
     times = side // _PIXELS_SIDE
     x = image.reshape(batch, _PIXELS_SIDE, times, _PIXELS_SIDE, times).astype("float32")
@@ -113,7 +113,7 @@ def pixels(variables: PyTree, image: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def read_features(path: str, source: ImageSource) -> Features:
-    """Features that another program computed, of the images of a source.
+    """Reads features of the images of a source that another program computed.
 
     Args:
       path: an npz file with `image_path` `[M]` and `values` `[M, C]`. Paths are those of the
@@ -121,7 +121,7 @@ def read_features(path: str, source: ImageSource) -> Features:
       source: the images. Each needs a vector; those of other images are not used.
 
     Raises:
-      DataError: the file cannot be read, or has no finite vector of an image.
+      DataError: the file cannot be read, or lacks a finite vector for an image.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -151,9 +151,9 @@ class Extractor:
     """Computes features of many images, on all devices.
 
     Args:
-      function: from variables, images uint8 `[B, S, S, 1]` and a key to features `[B, C]`.
+      function: function from variables, images uint8 `[B, S, S, 1]` and a key to features `[B, C]`.
       batch_size: images at a time.
-      num_threads: that decode.
+      num_threads: number of decoding threads.
     """
 
     def __init__(self, function: FeatureFunction, *, batch_size: int, num_threads: int):

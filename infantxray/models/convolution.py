@@ -1,11 +1,11 @@
 """Convolution and pooling in the form that is fast on the backend.
 
-XLA's own convolutions are made for accelerators. On CPUs several of them, and most of
-their gradients, run in plain loops that are ten to a hundred times slower than the
-machine can do; `convolve_products` writes the same sums as matrix products and shifted
-additions. On GPUs grouped convolutions and convolutions of one channel are slow; they
-have forms as dense or batched products and on 2x2 blocks of pixels. `forms.Forms` lists
-the choices and each backend's defaults. The CPU's forms have reverse-mode derivatives only.
+XLA's convolutions are made for accelerators. On CPUs several of them, and most of their gradients,
+run in plain loops that are ten to a hundred times slower than the machine can do;
+`convolve_products` writes the same sums as matrix products and shifted additions. On GPUs grouped
+convolutions and convolutions of one channel are slow; they have forms as dense or batched products
+and on 2x2 blocks of pixels. `forms.Forms` lists the choices and each backend's defaults. The CPU's
+forms have reverse-mode derivatives only.
 
 Maps are [B, H, W, C] and kernels [k, k, C / groups, D]; padding is by zeros, equal on
 all four sides.
@@ -72,7 +72,7 @@ def convolve_lax(
 def convolve_products(
     x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int = 0, groups: int = 1
 ) -> jax.Array:
-    """`convolve` as whatever runs fastest on CPUs."""
+    """`convolve` in the form that runs fastest on CPUs."""
     size, features = kernel.shape[0], kernel.shape[-1]
     channels = x.shape[-1]
     if groups == channels == features:

@@ -33,7 +33,7 @@ class Decoder(nn.Module):
 
     Attributes:
       out_channels: channels of the image.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     out_channels: int = 1

@@ -16,12 +16,12 @@ def pyramid_level(encoder: nn.Module, params: PyTree) -> PyTree:
 
     Args:
       encoder: see `infantxray.models.create_encoder`; its `levels` list patterns that match the
-        start of a module's path, each with its level. What matches none is at level 0.
+        start of a module's path, each with its level. Parameters that match none are at level 0.
       params: its parameters.
 
     Returns:
-      A tree like `params` of integers: 0 for what the map of stride 4 is made of, up to 3 for what
-      only the map of stride 32 is (up to 2 where that map is pooled without parameters).
+      A tree like `params` of integers: 0 for parameters of the map of stride 4, up to 3 for
+      parameters of the map of stride 32 alone (up to 2 if that map is pooled without parameters).
     """
 
     def level(path: tuple[Any, ...], _: Any) -> int:

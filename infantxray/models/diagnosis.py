@@ -23,7 +23,7 @@ class AgePredictionNet(nn.Module):
         the network then spreads a probability over `AGE_BINS` ages between them, and its age is
         the mean of that distribution (Gao et al., "Age estimation using expectation of label
         distribution learning", IJCAI 2018).
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     hidden_features: int = 256
@@ -59,7 +59,7 @@ class FiLM(nn.Module):
 
     Attributes:
       hidden_features: width of the hidden layer.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     hidden_features: int = 64
@@ -109,7 +109,7 @@ class DiagnosisModel(nn.Module):
       num_context: further inputs, such as sexes and views, that modulate the features of both
         heads; 0 = none.
       freeze_encoder: run the encoder with its running statistics and pass no gradient into it.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     encoder: nn.Module

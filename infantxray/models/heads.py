@@ -18,9 +18,9 @@ class CellHead(nn.Module):
 
     Attributes:
       cells: along the side of one position of the last map.
-      features: of one cell.
+      features: number of features of one cell.
       width: channels between the two convolutions.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     cells: int
@@ -51,9 +51,9 @@ class Siamese(nn.Module):
 
     Attributes:
       encoder: see `infantxray.models.create_encoder`.
-      features: of a projection. The paper has 2048 and an encoder of that width; half of it saves
-        two thirds of the weights beside the encoder's.
-      dtype: of the computation.
+      features: width of a projection. The paper has 2048 and an encoder of that width; half of
+        it saves two thirds of the weights beside the encoder's.
+      dtype: dtype of the computation.
     """
 
     encoder: nn.Module

@@ -148,7 +148,7 @@ LEAVES = {
     ("batch_stats", "var"): "running_var",
 }
 
-# What the references normalise their images with.
+# The input scales of the references.
 REFERENCE_SCALES = {name: SYMMETRIC if name == "xception" else IMAGENET for name in RULES}
 XRAY_FINDINGS = 18  # outputs of torchxrayvision's classifiers
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # of checkpoints, Lightning's among them
@@ -306,7 +306,7 @@ def export_encoder(
     Args:
       name: a key of `infantxray.models.ENCODERS`.
       variables: `{"params": ..., "batch_stats": ...}` of the encoder alone.
-      path: where to: `.safetensors`, or `.pth` or `.pt` where PyTorch is installed.
+      path: output file: `.safetensors`, or `.pth` or `.pt` where PyTorch is installed.
       in_channels: 3 spreads the first convolution of a grey encoder evenly over three
         colours, for networks that take RGB; None leaves it as it is.
       scale: of the images that the encoder was trained with.

@@ -1,4 +1,4 @@
-"""Arms of a study: what stage one learned from, and where stage two stops improving."""
+"""Arms of a study: labels used in stage one, and the step at which stage two stops improving."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CLOSE = 0.01  # Relative to the best value: improvements below that are noise.
 
 
 def arms(results: Results, runs: Sequence[Run], best_metric: str) -> Table:
-    """One row an arm and share of the labels; steps are means over seeds.
+    """One row for each arm and share of the labels; steps are means over seeds.
 
     Args:
       results: of the study.
@@ -71,14 +71,14 @@ def arms(results: Results, runs: Sequence[Run], best_metric: str) -> Table:
 
 
 def _objective(run: Run, runs: Sequence[Run]) -> str:
-    """Of the stage one that a run starts from; empty for random weights."""
+    """The objective of the stage one that a run starts from; empty for random weights."""
     return str(runs[run.needs[0]].settings["objective"]) if run.needs else ""
 
 
 def _improvement(
     rows: Sequence[dict[str, Any]], best_metric: str
 ) -> tuple[float, float, float, float] | None:
-    """Steps of the first evaluation close to the best, of the best, and of the last; its value."""
+    """Steps of the first evaluation close to the best, the best and the last; the best value."""
     name = f"validation/{best_metric}"
     points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
     if not points:

@@ -1,7 +1,7 @@
 """Reporting checklists (CLAIM 2024, STARD-AI, TRIPOD+AI), filled from a run and by its authors.
 
-Each item names facts of the run, or a topic that only the author knows. Topics are a form,
-`author.yaml`, written once beside the report; what stands in it is merged into later reports.
+Each item names facts of the run, or a topic for the author. The topics form `author.yaml`, which is
+written once beside the report. Later reports include its answers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HEAD = """\
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """What the run knows about an item: an answer, and the anchor of its place on the page."""
+    """An answer of the run to an item, and the anchor of its place on the page."""
 
     text: str
     anchor: str = ""
@@ -47,7 +47,7 @@ class Item:
       section: of the checklist.
       text: what is asked.
       answers: texts and anchors.
-      source: who answered: `"run"`, `"author"` or, where nobody has, empty.
+      source: `"run"` or `"author"`; empty if the item is not answered.
       topic: of `author.yaml`, where the author is asked.
     """
 
@@ -70,7 +70,7 @@ class Checklist:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Items by who answered them."""
+        """Number of items by the source of their answer."""
         return {
             who: sum(item.source == key for item in self.items)
             for key, who in (("run", "run"), ("author", "author"), ("", "open"))
@@ -85,8 +85,8 @@ def read(name: str) -> dict[str, Any]:
 def fill(facts: Mapping[str, Fact], author: Mapping[str, str]) -> list[Checklist]:
     """The checklists, as far as they can be answered.
 
-    An item that both the run and its author must answer counts for the run only where the run's
-    part is all that is asked.
+    If both the run and its author must answer an item, it counts for the run only if the author has
+    no part to add.
 
     Args:
       facts: of the run.
@@ -111,7 +111,7 @@ def fill(facts: Mapping[str, Fact], author: Mapping[str, str]) -> list[Checklist
 
 
 def topics() -> dict[str, list[str]]:
-    """What the author is asked, `{topic: questions}`, with the items that ask for it."""
+    """The questions for the author, `{topic: questions}`, with the items that ask for them."""
     asked: dict[str, list[str]] = {}
     for name in _NAMES:
         content = read(name)
@@ -135,7 +135,7 @@ def write_form(folder: str) -> None:
 
 
 def read_form(folders: Iterable[str]) -> dict[str, str]:
-    """The author's answers by topic; those of earlier folders win.
+    """The author's answers by topic; earlier folders have precedence.
 
     Raises:
       UserError: a form is not valid YAML, or is not of topics and texts.
@@ -180,10 +180,10 @@ def facts(
     *,
     num_parameters: int,
 ) -> dict[str, Fact]:
-    """What a run of stage two knows, by the names that checklists use.
+    """The facts of a run of stage two, by the names that checklists use.
 
     Args:
-      settings: of the training run (`config.json`).
+      settings: settings of the training run (`config.json`).
       summary: what `metrics.json` holds.
       short: the sentences of "In short".
       figures: of the page.

@@ -57,7 +57,7 @@ def read(records: Records, names: Sequence[str]) -> dict[str, np.ndarray]:
 
     Args:
       records: the images.
-      names: of `RECORDS`, of `DICOM` (read from headers; `kvp` in steps of ten), or of the
+      names: names of `RECORDS`, of `DICOM` (read from headers; `kvp` in steps of ten), or of the
         manifests that the images come from. `age` is the age band.
     """
     headers = dicom_columns(records) if set(names) & set(DICOM) else {}
@@ -98,7 +98,7 @@ def sampled_headers(records: Records) -> dict[str, np.ndarray]:
 
 
 def acquisition(headers: Iterable[Mapping[str, np.ndarray]]) -> dict[str, list[str]]:
-    """The values of `sampled_headers` of all partitions, frequent first; those known only."""
+    """The known values of `sampled_headers` of all partitions, frequent first."""
     found: dict[str, Counter[str]] = {}
     for part in headers:
         for name, values in part.items():

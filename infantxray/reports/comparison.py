@@ -192,7 +192,7 @@ def reclassified(tested: Tested, thresholds: Mapping[str, float]) -> list[dict[s
 
 
 def disagreements(tested: Tested) -> tuple[list[dict[str, Any]], list[int]]:
-    """How often each run and the reference are right, and the images they disagree most about.
+    """How often each run and the reference are right, and the images of largest disagreement.
 
     Returns:
       Rows with `run`, `both_right`, `only_reference`, `only_run`, `both_wrong`: answers, that is,
@@ -223,7 +223,7 @@ def disagreements(tested: Tested) -> tuple[list[dict[str, Any]], list[int]]:
 
 
 def _answers(run: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which answers can be judged, which are right, and the probability of the truth, `[N, A]`."""
+    """Known answers, correct answers and the probability of the truth, each `[N, A]`."""
     if run.findings is not None:
         known, present = np.isfinite(run.findings), run.findings == 1
         right = (run.probabilities >= THRESHOLD) == present

@@ -1,4 +1,4 @@
-"""The page of a comparison of runs: what differs, by how much, and on which images."""
+"""The page of a comparison of runs: paired differences, tests and images of disagreement."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _truth(run: Predictions, row: int) -> str:
 
 
 def in_short(tested: Tested, found: Mapping[str, Any]) -> list[str]:
-    """What was asked, and the result of each run."""
+    """The question, and the result of each run."""
     any_run = tested.runs[tested.reference]
     count = plural(len(set(any_run.patient.tolist())), "test patient")
     others = list(tested.runs)[1:]
@@ -163,14 +163,14 @@ def write(
     """Writes `metrics.json`, `tables/` and `report.html` of a comparison.
 
     Args:
-      folder: where to.
+      folder: output folder.
       tested: the runs, the reference first.
       others: `metrics.json` of each run, and of runs on other patients.
-      thresholds: of conditions, for the reclassification.
+      thresholds: thresholds of conditions, for the reclassification.
       preprocessing: how images are shown.
       permutations: of the tests.
-      seed: of the permutations.
-      settings: to list on the page.
+      seed: seed of the permutations.
+      settings: settings to list on the page.
 
     Returns:
       The contents of `metrics.json`.

@@ -15,7 +15,7 @@ from infantxray.reports.tables import NAMES, NOTHING, Difference, Table
 from infantxray.studies.plan import Run
 from infantxray.studies.results import Model, Results
 
-# What the paper reports, on its own data, which is gated.
+# The results of the paper, on its gated data.
 _PAPER = "the paper, on other data"
 _PAPER_BEST = ("resnet50", 0.8249)
 _PAPER_ABLATION = {"without_pretraining": 0.7797, "without_apn": 0.8004, "full": 0.8249}
@@ -33,7 +33,7 @@ class Comparisons:
       results: of the study.
       references: predictions of the baselines, `{label_fraction: {name: Predictions}}`.
       samples: bootstrap samples.
-      seed: of the resampling.
+      seed: seed of the resampling.
     """
 
     def __init__(self, results: Results, references: References, samples: int, seed: int):
@@ -265,7 +265,7 @@ class Comparisons:
         )
 
     def _identical(self) -> str:
-        """Which variants were not run because the data cannot tell them apart."""
+        """The variants that were not run because they are identical on this data."""
         return "".join(
             f" No training image has an age: “{words(name)}” is identical to “{words(other)}” and "
             "was not run."
@@ -273,7 +273,7 @@ class Comparisons:
         )
 
     def _given(self) -> str:
-        """What intervals and tests are conditional on."""
+        """The condition of intervals and tests, in words."""
         results = self.results
         text = ""
         if self._groups:
@@ -296,7 +296,7 @@ class Comparisons:
 def _stages_one(results: Results) -> dict[int, int]:
     """The stage one that each seed starts from, `{seed: number}`; empty where no two share one.
 
-    They take turns in the same order for all variants.
+    All variants use them in the same order.
     """
     folder = {}
     for model in results.models:
@@ -313,7 +313,7 @@ def _paper_row(accuracy: float) -> list[Any]:
 
 
 def words(name: str) -> str:
-    """The name of a variant as a reader sees it."""
+    """The name of a variant in words."""
     return name.replace("_", " ").replace("apn", "APN")
 
 

@@ -34,8 +34,8 @@ class Problem:
 
     Attributes:
       severity: `"error"`, which makes the exit code 1, or `"warning"`.
-      kind: for scripts, such as `"patient on two sides"`.
-      message: for people.
+      kind: identifier for scripts, such as `"patient on two sides"`.
+      message: text for the user.
       rows: the images concerned.
     """
 
@@ -57,7 +57,7 @@ def write(
     """Writes the page.
 
     Args:
-      path: of the page.
+      path: path of the page.
       records: all images; `split` holds the role of each.
       keys: key of each image's patient.
       images: what was measured.
@@ -156,7 +156,7 @@ def histogram(
     """Bars of a histogram 320 wide and 100 high; None without values.
 
     Args:
-      title: below it.
+      title: title below the figure.
       values: `[N]`; one value, or all equal, is a bar in the middle.
       limits: of the axis; those of the values where None.
     """

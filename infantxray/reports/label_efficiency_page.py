@@ -64,8 +64,8 @@ def write(
       answers: predictions of each encoder for the test images, one a draw; the last encoder is
         compared with the others.
       samples: bootstrap samples.
-      seed: of the resampling.
-      settings: of the comparison, for the page.
+      seed: seed of the resampling.
+      settings: settings of the comparison, for the page.
     """
     fractions = sorted({draw.fraction for draw in draws})
     turns = max(map(len, encoders.values()))

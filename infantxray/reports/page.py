@@ -1,7 +1,7 @@
 """The one writer of HTML pages: Jinja2 templates filled with plain data.
 
-A page is one file that needs nothing else, light and dark, printable. The text lives in
-`templates/`; what the pages share (tables, figures, images) is a section with a `kind`.
+A page is one self-contained file, light and dark, printable. The text is in `templates/`. Sections
+that pages share (tables, figures, images) have a `kind`.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Figure:
       title: a heading; empty for a figure that belongs to the one before.
       caption: what it shows.
       light: path of an SVG or PNG.
-      dark: path of the same on a dark ground; empty where one serves both.
+      dark: path of the dark version; empty if one file serves both.
       pixels: an image whose pixels are not to be blurred.
-      legend: names of numbered classes, where the fonts of this machine lack their letters.
+      legend: names of numbered classes, if the fonts of this machine lack letters of them.
     """
 
     title: str
@@ -159,7 +159,7 @@ def write_page(path: str | os.PathLike[str], template: str, **context: Any) -> N
     """Fills `templates/<template>.html.j2` and writes the page, whole or not at all.
 
     Args:
-      path: of the page.
+      path: path of the page.
       template: its name.
       **context: what the template shows; text is escaped.
     """
@@ -176,12 +176,12 @@ def software() -> str:
 
 
 def versions() -> str:
-    """When, and with what code and packages, a page is made."""
+    """Date, code and packages of a page."""
     return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M UTC} · {software()}"
 
 
 def _commit() -> str:
-    """The commit of this code, marked where files were changed since."""
+    """The commit of this code, marked if files were changed since."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty"],

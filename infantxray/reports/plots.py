@@ -1,7 +1,7 @@
 """Figures of one run, and what all figures share: PNG at 300 dpi and SVG, light and dark.
 
-Colours are Okabe and Ito's, told apart with every kind of colour vision; lines and marks also
-differ in style, so that figures can be read in grey print.
+Colours are Okabe and Ito's, which are distinct for every kind of colour vision. Lines and marks
+also differ in style, so that figures can be read in grey print.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def save(
 
     Args:
       folder: is made where it is missing.
-      name: of the files.
+      name: name of the files.
       draw: makes the figure.
       words: names in it that users chose, for which fonts are looked up.
 
@@ -107,7 +107,7 @@ def fonts_for(text: str) -> list[str] | None:
 
 
 def class_labels(classes: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[str, str]]]:
-    """Names that the fonts of this machine can write, and a legend of those they cannot.
+    """Names that the fonts of this machine can write, and a legend of the others.
 
     Returns:
       The names, where some cannot be written numbers instead; and `(number, name)` of these.
@@ -139,7 +139,7 @@ def ink() -> str:
 
 
 def beside(axes: Axes, **options: Any) -> None:
-    """A legend at the right, where it hides nothing."""
+    """A legend to the right of the axes."""
     axes.legend(bbox_to_anchor=(1.02, 1), loc="upper left", **options)
 
 

@@ -50,7 +50,7 @@ def write_predictions_page(
     """Writes the page.
 
     Args:
-      path: of the page.
+      path: path of the page.
       cards: the images to show.
       total: images that were predicted.
     """

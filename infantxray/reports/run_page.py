@@ -44,11 +44,11 @@ def draw(
     examples: Sequence[Example] = (),
     mistakes: Sequence[Example] = (),
 ) -> list[Figure]:
-    """Draws the figures of a run, in page order; those that have nothing to show are left out.
+    """Draws the figures of a run, in page order; figures without content are left out.
 
     Args:
       folder: `figures/` of the run.
-      predictions: of the test images.
+      predictions: predictions of the test images.
       summary: what `metrics.json` holds.
       history: scalars of the training run by step.
       examples: an image of each condition, with its saliency.
@@ -122,8 +122,8 @@ def panels(path: str, names: Sequence[str] = ()) -> Figure:
     """The last panels of stage one.
 
     Args:
-      path: of the PNG.
-      names: of its rows.
+      path: path of the PNG.
+      names: names of its rows.
     """
     rows = f"; from above: {', '.join(names).replace('_', ' ')}" if names else ""
     return Figure(
@@ -143,8 +143,8 @@ def write(
     """Writes the report of one stage-two model.
 
     Args:
-      path: of the page.
-      settings: of the training run (`config.json`).
+      path: path of the page.
+      settings: settings of the training run (`config.json`).
       summary: what `metrics.json` holds. `summary["baseline"]["pixels"]`, where present, has
         metrics of ridge on pixels.
       figures: see `draw` and `panels`.
@@ -216,7 +216,7 @@ def _pixels(summary: Mapping[str, Any]) -> Mapping[str, float | None]:
 
 
 def _blind(name: str, summary: Mapping[str, Any]) -> float | None:
-    """The metric of a model that never looks at the image."""
+    """The metric of the blind guess."""
     if name == "roc_auc":
         return 0.5
     return summary["baseline"].get(name)
@@ -262,7 +262,7 @@ def result_line(summary: Mapping[str, Any]) -> str:
 
 
 def in_short(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
-    """What was asked, what came out, against which floor, what to doubt, what stage one gave."""
+    """The summary: question, result, baselines, caveats and the gain from stage one."""
     scored = [n for n in _SHORT if summary[n] is not None]
     classes = len(summary.get("per_class", ()))
     what = f"tell {plural(classes, 'condition')} apart"

@@ -95,21 +95,21 @@ def evaluate(
     `author.yaml`.
 
     Args:
-      folder: where to.
+      folder: output folder.
       checkpoint: the workdir of stage two.
       source: images to score.
       predictor: runs its model.
-      bootstrap_samples: for the intervals.
-      seed: of the resampling.
+      bootstrap_samples: bootstrap samples for the intervals.
+      seed: seed of the resampling.
       data: how the training images of the baseline are read.
-      stage_one_known: whether it could be checked which patients stage one was trained on.
-      validation: images on which thresholds are fixed, where the checkpoint has none yet.
+      stage_one_known: whether the training patients of stage one could be checked.
+      validation: images on which thresholds are fixed, if the checkpoint has none yet.
       review: what else the report shows.
-      names: by which labels become findings, where an image may have several.
-      label_notes: what was done to labels, for the report.
+      names: names of the findings, if an image may have several.
+      label_notes: changes of labels, for the report.
 
     Returns:
-      The contents of `metrics.json`; nothing on processes that do not write.
+      The contents of `metrics.json`; empty on processes that do not write.
 
     Raises:
       UserError: the images lack a column of the subgroups, or `author.yaml` is not valid.
@@ -215,7 +215,7 @@ def evaluate(
 
 @contextlib.contextmanager
 def _telling(what: str) -> Iterator[None]:
-    """Logs `what` at once, and every few seconds while it goes on."""
+    """Logs `what` at once, and every few seconds until the block ends."""
     _log.info("%s", what)
     with waiting(what):
         yield

@@ -63,11 +63,11 @@ def _number(value: float | None) -> float:
 def notes(
     named: Iterable[tuple[str, Mapping[str, Any]]], keys: Container[str] | None = None
 ) -> str:
-    """What must be said beside metrics: each note once, with the names that it is about.
+    """The notes of metrics: each note once, with the names that it applies to.
 
     Args:
       named: pairs of a name and its metrics.
-      keys: the metrics whose notes are told; None = all.
+      keys: the metrics with notes to list; None = all.
     """
     found: dict[tuple[str, str], dict[str, set[str]]] = {}
     everyone: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""What stage one gave a run: its linear probe, and the same settings from random weights."""
+"""The gain from stage one: its linear probe, and a run of the same settings from random weights."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _IRRELEVANT_DATA = ("cache", "memory_mb", "num_threads")
 def read(
     checkpoint: str, settings: Mapping[str, Any], summary: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What is known of the gain of stage one, as `metrics.json` holds it.
+    """The known gain from stage one, as `metrics.json` holds it.
 
     Args:
       checkpoint: workdir of stage two. The folders beside it are searched for a run from random
         weights with the same settings and test images.
-      settings: of the run (`config.json`).
+      settings: settings of the run (`config.json`).
       summary: its metrics.
 
     Returns:
@@ -71,7 +71,7 @@ def _essential(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sentence(gain: Mapping[str, Any]) -> str:
-    """What stage one gave, in two sentences; how to find out where that is not known."""
+    """The gain from stage one in two sentences, or how to measure it."""
     if not gain:
         return ""
     name = gain["pretrained"] + (f", {gain['objective']}" if gain.get("objective") else "")

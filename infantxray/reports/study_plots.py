@@ -56,7 +56,7 @@ def ablation(
 
     Args:
       rows: `{encoder: {variant: (estimate, value of each seed)}}`.
-      name: of the metric.
+      name: name of the metric.
       lines: baselines, drawn as horizontal lines.
     """
     variants = list(dict.fromkeys(variant for row in rows.values() for variant in row))

@@ -51,10 +51,10 @@ def write(
       plan: its runs.
       failed: why runs failed, by their number.
       data: how images are read.
-      best_metric: the validation metric by which details are shown of one encoder.
+      best_metric: the validation metric that chooses the encoder with details.
       bootstrap_samples: of the intervals.
-      seed: of the resampling.
-      settings: of the study, for the page.
+      seed: seed of the resampling.
+      settings: settings of the study, for the page.
 
     Returns:
       The path of the page.
@@ -136,14 +136,14 @@ def write_study_page(
     """Fills the page of a study.
 
     Args:
-      path: of the page.
+      path: path of the page.
       title: its heading.
-      subtitle: below it.
-      sentences: that say what came out.
+      subtitle: subtitle of the page.
+      sentences: the results.
       failed: why runs failed, by their number.
       parts: tables, figures and images in order; None is left out.
       runs: all that were planned.
-      settings: of the study.
+      settings: settings of the study.
     """
     seconds = [run.read_record().get("seconds") for run in runs]
     write_page(
@@ -172,7 +172,7 @@ def write_study_page(
 
 
 def _focus(results: Results, best_metric: str) -> Model:
-    """The encoder that details are shown of: the best on validation patients, not on the test."""
+    """The encoder with details in the report: the best on validation patients, not on the test."""
     name = f"validation/{best_metric}"
     sign = 1 if best_metric in HIGHER_IS_BETTER else -1
 
@@ -209,7 +209,7 @@ def _fingerprint(results: Results) -> str:
 
 
 def _short(comparisons: Comparisons, differences: Table | None, focus: Model) -> list[str]:
-    """What came out, in sentences."""
+    """The results, in sentences."""
     name = "roc_auc" if comparisons.results.classes else "age_mae_months"
     title = NAMES[name]
 

@@ -80,7 +80,7 @@ def sites(comparisons: Comparisons, model: Model) -> Table | None:
 
 
 def saliency(comparisons: Comparisons) -> Table | None:
-    """Whether the saliency lies where the finding is; None where no image says where that is."""
+    """Saliency within the boxes of findings; None if no image has a box."""
     rows = []
     count, share, level = 0, 0.0, None
     for model in comparisons.results.models:
@@ -163,9 +163,9 @@ class Drawing:
     """Draws the figures of a study; each is None where there is nothing to draw.
 
     Args:
-      folder: where to.
+      folder: output folder.
       comparisons: of the study.
-      focus: the model that details are shown of.
+      focus: the model with details.
     """
 
     def __init__(self, folder: str, comparisons: Comparisons, focus: Model):
@@ -191,7 +191,7 @@ class Drawing:
         return {encoder: model for encoder, model in found.items() if model}
 
     def _of_focus(self) -> dict[str, Model]:
-        """All variants of the encoder that details are shown of."""
+        """All variants of the encoder with details."""
         results = self._results
         found = {words(v): results.model(self._focus.encoder, v) for v in results.variants}
         return {variant: model for variant, model in found.items() if model}

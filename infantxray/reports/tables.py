@@ -23,7 +23,7 @@ class Difference:
     """A paired difference.
 
     Attributes:
-      estimate: with the uncorrected p-value.
+      estimate: the difference, with the uncorrected p-value.
       p_holm: corrected.
     """
 
@@ -39,7 +39,7 @@ class Table:
     """One table.
 
     Attributes:
-      name: of its files.
+      name: name of its files.
       title: a heading.
       caption: how to read it.
       header: of the columns.

@@ -31,7 +31,7 @@ _OS_ERRORS = {number: os.strerror(number).lower() for number in errno.errorcode}
     errno.EIO: "the disk or the network file system failed",
     errno.ESTALE: f"the network file system lost the file; mount it again{_AGAIN}",
 }
-# Libraries raise errors of their own; these words of the operating system tell the cause.
+# Libraries raise other errors; these words of the operating system give the cause.
 _OS_WORDS = {
     os.strerror(number): number
     for number in (
@@ -75,10 +75,10 @@ def signals_raise() -> Iterator[None]:
 
 
 def open_standard_streams() -> None:
-    """Replaces standard streams that are closed, and lets messages get lost without an error.
+    """Replaces closed standard streams, and drops messages that cannot be written.
 
-    A file that is opened where stderr was closed would otherwise receive its messages. The
-    terminal or the reader of the messages may go away while a command works.
+    Otherwise a file that is opened after stderr was closed would receive its messages. The terminal
+    or the reader of the messages may also go away while a command runs.
     """
     for descriptor in range(3):
         try:
@@ -112,7 +112,7 @@ class _Forgiving:
 def report(error: BaseException, workdir: str | None) -> int:
     """Prints one line about the end of a command, and returns its exit code.
 
-    The traceback of everything but mistakes of the user goes to `error.log` in the workdir.
+    The traceback goes to `error.log` in the workdir, except for mistakes of the user.
     """
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else INTERNAL_ERROR
@@ -142,7 +142,7 @@ def fail(message: str) -> NoReturn:
 
 
 def explain(error: BaseException) -> str:
-    """One line: what happened, and what helps."""
+    """One line: what happened, and what to do."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text

@@ -19,7 +19,7 @@ class _AboveTheBar(logging.Handler):
 
 def setup() -> None:
     """Call once, before the first message."""
-    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every step of every save.
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax logs every step of every save.
     for name in ("absl", "asyncio"):  # An error that they log with its traceback is raised as well.
         for target in (logging.getLogger(name), *logging.getLogger(name).handlers):
             target.addFilter(lambda record: not record.exc_info)

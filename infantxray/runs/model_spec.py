@@ -18,19 +18,19 @@ _EARLIER_FILE = "preprocessing.json"  # In runs of earlier versions, with the sa
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """What travels with a checkpoint.
+    """The specification of a model, stored with its checkpoints.
 
     Attributes:
       encoder: name of the network, a key of `ENCODERS`.
-      dtype: that the network computes in.
-      preprocessing: from a file to an image.
+      dtype: dtype of the computation.
+      preprocessing: preprocessing of a file to an image.
       classes: names of the conditions, in the order of the logits; empty in stage one.
       age_mean_months, age_std_months: of the training ages, by which predicted ages are
         standardised; None where there is no age head.
       age_range_months: lowest and highest age of distribution regression; None for a single number.
       age_film: whether the age modulates the features of the condition head.
       input_mean, input_std: of intensities in [0, 1], by which images are normalised.
-      objective: of stage one; empty in stage two.
+      objective: objective of stage one; empty in stage two.
       context: names of further inputs of the heads, such as `sex=F`; see `data_pipeline.context`.
       multi_label: whether an image may have several conditions: one sigmoid a condition.
       source_labels: whether stage one, or one before it, learned from labels of the source data.

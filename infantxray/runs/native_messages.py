@@ -1,4 +1,4 @@
-"""What native libraries write to stderr while several processes run, reduced to what helps.
+"""Filter of what native libraries write to stderr while several processes run.
 
 When a process of a run dies, XLA ends the others with a stack trace of a few hundred lines, and
 gives Python no way to do it otherwise. So file descriptor 2 goes through a filter, a small child
@@ -18,7 +18,7 @@ _NOISE = ("coordination_service", "preemption_sync_manager", "CoordinationServic
 
 
 def say_lost() -> None:
-    """Prints, once, that another process has ended, whoever notices it first."""
+    """Prints once that another process has ended."""
     os.write(2, f"{LOST}\n".encode())
 
 

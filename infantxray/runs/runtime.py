@@ -45,14 +45,14 @@ def join(
 
     Args:
       task: name of the command.
-      coordinator_address: `host:port` that process 0 serves at; `"auto"` = JAX finds out the three
-        on a Cloud TPU; None = of Slurm, Open MPI or GKE (TPU), where one started the program.
-      num_processes: of the run; 1 = never look for others.
+      coordinator_address: `host:port` of process 0; `"auto"` = JAX gets all three values from a
+        Cloud TPU; None = from Slurm, Open MPI or GKE (TPU), if one of them started the program.
+      num_processes: of the run; 1 = a single process in any case.
       process_id: of this one.
 
     Raises:
-      UserError: the command does not run on several processes, some flags are missing, or the
-        other processes do not come.
+      UserError: the command does not run in several processes, some flags are missing, or the other
+        processes do not connect.
     """
     flags = (coordinator_address, num_processes, process_id)
     if num_processes == 1 or (flags == (None, None, None) and not _launched_with_others()):
@@ -85,9 +85,9 @@ def join(
 
 
 def _launched_with_others() -> bool:
-    """Whether what started this program says that it started several processes of it.
+    """Whether the launcher of this program states that it started several processes.
 
-    The runs of a study are alone, whatever their study was started by.
+    The runs of a study are single processes, however the study was started.
     """
     value = os.environ.get
     return not value("INFANTXRAY_ALONE") and (

@@ -1,7 +1,7 @@
 """Settings: checks of a configuration, and the dataclasses that are built from it.
 
-A configuration is checked before anything is loaded; what is wrong with it is one line. Only this
-module, `configs/` and the commands know a `ConfigDict`.
+A configuration is checked before anything is loaded; an error is one line. Only this module,
+`configs/` and the commands know a `ConfigDict`.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def loop_settings(config: Any, steps: int, *, best_metric: str | None) -> LoopSe
 
 
 def advice_on_dtype(config: Any) -> str:
-    """What else helps where the loss is not finite."""
+    """Further advice for a loss that is not finite."""
     return "" if config.dtype == "float32" else ", or use config.dtype=float32"
 
 
@@ -245,7 +245,7 @@ def _lookup(config, key: str):
 
 
 def check(config) -> None:
-    """Raises `ConfigError` on the first setting that cannot be meant. Loads nothing heavy."""
+    """Raises `ConfigError` on the first invalid setting. Loads nothing heavy."""
     for key, (holds, expected) in _RULES.items():
         value = _lookup(config, key)
         if value is None:
@@ -339,7 +339,7 @@ def compared_encoders(text: str) -> dict[str, tuple[str, ...]]:
     """`config.encoders` -> the places of each encoder by its name, in order.
 
     Raises:
-      ConfigError: a name or a place is missing, or two are called the same.
+      ConfigError: a name or a place is missing, or two have the same name.
     """
     found: dict[str, tuple[str, ...]] = {}
     for part in text.split(","):
@@ -390,7 +390,7 @@ def _check_pretrained(pretrained: str, key: str = "pretrained") -> None:
 
 
 def explain_flag_error(error: BaseException, argv: list[str]) -> str:
-    """One line for whatever absl and ml_collections raise about the command line."""
+    """One line for an error of absl or ml_collections about the command line."""
     text = str(error)
     unknown = re.search(r"^[\\'\"]*(\w+)\\?'\\?n?", text.split("\n")[0])
     if isinstance(error, (AttributeError, KeyError)) and unknown:

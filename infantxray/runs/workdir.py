@@ -61,16 +61,16 @@ _locks: dict[str, int] = {}  # Held until this process ends.
 def prepare(workdir: str, config: Mapping[str, Any]) -> None:
     """Makes the folder of a run, locks it for its processes, and records the configuration in it.
 
-    A run that failed before its first checkpoint, such as over a mistyped path, is removed: its
-    command may be corrected.
+    A run that failed before its first checkpoint, such as over a mistyped path, is removed, so that
+    its command can be corrected.
 
     Args:
       workdir: the folder.
       config: every setting, nested, as `settings.to_dict` gives them.
 
     Raises:
-      UserError: the folder holds a run with other settings, which are named, or another process
-        uses it, or it cannot be written to.
+      UserError: the folder holds a run with other settings (the message names them), is used by
+        another process, or cannot be written to.
     """
     with processes.main_first():
         if processes.is_main():
@@ -109,7 +109,7 @@ def changed_settings(workdir: str, config: Mapping[str, Any]) -> list[str]:
     """The settings that differ from those of the run in this folder, with both values.
 
     Empty without a run, or where it failed before its first checkpoint. A setting that an earlier
-    version did not have counts only where it was given another value than the default.
+    version lacked counts only if it differs from the default.
     """
     if not os.path.exists(os.path.join(workdir, "config.json")) or not _has_results(workdir):
         return []

@@ -1,4 +1,4 @@
-"""Joint training: several objectives share one encoder, their losses added up by weights."""
+"""Joint training: several objectives share one encoder; the loss is their weighted sum."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ def join(tasks: Mapping[str, Task], weights: Mapping[str, float]) -> Task:
     """One task that trains the encoder of several.
 
     The parameters are `{"encoder": ..., NAME: {...}}`, with the heads of each task below its name.
-    Running statistics of normalisation are kept apart, because tasks show the encoder different
-    images (masked, augmented): those below `encoder` are of the first task.
+    Each task has separate running statistics of normalisation, because tasks show the encoder
+    different images (masked, augmented). The statistics below `encoder` are those of the first
+    task.
 
     Args:
       tasks: by name, in order. One alone is returned as it is. Names of their terms differ.
-      weights: of each task's loss.
+      weights: weights of each task's loss.
 
     Returns:
       A task that reports, beside the metrics of each, `A+B`: the weighted sum of the metrics
@@ -80,12 +81,12 @@ def join(tasks: Mapping[str, Task], weights: Mapping[str, float]) -> Task:
 
 
 def own_variables(variables: PyTree, name: str, names: tuple[str, ...]) -> PyTree:
-    """The variables of one task, as it knows them alone.
+    """The variables of one task, as without joining.
 
     Args:
-      variables: of the joint task.
-      name: of the task.
-      names: of all tasks; one alone has its variables.
+      variables: variables of the joint task.
+      name: name of the task.
+      names: names of all tasks; one alone has its variables.
     """
     if len(names) == 1:
         return variables
@@ -118,9 +119,9 @@ def panels(
 
     Args:
       objectives: by name; supervision has no panels.
-      variables: of the joint task.
+      variables: variables of the joint task.
       image: `[B, H, W, 1]`, intensities in [0, 1].
-      names: of all tasks.
+      names: names of all tasks.
     """
     drawn = [
         picture

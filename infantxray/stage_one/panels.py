@@ -1,4 +1,4 @@
-"""Panels: pictures of what an objective sees and predicts, while it trains."""
+"""Panels: pictures of the input, target and prediction of an objective, during training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Panels:
 
     Args:
       draw: variables and images `[B, H, W, 1]` -> pictures of one size.
-      names: of the pictures.
+      names: names of the pictures.
       source: images to choose from, evenly over their order.
       workdir: the picture also goes to `figures/panels.png` in it.
       every_steps: interval.

@@ -1,4 +1,4 @@
-"""The running linear probe: whether the representation transfers, while stage one trains."""
+"""The running linear probe: how well the representation transfers, during stage one."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class RunningProbe:
     """A hook that fits a linear classifier to the frozen encoder and scores it.
 
     It is fitted on labelled training patients and scored on validation patients of the last source
-    that has labels, which should be the target domain: a falling reconstruction loss does not tell
+    that has labels, which should be the target domain: a falling reconstruction loss does not show
     whether the representation transfers.
 
     Args:
-      encoder: of stage one.
+      encoder: encoder of stage one.
       split: its data; see `probe_classes`.
       classes: at least two names of conditions.
       reader: reads the images.
-      images: at most so many, in each of the two sets.
+      images: largest number in each of the two sets.
       every_steps: interval.
       batch_size: images at a time.
-      num_threads: that decode.
-      seed: of the choice of images.
+      num_threads: number of decoding threads.
+      seed: seed of the choice of images.
     """
 
     def __init__(
@@ -101,13 +101,13 @@ def _labelled(split: Split) -> tuple[Records, Records]:
 
 
 def probe_classes(split: Split) -> tuple[str, ...]:
-    """The conditions that a running probe can tell apart; fewer than two = no probe."""
+    """The conditions for a running probe; fewer than two = no probe."""
     train, validation = _labelled(split)
     return tuple(sorted(set(train.label) & set(validation.label)))
 
 
 def effective_rank(features: np.ndarray) -> float:
-    """In how many directions images differ: exp of the entropy of the features' singular values.
+    """Effective rank of features: exp of the entropy of their singular values.
 
     1 where an encoder has collapsed to a line. Roy and Vetterli, "The effective rank", EUSIPCO
     2007; Garrido et al., "RankMe", ICML 2023, monitor representations with it.

@@ -31,12 +31,12 @@ def make_task(
     """The task of training one objective.
 
     Args:
-      objective: of stage one.
+      objective: objective of stage one.
       validation: images on which the mean loss is computed.
-      augmentation: of training images, before the objective changes them.
-      batch_size: of validation.
-      num_threads: that decode.
-      seed: of what is random in validation: the same masks every time.
+      augmentation: augmentation of training images, before the objective changes them.
+      batch_size: batch size of validation.
+      num_threads: number of decoding threads.
+      seed: seed of what is random in validation: the same masks every time.
     """
     size = objective.settings.image_size
     sharding = DataParallel()
@@ -82,7 +82,7 @@ def learning_rate_factors(encoder: nn.Module, factor: float, params: PyTree) -> 
     """What multiplies the learning rate of each parameter; None = 1 for all.
 
     Args:
-      encoder: of stage one.
+      encoder: encoder of stage one.
       factor: of its parameters where it has no BatchNorm.
       params: of the objective's model.
     """

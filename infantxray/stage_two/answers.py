@@ -38,10 +38,10 @@ class Member:
       spec: all that is needed to use the weights.
       variables: its parameters and statistics.
       trust: its calibration; None to use the model's own probabilities.
-      step: of the checkpoint.
+      step: step of the checkpoint.
       folder: the workdir.
-      points: thresholds of the probabilities that it gives: those of `trust` where it calibrates,
-        else those of the run's report.
+      points: thresholds of its probabilities: those of `trust` if it calibrates, else those of the
+        run's report.
     """
 
     spec: ModelSpec
@@ -69,16 +69,16 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """Predictions for N images, and what can be trusted of them.
+    """Predictions for N images, with their calibration, sets and warnings.
 
     Attributes:
       predictions: calibrated.
-      judgement: see `Judgement`; of an ensemble, the union of the members' sets and intervals,
-        whose coverage is at least a member's, and the median distance.
-      positive: which conditions reach their threshold, by rule: bool `[N, K]`; of an ensemble, for
+      judgement: see `Judgement`. For an ensemble, the union of the members' sets and intervals,
+        with at least the coverage of a member, and the median distance.
+      positive: conditions at or above their threshold, by rule, bool `[N, K]`; for an ensemble, in
         more than half of the members.
       features: pooled last maps of the first model, `[N, C]`.
-      reconstruction_error: of its stage one, `[N]`; None where it was not asked for.
+      reconstruction_error: of its stage one, `[N]`; None if it was not requested.
     """
 
     predictions: Predictions
@@ -99,8 +99,8 @@ def load_members(
       refit: fit it for runs of earlier versions, which have none.
 
     Raises:
-      UserError: a folder is not such a workdir, or the models differ in conditions or in the
-        reading of images.
+      UserError: a folder is not such a workdir, or the models differ in conditions or in
+        preprocessing.
     """
     members: list[Member] = []
     for folder in folders:
@@ -128,7 +128,7 @@ class Answerer:
     Args:
       members: of the ensemble; one model is an ensemble too.
       batch_size: images at a time.
-      num_threads: that decode.
+      num_threads: number of decoding threads.
       augmentations: slightly rotated, scaled and shifted copies whose predictions are averaged
         with the image's own.
       reconstruction: of the autoencoder that the first model started from; None = do without.

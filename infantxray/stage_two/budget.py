@@ -1,9 +1,9 @@
 """The length of stage two from the data: `train_steps=0` and `train_epochs=0`.
 
-The images drawn grow with the cube root of the labelled ones: 12,800 for 40 labels, 22,000 for 200,
-47,000 for 2,000, 59,000 for 4,000. The rule joins lengths after which networks of 64 px had stopped
-improving on validation patients of the phantom and of children's chests. Very large sets are seen
-eight times.
+The number of drawn images grows with the cube root of the number of labelled images: 12,800 for 40
+labels, 22,000 for 200, 47,000 for 2,000, 59,000 for 4,000. The rule connects lengths after which
+networks at 64 px had stopped improving on validation patients of the phantom and of children's
+chests. Very large sets are seen eight times.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Budget:
     Attributes:
       total_steps: the ceiling, at which the learning rate reaches zero.
       eval_every_steps: interval of evaluations and checkpoints.
-      early_stopping_evals: stop after so many evaluations without improvement; 0 = never.
-      least_steps: the floor, before which nothing stops: half of the ceiling.
-      text: all of this for people.
+      early_stopping_evals: evaluations without improvement after which training stops; 0 = never.
+      least_steps: steps before which training does not stop early: half of `total_steps`.
+      text: a description of the budget.
     """
 
     total_steps: int
@@ -40,7 +40,7 @@ class Budget:
 
 
 def images_to_draw(num_labelled: int) -> int:
-    """How many images stage two draws, teachers included, for so many labelled ones."""
+    """Number of images that stage two draws, including those of teachers."""
     few = _IMAGES * max(num_labelled / _LABELS, 1.0) ** (1 / 3)
     return round(max(few, _LEAST_EPOCHS * num_labelled))
 
@@ -52,8 +52,8 @@ def by_data(
 
     Args:
       num_labelled: training images with a condition (or an age, where there are no conditions).
-      num_validation: validation images that can choose a checkpoint. With few of them nothing is
-        chosen or stopped.
+      num_validation: validation images that can choose a checkpoint. With few of them, the last
+        checkpoint is used and training does not stop early.
       batch_size: images of a step.
       drawn_by_teachers: images that self-training's teachers draw; they count.
 

@@ -82,7 +82,7 @@ def restore(workdir: str, spec: ModelSpec) -> tuple[PyTree, int]:
 
 
 def predict_function(spec: ModelSpec) -> Callable[..., dict[str, jax.Array]]:
-    """The function from variables and images uint8 `[B, S, S, 1]` to what a model predicts.
+    """The function from variables and images uint8 `[B, S, S, 1]` to the outputs of a model.
 
     Returns:
       A function, with the further inputs of `spec.context` `[B, D]` as an optional third argument,
@@ -120,11 +120,11 @@ def batch_context(source: ImageSource, image: jax.Array, number: int) -> jax.Arr
 
 
 class ImplausiblePredictionError(UserError):
-    """A model predicted what cannot be: its weights are damaged, or its training diverged."""
+    """An impossible prediction: the weights are damaged, or training diverged."""
 
 
 def check_plausible(spec: ModelSpec, predictions: Predictions, records: Records) -> None:
-    """Raises `ImplausiblePredictionError` for the first prediction that cannot be.
+    """Raises `ImplausiblePredictionError` for the first impossible prediction.
 
     That is a probability or age that is not finite, or an age beyond ±130 years.
     """
@@ -148,9 +148,9 @@ class Predictor:
     """Predicts conditions and ages for many images, on all devices.
 
     Args:
-      spec: of the model.
+      spec: specification of the model.
       batch_size: images at a time.
-      num_threads: that decode.
+      num_threads: number of decoding threads.
 
     Attributes:
       model: the network.
@@ -205,7 +205,7 @@ class Predictor:
     def _findings(self, source: ImageSource, rows: np.ndarray) -> np.ndarray | None:
         if not self.spec.multi_label:
             return None
-        if source.findings is None:  # Images whose labels nobody reads, as in `predict`.
+        if source.findings is None:  # The labels of these images are not used, as in `predict`.
             return np.full((len(rows), len(self.spec.classes)), np.nan, np.float32)
         return source.findings[rows]
 

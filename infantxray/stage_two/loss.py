@@ -61,9 +61,9 @@ def make_task(
     over all known findings of the batch.
 
     Args:
-      spec: of the model.
-      settings: of the loss.
-      augmentation: of training images.
+      spec: specification of the model.
+      settings: settings of the loss.
+      augmentation: augmentation of training images.
       labels: of the training images, int `[N]`, or their findings, `[N, K]`, for the class weights.
       validate: variables -> metrics.
     """
@@ -176,13 +176,13 @@ def loss_terms(
 
 
 def finding_targets(batch: Any, class_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What the findings of a batch are compared with, and their weights, `[B, K]` each.
+    """Targets and weights of the findings of a batch, `[B, K]` each.
 
     The weight of an unknown finding is 0. An image without any known finding is compared with the
     teacher's `soft_label`, where there is one.
 
     Args:
-      batch: with `findings`.
+      batch: batch with `findings`.
       class_weights: `[2, K]`, of absence and of presence.
     """
     target, known = batch["findings"], jnp.isfinite(batch["findings"])
@@ -195,7 +195,7 @@ def finding_targets(batch: Any, class_weights: jax.Array) -> tuple[jax.Array, ja
 
 
 def _shown(context: jax.Array, key: jax.Array) -> jax.Array:
-    """Further inputs, hidden in some images, so that the model learns to do without."""
+    """Further inputs, hidden in some images, so that the model also works without them."""
     key = jax.random.fold_in(key, _CONTEXT_STREAM)
     return context * jax.random.bernoulli(key, 1 - _CONTEXT_HIDDEN, (len(context), 1))
 

@@ -38,7 +38,7 @@ class ReconstructionError:
 
     Attributes:
       error: jitted, from variables and images uint8 `[B, S, S, 1]` to `[B]`.
-      variables: of the autoencoder.
+      variables: variables of the autoencoder.
       threshold: larger errors are unlike the training images.
     """
 

@@ -24,13 +24,13 @@ class Result:
       probabilities: float32 `[N, K]`.
       age_months: float32 `[N]`; NaN for a model without an age head.
       image_path: the N files; empty where arrays were given.
-      conditions: the prediction set of each image: conditions that hold the true one in 90 % of
-        images like those of training. Empty where none was fitted.
+      conditions: the prediction set of each image, which contains the true condition in 90 % of
+        images like those of training. Empty if no sets were fitted.
       age_low_months, age_high_months: limits of the age with the same coverage, `[N]`; NaN where
         none were fitted.
-      unlike_training: whether an image is far from the training images, bool `[N]`; all False
-        where that was not fitted.
-      distance: from the training images, `[N]`; NaN where that was not fitted.
+      unlike_training: whether an image is far from the training images, bool `[N]`; all False if
+        the detector was not fitted.
+      distance: distance from the training images, `[N]`; NaN if the detector was not fitted.
       positive: the conditions of each image that reach their threshold, by the rule that chose it
         on validation images, such as `"youden"`.
       multi_label: whether an image may have several conditions.
@@ -64,7 +64,7 @@ class Result:
         return [self.classes[k] for k in self.probabilities.argmax(1)]
 
     def to_pandas(self) -> pandas.DataFrame:
-        """The columns of `predictions.csv` that are known without the truth.
+        """The columns of `predictions.csv` that do not need the truth.
 
         Raises:
           UserError: pandas is not installed.

@@ -1,4 +1,4 @@
-"""Self-training: a teacher learns from the labelled images and labels the others softly."""
+"""Self-training: a teacher learns from the labelled images and gives soft labels to the others."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Teaching:
       linear_probe: the teacher is a linear probe of the frozen encoder.
       committee: further encoders, joined by +, see `transfer.check_stage_one`; the teacher is then
         the mean of the probes of all of them.
-      teacher_steps: or it is fine-tuned for so many steps; 0 = it is not.
-      teachers: number of fine-tuned teachers with different seeds, whose mean is used.
+      teacher_steps: steps of a fine-tuned teacher; 0 = no fine-tuned teacher.
+      teachers: number of fine-tuned teachers with different seeds; their mean is used.
     """
 
     linear_probe: bool = False
@@ -63,7 +63,7 @@ class Teaching:
         return [place.strip() for place in self.committee.split("+") if place.strip()]
 
     def images_drawn(self, num_labelled: int) -> int:
-        """Images that fine-tuned teachers draw; runs without teachers draw as many more."""
+        """Images that fine-tuned teachers draw. Runs without teachers draw as many in addition."""
         return self.teachers * self.teacher_steps * num_labelled
 
 
@@ -73,10 +73,10 @@ def num_labelled(batch_size: int, labelled_fraction: float) -> int:
 
 
 def is_needed(teaching: Teaching, classes: tuple[str, ...], images: ImageSource) -> bool:
-    """Whether there is a teacher, and an unlabelled image to label.
+    """Whether there are a teacher and an unlabelled image.
 
     Raises:
-      DataError: there is a teacher, and nothing that it could learn.
+      DataError: there is a teacher, but no label to learn from.
     """
     if not teaching.is_on:
         return False
@@ -96,7 +96,7 @@ def is_needed(teaching: Teaching, classes: tuple[str, ...], images: ImageSource)
 def soft_labels(folder: str, compute: Callable[[str], np.ndarray]) -> np.ndarray:
     """The teacher's probabilities for all training images, float32 `[N, K]`.
 
-    They are kept in `teachers/soft_labels.npy`, so that a resumed run uses the same ones.
+    They are stored in `teachers/soft_labels.npy`, so that a resumed run uses the same labels.
 
     Args:
       folder: the workdir of the student.
@@ -140,15 +140,15 @@ def ask_linear_probes(
     """Mean probabilities by linear probes of frozen encoders, such as the student's own.
 
     Args:
-      spec: of the model.
+      spec: specification of the model.
       places: where the encoders come from, see `transfer.check_stage_one`.
       labelled: the training images with a label.
       images: all training images.
       validation: images that the probes are scored on, for the log.
-      augmentation: of the labelled images, which the probes see unchanged as well.
+      augmentation: augmentation of the labelled images, which the probes see unchanged as well.
       batch_size: images at a time.
-      num_threads: that decode.
-      seed: of random weights and of the augmentation.
+      num_threads: number of decoding threads.
+      seed: seed of random weights and of the augmentation.
 
     Returns:
       float32 `[N, K]`.
@@ -218,14 +218,14 @@ def ask_fine_tuned(
 
     Args:
       folder: where the teachers' workdirs go.
-      spec: of the model.
+      spec: specification of the model.
       teaching: how many teachers, and how long.
       labelled: the training images with a label.
       images: all training images.
       predictor: applies the model.
       loop_settings: of the student.
       num_labelled: labelled images in a batch of the student; the teachers' batch size.
-      num_threads: that decode.
+      num_threads: number of decoding threads.
       fit: trains a model: (settings, workdir, batches).
 
     Returns:

@@ -1,7 +1,7 @@
 """Supervised stage one: labels and ages of the source data, learned as in stage two.
 
-It is transfer between tasks, from adults' findings to infants' conditions. It answers another
-question than stages one that see images alone.
+This is transfer between tasks, from adults' findings to infants' conditions. It answers a different
+question from objectives that use images alone.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedSettings:
-    """What is learned from labels in stage one: `config.supervised`.
+    """Settings of `objective=supervised`: `config.supervised`.
 
     Attributes:
-      sources: whose labels and ages count, `source:place` separated by commas. Empty = all sources
-        of the training data but the last, which is the target; or the only one.
+      sources: sources of labels and ages, `source:place`, separated by commas. Empty = all sources
+        of the training data but the last, which is the target; or the only source.
       labels: `"single"` or `"multi"`, see `DataSettings`.
       age_head: whether AgePredictionNet learns the known ages.
       age_weight: α of Equation 4.
@@ -92,15 +92,15 @@ def make_supervised(
     batch_size: int,
     bad_files: BadFiles | None = None,
 ) -> tuple[Task, Reader]:
-    """The task, and the reader whose batches have its labels.
+    """The task, and a reader of batches with its labels.
 
     Args:
-      spec: of the encoder, without heads.
-      settings: of supervision.
-      augmentation: of training images.
+      spec: specification of the encoder, without heads.
+      settings: settings of supervision.
+      augmentation: augmentation of training images.
       data: of the run, with `labels` of `settings`.
       split: see `source_split`.
-      batch_size: of validation.
+      batch_size: batch size of validation.
       bad_files: a list to add to.
 
     Raises:

@@ -39,7 +39,7 @@ def is_workdir(pretrained: str) -> bool:
 
 
 def check_stage_one(pretrained: str, encoder: str, preprocessing: Preprocessing) -> None:
-    """Refuses, before anything is loaded, a stage one that cannot fit.
+    """Refuses an unsuitable stage one before anything is loaded.
 
     Args:
       pretrained: its workdir, `torch:FILE`, or empty.
@@ -75,12 +75,12 @@ def check_stage_one(pretrained: str, encoder: str, preprocessing: Preprocessing)
 def check_scored(
     pretrained: str, split: Split, roles: tuple[str, ...], *, patient_ids: str
 ) -> None:
-    """Raises `DataError` where no image is left for testing, or stage one trained on the scored.
+    """Raises `DataError` if no image is left for testing, or stage one trained on scored patients.
 
     Args:
       pretrained: see `check_stage_one`.
-      split: of stage two.
-      roles: that are scored: `"validation"`, `"test"`.
+      split: split of stage two.
+      roles: scored roles: `"validation"`, `"test"`.
       patient_ids: see `Records.with_patients`.
     """
     for role in roles:
@@ -96,7 +96,7 @@ def check_scored(
 
 
 def chain(pretrained: str) -> list[str]:
-    """The workdir of a stage one, and those of the stages one that it started from.
+    """The workdirs of a stage one and of the runs that it started from.
 
     Raises:
       UserError: one of them is no longer there.
@@ -117,7 +117,7 @@ def used_labels(pretrained: str) -> bool:
 
 
 def check_input_scale(spec: ModelSpec, pretrained: str) -> None:
-    """Refuses, for stage one, weights that were trained with another input scale than its own."""
+    """Refuses weights for stage one that were trained with another input scale."""
     other = with_input_scale(spec, pretrained)
     if other != spec:
         raise UserError(

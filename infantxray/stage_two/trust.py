@@ -42,13 +42,13 @@ _DAMAGE = (KeyError, TypeError, ValueError, EOFError, NotImplementedError, Runti
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What can be trusted of the predictions for N images.
+    """Calibrated probabilities, prediction sets, intervals and warnings for N images.
 
     Attributes:
       probabilities: calibrated, float32 `[N, K]`.
-      in_set: which conditions the prediction set holds, bool `[N, K]`; None where none was fitted.
-      age_low_months, age_high_months: limits of the age, `[N]`; NaN where none was fitted.
-      distance: from the training images, `[N]`; NaN where none was fitted.
+      in_set: conditions in the prediction set, bool `[N, K]`; None if no sets were fitted.
+      age_low_months, age_high_months: limits of the age, `[N]`; NaN if they were not fitted.
+      distance: distance from the training images, `[N]`; NaN if it was not fitted.
       unlike_training: whether that distance is above the threshold, bool `[N]`.
     """
 
@@ -65,16 +65,16 @@ class Trust:
     """Fitted calibration, prediction sets, age interval and outlier detector.
 
     Attributes:
-      coverage: of prediction sets and age intervals.
+      coverage: coverage of prediction sets and age intervals.
       n_validation: images that they were fitted on.
-      temperature: of the softmax, or of the sigmoid of each finding; None = not fitted.
+      temperature: temperature of the softmax, or of the sigmoid of each finding; None = not fitted.
       sets: thresholds of prediction sets.
       age_half_width_months: half the width of the age interval.
       age_range_months: lowest and highest known age of the training images.
       points: thresholds of calibrated probabilities, by the rules of `config.operating_points`.
       detector: statistics of the training features.
-      skipped: why something was not fitted; empty where everything was.
-      test: what they achieve on test patients, as `score` gives it.
+      skipped: reasons for components that were not fitted.
+      test: results on test patients, from `score`.
     """
 
     coverage: float = 0.9
@@ -90,7 +90,7 @@ class Trust:
 
     @property
     def distance_threshold(self) -> float:
-        """Largest distance that is not called unlike the training images."""
+        """Threshold of the distance: larger distances are unlike the training images."""
         assert self.detector is not None
         return float(self.detector.thresholds[self.detector.names.index(_DISTANCE)])
 
@@ -131,7 +131,7 @@ class Trust:
         """Calibration before and after, coverage and abstention, on test images.
 
         Args:
-          predictions: of the model, before calibration.
+          predictions: predictions of the model, before calibration.
         """
         result: dict[str, Any] = {}
         ages, label = predictions.age_predicted_months, predictions.label
@@ -179,7 +179,7 @@ class Trust:
 
     @classmethod
     def read(cls, folder: str) -> Trust | None:
-        """Reads what `write` wrote; None where nothing was.
+        """Reads the files of `write`; None if there are none.
 
         Raises:
           UserError: the files are damaged.

@@ -32,7 +32,7 @@ PyTree = Any
 
 MIN_VALIDATION = 50
 _MIN_OUTCOME = 10  # Images with a finding, and without it, for its temperature.
-_MOST_IMAGES = 2000  # Training images whose features are described.
+_MOST_IMAGES = 2000  # Training images for the statistics of features.
 _MOST_NEIGHBOURS = 500
 _RULES = "sensitivity:0.95,youden"  # Of configs/finetune.py.
 _log = logging.getLogger(__name__)
@@ -51,19 +51,19 @@ def fit(
     num_threads: int = 4,
     seed: int = 0,
 ) -> Trust:
-    """Fits everything; what the images are too few for is left out, with its reason.
+    """Fits all components; a component with too few images is skipped, with the reason.
 
     Args:
-      spec: of the model.
+      spec: specification of the model.
       variables: its parameters and statistics.
       reader: opens the images of records.
       training: images that the model learned from; at most 2,000 are read, drawn at random.
       validation: images of other patients.
-      coverage: of prediction sets and age intervals, within (0, 1).
+      coverage: coverage of prediction sets and age intervals, within (0, 1).
       rules: of the thresholds.
       batch_size: images at a time.
-      num_threads: that decode.
-      seed: of the draw.
+      num_threads: number of decoding threads.
+      seed: seed of the draw.
     """
     apply = jax.jit(predict_function(spec))
     how = {"batch_size": batch_size, "num_threads": num_threads}
@@ -132,7 +132,8 @@ def fit(
 def for_workdir(folder: str, spec: ModelSpec, variables: PyTree, *, batch_size: int = 32) -> Trust:
     """Reads a model's `Trust`, or fits and stores it for a run of an earlier version.
 
-    What cannot be fitted, because the images of the run are gone, is skipped with one line.
+    Components that cannot be fitted, because the images of the run are gone, are skipped with one
+    line.
     """
     folder = os.path.expanduser(folder)
     found = Trust.read(folder)

@@ -20,7 +20,7 @@ class Task:
     """What runs of a task start from: `--config=configs/<name>.py<variant>`.
 
     Attributes:
-      name: of the task.
+      name: name of the task.
       variant: of its configuration file, such as `:paper`; empty where the file has none.
       defaults: the settings of that file, nested.
     """

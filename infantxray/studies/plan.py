@@ -31,10 +31,10 @@ class Study:
       seeds: of stage two.
       pretrain_seeds: of stage one, which take turns; empty = `seeds`.
       label_fractions: of the training patients, for stage two.
-      label_draw: who keeps the labels of a fraction: `"shared"` or `"seed"`.
+      label_draw: which patients keep labels: `"shared"` or `"seed"`.
       pretrain_data: the images of stage one.
       frozen: whether frozen encoders are probed.
-      dtype: of the computation.
+      dtype: dtype of the computation.
       labels: `"single"` or `"multi"`, of probes and stage two.
       data: settings of both stages, nested; `data.train` is that of stage two.
       pretrain, finetune: settings of the stages, nested.
@@ -55,7 +55,7 @@ class Study:
     labels: str = "single"
 
     def check(self) -> None:
-        """Raises `UserError` if a selection cannot be meant."""
+        """Raises `UserError` if a selection is not valid."""
         selections = {
             "encoders": self.encoders,
             "variants": tuple(self.variants),
@@ -89,11 +89,11 @@ class Run:
       task: `pretrain`, `probe` or `finetune`.
       encoder: name of the network.
       name: the objective of its encoder (stage one and probes), or the variant (stage two).
-      label_fraction: of the training patients.
-      seed: of the run.
+      label_fraction: share of the training patients.
+      seed: seed of the run.
       folder: its workdir.
       settings: nested, as in the configuration file of its task.
-      command: that executes it.
+      command: the command that executes it.
       needs: numbers of the runs that must be finished first.
     """
 
@@ -165,7 +165,7 @@ def make_plan(
         in their age settings alone are identical, and the last of them has runs.
 
     Raises:
-      UserError: a selection or a setting cannot be meant.
+      UserError: a selection or a setting is not valid.
     """
     study.check()
     planner = _Planner(study, folder, tasks)
@@ -204,7 +204,7 @@ class _Planner:
         self._by_folder: dict[str, Run] = {}
 
     def identical_without_ages(self) -> dict[str, str]:
-        """Variants that no age can tell apart, `{name: the last that is identical to it}`."""
+        """Variants that are identical without ages, `{name: the last that is identical to it}`."""
         age_settings = {
             key: value
             for key, value in self._tasks["finetune"].defaults.items()
@@ -342,7 +342,7 @@ def select(runs: Sequence[Run], text: str) -> list[Run]:
     """The runs named by numbers and ranges, such as `0-11,20`; all for an empty text.
 
     Raises:
-      UserError: it is something else, or names a run that the plan lacks.
+      UserError: the text has another form, or names a run that the plan lacks.
     """
     if not text:
         return list(runs)

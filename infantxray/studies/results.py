@@ -27,9 +27,9 @@ class Model:
     Attributes:
       encoder: name of the network.
       name: the variant of stage two; of a frozen encoder its objective and the probe's method.
-      label_fraction: of the training patients.
+      label_fraction: share of the training patients.
       runs: one a seed, in the plan's order.
-      predictions: of each run.
+      predictions: predictions of each run.
     """
 
     encoder: str

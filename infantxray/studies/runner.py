@@ -51,7 +51,7 @@ def run_command(
     Args:
       command: of the run: interpreter, `-m`, module, and its arguments.
       folder: its workdir.
-      environment: of the process.
+      environment: environment of the process.
       stopping: once it is true, the run is asked to stop, and saves its state.
 
     Returns:
@@ -127,7 +127,7 @@ class LocalRunner:
 
     Args:
       slots: how many.
-      environment: of their processes.
+      environment: environment of their processes.
     """
 
     def __init__(self, slots: int, environment: dict[str, str]):

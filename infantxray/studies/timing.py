@@ -34,7 +34,7 @@ def _estimate(known: dict[tuple[str, str], float], task: str, encoder: str) -> f
     everything = mean(list(known.values()))
     of_task = [v for (t, _), v in known.items() if t == task]
     if not of_task:
-        # Nothing of this task: what the encoder takes in others.
+        # No run of this task: use the times of the encoder in other tasks.
         of_encoder = [v for (_, e), v in known.items() if e == encoder]
         return mean(of_encoder) if of_encoder else everything
     ratios = []

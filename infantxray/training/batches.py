@@ -31,7 +31,7 @@ def map_batches(
         `[B, ...]`.
       source: the images.
       batch_size: images at a time, rounded up to a multiple of the devices.
-      num_threads: that decode.
+      num_threads: number of decoding threads.
 
     Yields:
       The outputs as NumPy arrays without padding and unreadable images, and the rows of the

@@ -25,7 +25,7 @@ PyTree = Any
 DIGESTS = "digests.xxh128"
 _ITEMS = ("state", "progress")
 _DAMAGED = ".damaged"  # Ends the name of a checkpoint that was set aside.
-# Orbax writes these after the digests, and nothing in them changes what is restored.
+# Orbax writes these after the digests; their contents do not affect the restored values.
 _NOT_DIGESTED = (DIGESTS, "_CHECKPOINT_METADATA", "commit_success.txt")
 
 _log = logging.getLogger(__name__)
@@ -38,9 +38,9 @@ class CheckpointError(UserError):
 class _LatestAndBest:
     """Keeps the latest and the best checkpoint, or the one before where the latest is the best.
 
-    Two checkpoints are therefore there once two were saved: if one is damaged, the other remains.
-    Orbax's own `BestN` forgets the metrics of earlier checkpoints when a run is resumed; the
-    progress of the loop decides which checkpoint is the best.
+    So a run has two checkpoints once two were saved: if one is damaged, the other remains. Orbax's
+    own `BestN` forgets the metrics of earlier checkpoints when a run is resumed; the progress of
+    the loop decides which checkpoint is the best.
     """
 
     best_step = 0
@@ -66,10 +66,10 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-      workdir: of the run; they are in `checkpoints/` below it.
+      workdir: workdir of the run; they are in `checkpoints/` below it.
 
     Attributes:
-      workdir: of the run.
+      workdir: workdir of the run.
     """
 
     def __init__(self, workdir: str):
@@ -106,7 +106,7 @@ class Checkpoints:
                     state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(progress)
                 ),
             )
-        except BaseException:  # Such as a full disk: what was written is in the way.
+        except BaseException:  # Such as a full disk: remove the partial checkpoint.
             for unfinished in _folder(self.workdir).glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(unfinished, ignore_errors=True)
             raise
@@ -169,8 +169,8 @@ def find_damage(workdir: str, step: int, *, only: str = "") -> str:
     """Compares the files of a checkpoint with their digests.
 
     Args:
-      workdir: of the run.
-      step: of the checkpoint.
+      workdir: workdir of the run.
+      step: step of the checkpoint.
       only: look at this item alone, `"state"` or `"progress"`.
 
     Returns:
@@ -255,7 +255,7 @@ def set_aside_damaged(workdir: str) -> None:
 
 
 def _find_unreadable(workdir: str, step: int) -> str:
-    """What is wrong with a checkpoint that has no digests: it is read as a whole."""
+    """The damage of a checkpoint without digests, found by reading it as a whole."""
     if (_folder(workdir) / str(step) / DIGESTS).exists():
         return ""
     try:
@@ -310,7 +310,7 @@ def is_finished(workdir: str) -> bool:
 
 
 def best_step(workdir: str) -> int:
-    """The step whose checkpoint was best on the validation images, the latest where none was.
+    """The step of the best checkpoint on the validation images, or the latest if there is none.
 
     Raises:
       CheckpointError: that checkpoint is missing.
@@ -334,7 +334,7 @@ def is_set_aside(workdir: str, step: int) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class RestoreReport:
-    """What became of each array when a part of a checkpoint was put into a model.
+    """The result of restoring a part of a checkpoint into a model, by array.
 
     Attributes:
       restored: names taken over.
@@ -363,7 +363,7 @@ def restore_variables(
     """Restores variables (`params`, `batch_stats`) from a run's checkpoint.
 
     Args:
-      workdir: of the run.
+      workdir: workdir of the run.
       step: one of its checkpoints.
       variables: `{"params": ..., "batch_stats": ...}` of the model, arrays or abstract.
       only: restore this subtree alone, such as `"encoder"`; the rest stays as it is.

@@ -1,8 +1,8 @@
 """Hooks of the training loop: logging, validation and checkpoints.
 
-A hook is called after every update, in order, and returns the scalars that it wants logged. It
-decides by itself at which steps it has work. Stages add hooks of the same shape, such as panels of
-reconstructions or a linear probe.
+A hook is called after every update, in order, and returns scalars to log. It decides at which steps
+it has work. Stages add hooks of the same shape, such as panels of reconstructions or a linear
+probe.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """What a hook sees.
+    """The state of training that a hook sees.
 
     Attributes:
       step: number of updates made; 0 before the first.
@@ -133,7 +133,7 @@ class MetricsLog:
       schedule: step -> learning rate.
       clock: measures the speed.
       bar: the progress bar, which shows loss and speed.
-      advice: ends the message of `NonFiniteLossError`.
+      advice: end of the message of `NonFiniteLossError`.
     """
 
     def __init__(
@@ -183,8 +183,8 @@ class Validation:
       best_metric: the metric that chooses the best checkpoint (the latest of equals); None =
         the latest checkpoint, without early stopping.
       lower_is_better: direction of that metric.
-      early_stopping_evals: stop after so many evaluations without a new best; 0 = never.
-      least_steps: before which nothing stops early.
+      early_stopping_evals: evaluations without a new best after which training stops; 0 = never.
+      least_steps: steps before which training does not stop early.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ class Saving:
 
     Args:
       due: moment -> whether to save now.
-      checkpoints: where to.
+      checkpoints: the checkpoints of the run.
       batches: the iterator whose state is saved with the parameters.
     """
 

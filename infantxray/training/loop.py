@@ -43,15 +43,15 @@ class LoopSettings:
       total_steps: number of updates.
       batch_size: images of an update, over all devices.
       optimizer: see `OptimizerSettings`.
-      seed: of the initial parameters and of all that is random in training.
+      seed: seed of the initial parameters and of all that is random in training.
       accumulate_steps: number of parts that a batch is processed in.
       log_every_steps, eval_every_steps, checkpoint_every_steps: intervals. The last step is always
         logged, evaluated and saved, and every evaluation is followed by a checkpoint.
       best_metric: the validation metric that chooses the best checkpoint (the latest of equals);
         None = the latest checkpoint, without early stopping.
       lower_is_better: direction of that metric.
-      early_stopping_evals: stop after so many evaluations without a new best; 0 = never.
-      least_steps: before which nothing stops early.
+      early_stopping_evals: evaluations without a new best after which training stops; 0 = never.
+      least_steps: steps before which training does not stop early.
       ema_decay: decay of the moving average of the parameters; 0 = no average.
     """
 
@@ -106,7 +106,7 @@ def fit(
         the run is resumed.
       learning_rate_factors: parameters -> `factors` of `create_optimizer`.
       description: text for TensorBoard, such as the configuration.
-      advice: what else helps where the loss is not finite.
+      advice: advice for a loss that is not finite.
 
     Returns:
       The final state and progress.

@@ -112,7 +112,7 @@ def age_distribution(
 def weigh_by_uncertainty(
     terms: dict[str, jax.Array], log_variance: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """Losses of several tasks, weighed by what each task's noise is learned to be.
+    """Losses of several tasks, weighted by the learned noise of each task.
 
     `exp(-s) L + s / 2` for the cross-entropy, and with `exp(-s) / 2` for a regression, where `s`
     is the logarithm of the variance. Kendall, Gal and Cipolla, CVPR 2018, equations 5 and 10.

@@ -49,7 +49,7 @@ def create_optimizer(
     """Creates the optimizer with its schedule.
 
     Args:
-      settings: which optimizer, and its rates.
+      settings: the optimizer and its schedule.
       total_steps: length of the schedule.
       factors: tree like the parameters, of numbers that multiply the learning rate; 0 freezes a
         parameter. None = 1 for all.

@@ -1,8 +1,8 @@
 """Several processes of one run (`jax.distributed`): which one this is, and how they agree.
 
 Every process runs the same command and the same loop; the first one alone writes. With one process
-nothing here communicates. What is exchanged are a few bytes through the service that process 0
-hosts, never through the devices, so that a process may wait for as long as another one works.
+nothing here communicates. Processes exchange a few bytes through the service that process 0 hosts,
+never through the devices, so that a process can wait as long as another one works.
 """
 
 from __future__ import annotations

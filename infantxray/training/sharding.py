@@ -74,7 +74,7 @@ class DataParallel:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.batch, x), batch)
 
     def gather(self, outputs: PyTree) -> PyTree:
-        """Arrays divided as batches are -> arrays that every process can read as a whole."""
+        """Arrays that are divided like batches -> arrays that every process can read as a whole."""
         return outputs if self.part.count == 1 else _copy_to(self.replicated)(outputs)
 
     def replicate(self, tree: PyTree) -> PyTree:

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""The training state: parameters, statistics and optimizer state."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ class TrainState:
 
     @property
     def eval_variables(self) -> PyTree:
-        """What evaluation applies the model with: the moving average where there is one."""
+        """The variables for evaluation: the moving average if there is one."""
         return {"params": self.ema_params or self.params, "batch_stats": self.batch_stats}

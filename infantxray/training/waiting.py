@@ -1,4 +1,4 @@
-"""Signs of life from long work that has no progress bar."""
+"""Progress messages for long work without a progress bar."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 _log = logging.getLogger(__name__)
 
 SECONDS = 4.5  # Between two lines.
-_open: list[Callable[[], str]] = []  # What goes on; the last one is told.
+_open: list[Callable[[], str]] = []  # Running work; lines name the last.
 
 
 @contextlib.contextmanager
 def waiting(what: str | Callable[[], str]) -> Iterator[None]:
-    """Logs every few seconds that `what`, such as `"compiling"`, goes on.
+    """Logs every few seconds that `what`, such as `"compiling"`, is still running.
 
-    The lines come from a thread, so that they come while compiled code runs too. Where blocks are
-    nested, the inner one is told.
+    A thread writes the lines, also while compiled code runs. In nested blocks, the lines name the
+    inner one.
     """
     describe = what if callable(what) else lambda: what
     done, started = threading.Event(), time.monotonic()

@@ -150,7 +150,7 @@ class ScalarLog:
       step: the step that the run starts from, 0 for a new run.
 
     Attributes:
-      writer: for images and text.
+      writer: writer of images and text.
     """
 
     def __init__(self, folder: str, step: int):

@@ -44,7 +44,7 @@ from infantxray.models.encoders.xception import Xception
 
 
 def has_batchnorm(encoder: nn.Module) -> bool:
-    """False of encoders whose maps have whatever scale their weights give them: VGG19."""
+    """False for encoders without normalisation of their maps: VGG19."""
     return getattr(encoder, "normalised", True)
 
 
@@ -66,7 +66,7 @@ def create_encoder(name: str, in_channels: int = 1, dtype: Dtype = jnp.float32) 
     Args:
       name: a key of `ENCODERS`.
       in_channels: channels of the images: 1 for grey, 3 for RGB.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
       ValueError: there is no encoder of that name.

@@ -49,7 +49,7 @@ class DenseNet(nn.Module):
 
     Attributes:
       in_channels: channels of the image.
-      dtype: of the computation.
+      dtype: dtype of the computation.
       blocks: layers of each of the four dense blocks.
       growth_rate: channels that a layer adds.
     """
@@ -98,7 +98,7 @@ class DenseNet(nn.Module):
                 layer = DenseLayer(self.growth_rate, conv, norm, name=f"dense{number}_{index}")
                 y = layer(x, moments)
                 x = jnp.concatenate([x, y], axis=-1)
-                if moments is not None:  # those of the channels before stay what they were
+                if moments is not None:  # the moments of earlier channels do not change
                     added = layers.channel_moments(y)
                     mean, square = map(jnp.concatenate, zip(moments, added, strict=True))
                     moments = mean, square

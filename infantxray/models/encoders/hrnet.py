@@ -61,7 +61,7 @@ class HRNet(nn.Module):
 
     Attributes:
       in_channels: channels of the image.
-      dtype: of the computation.
+      dtype: dtype of the computation.
       stages: the stages 2, 3 and 4.
       units: residual units of a branch between two exchanges, and of stage 1.
     """

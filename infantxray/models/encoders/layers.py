@@ -25,7 +25,7 @@ class Conv(nn.Module):
       padding: zeros on each side; None for `kernel_size // 2`.
       groups: number of channel groups that are convolved apart.
       use_bias: whether a bias is added; none is needed before BatchNorm.
-      dtype: of the computation; the parameters are float32.
+      dtype: dtype of the computation; the parameters are float32.
     """
 
     features: int
@@ -77,7 +77,7 @@ class BatchNorm(nn.Module):
       use_running_average: use the running statistics, and leave them as they are.
       momentum: share of the running statistics that a step keeps.
       epsilon: added to the variance.
-      dtype: of the output; statistics and parameters are float32.
+      dtype: dtype of the output; statistics and parameters are float32.
       scale_init: of the learned scale.
     """
 

@@ -84,7 +84,7 @@ class MobileNetV2(nn.Module):
 
     Attributes:
       in_channels: channels of the image.
-      dtype: of the computation.
+      dtype: dtype of the computation.
       stages: the rows of the paper's Table 2.
     """
 

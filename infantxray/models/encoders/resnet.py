@@ -75,7 +75,7 @@ class ResNet(nn.Module):
 
     Attributes:
       in_channels: channels of the image.
-      dtype: of the computation.
+      dtype: dtype of the computation.
       stages: the four stages, fine to coarse.
       groups: cardinality of the 3x3 convolutions.
       group_width: channels of a group where the stage's width is 64.

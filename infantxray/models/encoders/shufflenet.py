@@ -76,7 +76,7 @@ class ShuffleNet(nn.Module):
 
     Attributes:
       in_channels: channels of the image.
-      dtype: of the computation.
+      dtype: dtype of the computation.
       stages: the three stages, fine to coarse.
     """
 

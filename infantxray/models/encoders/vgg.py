@@ -37,7 +37,7 @@ class VGG(nn.Module):
 
     Attributes:
       in_channels: channels of the image.
-      dtype: of the computation.
+      dtype: dtype of the computation.
       stages: the five stages, fine to coarse.
     """
 

@@ -85,7 +85,7 @@ class Xception(nn.Module):
 
     Attributes:
       in_channels: channels of the image.
-      dtype: of the computation.
+      dtype: dtype of the computation.
       stages: the twelve modules with a shortcut.
     """
 

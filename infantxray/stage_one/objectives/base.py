@@ -21,12 +21,12 @@ class ObjectiveSettings:
 
     Attributes:
       image_size: side of the images in pixels.
-      noise: of `denoise`, standard deviation, of the intensity range.
-      mask_fraction: of masked prediction, share of the patches that are hidden.
-      patch_size: of masked prediction, pixels; 0 = about an eighth of the image's side.
-      views: of `simsiam`, the changes that make its two views.
-      blur: of `simsiam`, largest standard deviation of a Gaussian blur, of the image side.
-      teacher_momentum: of `byol`, how much of the teacher a step keeps.
+      noise: for `denoise`: standard deviation, of the intensity range.
+      mask_fraction: for masked prediction: share of the patches that are hidden.
+      patch_size: for masked prediction: pixels; 0 = about an eighth of the image's side.
+      views: for `simsiam` and `byol`: the changes that make the two views.
+      blur: for both: largest standard deviation of a Gaussian blur, of the image side.
+      teacher_momentum: for `byol`: decay of the moving average.
     """
 
     image_size: int
@@ -44,7 +44,7 @@ class Objective(abc.ABC):
     Subclasses take the encoder, the dtype of the computation, and `ObjectiveSettings`.
 
     Attributes:
-      name: of the loss, as it is logged.
+      name: name of the loss, as it is logged.
       panel_names: of the pictures that `panels` returns.
       model: a module with the encoder as its submodule `encoder`.
     """
@@ -66,7 +66,7 @@ class Objective(abc.ABC):
     ) -> tuple[jax.Array, PyTree]:
         """Image `[B, H, W, 1]`, intensities in [0, 1] -> loss of each, `[B]`, and batch_stats.
 
-        The random numbers of an example depend on the key and its place in the batch alone.
+        The random numbers of an example depend only on the key and its position in the batch.
         """
 
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""BYOL: predict what a slowly moving average of the network says of another view.
+"""BYOL: predict the projection that a moving average of the network gives for another view.
 
 Grill et al., "Bootstrap your own latent", NeurIPS 2020.
 """
@@ -18,9 +18,9 @@ class BYOL(SimSiam):
     """`1 - cos(prediction of one view, the teacher's projection of the other)`, as in SimSiam.
 
     The teacher is the moving average of encoder and projector over the steps; it replaces
-    SimSiam's stopped gradient and costs a second forward pass. It is kept in `batch_stats`, below
-    `target`: it is state without a gradient, and belongs in the checkpoint. The network is
-    SimSiam's, so that the two differ in the teacher alone.
+    SimSiam's stopped gradient and costs a second forward pass. It is stored in `batch_stats`, below
+    `target`, because it is state without a gradient that belongs in the checkpoint. The network is
+    SimSiam's, so that the two differ only in the teacher.
     """
 
     name = "byol"
@@ -69,5 +69,5 @@ class BYOL(SimSiam):
 
 
 def _teacher(tree: PyTree) -> PyTree:
-    """The part of a tree that a teacher has: no predictor."""
+    """The part of a tree that belongs to the teacher: all but the predictor."""
     return {name: value for name, value in tree.items() if not name.startswith("predictor")}

@@ -1,4 +1,4 @@
-"""Masked prediction: hide patches of the image, and say from the rest what was in them.
+"""Masked prediction: hide patches of the image, and predict their content from the rest.
 
 He et al., "Masked autoencoders are scalable vision learners", CVPR 2022; Xie et al., "SimMIM",
 CVPR 2022, whose light head and masked input suit convolutions.
@@ -34,7 +34,7 @@ def patch_size(asked: int, image_size: int) -> int:
 
 
 def random_mask(key: jax.Array, batch_size: int, grid: int, fraction: float) -> jax.Array:
-    """Patches to hide, bool `[B, grid, grid]`: equally many of each image, others in each."""
+    """Random patches to hide, bool `[B, grid, grid]`, equally many in each image."""
     count = min(max(round(fraction * grid**2), 1), grid**2 - 1)
     keys = example_keys(key, batch_size)
     order = jax.vmap(lambda k: jax.random.permutation(k, grid**2))(keys)
@@ -45,7 +45,7 @@ class Masked(Objective):
     """Squared error of the hidden cells' features, summed over features, mean over hidden cells.
 
     The encoder sees the image with hidden patches in mean grey, which is zero after
-    normalisation: nothing of what they hide is left. A cell is a part of a patch.
+    normalisation: the encoder sees nothing of the hidden content. A cell is a part of a patch.
     """
 
     panel_names: tuple[str, ...] = ("input", "masked", "target", "prediction")
@@ -64,7 +64,7 @@ class Masked(Objective):
     @property
     @abc.abstractmethod
     def features(self) -> int:
-        """How many are predicted of each cell."""
+        """Number of features predicted for each cell."""
 
     @abc.abstractmethod
     def target(self, image: jax.Array) -> jax.Array:
@@ -137,8 +137,8 @@ class MaskedPixels(Masked):
 class MaskedHOG(Masked):
     """Predicts histograms of oriented gradients of hidden patches, 2 x 2 cells in each.
 
-    They say which way edges run and forget brightness and contrast. The loss is 1 for a
-    prediction of zero and cannot pass 0.
+    They describe the direction of edges and ignore brightness and contrast. The loss is 1 for a
+    prediction of zero and at least 0.
 
     Wei et al., "Masked feature prediction for self-supervised visual pre-training", CVPR 2022.
     """

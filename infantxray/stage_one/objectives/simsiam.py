@@ -23,10 +23,10 @@ class SimSiam(Objective):
     0 is perfect agreement, 1 none. No gradient flows into the projection; that, and its batch
     normalisation, keep all images from being projected to one point.
 
-    Of the joint-embedding objectives this one suits small batches: each image has its own loss.
-    Contrastive objectives need many images to tell apart, VICReg and Barlow Twins estimate
-    covariances of hundreds of features, which 16 images cannot, and would count the padding of a
-    validation batch among the images. `byol` adds a second, averaged network.
+    SimSiam suits small batches, because the loss of an image depends on that image alone.
+    Contrastive objectives need many other images. VICReg and Barlow Twins estimate covariances of
+    hundreds of features, which 16 images cannot support, and would count the padding of a
+    validation batch. `byol` adds a second, averaged network.
     """
 
     name = "simsiam"
