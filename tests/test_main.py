@@ -49,6 +49,10 @@ MISTAKES = {
 }
 
 
+# In one process, so that the answers are collected once.
+pytestmark = pytest.mark.xdist_group("main")
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mistakes")
