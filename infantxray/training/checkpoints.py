@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ _ITEMS = ("state", "progress")
 _DAMAGED = ".damaged"  # Ends the name of a checkpoint that was set aside.
 # Orbax writes these after the digests; their contents do not affect the restored values.
 _NOT_DIGESTED = (DIGESTS, "_CHECKPOINT_METADATA", "commit_success.txt")
+
+_REMOVALS, _SECONDS_BETWEEN_REMOVALS = 8, 0.1  # Of a checkpoint that could not be written.
 
 _log = logging.getLogger(__name__)
 
@@ -106,9 +109,8 @@ class Checkpoints:
                     state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(progress)
                 ),
             )
-        except BaseException:  # Such as a full disk: remove the partial checkpoint.
-            for unfinished in _folder(self.workdir).glob(f"{step}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+        except BaseException:  # Such as a full disk.
+            self._remove_unfinished(step)
             raise
         if not saved:
             raise RuntimeError(f"Checkpoint {step} was not written: {self.latest_step} is there.")
@@ -136,6 +138,13 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+    def _remove_unfinished(self, step: int) -> None:
+        """Removes a partial checkpoint, also what threads that are still writing add to it."""
+        for _ in range(_REMOVALS):
+            for unfinished in _folder(self.workdir).glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            time.sleep(_SECONDS_BETWEEN_REMOVALS)
 
 
 def _folder(workdir: str) -> Path:
