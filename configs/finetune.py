@@ -60,9 +60,9 @@ def get_config(variant: str = "cpu"):
     config.coverage = 0.9
     config.encoder = "shufflenet"
     config.batch_size = 32
-    config.train_steps = 1800
-    config.eval_every_steps = 600
-    config.checkpoint_every_steps = 600
+    config.train_steps = 1200
+    config.eval_every_steps = 300
+    config.checkpoint_every_steps = 300
     config.optimizer.learning_rate = 2e-3
     # Self-training. A teacher first learns from the labelled images. A student then starts from
     # `pretrained` and trains for train_steps on the labels and, on training images without a label,
