@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import inspect
 import os
 import subprocess
 import sys
@@ -25,18 +26,12 @@ from pathlib import Path
 
 _BATCHES = (1, 32)
 _OTHERS = """
+from __future__ import annotations
+
 import sys, time
 import numpy as np, openvino, torch, torchvision
 
-def milliseconds(run, repeats):
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter(), time.process_time()
-        run()
-        times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
-    return tuple(1000 * min(column) for column in zip(*times))
-
+MILLISECONDS
 encoder, size, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(int(sys.argv[4]))
 network = getattr(torchvision.models, encoder)(weights=None).eval()
@@ -125,7 +120,8 @@ def main() -> None:
             print(suffix, files[suffix.upper()], flush=True)
         if args.torch_python:
             Path(folder, "model.onnx").write_bytes(onnx)
-            command = [args.torch_python, "-c", _OTHERS, args.encoder, str(size)]
+            program = _OTHERS.replace("MILLISECONDS", inspect.getsource(milliseconds))
+            command = [args.torch_python, "-c", program, args.encoder, str(size)]
             done = subprocess.run(
                 [*command, f"{folder}/model.onnx", str(cores)],
                 check=True,

@@ -460,7 +460,7 @@ def _boxed_findings(
 ) -> tuple[list[int], np.ndarray, list[Sequence[Box]]]:
     """Rows, findings and boxes of the first eight images of each finding that has a box.
 
-    An image of several findings counts for each of them, with the boxes of that one.
+    An image with several findings counts once for each finding, with the boxes of that finding.
     """
 
     def of_class(k: int) -> Iterator[tuple[int, int, Sequence[Box]]]:

@@ -119,7 +119,9 @@ def _class_tables(records: Records, keys: np.ndarray) -> list[Table]:
         images = [int((here & (records.split == role)).sum()) for role in roles]
         by_role.append([label or _UNLABELLED, len(set(keys[here])), *images])
         by_age.append([label or _UNLABELLED, *(int((here & rows).sum()) for _, rows in bands)])
-    several = "An image of several findings counts for each." if records.has_several.any() else ""
+    several = ""
+    if records.has_several.any():
+        several = "An image with several findings counts once for each finding."
     header = ["Class", "Patients", *(f"Images: {role}" for role in roles)]
     return [
         Table("classes_and_roles", "Classes and roles", several, header, by_role),

@@ -217,7 +217,7 @@ def test_an_image_of_several_findings_counts_for_each(tmp_path):
     rare = [p["message"] for p in problems if p["kind"] == "rare class"]
     assert rare[0].endswith("too few to say much: effusion (7), mass (5), normal (5)")
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "An image of several findings counts for each." in page
+    assert "An image with several findings counts once for each finding." in page
 
 
 def test_images_without_patient_and_spellings_are_named(tmp_path):
