@@ -1,9 +1,4 @@
-"""Command line of infantxray.
-
-    python main.py --config=configs/<task>.py [--workdir=DIR] [--config.key=value ...]
-
-The same command again resumes an unfinished run; a finished one says so and stops.
-"""
+"""Command line of infantxray: `python main.py --help`."""
 
 from infantxray.__main__ import console
 

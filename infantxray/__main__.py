@@ -1,4 +1,16 @@
-"""The command line: flags, messages, and dispatch on `config.task`."""
+"""Command line of infantxray.
+
+    python main.py --config=configs/<task>.py [--workdir=DIR] [--config.key=value ...]
+
+  pretrain, finetune                         stage one, stage two
+  evaluate, predict, export                  use a finished stage two
+  check_data, prepare, export_phantom        data
+  probe, label_efficiency, study, compare    comparisons
+
+Settings and their defaults are documented in configs/<task>.py.
+
+The same command again resumes an unfinished run; a finished one says so and stops.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +88,7 @@ def console() -> None:
     """The entry point of `main.py` and of the installed `infantxray`."""
     accidents.open_standard_streams()
     messages.setup()
+    sys.modules["__main__"].__doc__ = __doc__  # What absl prints for --help.
     with accidents.signals_raise():
         app.run(_guarded, flags_parser=_parse)
 

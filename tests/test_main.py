@@ -2,11 +2,14 @@
 
 import concurrent.futures
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from infantxray.runs import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,6 +84,13 @@ def test_a_workdir_in_an_object_store_is_refused():
     answer = main(PRETRAIN, workdir="gs://bucket/run")
     assert answer.returncode == 2
     assert answer.stderr == "error: gs://bucket/run is an address; --workdir must be a folder\n"
+
+
+def test_help_names_every_task():
+    command = [sys.executable, "main.py", "--help"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    for task in settings.TASKS:
+        assert re.search(rf"\b{task}\b", answer.stdout), task
 
 
 def test_a_mistake_in_the_settings_is_found_without_loading_jax():
