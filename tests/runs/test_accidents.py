@@ -74,6 +74,15 @@ def test_without_a_workdir_only_the_unknown_has_a_traceback(tmp_path, capsys):
     assert capsys.readouterr().err.splitlines()[0] == "error: KeyError: 'x'"
 
 
+@pytest.fixture
+def _hangups_are_heeded():
+    """Also where the tests run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_hangups_are_heeded")
 def test_signals_become_exceptions_and_exit_codes(capsys):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
