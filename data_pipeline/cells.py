@@ -36,6 +36,8 @@ _SCIENTIFIC = re.compile(r"\d(?:[.,](\d+))?e\+?\d{1,2}", re.IGNORECASE)
 _SHORTENED = re.compile(r"\d([.,]\d+)?E\+\d{2}")
 _MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
 _DATE = re.compile(rf"(\d{{1,2}}-{_MONTH}|{_MONTH}-\d\d)(\.\w+)?")
+# The id of a patient by DICOM headers: a hash of PatientID, and one of its plain spelling.
+HEADER_ID = re.compile(r"dicom:([0-9a-f]{16}):([0-9a-f]{16})\Z")
 
 
 def is_formula_error(cell: str) -> bool:
@@ -97,6 +99,18 @@ def joined_otherwise(labels: Iterable[str]) -> list[str]:
     return sorted(found)
 
 
+def by_image(
+    groups: Iterable[tuple[str, ...]], names: Iterable[str], paths: Iterable[str]
+) -> list[tuple[str, ...]]:
+    """Groups of names in which `PatientID of IMAGE` stands for an id that is a hash."""
+    image = {
+        name: f"PatientID of {path}"
+        for name, path in zip(names, paths, strict=True)
+        if HEADER_ID.search(name)
+    }
+    return [tuple(image.get(name, name) for name in group) for group in groups]
+
+
 def in_words(groups: Sequence[tuple[str, ...]]) -> str:
     """The first of some groups of names, for a message."""
     named = ", ".join(" and ".join(map(repr, group)) for group in groups[:3])
@@ -105,6 +119,8 @@ def in_words(groups: Sequence[tuple[str, ...]]) -> str:
 
 def folded(name: str) -> str:
     """An id without capitals and blanks, and a number as plain digits; see `spelled_apart`."""
+    if header := HEADER_ID.search(name):
+        return name[: header.start()] + header[2]
     name = unicodedata.normalize("NFKC", name).casefold()
     if not name.isprintable() or " " in name:
         name = "".join(c for c in name if c.isprintable() and not c.isspace())

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_pipeline.cells import in_short, in_words, joined_otherwise, rewritten, spelled_apart
+from data_pipeline.cells import (
+    by_image,
+    in_short,
+    in_words,
+    joined_otherwise,
+    rewritten,
+    spelled_apart,
+)
 from data_pipeline.records import Records
 
 
@@ -20,15 +27,13 @@ def doubtful_spellings(records: Records) -> Iterator[tuple[str, np.ndarray]]:
     Yields:
       A message, and the rows of the images concerned.
     """
-    ids = [
-        key.removeprefix("patient:") if patient else ""
-        for key, patient in zip(records.patient, records.patient_id, strict=True)
-    ]
+    ids = records.patient_name
     for what, names in (("patient ids", ids), ("labels", records.label.tolist())):
         groups = spelled_apart(set(names))
         if groups:
             doubtful = {name for group in groups for name in group}
             rows = np.flatnonzero([name in doubtful for name in names])
+            groups = by_image(groups, names, records.image_path)
             message = f"{what} that differ only in spelling are treated as different"
             yield f"{message}: {in_words(groups)}; correct them if they are the same", rows
     files = [os.path.basename(path) for path in records.image_path]

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipeline.cells import HEADER_ID
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -36,7 +38,8 @@ class Records:
 
     Attributes:
       image_path: an absolute file path, or the address of a phantom or remote image.
-      patient_id: the patient as the source names them, or empty.
+      patient_id: the patient as the source names them, or empty. `dicom:KEY:SPELLING` from a DICOM
+        header: hashes of PatientID as it is written and without regard to its spelling.
       patient: one key a person, resolved from `patient_id`; an image without an id counts as one
         person. Images of one person always stay in one split. See `with_patients`.
       age_months: age at the image, float32.
@@ -147,6 +150,17 @@ class Records:
         )
 
     @property
+    def patient_name(self) -> list[str]:
+        """`[n]` what `data_pipeline.cells.spelled_apart` compares; empty without a patient id."""
+        names = []
+        for key, patient in zip(self.patient, self.patient_id, strict=True):
+            name = key.removeprefix("patient:") if patient else ""
+            if header := HEADER_ID.search(patient):
+                name = name.removesuffix(header[1]) + patient
+            names.append(name)
+        return names
+
+    @property
     def has_label(self) -> np.ndarray:
         """Boolean `[n]`: the condition is known."""
         known: np.ndarray = self.label != ""
@@ -177,6 +191,8 @@ def _patient_keys(
     patients = np.empty(len(patient_ids), dtype=object)
     rows = zip(patient_ids, image_paths, patient_ids if sources is None else sources, strict=True)
     for i, (patient, path, source) in enumerate(rows):
+        if header := HEADER_ID.fullmatch(patient):
+            patient = header[1]
         if not patient:
             patients[i] = f"image:{path}"
         elif sources is None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline import tables
-from data_pipeline.cells import in_words, spelled_apart
+from data_pipeline.cells import by_image, in_words, spelled_apart
 from data_pipeline.contents import equal_files
 from data_pipeline.errors import DataError
 from data_pipeline.files import replaced
@@ -256,13 +256,16 @@ def check_unseen(
             "different sources are different people, set config.data.patient_ids=source)"
         )
     _warn_of_copies(seen.image_path.tolist(), records.image_path.tolist(), what)
-    ids, known = _patient_names(scored), _patient_names(trained)
+    here, there = records.patient_name, seen.patient_name
+    ids, known = set(here) - {""}, set(there) - {""}
     alike = [
         group
         for group in spelled_apart(ids | known)
         if not ids.isdisjoint(group) and not known.isdisjoint(group)
     ]
     if alike:
+        paths = [*records.image_path, *seen.image_path]
+        alike = by_image(alike, [*here, *there], paths)
         _log.warning(
             "%s patients whose ids differ from some of these only in spelling: %s; correct the ids "
             "if they are the same people",
@@ -284,10 +287,6 @@ def _warn_of_copies(trained: list[str], scored: list[str], what: str) -> None:
             len(copies),
             paths[copies[0]],
         )
-
-
-def _patient_names(keys: set[str]) -> set[str]:
-    return {key.removeprefix("patient:") for key in keys if key.startswith("patient:")}
 
 
 def _identities(records: Records) -> set[str]:

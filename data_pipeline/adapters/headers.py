@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 def header_columns(
     name: str, root: Path, paths: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Ages in months, sexes, views and patient keys of DICOM files; unknown where unreadable.
+    """Ages in months, sexes, views and patient ids of DICOM files; unknown where unreadable.
 
     Reads the beginning of every file, with a progress bar for large sets, and stores their result
     in `$XDG_CACHE_HOME/infantxray`: these values, with one-way hashes for the patient, and no other
@@ -70,19 +70,11 @@ def header_columns(
             name,
             placeholder.sum(),
         )
-    spellings = defaultdict(set)
-    for spelled, patient in zip(alike[~placeholder], patients[~placeholder], strict=True):
-        spellings[spelled].add(patient)
-    several = {patient for group in spellings.values() if len(group) > 1 for patient in group}
-    if several:
-        _log.warning(
-            "%s: %d PatientIDs differ from another one only in spelling (capitals, blanks, zeros), "
-            "and are treated as different patients, such as that of %s",
-            name,
-            len(several),
-            paths[int(np.isin(patients.astype(str), list(several)).argmax())],
-        )
-    return ages.astype(np.float32), sexes, views, np.where(placeholder, "", patients)
+    ids = [
+        f"dicom:{key}:{spelling}" if key and not nobody else ""
+        for key, spelling, nobody in zip(patients, alike, placeholder, strict=True)
+    ]
+    return ages.astype(np.float32), sexes, views, np.array(ids, object)
 
 
 def _stamp(path: str) -> bytes:

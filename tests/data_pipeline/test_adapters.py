@@ -15,8 +15,11 @@ from image_files import dicom_bytes, ramp
 from PIL import Image
 
 from data_pipeline.adapters import ADAPTERS
+from data_pipeline.doubts import doubtful_spellings
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Box
+from data_pipeline.records import Records
+from data_pipeline.splits import Split, check_unseen, write_split
 
 
 def touch(path: Path, content: bytes = b"") -> Path:
@@ -192,12 +195,38 @@ class TestFolder:
         assert "2 images carry a PatientID that is a placeholder" in caplog.text
         assert word not in caplog.text.replace("such as ANONYMOUS", "")
 
-    def test_identifiers_that_differ_in_spelling_are_counted(self, tmp_path, caplog):
-        for i, patient in enumerate(("114", "0114", "p1", "P1 ", "p2")):
-            touch(tmp_path / f"{i}.dcm", dicom_bytes(ramp(), PatientID=patient))
+    def test_identifiers_that_differ_in_spelling_are_found_in_and_between_runs(
+        self, tmp_path, caplog
+    ):
+        patients = {"a": ("114", "p1", "p2"), "b": ("0114", "P1 ", "p3"), "c": ("114", "q1", "q2")}
+        for folder, names in patients.items():
+            for i, patient in enumerate(names):
+                touch(tmp_path / folder / f"{i}.dcm", dicom_bytes(ramp(), PatientID=patient))
+        first, second, third = (ADAPTERS["folder"](f"{tmp_path / name}") for name in "abc")
+        both = Records.concatenate([first, second])
+        assert len(set(both.patient)) == 6
+        ((message, rows),) = doubtful_spellings(both)
+        assert all(f"'PatientID of {each.image_path[1]}'" in message for each in (first, second))
+        assert rows.tolist() == [0, 1, 3, 4]
+        nobody = first.take([])
+        write_split(tmp_path / "split.csv", Split(train=first, validation=nobody, test=nobody))
+        for patient_ids in ("shared", "source"):
+            if patient_ids == "source":  # Each stage opens one folder in another spelling.
+                second = second.replace(source=first.source)
+            caplog.clear()
+            check_unseen(
+                tmp_path / "split.csv", second.with_patients(patient_ids), patient_ids, "it saw"
+            )
+            assert "it saw patients whose ids differ from some of these" in caplog.text
+            assert f"PatientID of {second.image_path[0]}" in caplog.text
+        with pytest.raises(DataError, match="it saw 1 of these patients"):
+            check_unseen(tmp_path / "split.csv", third, "shared", "it saw")
+
+    def test_splits_of_versions_without_spellings_still_know_the_patient(self, tmp_path):
+        touch(tmp_path / "a.dcm", dicom_bytes(ramp(), PatientID="114"))
         records = ADAPTERS["folder"](str(tmp_path))
-        assert len(set(records.patient_id)) == 5
-        assert "4 PatientIDs differ from another one only in spelling" in caplog.text
+        before = np.array([records.patient_id[0].split(":")[1]], dtype=object)
+        assert records.replace(patient_id=before).patient.tolist() == records.patient.tolist()
 
     @pytest.mark.parametrize("field", ["PatientBirthDate", "PatientSex"])
     def test_nor_is_one_of_several_people(self, tmp_path, caplog, field):
