@@ -1,18 +1,21 @@
-"""Reports without drawing, for tests of what else a run writes: figures take half of their time."""
+"""Reports without figures and saliency, for tests of what else a run writes.
+
+They take most of the time of a small run. `test_end_to_end.finetuned` makes them.
+"""
 
 import contextlib
 from pathlib import Path
 
 import pytest
 
-from infantxray.reports import plots
+from infantxray.reports import plots, run_report
 
 _SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
 
 
 @contextlib.contextmanager
 def quick_figures():
-    """Writes empty figures. Those of whole reports are drawn in `test_end_to_end.finetuned`."""
+    """Writes empty figures, and no saliency maps."""
 
     def save(folder, name, draw, words=()):
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -23,4 +26,7 @@ def quick_figures():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "save", save)
+        patch.setattr(run_report, "localisation", lambda *args, **kwargs: None)
+        for name in ("examples", "mistakes"):
+            patch.setattr(run_report, name, lambda *args: [])
         yield

@@ -27,9 +27,11 @@ from data_pipeline.decode import load_image
 from data_pipeline.errors import UserError
 from data_pipeline.splits import read_split
 from infantxray.commands import evaluate, finetune, predict, pretrain, probe
+from infantxray.evaluation import saliency
 from infantxray.models import ENCODERS
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.models.encoders import vgg
+from infantxray.reports import run_report
 from infantxray.runs import settings
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import inference, transfer
@@ -182,7 +184,9 @@ def test_stage_two_leaves_what_it_promises(finetuned):
         assert (finetuned / "figures" / f"{name}.png").stat().st_size > 1000
 
 
-def test_evaluating_again_gives_the_same_answer(finetuned, tmp_path):
+def test_evaluating_again_gives_the_same_answer(finetuned, tmp_path, monkeypatch):
+    for name in ("localisation", "examples", "mistakes"):  # As in the run itself.
+        monkeypatch.setattr(run_report, name, getattr(saliency, name))
     config = evaluate_config.get_config()
     config.checkpoint = str(finetuned)
     config.bootstrap_samples = 20

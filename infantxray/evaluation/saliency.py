@@ -28,6 +28,7 @@ from tqdm import tqdm
 from infantxray.evaluation.intervals import mean_interval
 from infantxray.evaluation.predictions import THRESHOLD, Predictions
 from infantxray.models.diagnosis import DiagnosisModel
+from infantxray.models.initialisation import initialise
 from infantxray.training import augment
 
 STRIDES = (4, 8, 16, 32)  # Of the pyramid levels.
@@ -253,7 +254,8 @@ class Explainer:
     def randomised(self, *, heads_only: bool, seed: int = 0) -> Explainer:
         """The same with fresh random parameters, of all the model or of its heads alone."""
         shape = jnp.zeros((1, 32, 32, 1))
-        fresh = self._model.init(jax.random.key(seed), shape, train=False)
+        init = functools.partial(self._model.init, train=False)
+        fresh = initialise(init, jax.random.key(seed), shape)
         variables = {**self._variables, **fresh}
         if heads_only:
             kept = {k: v for k, v in self._variables["params"].items() if k == "encoder"}

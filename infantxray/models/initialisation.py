@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 
+_PROGRAMS: dict[str, Callable[..., list[jax.Array]]] = {}  # By their text, for all models.
+
 
 def initialise(init: Callable[..., Any], key: jax.Array, *arguments: Any) -> Any:
     """`init(key, *arguments)` without the forward pass.
@@ -44,7 +46,6 @@ class _Draw:
         self._jaxpr, self._equations = jaxpr, jaxpr.eqns
         self._producer = {v: n for n, equation in enumerate(jaxpr.eqns) for v in equation.outvars}
         self._values = values
-        self._programs: dict[str, Callable[..., list[jax.Array]]] = {}
 
     def __call__(self, output: Var | Literal) -> Any:
         if isinstance(output, Literal):
@@ -74,9 +75,9 @@ class _Draw:
             (self._values[output],) = jaxpr_as_fun(ClosedJaxpr(part, []))(*arguments)
         else:
             text = str(part)
-            if text not in self._programs:
-                self._programs[text] = jax.jit(jaxpr_as_fun(ClosedJaxpr(part, [])))
-            (self._values[output],) = self._programs[text](*arguments)
+            if text not in _PROGRAMS:
+                _PROGRAMS[text] = jax.jit(jaxpr_as_fun(ClosedJaxpr(part, [])))
+            (self._values[output],) = _PROGRAMS[text](*arguments)
         return self._values[output]
 
 

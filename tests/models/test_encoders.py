@@ -172,7 +172,7 @@ def test_every_multiple_of_32_gives_whole_strides(family, side):
     "family",
     [
         name
-        if name in ("vgg", "mobilenet", "shufflenet", "resnet")
+        if name in ("vgg", "mobilenet", "resnet")
         else pytest.param(name, marks=pytest.mark.slow)
         for name in SMALL
         if name != "hrnet"
