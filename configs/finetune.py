@@ -46,6 +46,9 @@ def get_config(variant: str = "cpu"):
     config.layer_decay = 1.0
     config.class_weights = "none"  # "balanced": inverse frequency in the loss.
     config.ema_decay = 0.0  # Above 0: evaluate an exponential moving average of the weights.
+    # BatchNorm statistics at evaluation are means over batches of this number of training images
+    # without augmentation; 0 = running averages over the augmented images.
+    config.batch_norm_images = 1000
     # The checkpoint with the best value of this metric on the validation images is evaluated at the
     # end. If fewer than 100 validation images have the label or age for it, the last one is.
     config.best_metric = "roc_auc"  # Or accuracy, recall, precision, f1, loss, age_mae_months.
@@ -60,9 +63,9 @@ def get_config(variant: str = "cpu"):
     config.coverage = 0.9
     config.encoder = "shufflenet"
     config.batch_size = 32
-    config.train_steps = 1200
-    config.eval_every_steps = 300
-    config.checkpoint_every_steps = 300
+    config.train_steps = 1800
+    config.eval_every_steps = 600
+    config.checkpoint_every_steps = 600
     config.optimizer.learning_rate = 2e-3
     # Self-training. A teacher first learns from the labelled images. A student then starts from
     # `pretrained` and trains for train_steps on the labels and, on training images without a label,
@@ -95,6 +98,7 @@ def get_config(variant: str = "cpu"):
         config.eval_every_steps = 500
         config.checkpoint_every_steps = 500
         config.early_stopping_evals = 10
+        config.batch_norm_images = 0
     elif variant == "best":
         # The augmentation is the default: a stronger one showed no gain (docs/first_split.md).
         # configs/pretrain.py:best gives the reason for a ShuffleNet. With few labels a probe of the
@@ -107,6 +111,7 @@ def get_config(variant: str = "cpu"):
         config.eval_every_steps = 50  # This and the next are used if train_steps is set.
         config.checkpoint_every_steps = 50
         config.ema_decay = 0.99
+        config.batch_norm_images = 0
     elif variant != "cpu":
         raise ValueError(
             f"configs/finetune.py has the variants cpu, paper and best, not {variant!r}"

@@ -116,6 +116,7 @@ def get_config(variant: str = "cpu"):
         for stage in (config.pretrain, config.finetune):
             stage.batch_size = 16
         config.finetune.optimizer.learning_rate = 1e-3
+    config.finetune.batch_norm_images = 0  # As in the published studies.
     if variant == "cpu":
         for stage in (config.pretrain, config.finetune):
             stage.train_steps = 100

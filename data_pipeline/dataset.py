@@ -362,6 +362,7 @@ class Reader:
         self._context = context
         self._preprocessing = preprocessing or settings.preprocessing
         self.bad_files = bad_files if bad_files is not None else BadFiles()
+        self._memory: dict[str, np.ndarray] = {}
 
     def with_classes(self, classes: tuple[str, ...]) -> Reader:
         """A reader for other conditions, with the same list of bad files."""
@@ -377,6 +378,7 @@ class Reader:
             substitute=training,
             cache=self._settings.cache,
             memory_mb=self._settings.memory_mb,
+            memory=self._memory,
             bad_files=self.bad_files,
             findings=self._names.matrix(records) if self._names else None,
             context=context_matrix(self._context, sex=records.sex, view=records.view)

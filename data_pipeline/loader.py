@@ -126,6 +126,8 @@ class ImageSource:
         otherwise a black image with mask 0 (evaluation).
       cache: folder of decoded images; used where it fits `preprocessing`.
       memory_mb: MiB; decoded images are kept in memory if all of them fit into this size.
+      memory: decoded images by path, shared by sources of one preprocessing; not more than
+        `memory_mb` in all.
       bad_files: where unreadable files are listed.
       findings: float32 `[N, K]`, see `labels.FindingNames.matrix`, where an image may have several.
       context: float32 `[N, C]`, see `context.context_matrix`, where sex or view are inputs.
@@ -146,6 +148,7 @@ class ImageSource:
         substitute: bool = False,
         cache: str = "",
         memory_mb: int = 0,
+        memory: dict[str, np.ndarray] | None = None,
         bad_files: BadFiles | None = None,
         findings: np.ndarray | None = None,
         context: np.ndarray | None = None,
@@ -163,13 +166,11 @@ class ImageSource:
             from data_pipeline.cache import find_cache
 
             self._cache = find_cache(cache, preprocessing)
-        side = preprocessing.image_size
-        self._memory = None
-        if len(records) * side * side <= memory_mb * 2**20:
-            # Pages are taken as they are written to. Two threads may decode the same image at the
-            # same time and write the same bytes: no lock is needed.
-            self._memory = np.empty((len(records), side, side), np.uint8)
-            self._in_memory = np.zeros(len(records), bool)
+        # Two threads may decode the same image at the same time and store equal arrays: no lock.
+        self._memory: dict[str, np.ndarray] | None = None
+        self._most_in_memory = (memory_mb << 20) // preprocessing.image_size**2
+        if len(records) <= self._most_in_memory:
+            self._memory = {} if memory is None else memory
 
     def __len__(self) -> int:
         return len(self.records)
@@ -187,10 +188,13 @@ class ImageSource:
     def _read(self, row: int) -> np.ndarray:
         if self._memory is None:
             return self._decode(row)
-        if not self._in_memory[row]:
-            self._memory[row] = self._decode(row)
-            self._in_memory[row] = True
-        return self._memory[row]
+        path = self.records.image_path[row]
+        image = self._memory.get(path)
+        if image is None:
+            image = self._decode(row)
+            if len(self._memory) < self._most_in_memory:
+                self._memory[path] = image
+        return image
 
     def _decode(self, row: int) -> np.ndarray:
         path = self.records.image_path[row]

@@ -21,6 +21,7 @@ from data_pipeline.dataset import (
 )
 from data_pipeline.errors import DataError
 from data_pipeline.loader import ImageSource, mixed_batches, training_batches
+from data_pipeline.records import Records
 from data_pipeline.splits import FEW_IMAGES, Split
 from infantxray.evaluation.operating_points import parse_rules
 from infantxray.evaluation.predictions import read_predictions
@@ -34,6 +35,7 @@ from infantxray.stage_two.loss import LossSettings, TaskWeights, learns_weights,
 from infantxray.stage_two.supervised import validation_metrics
 from infantxray.training import checkpoints, loop, processes
 from infantxray.training.augment import Augmentation
+from infantxray.training.batch_norm import PreciseStatistics
 from infantxray.training.waiting import waiting
 
 _log = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ def run(config, folder: str) -> None:
         augmentation,
         train.labels if train.findings is None else train.findings,
         functools.partial(validation_metrics, predictor, validation),
+        _statistics(config, reader, informative.records),
     )
     fit = functools.partial(
         _fit,
@@ -149,15 +152,13 @@ def run(config, folder: str) -> None:
         if config.coverage:
             with waiting("calibration and outlier detection"):
                 calibrated = trust_fitting.fit(
-                    spec,
+                    predictor,
                     restore(folder, spec)[0],
                     reader,
                     split.train,
                     split.validation,
                     coverage=config.coverage,
                     rules=parse_rules(config.operating_points),
-                    batch_size=config.batch_size,
-                    num_threads=data.num_threads,
                 )
             with processes.main_first():  # The others may read what the first one writes.
                 if processes.is_main():
@@ -231,6 +232,19 @@ def _ask_linear_probe(config, spec, augmentation, labelled, images, validation, 
         batch_size=config.batch_size,
         num_threads=config.data.num_threads,
         seed=config.seed,
+    )
+
+
+def _statistics(config, reader: Reader, records: Records):
+    """What makes `PreciseStatistics` from a forward pass; None = running statistics."""
+    if not config.batch_norm_images:
+        return None
+    order = np.random.default_rng(config.seed).permutation(len(records))
+    return functools.partial(
+        PreciseStatistics,
+        source=reader(records.take(order[: config.batch_norm_images]), training=True),
+        batch_size=config.batch_size,
+        num_threads=config.data.num_threads,
     )
 
 

@@ -250,12 +250,15 @@ class Explainer:
         self._model, self._variables = model, variables
         self._scale: dict[str, Any] = {"mean": mean, "std": std}
         self.level, self._batch_size = level, batch_size
+        self._fresh: dict[int, Any] = {}  # Random parameters by seed.
 
     def randomised(self, *, heads_only: bool, seed: int = 0) -> Explainer:
         """The same with fresh random parameters, of all the model or of its heads alone."""
-        shape = jnp.zeros((1, 32, 32, 1))
-        init = functools.partial(self._model.init, train=False)
-        fresh = initialise(init, jax.random.key(seed), shape)
+        if seed not in self._fresh:
+            init = functools.partial(self._model.init, train=False)
+            shape = jnp.zeros((1, 32, 32, 1))
+            self._fresh[seed] = initialise(init, jax.random.key(seed), shape)
+        fresh = self._fresh[seed]
         variables = {**self._variables, **fresh}
         if heads_only:
             kept = {k: v for k, v in self._variables["params"].items() if k == "encoder"}

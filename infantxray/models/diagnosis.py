@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infantxray.models.encoders import has_batchnorm
+from infantxray.models.encoders.layers import MOMENTUM
 
 AGE_BINS = 41  # of distribution regression: five months each, from 0 to 18 years
 
@@ -133,7 +134,9 @@ class DiagnosisModel(nn.Module):
         if not has_batchnorm(self.encoder):
             # Nothing bounds the scale of such a last map in stage one, whose decoder normalises
             # its input: VGG19's grew to 1e10 in 300 steps.
-            self.latent_norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, use_fast_variance=False)
+            self.latent_norm = nn.BatchNorm(
+                momentum=MOMENTUM, epsilon=1e-5, use_fast_variance=False
+            )
 
     def __call__(
         self,

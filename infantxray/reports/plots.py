@@ -79,6 +79,7 @@ def save(
             paths.append(os.path.join(folder, f"{name}{suffix}.svg"))
             figure.savefig(paths[-1], bbox_inches="tight", metadata={"Date": None}, dpi=150)
             if not suffix:
+                figure.set_layout_engine("none")  # It has been laid out.
                 path = os.path.join(folder, f"{name}.png")
                 figure.savefig(path, bbox_inches="tight", dpi=300)
     return paths[0], paths[1]

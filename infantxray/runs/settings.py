@@ -185,6 +185,7 @@ _RULES = {
         lambda v: v in ("ignore", "positive", "negative"),
         "ignore, positive or negative",
     ),
+    "batch_norm_images": (lambda v: v >= 0, "0 (running averages) or more"),
     "ema_decay": (_is_fraction, "at least 0 and below 1"),
     "best_metric": (lambda v: v in BEST_METRICS, f"one of {', '.join(BEST_METRICS)}"),
     "early_stopping_evals": (lambda v: v >= 0, "0 (never) or more"),

@@ -43,6 +43,7 @@ _LATER = {
     "pretrained": "",
     "teacher_momentum": 0.99,
     "self_training.committee": "",
+    "batch_norm_images": 0,
 }
 _LATER_GROUPS = ("weights.", "supervised.")  # Without effect on what earlier versions could do.
 # Files that a run writes before its first checkpoint.

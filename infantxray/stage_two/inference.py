@@ -162,6 +162,19 @@ class Predictor:
         self._batch_size, self._num_threads = batch_size, num_threads
         self._apply = jax.jit(predict_function(spec))
 
+    def outputs(
+        self, variables: PyTree, source: ImageSource
+    ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        """Outputs of `predict_function` batch by batch, and the rows of the readable images."""
+        yield from map_batches(
+            lambda image, number: self._apply(
+                variables, image, batch_context(source, image, number)
+            ),
+            source,
+            batch_size=self._batch_size,
+            num_threads=self._num_threads,
+        )
+
     def stream(
         self, variables: PyTree, source: ImageSource, *, check: bool = True
     ) -> Iterator[tuple[Predictions, Records]]:
@@ -171,15 +184,7 @@ class Predictor:
           ImplausiblePredictionError: a prediction is not finite, or an age beyond any human's.
             With `check=False` such predictions are returned.
         """
-        batches = map_batches(
-            lambda image, number: self._apply(
-                variables, image, batch_context(source, image, number)
-            ),
-            source,
-            batch_size=self._batch_size,
-            num_threads=self._num_threads,
-        )
-        for outputs, rows in batches:
+        for outputs, rows in self.outputs(variables, source):
             predictions, records = self._predictions(source, rows, outputs)
             if check:
                 check_plausible(self.spec, predictions, records)

@@ -15,6 +15,7 @@ from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two.inference import build_model, init_variables
 from infantxray.training import augment, losses
 from infantxray.training.augment import Augmentation
+from infantxray.training.batch_norm import PreciseStatistics
 from infantxray.training.hooks import Moment
 from infantxray.training.train_step import Task
 
@@ -54,6 +55,7 @@ def make_task(
     augmentation: Augmentation,
     labels: np.ndarray,
     validate: Callable[[PyTree], dict[str, float]],
+    statistics: Callable[..., PreciseStatistics] | None = None,
 ) -> Task:
     """L = CE + α·MSE (Equation 4), each over the images whose label or age is known.
 
@@ -66,6 +68,8 @@ def make_task(
       augmentation: augmentation of training images.
       labels: of the training images, int `[N]`, or their findings, `[N, K]`, for the class weights.
       validate: variables -> metrics.
+      statistics: makes the BatchNorm statistics for evaluation from a forward pass; None = the
+        running statistics.
     """
     model = build_model(spec, freeze_encoder=settings.freeze_encoder)
     if spec.multi_label:
@@ -91,21 +95,33 @@ def make_task(
             result[age_term] = jnp.isfinite(batch["age_months"]) * batch["mask"]
         return result
 
-    def compute(params: PyTree, batch_stats: PyTree, batch: Any, key: jax.Array) -> Any:
-        image = augment.augment(augment.to_intensity(batch["image"]), key, augmentation)
+    def forward(
+        params: PyTree, batch_stats: PyTree, batch: Any, image: jax.Array, context: Any
+    ) -> tuple[Any, PyTree]:
+        """Outputs in training mode for intensities `[B, S, S, 1]`, and the updated batch_stats."""
         inner = {name: tree for name, tree in params.items() if name != "task_weighting"}
         outputs, updated = model.apply(
             {"params": inner, "batch_stats": batch_stats},
             augment.normalise(image, spec.input_mean, spec.input_std),
             train=True,
             age=spec.standardise_age(batch["age_months"]) if spec.age_film else None,
-            context=_shown(batch["context"], key) if spec.context else None,
+            context=context,
             mutable=["batch_stats"],
         )
+        return outputs, updated.get("batch_stats", batch_stats)
+
+    def compute(params: PyTree, batch_stats: PyTree, batch: Any, key: jax.Array) -> Any:
+        image = augment.augment(augment.to_intensity(batch["image"]), key, augmentation)
+        context = _shown(batch["context"], key) if spec.context else None
+        outputs, batch_stats = forward(params, batch_stats, batch, image, context)
         terms = loss_terms(spec, outputs, batch, class_weights)
         if learned:
             terms = losses.weigh_by_uncertainty(terms, params["task_weighting"]["log_variance"])
-        return terms, updated.get("batch_stats", batch_stats)
+        return terms, batch_stats
+
+    def plain_statistics(params: PyTree, batch_stats: PyTree, batch: Any) -> PyTree:
+        image, context = augment.to_intensity(batch["image"]), batch.get("context")
+        return forward(params, batch_stats, batch, image, context)[1]
 
     def init(key: jax.Array) -> PyTree:
         variables = init_variables(model, spec.preprocessing.image_size, key)
@@ -118,7 +134,15 @@ def make_task(
     if spec.has_age:
         coefficients[age_term] = settings.age_weight if spec.classes and not learned else 1.0
     return Task(
-        init=init, weights=weights, losses=compute, coefficients=coefficients, evaluate=validate
+        init=init,
+        weights=weights,
+        losses=compute,
+        coefficients=coefficients,
+        evaluate=validate,
+        # A frozen encoder keeps the statistics that it came with.
+        statistics=statistics(plain_statistics)
+        if statistics and not settings.freeze_encoder
+        else None,
     )
 
 

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from data_pipeline.dataset import DataSettings, Reader
@@ -24,9 +23,8 @@ from infantxray.evaluation.predictions import Predictions
 from infantxray.evaluation.temperature import fit_temperature, fit_temperature_binary
 from infantxray.runs import workdir
 from infantxray.runs.model_spec import ModelSpec
-from infantxray.stage_two.inference import batch_context, predict_function
+from infantxray.stage_two.inference import Predictor
 from infantxray.stage_two.trust import Trust
-from infantxray.training.batches import map_batches
 
 PyTree = Any
 
@@ -39,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 def fit(
-    spec: ModelSpec,
+    predictor: Predictor,
     variables: PyTree,
     reader: Callable[[Records], ImageSource],
     training: Records,
@@ -47,34 +45,25 @@ def fit(
     *,
     coverage: float = 0.9,
     rules: Sequence[Rule] = parse_rules(_RULES),
-    batch_size: int = 32,
-    num_threads: int = 4,
     seed: int = 0,
 ) -> Trust:
     """Fits all components; a component with too few images is skipped, with the reason.
 
     Args:
-      spec: specification of the model.
+      predictor: runs the model.
       variables: its parameters and statistics.
       reader: opens the images of records.
       training: images that the model learned from; at most 2,000 are read, drawn at random.
       validation: images of other patients.
       coverage: coverage of prediction sets and age intervals, within (0, 1).
       rules: of the thresholds.
-      batch_size: images at a time.
-      num_threads: number of decoding threads.
       seed: seed of the draw.
     """
-    apply = jax.jit(predict_function(spec))
-    how = {"batch_size": batch_size, "num_threads": num_threads}
+    spec = predictor.spec
 
     def outputs(source: ImageSource) -> tuple[dict[str, np.ndarray], np.ndarray]:
         parts, rows = [], [np.zeros(0, int)]
-
-        def answer(image: jax.Array, number: int) -> PyTree:
-            return apply(variables, image, batch_context(source, image, number))
-
-        for part, kept in map_batches(answer, source, **how):
+        for part, kept in predictor.outputs(variables, source):
             parts.append(part)
             rows.append(kept)
         joined = {k: np.concatenate([p[k] for p in parts]) for k in (parts[0] if parts else {})}
@@ -144,13 +133,12 @@ def for_workdir(folder: str, spec: ModelSpec, variables: PyTree, *, batch_size: 
         reader = reader_of(folder, spec)
         _log.info("fitting calibration and outlier detection for %s", folder)
         trust = fit(
-            spec,
+            Predictor(spec, batch_size=batch_size, num_threads=4),
             variables,
             reader,
             split.train,
             split.validation,
             rules=parse_rules(workdir.read_config(folder).get("operating_points", _RULES)),
-            batch_size=batch_size,
         )
     except (UserError, OSError) as error:
         trust = Trust(skipped=f"images of the run cannot be read ({error})")

@@ -183,6 +183,11 @@ def fit(
             clock.step()
             moment = Moment(step, state, progress, log.writer, step == settings.total_steps)
             log(step, metrics_log(moment))
+            if task.statistics is not None and settings.evaluates(moment):
+                with clock.paused(), waiting("BatchNorm statistics"):
+                    stats = task.statistics(state.eval_variables)
+                state = dataclasses.replace(state, batch_stats=stats)
+                moment = dataclasses.replace(moment, state=state)
             for hook in (*hooks, validation):
                 with clock.paused() as pause:
                     scalars = hook(moment)

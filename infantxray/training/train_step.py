@@ -31,6 +31,8 @@ class Task:
         `{name: [B]}`, and the updated batch_stats.
       coefficients: the loss is the sum over terms of coefficient times weighted mean.
       evaluate: variables -> validation metrics; NaN where one cannot be computed.
+      statistics: variables -> batch_stats to evaluate and save, see `batch_norm`; None = the
+        running statistics.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -38,6 +40,7 @@ class Task:
     losses: Callable[[PyTree, PyTree, Batch, jax.Array], tuple[dict[str, jax.Array], PyTree]]
     coefficients: Mapping[str, float]
     evaluate: Callable[[PyTree], dict[str, float]]
+    statistics: Callable[[PyTree], PyTree] | None = None
 
 
 def make_train_step(

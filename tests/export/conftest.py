@@ -26,6 +26,7 @@ def _finetuned(tmp_path_factory):
     config.eval_every_steps = 4
     config.checkpoint_every_steps = 4
     config.bootstrap_samples = 10
+    config.batch_norm_images = 0
     with small_encoder(), quick_figures():
         finetune.run(config, str(folder))
     return folder

@@ -37,11 +37,12 @@ def make_records(n, seed, labelled=True):
     )
 
 
-@pytest.fixture
-def fit(monkeypatch):
-    """`fit` with a model that is too sure, and ages wrong by up to 5 months."""
+class SurePredictor:
+    """Is too sure of conditions, and wrong about ages by up to 5 months."""
 
-    def map_batches(function, source, **options):
+    spec = SPEC
+
+    def outputs(self, variables, source):
         n = len(source.labels)
         rng = np.random.default_rng(n)
         logits = rng.normal(size=(n, 3)) + 2 * np.eye(3)[np.maximum(source.labels, 0)]
@@ -56,17 +57,13 @@ def fit(monkeypatch):
             np.arange(n),
         )
 
-    monkeypatch.setattr(module, "map_batches", map_batches)
-    monkeypatch.setattr(module, "predict_function", lambda spec: lambda v, x, c: None)
 
-    def run(validation, training=None, **options):
-        training = make_records(400, 1) if training is None else training
-        return module.fit(SPEC, None, Source, training, validation, **options)
-
-    return run
+def fit(validation, training=None, **options):
+    training = make_records(400, 1) if training is None else training
+    return module.fit(SurePredictor(), None, Source, training, validation, **options)
 
 
-def test_a_sure_model_is_cooled_and_sets_cover(fit):
+def test_a_sure_model_is_cooled_and_sets_cover():
     trust = fit(make_records(600, 2), coverage=0.8)
     assert trust.skipped == ""
     assert 2 < trust.temperature < 8
@@ -74,7 +71,7 @@ def test_a_sure_model_is_cooled_and_sets_cover(fit):
     assert trust.age_range_months[0] < 2
     assert {p.finding for p in trust.points if p.rule == "youden"} == set(CLASSES)
     test = make_records(700, 3)
-    ((found, _),) = module.map_batches(None, Source(test))
+    ((found, _),) = SurePredictor().outputs(None, Source(test))
     predictions = Predictions(
         CLASSES,
         found["probabilities"],
@@ -121,7 +118,7 @@ def test_each_finding_has_its_temperature():
     assert scored["after"]["log_loss"] < scored["before"]["log_loss"] - 0.1
 
 
-def test_far_features_are_unlike_the_training_images(fit):
+def test_far_features_are_unlike_the_training_images():
     trust = fit(make_records(300, 2))
     features = np.zeros((2, 6), np.float32)
     features[1] = 30
@@ -130,7 +127,7 @@ def test_far_features_are_unlike_the_training_images(fit):
     assert judged.in_set.any(1).all()
 
 
-def test_too_few_validation_images_are_a_reason(fit, caplog):
+def test_too_few_validation_images_are_a_reason(caplog):
     trust = fit(make_records(49, 2))
     assert (trust.temperature, trust.sets, trust.detector) == (None, None, None)
     assert "49 validation images have a known condition, fewer than 50" in trust.skipped
@@ -144,7 +141,7 @@ def test_too_few_validation_images_are_a_reason(fit, caplog):
     assert unlabelled.detector is not None
 
 
-def test_it_reads_back_what_it_wrote(fit, tmp_path):
+def test_it_reads_back_what_it_wrote(tmp_path):
     assert Trust.read(str(tmp_path)) is None
     trust = dataclasses.replace(fit(make_records(300, 2)), test={"x": 1})
     trust.write(str(tmp_path))

@@ -66,6 +66,9 @@ def residual_scale(plain: bool) -> nn.initializers.Initializer:
     return nn.initializers.zeros_init() if plain else nn.initializers.ones_init()
 
 
+MOMENTUM = 0.9  # Share of the running statistics that a step keeps, in every BatchNorm.
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation with PyTorch's settings.
 
@@ -82,7 +85,7 @@ class BatchNorm(nn.Module):
     """
 
     use_running_average: bool
-    momentum: float = 0.9
+    momentum: float = MOMENTUM
     epsilon: float = 1e-5
     dtype: Dtype = jnp.float32
     scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
