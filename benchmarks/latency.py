@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--torch_python", help="of an environment with torch and openvino")
     parser.add_argument("--output", help="Markdown file to write.")
     args = parser.parse_args()
+    load = os.getloadavg()[0]
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # Before XLA starts.
 
     import jax
@@ -134,10 +135,10 @@ def main() -> None:
     lines = [
         "# Latency of predictions",
         "",
-        f"{datetime.date.today()}, {args.encoder} at {size} px, {cores} CPU core(s) that other "
-        f"work used as well (load {os.getloadavg()[0]:.1f}), `python -m benchmarks.latency "
-        f"--cores={cores}`. Warm, float32, shortest of the calls. PyTorch runs torchvision's "
-        "network on three channels.",
+        f"{datetime.date.today()}, {args.encoder} at {size} px, {cores} CPU core(s), load of the "
+        f"machine at the start {load:.1f}, `python -m benchmarks.latency --cores={cores}`. Warm, "
+        "float32, shortest of the calls. PyTorch runs torchvision's network, "
+        "on three channels.",
         "",
         "| program | 1 image, ms: clock, processor | 32 images, ms: clock, processor |",
         "|---|---|---|",

@@ -99,6 +99,8 @@ def test_their_command_is_not_taken_for_another_one(workdirs, name):
     earlier = workdir.read_config(folder)
     added = config.to_dict().keys() - earlier.keys()
     config.update({k: earlier[k] for k in earlier.keys() & config.to_dict().keys()})
+    if name == "stage_two":
+        config.batch_norm_images = 0  # What that version did; its default is another one now.
     assert ("labels" in added) == (name == "stage_two")
     assert workdir.changed_settings(folder, settings.to_dict(config)) == []
     config.data.label_map = "a=b"

@@ -78,11 +78,15 @@ def stage_one():
     return config
 
 
-def stage_two(pretrained=""):
+def stage_two(pretrained="", *, quick=False):
+    """With `quick`, without BatchNorm statistics, calibration and outlier detection."""
     config = small(finetune_config.get_config())
     config.data.train = PHANTOM
     config.pretrained = str(pretrained)
     config.bootstrap_samples = 20
+    if quick:
+        config.coverage = 0.0
+        config.batch_norm_images = 0
     return config
 
 
@@ -157,7 +161,7 @@ def test_an_encoder_without_batchnorm_goes_through_both_stages(tmp_path, monkeyp
     pretrain.run(config, str(tmp_path / "one"))
     rows = read_history(str(tmp_path / "one" / "history.jsonl"))
     assert [row["step"] for row in rows if "probe/accuracy" in row] == [0, 2]
-    config = stage_two(tmp_path / "one")
+    config = stage_two(tmp_path / "one", quick=True)
     config.encoder = "plain"
     config.train_steps = 2
     finetune.run(config, str(tmp_path / "two"))
@@ -303,7 +307,7 @@ def test_a_stopped_run_goes_on_to_bit_identical_parameters(tmp_path, pretrained,
 
 def test_self_training_goes_on_wherever_it_was_stopped(tmp_path, pretrained, monkeypatch):
     """Teacher and student in one command, with every switch of stage two that is off by default."""
-    config = stage_two(pretrained)
+    config = stage_two(pretrained, quick=True)
     config.self_training.teacher_steps = 1
     config.self_training.teachers = 2
     config.batch_size = 16
@@ -411,7 +415,7 @@ def test_ages_alone_can_be_learned(tmp_path):
         lines.append(f"images/{i}.png,p{i},{i * 3}")
     manifest = tmp_path / "films.csv"
     manifest.write_text("\n".join(lines) + "\n")
-    config = stage_two()
+    config = stage_two(quick=True)
     config.data.train = f"manifest:{manifest}"
     config.best_metric = "age_mae_months"
     finetune.run(config, str(tmp_path / "run"))
@@ -424,7 +428,7 @@ def test_ages_alone_can_be_learned(tmp_path):
 def test_a_linear_probe_teaches(tmp_path, pretrained, caplog):
     """What it says equals a probe that is fitted on the same images here, by another solver."""
     caplog.set_level("INFO", logger="infantxray")
-    config = stage_two(pretrained)
+    config = stage_two(pretrained, quick=True)
     config.self_training.linear_probe = True
     config.batch_size = 16
     config.data.label_fraction = 0.5
