@@ -1,5 +1,6 @@
 """Long work tells that it goes on."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -48,3 +49,26 @@ def test_work_that_fails_is_told_no_more(caplog):
     with pytest.raises(ValueError, match="broken"), waiting("work"):
         raise ValueError("broken")
     assert module._open == []
+
+
+def test_silence_is_counted_over_blocks(caplog, monkeypatch):
+    """Many short blocks, one after another or within one, are not silent for longer than one."""
+    monkeypatch.setattr(module, "SECONDS", 0.2)
+    monkeypatch.setattr(module, "_PAUSE", 5.0)
+    for nested in (True, False):
+        caplog.clear()
+        begun = time.monotonic()
+        while "short" not in caplog.text:
+            with waiting("outer") if nested else contextlib.nullcontext(), waiting("short"):
+                time.sleep(0.03)
+            assert time.monotonic() - begun < 5
+
+
+def test_a_pause_begins_a_new_silence(caplog, monkeypatch):
+    monkeypatch.setattr(module, "SECONDS", 5.0)
+    long_ago = time.monotonic() - 10  # Such as training, with its progress bar.
+    monkeypatch.setattr(module._last_line, "time", long_ago)
+    monkeypatch.setattr(module._last_line, "block", long_ago)
+    with waiting("short"):
+        time.sleep(0.05)
+    assert "short" not in caplog.text
