@@ -158,6 +158,7 @@ function showOutputs(outputs: Outputs, ms: number): void {
         age_months: outputs.age_months,
         features: outputs.features && [...outputs.features],
         distance: outputs.distance,
+        saliency: outputs.saliency && { ...outputs.saliency, data: [...outputs.saliency.data] },
         outlier: unlike,
         prediction_set: rows.filter((row) => row.inSet).map((row) => model.classes[row.index]),
         ms,

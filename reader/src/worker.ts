@@ -4,6 +4,7 @@ import * as ort from "onnxruntime-web/wasm";
 import ortWasm from "onnxruntime-web/ort-wasm-simd-threaded.wasm";
 import { BadExport, type ModelFile, type Outputs, type Reply, type Request } from "./contract";
 import { decodeFile, joined, Refused, shortestSide, toSquare } from "./decode";
+import { shiftedImages, shiftsFor, stitched } from "./saliency";
 
 let model: ModelFile;
 let session: Promise<ort.InferenceSession>;
@@ -61,7 +62,7 @@ async function start(base: string): Promise<ort.InferenceSession> {
     logSeverityLevel: 3, // Errors.
   });
   // The first run allocates: it is not left to the first image.
-  await run(created, new Uint8Array(model.preprocessing.image_size ** 2));
+  await answer(created, new Uint8Array(model.preprocessing.image_size ** 2));
   return created;
 }
 
@@ -97,20 +98,25 @@ async function read(id: number, data: Uint8Array): Promise<void> {
     width: region.width * unitX, height: region.height * unitY,
   };
   send({ type: "image", id, display, region: shown, facts: { format, bits, notes } });
-  const outputs = await run(await session, square);
+  const outputs = await answer(await session, square);
   const modelMs = performance.now() - decodedAt;
   send({ type: "outputs", id, outputs, decodeMs: decodedAt - began, modelMs });
 }
 
-async function run(network: ort.InferenceSession, square: Uint8Array): Promise<Outputs> {
+/** Runs the network on one or more squares, one after another in `squares`. */
+function run(network: ort.InferenceSession, squares: Uint8Array): Promise<ort.InferenceSession.ReturnType> {
   const size = model.preprocessing.image_size;
   const input = network.inputMetadata[0]!;
   const float = input.isTensor && input.type === "float32";
-  const shape = [1, size, size, 1];
+  const shape = [squares.length / size ** 2, size, size, 1];
   const image = float
-    ? new ort.Tensor("float32", Float32Array.from(square), shape)
-    : new ort.Tensor("uint8", square, shape);
-  const results = await network.run({ [input.name]: image });
+    ? new ort.Tensor("float32", Float32Array.from(squares), shape)
+    : new ort.Tensor("uint8", squares, shape);
+  return network.run({ [input.name]: image });
+}
+
+async function answer(network: ort.InferenceSession, square: Uint8Array): Promise<Outputs> {
+  const results = await run(network, square);
   const values = (name: string) => (results[name]?.data as Float32Array | undefined) ?? null;
   const probabilities = values("probabilities");
   if (probabilities?.length !== model.classes.length)
@@ -118,15 +124,27 @@ async function run(network: ort.InferenceSession, square: Uint8Array): Promise<O
       `model.onnx gives ${probabilities?.length ?? 0} probabilities for ${model.classes.length} classes`,
     );
   const features = values("features");
-  const map = values("saliency");
-  const [height, width] = results.saliency?.dims.slice(-2) ?? [0, 0];
   return {
     probabilities,
     age_months: model.age ? (values("age_months")?.[0] ?? null) : null,
     features,
     distance: features && outliers ? mahalanobis(features, outliers) : null,
-    saliency: map && { data: map, width: width!, height: height! },
+    saliency: await saliency(network, square, results.saliency),
   };
+}
+
+/** The maps of the conditions; of images moved by parts of a cell where they have few cells. */
+async function saliency(
+  network: ort.InferenceSession, square: Uint8Array, map: ort.Tensor | undefined,
+): Promise<Outputs["saliency"]> {
+  if (!map) return null;
+  const [height, width] = map.dims.slice(-2) as [number, number];
+  const maps = { data: map.data as Float32Array, height, width };
+  const shifts = height === width ? shiftsFor(height) : 1;
+  if (shifts === 1) return maps;
+  const moved = shiftedImages(square, model.preprocessing.image_size, height, shifts);
+  const found = (await run(network, moved)).saliency!;
+  return stitched({ ...maps, data: found.data as Float32Array }, shifts);
 }
 
 /** ‖W (x − mean)‖; the mean comes first, then the rows of W. */
