@@ -1,6 +1,6 @@
 """The command line as a user meets it: every mistake is one line on stderr and exit code 2."""
 
-import concurrent.futures
+import json
 import os
 import re
 import subprocess
@@ -56,15 +56,54 @@ MISTAKES = {
 pytestmark = pytest.mark.xdist_group("main")
 
 
+# Starts every command as the fork of one process, which has loaded the program once.
+FORKS = """
+import json, os, sys
+from infantxray import __main__ as program
+from infantxray.commands import evaluate, finetune, pretrain
+
+for number, arguments in enumerate(json.load(sys.stdin)):
+    child = os.fork()
+    if child == 0:
+        for stream, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(f"{number}.{name}", os.O_WRONLY | os.O_CREAT), stream)
+        sys.path.insert(0, ".")
+        os.chdir(sys.argv[1])
+        sys.argv = ["main.py", *arguments]
+        try:
+            program.console()
+        except SystemExit as end:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code or 0)  # Without taking thousands of modules apart.
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def run_all(commands, folder) -> list[subprocess.CompletedProcess]:
+    """What each command line answers."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, str(ROOT)], cwd=folder, text=True, timeout=300, check=True,
+        input=json.dumps(commands), stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    return [
+        subprocess.CompletedProcess(
+            command,
+            int(code),
+            *((folder / f"{number}.{name}").read_text() for name in ("stdout", "stderr")),
+        )
+        for number, (command, code) in enumerate(zip(commands, done.stdout.split(), strict=True))
+    ]
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mistakes")
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        futures = {
-            name: pool.submit(main, *arguments, workdir=folder / name)
-            for name, (arguments, _) in MISTAKES.items()
-        }
-        return {name: future.result() for name, future in futures.items()}
+    commands = [
+        [*arguments, f"--workdir={folder / name}"] for name, (arguments, _) in MISTAKES.items()
+    ]
+    return dict(zip(MISTAKES, run_all(commands, folder), strict=True))
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -101,19 +140,22 @@ def test_a_mistake_in_the_settings_is_found_without_loading_jax():
     assert answer.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize(
-    ("content", "part"),
-    [
-        ("path,label\na.png,normal\n", "no column 'image_path'"),
-        ("image_path,label\n", "lists no image"),
-        ("image_path,patient_id,label\na.png,p1,normal\nb.png,p2,mass\nc.png,p3,mass\n", "'p1'"),
-        ("image_path,age_months\na.png,two\n", "line 2"),
-    ],
-)
-def test_a_manifest_that_cannot_be_used_says_why(tmp_path, content, part):
-    manifest = tmp_path / "films.csv"
-    manifest.write_text(content)
-    answer = main(FINETUNE, f"--config.data.train=manifest:{manifest}", workdir=tmp_path / "run")
-    assert answer.returncode == 2, answer.stderr
-    assert answer.stderr.splitlines()[-1].startswith("error: ")
-    assert part in answer.stderr.splitlines()[-1]
+MANIFESTS = {
+    "path,label\na.png,normal\n": "no column 'image_path'",
+    "image_path,label\n": "lists no image",
+    "image_path,patient_id,label\na.png,p1,normal\nb.png,p2,mass\nc.png,p3,mass\n": "'p1'",
+    "image_path,age_months\na.png,two\n": "line 2",
+}
+
+
+def test_a_manifest_that_cannot_be_used_says_why(tmp_path):
+    commands = []
+    for number, content in enumerate(MANIFESTS):
+        manifest = tmp_path / f"{number}.csv"
+        manifest.write_text(content)
+        places = (f"--config.data.train=manifest:{manifest}", f"--workdir={tmp_path / str(number)}")
+        commands.append([FINETUNE, *places])
+    for part, answer in zip(MANIFESTS.values(), run_all(commands, tmp_path), strict=True):
+        assert answer.returncode == 2, answer.stderr
+        assert answer.stderr.splitlines()[-1].startswith("error: ")
+        assert part in answer.stderr.splitlines()[-1]
