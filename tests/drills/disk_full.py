@@ -61,6 +61,8 @@ def same_results(task: str, folder: Path) -> dict[str, Any]:
     values = harness.results(folder)
     if task in ("pretrain", "finetune"):
         values |= harness.fingerprint(folder)
+    # JAX serialises with other bytes each time; the export itself compares the answers.
+    values.pop("model.stablehlo", None)
     return values
 
 

@@ -30,7 +30,7 @@ ENCODER = "small"  # A ResNet of one narrow block a stage.
 PLAIN = "plain"  # Without BatchNorm.
 TASKS = (
     "pretrain", "finetune", "evaluate", "predict", "check_data", "prepare", "export_phantom",
-    "probe", "label_efficiency", "study", "export",
+    "probe", "label_efficiency", "study", "export", "compare",
 )  # fmt: skip
 DATA = "phantom:infant:films=60"
 _STAGE = (
@@ -331,11 +331,13 @@ def commands(place: Path) -> dict[str, tuple[str, ...]]:
       place: a folder, which gets a finished run of either stage and some images.
     """
     stage_one, model, images = place / "stage-one", place / "model", place / "images"
+    other = place / "other-model"
     if not images.exists():
         call(write_images, images)
     if not model.exists():
         finish(*PRETRAIN, workdir=stage_one)
         finish(*FINETUNE, workdir=model)
+        finish(*FINETUNE, "--config.seed=1", workdir=other)
     small = ("--config.batch_size=8", "--config.bootstrap_samples=20")
     frozen = (*small, f"--config.data.train={DATA}", "--config.data.image_size=32")
     scored = (f"--config.checkpoint={model}", "--config.batch_size=8")
@@ -361,6 +363,8 @@ def commands(place: Path) -> dict[str, tuple[str, ...]]:
             f"--config.encoders=random,{stage_one}", "--config.draws=2",
             "--config.label_fractions=(0.5,1.0)",
         ),
+        "export": ("export", scored[0]),
+        "compare": ("compare", f"--config.runs={model},{other}"),
     }  # fmt: skip
 
 
