@@ -14,10 +14,12 @@ _SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
 
 
 @contextlib.contextmanager
-def quick_figures():
-    """Writes empty figures, and no saliency maps."""
+def quick_figures(*, whole=False):
+    """Writes empty figures, and no saliency maps; with `whole`, draws both but saves no figure."""
 
     def save(folder, name, draw, words=()):
+        if whole:
+            draw()
         Path(folder).mkdir(parents=True, exist_ok=True)
         paths = [Path(folder) / f"{name}{end}" for end in (".svg", "_dark.svg", ".png")]
         for path in paths:
@@ -26,7 +28,8 @@ def quick_figures():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "save", save)
-        patch.setattr(run_report, "localisation", lambda *args, **kwargs: None)
-        for name in ("examples", "mistakes"):
-            patch.setattr(run_report, name, lambda *args: [])
+        if not whole:
+            patch.setattr(run_report, "localisation", lambda *args, **kwargs: None)
+            for name in ("examples", "mistakes"):
+                patch.setattr(run_report, name, lambda *args: [])
         yield

@@ -226,7 +226,9 @@ def expected(folder, path, preprocessing):
     "preprocessing",
     [
         PREPROCESSING,
-        {"image_size": 48, "resize": "crop", "trim_borders": True},
+        pytest.param(
+            {"image_size": 48, "resize": "crop", "trim_borders": True}, marks=pytest.mark.slow
+        ),
         {"image_size": 96, "resize": "squash", "trim_borders": False},
     ],
     ids=lambda p: p["resize"],

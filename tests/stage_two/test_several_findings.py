@@ -78,7 +78,8 @@ def run(command, config, folder):
 @pytest.fixture(scope="module")
 def finetuned(tmp_path_factory):
     folder = tmp_path_factory.mktemp("several")
-    run(finetune, stage_two(), folder)
+    with quick_figures(whole=True):
+        run(finetune, stage_two(), folder)
     return folder
 
 
