@@ -12,6 +12,7 @@ _log = logging.getLogger(__name__)
 
 SECONDS = 4.5  # Without a line, after which one is written.
 _PAUSE = 0.5  # Seconds between two blocks that are one silence.
+_KNOWN_SILENCE = 2.0  # Seconds before any other block that are counted, at most.
 
 
 class _LastLine(logging.Handler):
@@ -39,7 +40,8 @@ def waiting(what: str | Callable[[], str]) -> Iterator[None]:
     describe = what if callable(what) else lambda: what
     work, done = (describe, time.monotonic()), threading.Event()
     if not _open and work[1] - _last_line.block > _PAUSE:
-        _last_line.time = work[1]  # What came before may have had a progress bar.
+        # What came before may have had a progress bar.
+        _last_line.time = max(_last_line.time, work[1] - _KNOWN_SILENCE)
 
     def tell() -> None:
         while not done.wait(max(0.01, _last_line.time + SECONDS - time.monotonic())):
