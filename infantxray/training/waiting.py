@@ -36,7 +36,8 @@ def waiting(what: str | Callable[[], str]) -> Iterator[None]:
     A thread writes the lines, also while compiled code runs. In nested blocks, the lines name the
     inner one.
     """
-    logging.getLogger().addHandler(_last_line)  # Once, however often it is called.
+    for name in ("infantxray", "data_pipeline"):  # Those that `runs.console` shows.
+        logging.getLogger(name).addHandler(_last_line)  # Once, however often it is called.
     describe = what if callable(what) else lambda: what
     work, done = (describe, time.monotonic()), threading.Event()
     if not _open and work[1] - _last_line.block > _PAUSE:

@@ -72,3 +72,14 @@ def test_a_pause_begins_a_new_silence(caplog, monkeypatch):
     with waiting("short"):
         time.sleep(0.05)
     assert "short" not in caplog.text
+
+
+def test_other_lines_end_a_silence(monkeypatch):
+    """Also where the console's loggers do not propagate."""
+    logger = logging.getLogger("infantxray.elsewhere")
+    monkeypatch.setattr(logging.getLogger("infantxray"), "propagate", False)
+    monkeypatch.setattr(module, "SECONDS", 60.0)
+    with waiting("work"):
+        monkeypatch.setattr(module._last_line, "time", 0.0)
+        logger.info("a line")
+        assert module._last_line.time > 0
