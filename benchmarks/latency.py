@@ -137,8 +137,7 @@ def main() -> None:
         "",
         f"{datetime.date.today()}, {args.encoder} at {size} px, {cores} CPU core(s), load of the "
         f"machine at the start {load:.1f}, `python -m benchmarks.latency --cores={cores}`. Warm, "
-        "float32, shortest of the calls. PyTorch runs torchvision's network, "
-        "on three channels.",
+        "float32, shortest of the calls. PyTorch runs torchvision's network on three channels.",
         "",
         "| program | 1 image, ms: clock, processor | 32 images, ms: clock, processor |",
         "|---|---|---|",

@@ -365,8 +365,10 @@ class Reader:
         self._memory: dict[str, np.ndarray] = {}
 
     def with_classes(self, classes: tuple[str, ...]) -> Reader:
-        """A reader for other conditions, with the same list of bad files."""
-        return Reader(self._settings, classes, self._preprocessing, self.bad_files)
+        """A reader for other conditions, with the same images in memory and list of bad files."""
+        other = Reader(self._settings, classes, self._preprocessing, self.bad_files)
+        other._memory = self._memory
+        return other
 
     def __call__(self, records: Records, *, training: bool = False) -> ImageSource:
         """A reader of `records`; in training an unreadable image is replaced by the next one."""

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline.dataset import DataSettings, Reader
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError, UnreadableImage, UserError
 from data_pipeline.loader import (
@@ -197,6 +198,22 @@ def test_images_stay_in_memory_where_they_fit(folder, monkeypatch, memory_mb, de
     np.testing.assert_array_equal(first, second)
     # Threads of earlier tests may still read ahead, at another size.
     assert sum(call[1] == how for call in calls) == decodes
+
+
+def test_readers_of_a_run_decode_an_image_once(folder, monkeypatch):
+    from data_pipeline import loader
+
+    calls = []
+    decode = loader.load_image
+    monkeypatch.setattr(loader, "load_image", lambda *a: calls.append(a) or decode(*a))
+    how = Preprocessing(image_size=24)
+    reader = Reader(DataSettings(train="", image_size=24, memory_mb=1), CLASSES, how)
+    first, again = reader(records(folder, (0, 1, 2))), reader(records(folder, (1, 2, 4)))
+    other = reader.with_classes(())(records(folder, (4, 0)))
+    images = [[part[i]["image"] for i in range(len(part))] for part in (first, again, other)]
+    assert sum(call[1] == how for call in calls) == 4
+    np.testing.assert_array_equal(images[0][1:], images[1][:2])
+    np.testing.assert_array_equal(images[2], [images[1][2], images[0][0]])
 
 
 def test_memory_is_not_taken_where_the_images_do_not_fit(folder):
