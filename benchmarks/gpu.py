@@ -1,14 +1,15 @@
 """Training speed on one GPU: every encoder, both stages, beside PyTorch; each form alone.
 
-From the repository's root, within eight minutes on an H100, compilation included:
+From the repository's root, within nine minutes on an H100, compilation included:
 
     python benchmarks/gpu.py
 
 A step is forward, backward and AdamW on a resident batch of grey images, in bfloat16 with float32
-parameters and without augmentation. All programs are compiled first, in parallel processes, into a
-cache; then they are timed one after another. What does not fit into `--seconds` is listed as not
-measured. PyTorch runs the reference networks with channels_last, autocast and fused AdamW, eager
-and by torch.compile, where it is installed with CUDA. `--size=tiny` tries everything on a CPU, and
+parameters and without augmentation. All programs are compiled first, in parallel processes, and
+stored; then they are timed one after another. PyTorch runs the reference networks with
+channels_last, autocast and fused AdamW, eager and by torch.compile, where it is installed with
+CUDA: a process for each network, which compiles beside others and measures alone. What does not
+fit into `--seconds` is listed as not measured. `--size=tiny` tries everything on a CPU, and
 
     python benchmarks/gpu.py --size=small --forms=cpu --out=benchmarks/results/gpu_small_on_cpu.md
 
@@ -20,9 +21,7 @@ from __future__ import annotations
 import argparse
 import collections
 import concurrent.futures
-import dataclasses
 import datetime
-import functools
 import gc
 import importlib.metadata
 import importlib.util
@@ -35,396 +34,62 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "models")]
+import gpu_steps
+from gpu_steps import ROOT, SIZES, Job, Size, all_jobs, torch_device
 
-CLASSES, AGE_WEIGHT, LEARNING_RATE = 11, 0.8, 1e-3
-# What compiles longest comes first.
-ENCODERS = ("hrnet_w32", "densenet121", "shufflenet", "mobilenet_v2", "xception", "resnext50")
-ENCODERS += ("resnet50", "vgg19")
-TORCH_AT_ONCE = 4  # networks that PyTorch compiles side by side: each holds its whole step
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """How much is measured."""
-
-    image: int
-    batch: int
-    steps: int
-    turns: int
-    encoders: tuple[str, ...]
-    images: int  # in the decoded cache
-    dtype: str = "bfloat16"
-
-
-SIZES = {
-    "full": Size(224, 128, 15, 3, ENCODERS, 4096),
-    "small": Size(64, 16, 5, 3, ENCODERS, 256, "float32"),
-    "tiny": Size(32, 4, 2, 1, ("vgg19",), 16, "float32"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One training step: an encoder in a stage, and which forms differ from the default."""
-
-    encoder: str
-    stage: str
-    changed: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def read(cls, text: str) -> Job:
-        encoder, stage, *changed = text.split(",")
-        return cls(encoder, stage, tuple(tuple(change.split("=")) for change in changed))
-
-    def __str__(self) -> str:
-        return ",".join([self.encoder, self.stage, *("=".join(c) for c in self.changed)])
-
-
-# Each form alone, where it matters most. The default's own value is the plain job.
-ABLATIONS = {
-    ("shufflenet", "two"): {"grouped_1x1": ("lax", "batched", "dense")},
-    ("resnext50", "two"): {"grouped_3x3": ("lax", "batched", "dense")},
-    ("resnet50", "two"): {"stem": ("lax", "space_to_depth"), "max_pool": ("lax", "shifts")},
-    ("hrnet_w32", "two"): {"fusion": ("repeat", "nested")},
-    ("densenet121", "two"): {"statistics": ("each", "shared")},
-    ("vgg19", "two"): {"max_pool": ("lax", "shifts")},
-    ("resnet50", "one"): {"doubling": ("early", "late", "transposed")},
-}
-
-
-def all_jobs(size: Size, forms) -> list[Job]:
-    jobs = [Job(encoder, stage) for encoder in size.encoders for stage in ("two", "one")]
-    for (encoder, stage), fields in ABLATIONS.items():
-        if encoder in size.encoders:
-            for field, values in fields.items():
-                if forms.convolution == "products" and field.startswith(("grouped", "stem")):
-                    continue  # These products come first.
-                others = [value for value in values if value != getattr(forms, field)]
-                jobs += [Job(encoder, stage, ((field, value),)) for value in others]
-    return jobs
-
-
-# ---- This project's step ----
-
-
-def make_step(job: Job, size: Size, forms: str, *, fed: bool = False):
-    """A step to be jitted, `state, batch -> state, loss`, the model, and a batch.
-
-    With `fed` the batch is one of the loader's, uint8; otherwise normalised floats.
-    """
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    import optax
-
-    from infantxray.models import Decoder, create_encoder
-    from infantxray.models.autoencoder import Autoencoder
-    from infantxray.models.diagnosis import DiagnosisModel
-    from infantxray.models.forms import FORMS, use_forms
-    from infantxray.models.input_scale import IMAGENET
-
-    dtype = jnp.dtype(size.dtype)
-    encoder = create_encoder(job.encoder, dtype=dtype)
-    if job.stage == "one":
-        model = Autoencoder(encoder, Decoder(dtype=dtype))
-    else:
-        model = DiagnosisModel(encoder, num_classes=CLASSES, dtype=dtype)
-    chosen = dataclasses.replace(FORMS[forms], **dict(job.changed))
-    optimizer = optax.adamw(LEARNING_RATE)
-
-    def loss(params, batch_stats, batch):
-        image = batch["image"]
-        if fed:
-            image = (image.astype(jnp.float32) / 255 - IMAGENET.mean) / IMAGENET.std
-        variables = {"params": params, "batch_stats": batch_stats}
-        output, updates = model.apply(variables, image, train=True, mutable=["batch_stats"])
-        batch_stats = updates.get("batch_stats", {})
-        if job.stage == "one":
-            return jnp.abs(output.astype(jnp.float32) - image).mean(), batch_stats
-        known = jnp.maximum(batch["label"], 0)
-        entropy = optax.softmax_cross_entropy_with_integer_labels(output["logits"], known)
-        age = jnp.nan_to_num(batch["age_months"])
-        return (entropy + AGE_WEIGHT * (output["age"] - age) ** 2).mean(), batch_stats
-
-    def step(state, batch):
-        with use_forms(chosen):
-            params, batch_stats, moments = state
-            gradient = jax.value_and_grad(loss, has_aux=True)
-            (value, batch_stats), grads = gradient(params, batch_stats, batch)
-            updates, moments = optimizer.update(grads, moments, params)
-            return (optax.apply_updates(params, updates), batch_stats, moments), value
-
-    rng = np.random.default_rng(0)
-    shape = (size.batch, size.image, size.image, 1)
-    image = rng.integers(0, 256, shape, np.uint8) if fed else rng.normal(size=shape)
-    batch = {
-        "image": image if fed else image.astype(np.float32),
-        "label": rng.integers(0, CLASSES, size.batch).astype(np.int32),
-        "age_months": rng.normal(size=size.batch).astype(np.float32),
-    }
-    return jax.jit(step, donate_argnums=0), model, optimizer, batch
-
-
-def abstract_state(model, optimizer, size: Size):
-    import jax
-    import jax.numpy as jnp
-
-    image = jnp.zeros((1, size.image, size.image, 1))
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    return params, batch_stats, jax.eval_shape(optimizer.init, params)
-
-
-def random_state(abstract):
-    """Small random numbers and, for variances and moments, positive ones: no program to compile."""
-    import jax
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-
-    def draw(leaf):
-        if leaf.dtype == np.int32:
-            return np.zeros(leaf.shape, np.int32)
-        return 0.02 + np.abs(0.02 * rng.standard_normal(leaf.shape, np.float32))
-
-    return jax.device_put(jax.tree.map(draw, abstract))
-
-
-def compile_job(job: Job, size: Size, forms: str, *, fed: bool = False):
-    """The compiled step, its seconds of compilation, an abstract state and a batch."""
-    step, model, optimizer, batch = make_step(job, size, forms, fed=fed)
-    state = abstract_state(model, optimizer, size)
-    start = time.perf_counter()
-    compiled = step.lower(state, batch).compile()
-    return compiled, time.perf_counter() - start, state, batch
-
-
-def seconds_a_step(step: Callable[[], Callable[[], object]], size: Size) -> float:
-    """Median over turns. `step` starts a step and returns what waits for its end."""
-    for _ in range(2):
-        step()()
-    times = []
-    for _ in range(size.turns):
-        start = time.perf_counter()
-        for _ in range(size.steps):
-            wait = step()
-        wait()
-        times.append((time.perf_counter() - start) / size.steps)
-    return statistics.median(times)
-
-
-def time_job(job: Job, size: Size, forms: str) -> dict:
-    import jax
-
-    compiled, load_s, abstract, batch = compile_job(job, size, forms)
-    state, batch = random_state(abstract), jax.device_put(batch)
-
-    def step():
-        nonlocal state
-        state, loss = compiled(state, batch)
-        return loss.block_until_ready
-
-    memory = compiled.memory_analysis()
-    needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-    needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return {
-        "ms": 1e3 * seconds_a_step(step, size),
-        "mib": needed / 2**20,
-        "bytes": compiled.cost_analysis().get("bytes accessed", 0.0),
-        "load_s": load_s,
-    }
-
-
-def time_fed(size: Size, forms: str) -> dict:
-    """The same step on batches of the training loader, from a decoded cache, and resident."""
-    import jax
-    import numpy as np
-    from PIL import Image
-
-    from data_pipeline.cache import create_folder, write_shard
-    from data_pipeline.decode import Preprocessing
-    from data_pipeline.loader import ImageSource, training_batches
-    from data_pipeline.manifest import Records
-
-    job = Job("resnet50" if "resnet50" in size.encoders else size.encoders[0], "two")
-    compiled, _, abstract, batch = compile_job(job, size, forms, fed=True)
-    state, resident = random_state(abstract), jax.device_put(batch)
-    how = Preprocessing(size.image)
-    with tempfile.TemporaryDirectory() as folder:
-        rng = np.random.default_rng(0)
-        paths = [f"{folder}/{n}.png" for n in range(size.images)]
-        Image.fromarray(rng.integers(0, 256, (28, 28), np.uint8)).save(f"{folder}/image.png")
-        for path in paths:
-            os.symlink("image.png", path)
-        cache = create_folder(f"{folder}/cache", how)
-        for at in range(0, len(paths), 512):
-            write_shard(cache, paths[at : at + 512], how, "uint8")
-        records = Records.create(paths, source="benchmark")
-        source = ImageSource(records, (), how, cache=f"{folder}/cache")
-        threads = min(8, os.cpu_count() or 1)
-        loader = training_batches(source, size.batch, seed=0, num_threads=threads)
-
-        def step(batch):
-            nonlocal state
-            state, loss = compiled(state, batch)
-            return loss.block_until_ready
-
-        def feed():
-            batch = next(loader)
-            return step(jax.device_put({key: batch[key] for key in resident}))
-
-        return {
-            "encoder": job.encoder,
-            "resident_ms": 1e3 * seconds_a_step(lambda: step(resident), size),
-            "fed_ms": 1e3 * seconds_a_step(feed, size),
-        }
-
-
-def first_step(size: Size, forms: str) -> dict:
-    """From the start of a process to the end of the first update, with real initial weights."""
-    import jax
-    import jax.numpy as jnp
-
-    from infantxray.models.initialisation import initialise
-
-    job = Job("resnet50" if "resnet50" in size.encoders else size.encoders[0], "two")
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        compiling = pool.submit(compile_job, job, size, forms)
-        _, model, optimizer, batch = make_step(job, size, forms)
-        image = jnp.zeros((1, size.image, size.image, 1))
-        variables = initialise(functools.partial(model.init, train=False), jax.random.key(0), image)
-        params = variables["params"]
-        state = params, variables.get("batch_stats", {}), optimizer.init(params)
-        compiled = compiling.result()[0]
-    _, loss = compiled(state, jax.device_put(batch))
-    loss.block_until_ready()
-    return {"encoder": job.encoder}
-
-
-# ---- PyTorch's step ----
-
-
-def torch_device(tiny: bool) -> str:
-    """ "cuda", for trying things "cpu", or empty: nothing to measure."""
-    if not importlib.util.find_spec("torch"):
-        return ""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu" if tiny else ""
-
-
-def time_torch(job: Job, size: Size, compiled: bool, device: str) -> dict:
-    import torch
-    from reference_networks import create_reference, reference_map
-    from torch import nn
-    from training_step import make_grey, torch_decoder
-
-    torch.backends.cudnn.benchmark = True
-    torch.manual_seed(0)
-    network = create_reference(job.encoder).train()
-    make_grey(network)
-    network.to(device, memory_format=torch.channels_last)
-    side = size.image
-    image = torch.randn(size.batch, 1, side, side, device=device)
-    image = image.to(memory_format=torch.channels_last)
-    label = torch.randint(0, CLASSES, (size.batch,), device=device)
-    age = torch.randn(size.batch, device=device)
-    with torch.no_grad():
-        features = reference_map(network, job.encoder, image[:2]).shape[1]
-    if job.stage == "one":
-        heads = torch_decoder(features)
-    else:
-        hidden = nn.Sequential(nn.Linear(features, 256), nn.ReLU(), nn.Linear(256, 1))
-        heads = nn.ModuleDict({"condition": nn.Linear(features, CLASSES), "age": hidden})
-    heads.to(device, memory_format=torch.channels_last)
-    last = ("fc.", "classifier.", "output.")
-    weights = [p for n, p in network.named_parameters() if not n.startswith(last)]
-    optimizer = torch.optim.AdamW([*weights, *heads.parameters()], LEARNING_RATE, fused=True)
-
-    def loss_of(image, label, age):
-        with torch.autocast(device, torch.bfloat16):
-            latent = reference_map(network, job.encoder, image)
-            if job.stage == "one":
-                return (heads(latent) - image).abs().mean()
-            pooled = latent.mean((2, 3))
-            logits, predicted = heads["condition"](pooled), heads["age"](pooled)[:, 0]
-        entropy = nn.functional.cross_entropy(logits.float(), label)
-        return entropy + AGE_WEIGHT * ((predicted.float() - age) ** 2).mean()
-
-    function = torch.compile(loss_of) if compiled else loss_of
-
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        function(image, label, age).backward()
-        optimizer.step()
-        return torch.cuda.synchronize if device == "cuda" else lambda: None
-
-    start = time.perf_counter()
-    step()()
-    first = time.perf_counter() - start
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    result = {"ms": 1e3 * seconds_a_step(step, size), "first_s": first}
-    if device == "cuda":
-        result["mib"] = torch.cuda.max_memory_allocated() / 2**20
-    return result
-
-
-# ---- Processes ----
+TORCH_AT_ONCE = 8  # networks that PyTorch compiles side by side: each holds its whole step
 
 
 def work(arguments: argparse.Namespace, size: Size) -> None:
     """The work of a child process; every result is one line of JSON."""
-    kind = arguments.worker
-    if kind in ("first", "fed"):
-        print(json.dumps((first_step if kind == "first" else time_fed)(size, arguments.forms)))
+    kind, folder = arguments.worker, arguments.cache
+    if kind == "fed":
+        print(json.dumps(gpu_steps.time_fed(size, arguments.forms)))
         return
     for text in arguments.jobs:
         job = Job.read(text)
         try:
             if kind == "compile":
-                result = {"compile_s": compile_job(job, size, arguments.forms)[1]}
+                result = gpu_steps.compile_to_file(job, size, arguments.forms, folder)
             elif kind == "time":
-                result = time_job(job, size, arguments.forms)
+                result = gpu_steps.time_job(job, size, folder)
             else:
                 device = torch_device(arguments.size == "tiny")
-                result = time_torch(job, size, kind == "torch-compile", device)
+                result = gpu_steps.time_torch(job, size, device, folder)
         except Exception as error:  # the others are still worth measuring
             result = {"error": f"{type(error).__name__}: {error}".partition("\n")[0][:120]}
         print(json.dumps({"job": text, **result}), flush=True)
         gc.collect()
-        if kind.startswith("torch"):
-            import torch
-
-            torch.compiler.reset()
-            torch.cuda.empty_cache()
 
 
 class Processes:
     """Child processes of this file, until the time is up."""
 
-    def __init__(self, arguments: argparse.Namespace, cache: str):
-        self._arguments, self._cache = arguments, cache
+    def __init__(self, arguments: argparse.Namespace, folder: str):
+        self._arguments, self.folder = arguments, folder
         self._deadline = time.monotonic() + arguments.seconds
 
     def left(self) -> float:
         return self._deadline - time.monotonic()
 
+    def environment(self, flags: str = "") -> dict[str, str]:
+        return os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": f"{self.folder}/xla",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
+            "TORCHINDUCTOR_CACHE_DIR": f"{self.folder}/inductor",
+        }
+
     def run(self, worker: str, jobs: list[Job] = (), share: float = 1.0) -> Iterator[dict]:
         """The results that a child completes in this share of the time left."""
         command = [sys.executable, __file__, "--worker", worker, "--size", self._arguments.size]
-        command += ["--forms", self._arguments.forms, "--jobs", *map(str, jobs)]
-        environment = os.environ | {
-            "JAX_COMPILATION_CACHE_DIR": f"{self._cache}/xla",
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            "TORCHINDUCTOR_CACHE_DIR": f"{self._cache}/inductor",
-            "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
-        }
+        command += ["--forms", self._arguments.forms, "--cache", self.folder]
+        command += ["--jobs", *map(str, jobs)]
+        flags = {dict(job.changed).get("flags", "") for job in jobs} if worker == "compile" else {}
+        environment = self.environment(" ".join(gpu_steps.FLAGS.get(name, "") for name in flags))
         with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
             try:
                 code = subprocess.run(
@@ -452,23 +117,53 @@ class Processes:
                 yield {"error": reason}
             yield from ({"job": job, "error": reason} for job in missing)
 
-    def together(self, tasks: list[tuple[str, Job]], at_once: int, share: float) -> list[dict]:
-        """One child for each task, some at once."""
+    def together(self, worker: str, jobs: list[Job], at_once: int, share: float) -> list[dict]:
+        """One child for each job, some at once."""
         end = time.monotonic() + share * self.left()
 
-        def one(task: tuple[str, Job]) -> list[dict]:
+        def one(job: Job) -> list[dict]:
             left = max(0.0, end - time.monotonic()) / max(self.left(), 1e-9)
-            return list(self.run(task[0], [task[1]], share=left))
+            return list(self.run(worker, [job], share=left))
 
         with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-            return [result for results in pool.map(one, tasks) for result in results]
+            return [result for results in pool.map(one, jobs) for result in results]
+
+    def first_update(self, size: Size, workdir: str, share: float) -> dict:
+        """Seconds from the start of `main.py` to the end of its first update."""
+        encoder = first_encoder(size)
+        command = [sys.executable, str(ROOT / "main.py"), f"--workdir={workdir}"]
+        command += ["--config=configs/finetune.py", f"--config.encoder={encoder}"]
+        command += [f"--config.data.image_size={size.image}", f"--config.batch_size={size.batch}"]
+        command += [f"--config.dtype={size.dtype}", "--config.log_every_steps=1"]
+        history = pathlib.Path(workdir, "history.jsonl")
+        start = time.perf_counter()
+        end = start + share * self.left()
+        with tempfile.TemporaryFile("w+") as output:
+            process = subprocess.Popen(
+                command, env=self.environment(), cwd=ROOT, stdout=output, stderr=output
+            )
+            try:
+                while time.perf_counter() < end and process.poll() is None:
+                    if history.exists() and '"train/loss"' in history.read_text(encoding="utf-8"):
+                        return {"encoder": encoder, "seconds": time.perf_counter() - start}
+                    time.sleep(0.05)
+            finally:
+                process.kill()
+                process.wait()
+            output.seek(0)
+            reason = (output.read().strip().splitlines() or ["no output"])[-1]
+            return {"error": reason[-120:] if time.perf_counter() < end else "no time left"}
 
 
-def measure(arguments: argparse.Namespace, size: Size, cache: str) -> dict:
+def first_encoder(size: Size) -> str:
+    return "resnet50" if "resnet50" in size.encoders else size.encoders[0]
+
+
+def measure(arguments: argparse.Namespace, size: Size, folder: str) -> dict:
     """All results, by part."""
     from infantxray.models.forms import FORMS
 
-    children = Processes(arguments, cache)
+    children = Processes(arguments, folder)
     jobs = all_jobs(size, FORMS[arguments.forms])
     plain = [job for job in jobs if not job.changed]
     device = torch_device(arguments.size == "tiny")
@@ -478,29 +173,24 @@ def measure(arguments: argparse.Namespace, size: Size, cache: str) -> dict:
         """Stores results by job and returns the jobs that succeeded."""
         for result in found:
             results[part][result.pop("job")] = result
+        print(f"{children.left():.0f} s left after: {part}", file=sys.stderr, flush=True)
         return [Job.read(text) for text, r in results[part].items() if "error" not in r]
 
     for temperature in ("cold", "warm"):
-        start = time.perf_counter()
-        (first,) = children.run("first", share=0.3)
-        results["first"][temperature] = first | {"seconds": time.perf_counter() - start}
+        workdir = f"{folder}/{temperature}"
+        results["first"][temperature] = children.first_update(size, workdir, share=0.3)
     cores = len(os.sched_getaffinity(0))
     results["at_once"] = min(cores, len(jobs))
-    compiling = children.together([("compile", job) for job in jobs], results["at_once"], 0.5)
-    ready = keep("compile", compiling)
+    ready = keep("compile", children.together("compile", jobs, results["at_once"], 0.5))
     keep("here", children.run("time", [job for job in jobs if job in ready], share=0.6))
-    if device:
-        keep("eager", children.run("torch-eager", plain, share=0.4))
     if all(importlib.util.find_spec(package) for package in ("grain", "pydicom")):
         results["fed"] = next(children.run("fed", share=0.3))
     else:
         results["fed"] = {"error": "grain or pydicom is not installed"}
-    if device == "cuda":
-        order = sorted(plain, key=lambda job: (job.stage == "one", -plain.index(job)))
-        tasks = [("torch-compile", job) for job in order]
-        ready = keep("torch-first", children.together(tasks, TORCH_AT_ONCE, 0.7))
-        keep("compiled", children.run("torch-compile", ready, share=0.9))
-    results["torch"] = device
+    if device:
+        order = sorted(plain, key=lambda job: job.stage == "one")
+        keep("torch", children.together("torch", order, min(cores, TORCH_AT_ONCE), 0.95))
+    results["device"] = device
     return results
 
 
@@ -513,17 +203,18 @@ def describe_device() -> str:
 
 def page(results: dict, size: Size, arguments: argparse.Namespace, device: str) -> str:
     """The results as Markdown."""
-    here, eager, compiled = (results[part] for part in ("here", "eager", "compiled"))
+    here, torch = results["here"], results["torch"]
 
     def number(table: dict, job: Job, key: str, form: str = ",.1f") -> str:
         value = table.get(str(job), {}).get(key)
         return "" if value is None else format(value, form)
 
     backend, _, kind = device.partition(" | ")
+    shown = [a for a in sys.argv[1:] if not a.startswith(("--out", "--json", "--cache"))]
     lines = [
         "# Training speed on one GPU" if backend != "cpu" else "# Training speed, tried on a CPU",
         "",
-        f"`python benchmarks/gpu.py {' '.join(sys.argv[1:])}`".replace(" `", "`")
+        f"`python benchmarks/gpu.py {' '.join(shown)}`".replace(" `", "`")
         + f", {datetime.date.today()}. {kind}, "
         f"jax {importlib.metadata.version('jax')}, Python {platform.python_version()}, "
         f"{len(os.sched_getaffinity(0))} CPU cores. {size.image} px, one channel, batch "
@@ -536,21 +227,31 @@ def page(results: dict, size: Size, arguments: argparse.Namespace, device: str) 
         "PyTorch eager, ms | compiled, ms | MiB | here / best PyTorch |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    rates: dict[str, list[float]] = {"two": [], "one": []}
     order = [Job(encoder, stage) for stage in ("two", "one") for encoder in size.encoders]
     for job in order:
         row = here.get(str(job), {})
         ms = row.get("ms")
-        floor = row.get("bytes", 0) / arguments.bytes_per_second * 1e3
-        others = [t[str(job)]["ms"] for t in (eager, compiled) if "ms" in t.get(str(job), {})]
+        bytes_moved = results["compile"].get(str(job), {}).get("bytes", 0)
+        floor = bytes_moved / arguments.bytes_per_second * 1e3
+        times = torch.get(str(job), {})
+        others = [times[key] for key in ("eager_ms", "compiled_ms") if key in times]
+        if ms and others:
+            rates[job.stage].append(ms / min(others))
         lines.append(
             f"| {job.encoder} | {job.stage} | {number(here, job, 'ms')} "
             f"| {format(size.batch / ms * 1e3, ',.0f') if ms else ''} "
-            f"| {format(floor / ms, '.2f') if ms else ''} | {number(here, job, 'mib', ',.0f')} "
+            f"| {format(floor / ms, '.2f') if ms else ''} "
+            f"| {number(results['compile'], job, 'mib', ',.0f')} "
             f"| {number(results['compile'], job, 'compile_s', '.0f')} "
-            f"| {number(eager, job, 'ms')} | {number(compiled, job, 'ms')} "
-            f"| {number(compiled if str(job) in compiled else eager, job, 'mib', ',.0f')} "
+            f"| {number(torch, job, 'eager_ms')} | {number(torch, job, 'compiled_ms')} "
+            f"| {number(torch, job, 'compiled_mib', ',.0f')} "
             f"| {format(ms / min(others), '.2f') if ms and others else ''} |"
         )
+    for stage, found in rates.items():
+        if found:
+            mean = statistics.geometric_mean(found)
+            lines += ["", f"Stage {stage}, here / best PyTorch, geometric mean: {mean:.2f}."]
     lines += ["", "Each form alone, everything else by default:", ""]
     lines += ["| network | stage | form | ms | default, ms |", "|---|---|---|---|---|"]
     for text in here:
@@ -566,7 +267,7 @@ def page(results: dict, size: Size, arguments: argparse.Namespace, device: str) 
     for temperature, first in results["first"].items():
         what = first.get("error") or f"{first['seconds']:.1f} s ({first['encoder']}, stage two)"
         lines.append(
-            f"- From the start of a process to the end of its first update, {temperature}: {what}"
+            f"- From the start of `main.py` to the end of its first update, {temperature}: {what}"
         )
     fed = results["fed"]
     lines.append(
@@ -576,9 +277,9 @@ def page(results: dict, size: Size, arguments: argparse.Namespace, device: str) 
         f"{fed['resident_ms']:.2f} ms resident: fed / resident speed "
         f"{fed['resident_ms'] / fed['fed_ms']:.3f}"
     )
-    if results["torch"] != "cuda":
+    if results["device"] != "cuda":
         lines.append("- PyTorch with CUDA is not there: torch.compile was not measured")
-    for part in ("compile", "here", "eager", "torch-first", "compiled"):
+    for part in ("compile", "here", "torch"):
         for text, result in results[part].items():
             if "error" in result:
                 lines.append(f"- Not measured ({part}): {text}: {result['error']}")
@@ -589,10 +290,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benchmarks/results/gpu.md")
-    parser.add_argument("--seconds", type=float, default=460, help="for everything")
+    parser.add_argument("--seconds", type=float, default=500, help="for everything")
     parser.add_argument("--bytes-per-second", type=float, default=3.0e12, help="of the memory")
     parser.add_argument("--forms", default="gpu", help="a key of infantxray.models.forms.FORMS")
-    parser.add_argument("--cache", help="folder of compiled programs; empty: a new one")
+    parser.add_argument("--cache", help="folder of compiled programs; default: a temporary one")
+    parser.add_argument("--json", type=pathlib.Path, help="writes the raw results there, too")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--jobs", nargs="*", default=[], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -602,8 +304,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         results = measure(arguments, size, arguments.cache or folder)
-    text = page(results, size, arguments, describe_device())
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    text = page(results, size, arguments, describe_device())
     arguments.out.write_text(text, encoding="utf-8")
     print(text)
 

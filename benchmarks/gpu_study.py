@@ -147,9 +147,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--size", default="full", choices=SIZES)
+    parser.add_argument("--images", type=int, nargs="*", help="sides in pixels, instead of both")
+    parser.add_argument("--fractions", type=float, nargs="*", help="shares of the labels")
+    parser.add_argument("--at_once", type=int, help="runs that share the GPU")
     args = parser.parse_args(arguments)
     args.out = str(pathlib.Path(args.out).resolve())
     size, started = SIZES[args.size], time.monotonic()
+    given = {name: getattr(args, name) for name in ("images", "fractions", "at_once")}
+    size = dataclasses.replace(size, **{name: value for name, value in given.items() if value})
     left = args.minutes * 60
     for side in size.images:
         for command in commands(size, side, args):

@@ -50,6 +50,8 @@ def convolve(
             kernel, groups = _join_groups(kernel, groups, channels)
             if size == 1 and padding == 0:
                 return _matmul(x[:, ::strides, ::strides], kernel[0, 0])
+    elif groups == size == 1 and padding == 0 and forms.pointwise == "product":
+        return _matmul(x[:, ::strides, ::strides], kernel[0, 0])
     elif channels <= STEM_CHANNELS and strides == 2 and forms.stem == "space_to_depth":
         return _convolve_blocks(x, kernel, strides, padding)
     return convolve_lax(x, kernel, strides=strides, padding=padding, groups=groups)

@@ -27,7 +27,8 @@ class Forms:
 
     Attributes:
       convolution: "lax", XLA's convolution; or "products", matrix products and shifted additions
-        for CPUs, which take precedence over the next three fields.
+        for CPUs, which take precedence over the next four fields.
+      pointwise: convolutions of 1x1 without groups: "lax"; or "product", a matrix product.
       grouped_1x1: grouped convolutions of 1x1: "lax"; "batched", one batched matrix product;
         or "dense", one product with a block-diagonal kernel.
       grouped_3x3: larger grouped convolutions, with the same choices. Depthwise convolutions
@@ -46,6 +47,7 @@ class Forms:
     """
 
     convolution: Literal["lax", "products"] = "lax"
+    pointwise: Literal["lax", "product"] = "lax"
     grouped_1x1: Literal["lax", "batched", "dense"] = "lax"
     grouped_3x3: Literal["lax", "batched", "dense"] = "lax"
     stem: Literal["lax", "space_to_depth"] = "lax"
