@@ -1,8 +1,11 @@
 """Training speed on one GPU: every encoder, both stages, beside PyTorch; each form alone.
 
-From the repository's root, within nine minutes on an H100, compilation included:
+From the repository's root, within nine minutes on an H100 or H200, compilation included:
 
     python benchmarks/gpu.py
+    python benchmarks/gpu.py --each-form --out=benchmarks/results/gpu_forms.md
+
+The second command measures each computation form alone instead of PyTorch.
 
 A step is forward, backward and AdamW on a resident batch of grey images, in bfloat16 with float32
 parameters and without augmentation. All programs are compiled first, in parallel processes, and
@@ -39,6 +42,8 @@ from collections.abc import Iterable, Iterator
 import gpu_steps
 from gpu_steps import ROOT, SIZES, Job, Size, all_jobs, torch_device
 
+# What a copy within the GPU's memory reached, bytes read and written.
+BYTES_PER_SECOND = {"H100": 3.0e12, "H200": 4.3e12}
 TORCH_AT_ONCE = 8  # networks that PyTorch compiles side by side: each holds its whole step
 
 
@@ -164,9 +169,9 @@ def measure(arguments: argparse.Namespace, size: Size, folder: str) -> dict:
     from infantxray.models.forms import FORMS
 
     children = Processes(arguments, folder)
-    jobs = all_jobs(size, FORMS[arguments.forms])
+    jobs = all_jobs(size, FORMS[arguments.forms], each_form=arguments.each_form)
     plain = [job for job in jobs if not job.changed]
-    device = torch_device(arguments.size == "tiny")
+    device = "" if arguments.each_form else torch_device(arguments.size == "tiny")
     results: dict = collections.defaultdict(dict)
 
     def keep(part: str, found: Iterable[dict]) -> list[Job]:
@@ -176,17 +181,15 @@ def measure(arguments: argparse.Namespace, size: Size, folder: str) -> dict:
         print(f"{children.left():.0f} s left after: {part}", file=sys.stderr, flush=True)
         return [Job.read(text) for text, r in results[part].items() if "error" not in r]
 
-    for temperature in ("cold", "warm"):
+    for temperature in () if arguments.each_form else ("cold", "warm"):
         workdir = f"{folder}/{temperature}"
         results["first"][temperature] = children.first_update(size, workdir, share=0.3)
     cores = len(os.sched_getaffinity(0))
     results["at_once"] = min(cores, len(jobs))
     ready = keep("compile", children.together("compile", jobs, results["at_once"], 0.5))
     keep("here", children.run("time", [job for job in jobs if job in ready], share=0.6))
-    if all(importlib.util.find_spec(package) for package in ("grain", "pydicom")):
+    if not arguments.each_form:
         results["fed"] = next(children.run("fed", share=0.3))
-    else:
-        results["fed"] = {"error": "grain or pydicom is not installed"}
     if device:
         order = sorted(plain, key=lambda job: job.stage == "one")
         keep("torch", children.together("torch", order, min(cores, TORCH_AT_ONCE), 0.95))
@@ -252,8 +255,9 @@ def page(results: dict, size: Size, arguments: argparse.Namespace, device: str) 
         if found:
             mean = statistics.geometric_mean(found)
             lines += ["", f"Stage {stage}, here / best PyTorch, geometric mean: {mean:.2f}."]
-    lines += ["", "Each form alone, everything else by default:", ""]
-    lines += ["| network | stage | form | ms | default, ms |", "|---|---|---|---|---|"]
+    if any(Job.read(text).changed for text in here):
+        lines += ["", "Each form alone, everything else by default:", ""]
+        lines += ["| network | stage | form | ms | default, ms |", "|---|---|---|---|---|"]
     for text in here:
         job = Job.read(text)
         if job.changed:
@@ -270,14 +274,15 @@ def page(results: dict, size: Size, arguments: argparse.Namespace, device: str) 
             f"- From the start of `main.py` to the end of its first update, {temperature}: {what}"
         )
     fed = results["fed"]
-    lines.append(
-        f"- Fed from the decoded cache: not measured, {fed['error']}"
-        if "error" in fed
-        else f"- {fed['encoder']}, stage two: {fed['fed_ms']:.2f} ms fed from the decoded cache, "
-        f"{fed['resident_ms']:.2f} ms resident: fed / resident speed "
-        f"{fed['resident_ms'] / fed['fed_ms']:.3f}"
-    )
-    if results["device"] != "cuda":
+    if "error" in fed:
+        lines.append(f"- Fed from the decoded cache: not measured, {fed['error']}")
+    elif fed:
+        lines.append(
+            f"- {fed['encoder']}, stage two: {fed['fed_ms']:.2f} ms fed from the decoded cache, "
+            f"{fed['resident_ms']:.2f} ms resident: fed / resident speed "
+            f"{fed['resident_ms'] / fed['fed_ms']:.3f}"
+        )
+    if results["device"] != "cuda" and not arguments.each_form:
         lines.append("- PyTorch with CUDA is not there: torch.compile was not measured")
     for part in ("compile", "here", "torch"):
         for text, result in results[part].items():
@@ -291,8 +296,9 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benchmarks/results/gpu.md")
     parser.add_argument("--seconds", type=float, default=500, help="for everything")
-    parser.add_argument("--bytes-per-second", type=float, default=3.0e12, help="of the memory")
+    parser.add_argument("--bytes-per-second", type=float, help="of the memory; default: by device")
     parser.add_argument("--forms", default="gpu", help="a key of infantxray.models.forms.FORMS")
+    parser.add_argument("--each-form", action="store_true", help="each form alone, no PyTorch")
     parser.add_argument("--cache", help="folder of compiled programs; default: a temporary one")
     parser.add_argument("--json", type=pathlib.Path, help="writes the raw results there, too")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -307,7 +313,11 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    text = page(results, size, arguments, describe_device())
+    device = describe_device()
+    if not arguments.bytes_per_second:
+        known = [rate for name, rate in BYTES_PER_SECOND.items() if name in device]
+        arguments.bytes_per_second = (known or [BYTES_PER_SECOND["H100"]])[0]
+    text = page(results, size, arguments, device)
     arguments.out.write_text(text, encoding="utf-8")
     print(text)
 
