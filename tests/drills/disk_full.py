@@ -1,6 +1,9 @@
 """A disk that fills up at a random moment of every command: one line, and it continues afterwards.
 
     sudo python tests/drills/disk_full.py --count 20
+    sudo python tests/drills/disk_full.py --count 20 study
+
+The second takes half an hour: a study starts processes of its own.
 
 Each command works on a small disk of its own (tmpfs: mounting it needs root), which is filled to
 the last bytes at a random moment. Checked are the exit code, the one line, that no temporary file
@@ -92,6 +95,49 @@ def trial(
     return ("stopped" if code else "ended"), (problems, output if problems else "")
 
 
+def study(count: int, seed: int, disk: Path) -> tuple[collections.Counter[str], list[list[str]]]:
+    """The same for a study of one fine-tuning run; returns the outcomes, and what was wrong."""
+    sys.path.append(str(harness.ROOT / "tests" / "studies"))
+    import test_killed_study as studies
+
+    variants, folder = ["without_pretraining"], disk / "run"
+    for _ in range(2):  # The first study also compiles.
+        shutil.rmtree(folder, ignore_errors=True)
+        started = time.monotonic()
+        studies.finish(folder, variants)
+        seconds = time.monotonic() - started
+    expected = studies.tables(folder)
+    rng = random.Random(f"{seed} study")
+    counts: collections.Counter[str] = collections.Counter()
+    wrong = []
+    for i in range(count):
+        shutil.rmtree(folder)
+        process = studies.start(folder, variants)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=rng.uniform(0, seconds))
+        filler = fill(disk, rng.choice([0, 0, 1000, 20_000, 200_000]))
+        output, _ = process.communicate()
+        code = process.returncode
+        counts["stopped" if code else "ended"] += 1
+        problems = []
+        if code:
+            problems += ["a traceback"] if "Traceback" in output else []
+            problems += ["no line names the disk"] if "disk is full" not in output else []
+            problems += [f"exit code {code}"] if code != 2 else []
+            problems += harness.leftovers(disk)
+            for checkpoints in folder.rglob("checkpoints"):
+                problems += harness.call(damaged_checkpoints, checkpoints.parent)
+        filler.unlink()
+        studies.finish(folder, variants)
+        if studies.tables(folder) != expected:
+            problems.append("other tables")
+        if problems:
+            wrong.append(problems)
+            print("study", i, problems, output[-3000:], flush=True)
+    shutil.rmtree(folder)
+    return counts, wrong
+
+
 def damaged_checkpoints(folder: Path) -> list[str]:
     from infantxray.training import checkpoints
 
@@ -111,9 +157,15 @@ def main() -> None:
     bad = 0
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        commands = harness.commands(place)
-        with small_disk(place / "disk") as disk:
+        commands = {} if options.tasks == ["study"] else harness.commands(place)
+        with small_disk(place / "disk", 256 if "study" in options.tasks else 64) as disk:
             for task in options.tasks or commands:
+                if task == "study":
+                    counts, wrong = study(options.count, options.seed, disk)
+                    table[task] = {**counts, "wrong": wrong}
+                    print(task, dict(counts), f"{len(wrong)} wrong", flush=True)
+                    bad += len(wrong)
+                    continue
                 flags = commands[task][1:]
                 rng = random.Random(f"{options.seed} {task}")
                 for _ in range(2):  # The first run also compiles.
