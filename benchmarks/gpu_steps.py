@@ -346,7 +346,7 @@ def taking_turns(folder: str) -> Iterator[Callable[[], None]]:
 def time_torch(job: Job, size: Size, device: str, folder: str) -> dict:
     """PyTorch's step, eager and compiled. Compiles beside others, then measures alone."""
     import torch
-    from reference_networks import create_reference, reference_map
+    from reference_networks import create_reference, reference_body
     from torch import nn
     from training_step import make_grey, torch_decoder
 
@@ -359,8 +359,10 @@ def time_torch(job: Job, size: Size, device: str, folder: str) -> dict:
     image = image.to(memory_format=torch.channels_last)
     label = torch.randint(0, CLASSES, (size.batch,), device=device)
     age = torch.randn(size.batch, device=device)
+    # Built once: a module that is made within a step cannot be compiled with it.
+    body = reference_body(network, job.encoder)
     with torch.no_grad():
-        features = reference_map(network, job.encoder, image[:2]).shape[1]
+        features = body(image[:2]).shape[1]
     if job.stage == "one":
         heads = torch_decoder(features)
     else:
@@ -373,7 +375,7 @@ def time_torch(job: Job, size: Size, device: str, folder: str) -> dict:
 
     def loss_of(image, label, age):
         with torch.autocast(device, torch.bfloat16):
-            latent = reference_map(network, job.encoder, image)
+            latent = body(image)
             if job.stage == "one":
                 return (heads(latent) - image).abs().mean()
             pooled = latent.mean((2, 3))

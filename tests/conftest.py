@@ -35,7 +35,11 @@ gc.set_threshold(100_000, 50, 50)
 
 
 def pytest_collection_modifyitems(items):
-    """Skips tests marked `slow` unless INFANTXRAY_SLOW_TESTS is set."""
+    """Runs groups first, and skips tests marked `slow` unless INFANTXRAY_SLOW_TESTS is set.
+
+    A group (`xdist_group`) stays in one process: started last, it would leave the others idle.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
     if os.environ.get("INFANTXRAY_SLOW_TESTS"):
         return
     skip = pytest.mark.skip(reason="takes minutes; INFANTXRAY_SLOW_TESTS=1 runs it")

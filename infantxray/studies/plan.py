@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.files import write_json
 from infantxray.models import ENCODERS
 from infantxray.stage_two.self_training import Teaching, num_labelled
 from infantxray.studies import commands
@@ -133,10 +134,7 @@ class Run:
         return {}
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        path = os.path.join(self.folder, _RECORDS[0])
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
-            json.dump(record, file)
-        os.replace(path + ".tmp", path)
+        write_json(os.path.join(self.folder, _RECORDS[0]), record)
 
 
 @dataclasses.dataclass(frozen=True)

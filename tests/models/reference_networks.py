@@ -28,18 +28,23 @@ def create_reference(name: str):
         ).eval()
 
 
+def reference_body(network, name: str):
+    """The network up to its last map, as a module or method."""
+    nn = importlib.import_module("torch").nn
+    if name in ("vgg19", "mobilenet_v2"):
+        return network.features
+    if name == "densenet121":
+        return nn.Sequential(network.features, nn.ReLU())
+    if name == "shufflenet":
+        return network.features[:-1]
+    if name in ("xception", "hrnet_w32"):
+        return network.forward_features
+    return nn.Sequential(*list(network.children())[:-2])
+
+
 def reference_map(network, name: str, image):
     """The last map [B, C, h, w] of the reference, after activation, for image [B, 3, H, W]."""
-    torch = importlib.import_module("torch")
-    if name in ("vgg19", "mobilenet_v2"):
-        return network.features(image)
-    if name == "densenet121":
-        return torch.relu(network.features(image))
-    if name == "shufflenet":
-        return network.features[:-1](image)
-    if name in ("xception", "hrnet_w32"):
-        return network.forward_features(image)
-    return torch.nn.Sequential(*list(network.children())[:-2])(image)
+    return reference_body(network, name)(image)
 
 
 def _define_missing_operators(torch) -> None:
