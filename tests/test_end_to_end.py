@@ -27,7 +27,7 @@ from data_pipeline.decode import load_image
 from data_pipeline.errors import UserError
 from data_pipeline.splits import read_split
 from infantxray.commands import evaluate, finetune, predict, pretrain, probe
-from infantxray.evaluation import saliency
+from infantxray.evaluation import localisation
 from infantxray.models import ENCODERS
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.models.encoders import vgg
@@ -190,7 +190,7 @@ def test_stage_two_leaves_what_it_promises(finetuned):
 
 def test_evaluating_again_gives_the_same_answer(finetuned, tmp_path, monkeypatch):
     for name in ("localisation", "examples", "mistakes"):  # As in the run itself.
-        monkeypatch.setattr(run_report, name, getattr(saliency, name))
+        monkeypatch.setattr(run_report, name, getattr(localisation, name))
     config = evaluate_config.get_config()
     config.checkpoint = str(finetuned)
     config.bootstrap_samples = 20

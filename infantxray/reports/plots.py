@@ -21,8 +21,8 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Rectangle
 from sklearn.metrics import roc_curve
 
+from infantxray.evaluation.localisation import Example
 from infantxray.evaluation.predictions import Predictions
-from infantxray.evaluation.saliency import Example
 from infantxray.reports import page
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

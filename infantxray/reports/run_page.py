@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from infantxray.evaluation.localisation import Example
 from infantxray.evaluation.metrics import CLASS_METRICS, HEADLINES
 from infantxray.evaluation.predictions import Predictions
-from infantxray.evaluation.saliency import STRIDES, Example
+from infantxray.evaluation.saliency import STRIDES
 from infantxray.reports import plots, stage_one_gain
 from infantxray.reports.page import (
     NAMES,

@@ -24,18 +24,12 @@ from data_pipeline.loader import ImageSource, class_indices
 from data_pipeline.manifest import Records
 from data_pipeline.splits import read_split
 from infantxray.evaluation import diagnostics, operating_points
+from infantxray.evaluation.localisation import Box, Images, examples, localisation, mistakes
 from infantxray.evaluation.metrics import headline
 from infantxray.evaluation.operating_points import FILE as POINTS
 from infantxray.evaluation.operating_points import OperatingPoint, read_points
 from infantxray.evaluation.predictions import Predictions, write_predictions
-from infantxray.evaluation.saliency import (
-    Box,
-    Explainer,
-    Images,
-    examples,
-    localisation,
-    mistakes,
-)
+from infantxray.evaluation.saliency import Explainer
 from infantxray.evaluation.summary import baseline, calibration_of, summarise, to_json
 from infantxray.features.baselines import RIDGE, baselines
 from infantxray.reports import (

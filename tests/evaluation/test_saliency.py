@@ -12,9 +12,10 @@ from data_pipeline.decode import Preprocessing
 from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
 from data_pipeline.phantom import open_phantom, truth
-from infantxray.evaluation import saliency
+from infantxray.evaluation import localisation, saliency
+from infantxray.evaluation.localisation import Images
 from infantxray.evaluation.predictions import Predictions
-from infantxray.evaluation.saliency import Explainer, Images
+from infantxray.evaluation.saliency import Explainer
 from infantxray.models import ENCODERS, create_encoder
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.models.encoders import layers, resnet
@@ -253,7 +254,7 @@ def test_one_example_a_class_the_surest_right_or_wrong(explain, radiographs):
     probabilities = [[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0]]
     images = images_of(radiographs, rows, lambda row, name: [(1, 2, 3, 4)] if row == 2 else ())
     answers = predictions(radiographs, rows, probabilities)
-    found = saliency.examples(explain, images, answers)
+    found = localisation.examples(explain, images, answers)
     assert [(e.truth, e.predicted) for e in found] == [("a", "b"), ("b", "a")]
     assert [e.probability for e in found] == pytest.approx([0.7, 0.9])
     assert [example.boxes for example in found] == [(), ((1, 2, 3, 4),)]
@@ -268,7 +269,7 @@ def test_one_example_a_class_the_surest_right_or_wrong(explain, radiographs):
     assert found[1].predicted_map[96:128, 32:64].mean() > 0.6
     assert found[1].predicted_map.mean() < 0.15
     assert found[1].true_map[96:128, 32:64].mean() < 0.4
-    wrong = saliency.mistakes(explain, images, answers)
+    wrong = localisation.mistakes(explain, images, answers)
     assert [(e.truth, e.predicted) for e in wrong] == [("b", "a"), ("a", "b")]  # Surest first.
 
 
@@ -278,9 +279,9 @@ def test_nothing_to_explain(explain, radiographs):
     unknown = predictions(radiographs, rows, [[1, 0, 0]])
     no_classes = Predictions((), np.zeros((1, 0)), *[np.zeros(1)] * 4)
     for answers in (unknown, no_classes):
-        assert saliency.examples(explain, images, answers) == []
-        assert saliency.mistakes(explain, images, answers) == []
-        assert saliency.localisation(explain, images, answers) is None
+        assert localisation.examples(explain, images, answers) == []
+        assert localisation.mistakes(explain, images, answers) == []
+        assert localisation.localisation(explain, images, answers) is None
 
 
 def test_saliency_is_held_against_the_true_boxes(explain):
@@ -296,7 +297,7 @@ def test_saliency_is_held_against_the_true_boxes(explain):
     rows = np.arange(len(phantom))
     answers = predictions(source, rows, np.eye(3)[np.zeros(len(rows), int)])
     images = images_of(source, rows, lambda row, name: boxes[row])
-    found = saliency.localisation(explain, images, answers, samples=200)
+    found = localisation.localisation(explain, images, answers, samples=200)
     assert (found["n"], found["level"]) == (8, 3)
     first = [i for i, boxed in enumerate(boxes) if boxed][:8]
     area = [(x1 - x0) * (y1 - y0) / SIDE**2 for ((x0, y0, x1, y1),) in (boxes[i] for i in first)]
@@ -331,12 +332,15 @@ def test_several_findings_of_an_image_have_boxes_of_their_own(explain, radiograp
     def boxes(row, name):
         return [spots[row]] if name == "a" else [(64, 64, 128, 128)]
 
-    found = saliency.localisation(explain, images_of(radiographs, rows, boxes), answers, samples=0)
+    found = localisation.localisation(
+        explain, images_of(radiographs, rows, boxes), answers, samples=0
+    )
     assert found["n"] == 3  # Both of the first image; of the second it is not known for "a".
     assert found["n_patients"] == 2
     assert found["box_share"] == pytest.approx((1 / 16 + 1 / 4 + 1 / 4) / 3)
     assert [
-        e.boxes for e in saliency.examples(explain, images_of(radiographs, rows, boxes), answers)
+        e.boxes
+        for e in localisation.examples(explain, images_of(radiographs, rows, boxes), answers)
     ] == [((0, 0, 32, 32),), ((64, 64, 128, 128),)]
 
 
@@ -346,11 +350,11 @@ def test_maps_that_do_not_depend_on_the_model_are_found_out(model, radiographs):
     rows = np.arange(4)
     answers = predictions(radiographs, rows, np.eye(3)[[0, 1, 2, 0]])
     images = images_of(radiographs, rows, lambda row, name: [(0, 0, 9, 9)])
-    found = saliency.localisation(explain, images, answers, samples=0)["randomisation"]
+    found = localisation.localisation(explain, images, answers, samples=0)["randomisation"]
     assert found["heads"] == pytest.approx(found["all"])
     same = explain.randomised(heads_only=True)
     assert same._variables["params"].keys() == explain._variables["params"].keys()
     maps = np.random.default_rng(0).random((3, 8, 8))
-    assert saliency._similarity(maps, maps) == pytest.approx(1.0)
-    assert saliency._similarity(maps, -maps) == pytest.approx(-1.0)
-    assert np.isnan(saliency._similarity(maps, np.zeros_like(maps)))
+    assert localisation._similarity(maps, maps) == pytest.approx(1.0)
+    assert localisation._similarity(maps, -maps) == pytest.approx(-1.0)
+    assert np.isnan(localisation._similarity(maps, np.zeros_like(maps)))

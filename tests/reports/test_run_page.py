@@ -12,9 +12,9 @@ from PIL import Image
 
 from configs import finetune
 from infantxray.evaluation.calibration import calibration
+from infantxray.evaluation.localisation import Example
 from infantxray.evaluation.metrics import HEADLINES
 from infantxray.evaluation.predictions import Predictions
-from infantxray.evaluation.saliency import Example
 from infantxray.evaluation.summary import summarise as summarise_predictions
 from infantxray.evaluation.summary import to_json
 from infantxray.reports import page, plots, run_page, run_sections
