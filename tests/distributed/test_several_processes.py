@@ -87,18 +87,19 @@ def history(folder):
 
 
 def differences(folder, other, step):
-    """The largest difference of a loss, and of a parameter of the checkpoint at a step.
+    """The largest differences of losses, metrics, and parameters of the checkpoint at a step.
 
     Raises:
       AssertionError: one is larger than 1e-5 and 1e-5 of the value.
     """
-    losses, parameters = [], []
+    losses, metrics, parameters = [], [], []
     first, second = history(folder), history(other)
     assert first.keys() == second.keys()
     for key, value in first.items():
         if not key[1].endswith(("roc_auc", "accuracy")):  # These change by whole ranks.
-            losses.append(abs(value - second[key]))
-            assert losses[-1] <= TOLERANCE * (1 + abs(value)), (key, value, second[key])
+            is_loss = key[1].endswith(("loss", "l1", "cross_entropy", "age_mse"))
+            (losses if is_loss else metrics).append(abs(value - second[key]))
+            assert abs(value - second[key]) <= TOLERANCE * (1 + abs(value)), (key, second[key])
     arrays, others = (harness.call(harness.arrays, place, step) for place in (folder, other))
     for name, array in arrays.items():
         if name.startswith("['params']"):
@@ -107,7 +108,8 @@ def differences(folder, other, step):
             assert (change <= TOLERANCE * (1 + abs(array))).all(), (name, parameters[-1])
     assert len(losses) > step
     assert len(parameters) > 20
-    return f"losses {max(losses):.1e}, parameters {max(parameters):.1e}"
+    found = {"losses": losses, "metrics": metrics, "parameters": parameters}
+    return ", ".join(f"{name} {max(values):.1e}" for name, values in found.items() if values)
 
 
 def resume(place):
