@@ -275,8 +275,8 @@ def stop_after(steps, monkeypatch):
     compile_step = loop._compile
     left = [steps]
 
-    def compile_and_count(*arguments):
-        step = compile_step(*arguments)
+    def compile_and_count(*arguments, **options):
+        step = compile_step(*arguments, **options)
 
         def wrapped(state, batch, key):
             left[0] -= 1

@@ -142,40 +142,26 @@ def fit(
         stack.callback(bar.close)
         clock = Clock(settings.batch_size)
 
-        def explain_non_finite() -> str:
-            rate, last = settings.optimizer.learning_rate, checkpoints.latest_step or "none"
-            return (
-                f"lower config.optimizer.learning_rate ({rate:g}){advice}; the last good "
-                f"checkpoint is step {last}"
-            )
-
-        schedule = optimizer.learning_rate_schedule(settings.optimizer, settings.total_steps)
-        metrics_log = loop_hooks.MetricsLog(settings.logs, schedule, clock, bar, explain_non_finite)
-        validation = loop_hooks.Validation(
-            settings.evaluates,
-            # All processes must stop at the same evaluation: one of them decides.
-            lambda variables: processes.from_main(task.evaluate(variables)),
-            settings.best_metric,
-            settings.lower_is_better,
-            settings.early_stopping_evals,
-            settings.least_steps,
-        )
+        metrics_log = _metrics_log(settings, clock, bar, checkpoints, advice)
+        validation = _validation(settings, task)
         saving = loop_hooks.Saving(settings.saves, checkpoints, batches)
         stop = stack.enter_context(StopOnSignal())
         compiled = None
+
+        def describe() -> None:
+            """Step 0: the parameters, and what the hooks measure before the first update."""
+            log.describe(state.params, description)
+            for hook in hooks:
+                log(0, hook(Moment(0, state, progress, log.writer)))
+
         for step in range(start + 1, settings.total_steps + 1):
             if progress.finished:
                 break
             batch = sharding.put(next(batches))
             if compiled is None:
-                # Compile in the background while the hooks of step 0 run.
-                with waiting("compiling the training step"), ThreadPoolExecutor(1) as pool:
-                    compiling = pool.submit(_compile, train_step, state, batch, step_key)
-                    if start == 0:
-                        log.describe(state.params, description)
-                        for hook in hooks:
-                            log(0, hook(Moment(0, state, progress, log.writer)))
-                compiled = compiling.result()
+                compiled = _compile(
+                    train_step, state, batch, step_key, meanwhile=describe if start == 0 else None
+                )
                 clock.restart()
             state, metrics = compiled(state, batch, step_key)
             metrics_log.add(metrics)
@@ -214,13 +200,48 @@ def fit(
     return state, progress
 
 
-def _compile(train_step: Any, *arguments: Any) -> Any:
-    started = time.perf_counter()
-    compiled = train_step.lower(*arguments).compile()
-    seconds = time.perf_counter() - started
-    if seconds > 5:
-        _log.info("compiled the training step in %.0f s", seconds)
-    return compiled
+def _metrics_log(
+    settings: LoopSettings, clock: Clock, bar: Any, checkpoints: Checkpoints, advice: str
+) -> loop_hooks.MetricsLog:
+    def explain_non_finite() -> str:
+        rate, last = settings.optimizer.learning_rate, checkpoints.latest_step or "none"
+        return (
+            f"lower config.optimizer.learning_rate ({rate:g}){advice}; the last good "
+            f"checkpoint is step {last}"
+        )
+
+    schedule = optimizer.learning_rate_schedule(settings.optimizer, settings.total_steps)
+    return loop_hooks.MetricsLog(settings.logs, schedule, clock, bar, explain_non_finite)
+
+
+def _validation(settings: LoopSettings, task: Task) -> loop_hooks.Validation:
+    return loop_hooks.Validation(
+        settings.evaluates,
+        # All processes must stop at the same evaluation: one of them decides.
+        lambda variables: processes.from_main(task.evaluate(variables)),
+        settings.best_metric,
+        settings.lower_is_better,
+        settings.early_stopping_evals,
+        settings.least_steps,
+    )
+
+
+def _compile(train_step: Any, *arguments: Any, meanwhile: Callable[[], None] | None) -> Any:
+    """Compiles the training step in the background while `meanwhile` runs."""
+
+    def work() -> Any:
+        started = time.perf_counter()
+        compiled = train_step.lower(*arguments).compile()
+        seconds = time.perf_counter() - started
+        if seconds > 5:
+            _log.info("compiled the training step in %.0f s", seconds)
+        return compiled
+
+    with waiting("compiling the training step"), ThreadPoolExecutor(1) as pool:
+        compiling = pool.submit(work)
+        if meanwhile is not None:
+            meanwhile()
+    return compiling.result()
 
 
 def _start(
