@@ -19,7 +19,8 @@ The whole paper: eight encoders, five seeds, 224 px, for GPUs:
 
 The comparisons of docs/results.md, each at equal budgets: the paper's objective, `best` and their
 controls; `best` without one of its terms at a time; stage one by its objective; stage one with and
-without labels of the source data; the age term:
+without labels of the source data; the age term; and the paper's variants where every run is as long as its
+labels ask for (docs/few_labels.md) and stops when validation patients show no more improvement:
 
     python main.py --config=configs/study.py:best --workdir=runs/recipes \
         --config.study.pretrain_data=manifest:/data/adult.csv,manifest:/data/infant.csv \
@@ -28,6 +29,7 @@ without labels of the source data; the age term:
     python main.py --config=configs/study.py:objectives --workdir=runs/objectives
     python main.py --config=configs/study.py:transfer --workdir=runs/transfer
     python main.py --config=configs/study.py:age --workdir=runs/age
+    python main.py --config=configs/study.py:converged --workdir=runs/converged
 
 The same command again resumes a study that was stopped. docs/study.md has Slurm arrays and Ray.
 """
@@ -57,6 +59,7 @@ VARIANTS = {
     "objectives": ("objectives", "best"),
     "transfer": ("transfer", "best"),
     "age": ("age", "cpu"),
+    "converged": ("paper", "cpu"),
 }
 
 
@@ -151,4 +154,18 @@ def get_config(variant: str = "cpu"):
         config.finetune.train_steps = 600
         config.finetune.eval_every_steps = 100
         config.finetune.checkpoint_every_steps = 100
+    elif variant == "converged":
+        config.study.encoders = ("shufflenet", "mobilenet_v2", "resnet50", "densenet121")
+        config.study.label_fractions = (0.02, 0.1, 1.0)
+        config.pretrain.train_steps = 1500
+        for key in ("eval_every_steps", "checkpoint_every_steps", "images_every_steps"):
+            config.pretrain[key] = 750
+        config.pretrain.probe_every_steps = 0
+        config.finetune.train_steps = 0  # Length by the data, with early stopping.
+        config.finetune.batch_norm_images = 1000
+        config.finetune.bootstrap_samples = 200
+        config.finetune.coverage = 0.0
+        for stage in (config.pretrain, config.finetune):
+            stage.batch_size = 32
+            stage.optimizer.learning_rate = 2e-3
     return config
