@@ -46,6 +46,11 @@ def get_config(variant: str = "cpu"):
     # the first layers change least; 1 = the same everywhere.
     config.layer_decay = 1.0
     config.class_weights = "none"  # "balanced": inverse frequency in the loss.
+    # MixUp: training on weighted means of two images; α of the Beta distribution. 0 = off.
+    config.mixup = 0.0
+    # Weight of the squared difference between the probabilities in two augmented views of an image.
+    # A step then takes twice as long. 0 = off: one view.
+    config.consistency = 0.0
     config.ema_decay = 0.0  # Above 0: evaluate an exponential moving average of the weights.
     # BatchNorm statistics at evaluation are means over batches of this number of training images
     # without augmentation; 0 = running averages over the augmented images.
@@ -78,6 +83,8 @@ def get_config(variant: str = "cpu"):
     config.self_training.committee = ""
     config.self_training.teacher_steps = 0  # Or a network, fine-tuned for this many steps.
     config.self_training.teachers = 1  # Fine-tuned teachers, with different seeds.
+    # Students in turn, each the teacher of the next. They share the steps of training equally.
+    config.self_training.rounds = 1
     # Share of images with a condition in a student's batch. It also applies without self-training
     # if images with a condition are rarer than this (all images have an age, few a condition). A
     # teacher's batch has this share of batch_size.

@@ -18,14 +18,16 @@ The whole paper: eight encoders, five seeds, 224 px, for GPUs:
         --config.data.train=manifest:/data/infant.csv
 
 The comparisons of docs/results.md, each at equal budgets: the paper's objective, `best` and their
-controls; `best` without one of its terms at a time; stage one by its objective; stage one with and
-without labels of the source data; the age term; and the paper's variants where every run is as long as its
-labels ask for (docs/few_labels.md) and stops when validation patients show no more improvement:
+controls; `best` without one of its terms; `best` with one more method of semi-supervised learning;
+stage one by its objective; stage one with and without labels of the source data; the age term; and
+the paper's variants with lengths that follow from the number of labels, and early stopping
+(docs/few_labels.md):
 
     python main.py --config=configs/study.py:best --workdir=runs/recipes \
         --config.study.pretrain_data=manifest:/data/adult.csv,manifest:/data/infant.csv \
         --config.data.train=manifest:/data/infant.csv
     python main.py --config=configs/study.py:ablation --workdir=runs/ablation
+    python main.py --config=configs/study.py:semi_supervised --workdir=runs/semi_supervised
     python main.py --config=configs/study.py:objectives --workdir=runs/objectives
     python main.py --config=configs/study.py:transfer --workdir=runs/transfer
     python main.py --config=configs/study.py:age --workdir=runs/age
@@ -56,6 +58,7 @@ VARIANTS = {
     "paper": ("paper", "paper"),
     "best": ("best", "best"),
     "ablation": ("ablation", "best"),
+    "semi_supervised": ("semi_supervised", "best"),
     "objectives": ("objectives", "best"),
     "transfer": ("transfer", "best"),
     "age": ("age", "cpu"),
@@ -141,8 +144,11 @@ def get_config(variant: str = "cpu"):
         config.study.seeds = tuple(range(12))  # Draws of labels differ more than recipes.
         config.study.pretrain_seeds = (0, 1)
         config.study.label_fractions = (0.02, 0.1, 1.0)
-    elif variant == "ablation":
+    elif variant in ("ablation", "semi_supervised"):
         config.study.label_fractions = (0.02,)
+        if variant == "semi_supervised":
+            config.study.seeds = tuple(range(6))
+            config.study.pretrain_seeds = (0, 1)
     elif variant == "objectives":
         config.study.pretrain_seeds = (0,)
         config.study.label_fractions = (0.02, 0.1, 1.0)

@@ -22,7 +22,7 @@ from configs import finetune as finetune_config
 from configs import predict as predict_config
 from configs import pretrain as pretrain_config
 from configs import probe as probe_config
-from data_pipeline.dataset import DataSettings, open_split
+from data_pipeline.dataset import DataSettings, Reader, open_split
 from data_pipeline.decode import load_image
 from data_pipeline.errors import UserError
 from data_pipeline.splits import read_split
@@ -310,6 +310,9 @@ def test_self_training_goes_on_wherever_it_was_stopped(tmp_path, pretrained, mon
     config = stage_two(pretrained, quick=True)
     config.self_training.teacher_steps = 1
     config.self_training.teachers = 2
+    config.self_training.rounds = 2
+    config.train_steps = 4
+    config.consistency = 0.5
     config.batch_size = 16
     config.data.label_fraction = 0.5
     config.age_loss = "distribution"
@@ -327,15 +330,27 @@ def test_self_training_goes_on_wherever_it_was_stopped(tmp_path, pretrained, mon
     assert len(answers) == len(train)
     assert 0 < sum(row["label"] == "" for row in train) < len(train)
     tags = set().union(*(row.keys() for row in read_history(str(straight / "history.jsonl"))))
-    assert {"train/age_distribution", "train/weight_cross_entropy"} <= tags
+    assert {"train/age_distribution", "train/weight_cross_entropy", "train/consistency"} <= tags
+    # The two students share the four steps, and the second learns from the first.
+    assert checkpoints.checkpoint_steps(str(straight))[-1] == 2
+    student = straight / "teachers" / "student1"
+    assert checkpoints.checkpoint_steps(str(student))[-1] == 2
+    second = np.load(straight / "teachers" / "soft_labels_2.npy")
+    spec = ModelSpec.read(str(straight))
+    reader = Reader(settings.data_settings(config), spec.classes)
+    predictor = inference.Predictor(spec, batch_size=16, num_threads=1)
+    found, _ = predictor(
+        inference.restore(str(student), spec)[0], reader(read_split(straight / "split.csv").train)
+    )
+    np.testing.assert_array_equal(found.probabilities.astype(np.float32), second)
 
-    # Each attempt makes one step: one of each teacher, then the student's.
-    for _ in range(3):
+    # Each attempt makes one step: one of each teacher, then those of the students.
+    for _ in range(4):
         stop_after(1, monkeypatch)
         with pytest.raises(loop.Interrupted):
             finetune.run(config, str(stopped))
         monkeypatch.undo()
-        if (stopped / "teachers" / "soft_labels.npy").exists():
+        if (stopped / "teachers" / "soft_labels_2.npy").exists():
             break
     finetune.run(config, str(stopped))
     np.testing.assert_array_equal(np.load(stopped / "teachers" / "soft_labels.npy"), answers)
@@ -430,6 +445,7 @@ def test_a_linear_probe_teaches(tmp_path, pretrained, caplog):
     caplog.set_level("INFO", logger="infantxray")
     config = stage_two(pretrained, quick=True)
     config.self_training.linear_probe = True
+    config.mixup = 0.4
     config.batch_size = 16
     config.data.label_fraction = 0.5
     for name in config.augment:

@@ -111,7 +111,7 @@ def run(config, folder: str) -> None:
             labelled = reader(split.train.take(train.has_condition), training=True)
             drawn = teaching.images_drawn(num_labelled)
             loop_settings = _length(
-                config, len(train), train, validation, best_metric, notes, drawn
+                config, len(train), train, validation, best_metric, notes, drawn, teaching.rounds
             )
             if teaching.linear_probe:
                 ask = functools.partial(
@@ -130,7 +130,17 @@ def run(config, folder: str) -> None:
                     num_threads=data.num_threads,
                     fit=fit,
                 )
-            train.soft_labels = self_training.soft_labels(folder, ask)
+            self_training.teach_students(
+                folder,
+                ask,
+                train,
+                spec=spec,
+                teaching=teaching,
+                predictor=predictor,
+                loop_settings=loop_settings,
+                fit=fit,
+                batches=batches,
+            )
             fit(loop_settings, folder, batches(train))
         else:
             loop_settings = _length(config, len(informative), train, validation, best_metric, notes)
@@ -185,14 +195,15 @@ def run(config, folder: str) -> None:
 
 
 def _length(
-    config, num_images, train, validation, best_metric, notes: list[str], drawn_by_teachers=0
+    config, num_images, train, validation, best_metric, notes, drawn_by_teachers=0, rounds=1
 ) -> loop.LoopSettings:
     """The settings of the loop, with the length from the settings or from the data.
 
-    A length from the data adds a sentence to `notes`, for the report.
+    The students of several rounds share the steps. A length from the data adds a sentence to the
+    list `notes`, for the report.
     """
     if not settings.is_by_data(config):
-        steps = settings.total_steps(config, num_images)
+        steps = max(settings.total_steps(config, num_images) // rounds, 1)
         return settings.loop_settings(config, steps, best_metric=best_metric)
     aged = best_metric == "age_mae_months"
 
@@ -204,6 +215,7 @@ def _length(
         known(validation),
         config.batch_size,
         drawn_by_teachers=drawn_by_teachers,
+        rounds=rounds,
     )
     notes.append(f"{found.text}; learning rate {config.optimizer.learning_rate:g}")
     _log.info(notes[-1])

@@ -174,6 +174,9 @@ _RULES = {
     "layer_decay": (lambda v: 0 < v <= 1, "above 0, at most 1"),
     "self_training.teacher_steps": (lambda v: v >= 0, "0 (off) or more"),
     "self_training.teachers": (lambda v: v >= 1, "1 or more"),
+    "self_training.rounds": (lambda v: v >= 1, "1 or more"),
+    "mixup": (lambda v: v >= 0, "0 (off) or more"),
+    "consistency": (lambda v: v >= 0, "0 (off) or more"),
     "labelled_fraction": (lambda v: 0 < v < 1, "above 0 and below 1"),
     "class_weights": (lambda v: v in ("none", "balanced"), "none or balanced"),
     "labels": (lambda v: v in ("single", "multi"), "single or multi"),
@@ -298,6 +301,18 @@ def check(config) -> None:
         )
     for place in filter(None, (committee or "").split("+")):
         _check_pretrained(place.strip(), "self_training.committee")
+    if _lookup(config, "self_training.rounds") not in (None, 1) and not (
+        config.self_training.linear_probe or config.self_training.teacher_steps
+    ):
+        raise ConfigError(
+            "config.self_training.rounds needs a first teacher: set "
+            "config.self_training.linear_probe=True or config.self_training.teacher_steps"
+        )
+    if config.get("mixup") and (config.get("age_film") or config.get("condition_on")):
+        raise ConfigError(
+            "config.mixup mixes images of two ages, sexes and views; it cannot be combined with "
+            "config.age_film and config.condition_on"
+        )
     if config.get("age_film") and not config.age_head:
         raise ConfigError("config.age_film=True needs config.age_head=True")
     if "best_metric" in config and not config.age_head and config.best_metric == "age_mae_months":

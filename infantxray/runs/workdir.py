@@ -43,6 +43,9 @@ _LATER = {
     "pretrained": "",
     "teacher_momentum": 0.99,
     "self_training.committee": "",
+    "self_training.rounds": 1,
+    "mixup": 0.0,
+    "consistency": 0.0,
     "batch_norm_images": 0,
 }
 _LATER_GROUPS = ("weights.", "supervised.")  # Without effect on what earlier versions could do.

@@ -46,7 +46,12 @@ def images_to_draw(num_labelled: int) -> int:
 
 
 def by_data(
-    num_labelled: int, num_validation: int, batch_size: int, *, drawn_by_teachers: int = 0
+    num_labelled: int,
+    num_validation: int,
+    batch_size: int,
+    *,
+    drawn_by_teachers: int = 0,
+    rounds: int = 1,
 ) -> Budget:
     """The budget of a run; equal for all arms that have the same data.
 
@@ -56,18 +61,19 @@ def by_data(
         checkpoint is used and training does not stop early.
       batch_size: images of a step.
       drawn_by_teachers: images that self-training's teachers draw; they count.
+      rounds: students in turn, which share the images equally.
 
     Raises:
       UserError: the teachers alone draw more.
     """
     images = images_to_draw(num_labelled) - drawn_by_teachers
-    if images < batch_size:
+    if images < batch_size * rounds:
         raise UserError(
             f"the teachers draw {drawn_by_teachers:,} images, and {num_labelled} labels give "
-            f"{images_to_draw(num_labelled):,} in all; lower config.self_training.teacher_steps, "
-            "or set config.train_steps"
+            f"{images_to_draw(num_labelled):,} in all; lower config.self_training.teacher_steps "
+            "or .rounds, or set config.train_steps"
         )
-    steps = math.ceil(images / batch_size)
+    steps = math.ceil(images / batch_size / rounds)
     budget = Budget(
         total_steps=steps,
         eval_every_steps=math.ceil(steps / _EVALUATIONS),
@@ -77,9 +83,10 @@ def by_data(
     stop = "never stops early"
     if budget.early_stopping_evals:
         stop = f"stops after {_PATIENCE} evaluations without improvement, from step {steps // 2} on"
+    times = "" if rounds == 1 else f"{rounds} times "
     text = (
         f"length by the data: {num_labelled:,} labelled images and {num_validation:,} for "
-        f"validation give {steps:,} steps of {batch_size} images, an evaluation every "
+        f"validation give {times}{steps:,} steps of {batch_size} images, an evaluation every "
         f"{budget.eval_every_steps}; {stop}"
     )
     return dataclasses.replace(budget, text=text)

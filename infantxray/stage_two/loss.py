@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipeline.errors import DataError
 from infantxray.models.diagnosis import age_bins
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two.inference import build_model, init_variables
-from infantxray.training import augment, losses
+from infantxray.training import augment, losses, mixup
 from infantxray.training.augment import Augmentation
 from infantxray.training.batch_norm import PreciseStatistics
 from infantxray.training.hooks import Moment
@@ -22,7 +23,8 @@ from infantxray.training.train_step import Task
 PyTree = Any
 
 _CONTEXT_HIDDEN = 0.1  # Share of the images whose sex and view are hidden in training.
-_CONTEXT_STREAM = 7  # Of random numbers, apart from those of the augmentation.
+# Streams of random numbers, apart from those of the augmentation.
+_CONTEXT_STREAM, _VIEW_STREAM, _MIXUP_STREAM = 7, 8, 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,9 @@ class LossSettings:
       class_weights: `"none"`, or `"balanced"`, the inverse frequency of each class; where an image
         may have several findings, that of their presence and absence.
       freeze_encoder: train the heads alone.
+      mixup: α of the Beta distribution of MixUp, see `training.mixup`; 0 = off.
+      consistency: weight of the disagreement between two augmented views of an image, see
+        `losses.disagreement`; 0 = off, one view. The other terms are means over both views.
     """
 
     age_weight: float = 0.8
@@ -43,6 +48,8 @@ class LossSettings:
     age_weighting: str = "fixed"
     class_weights: str = "none"
     freeze_encoder: bool = False
+    mixup: float = 0.0
+    consistency: float = 0.0
 
     @property
     def age_term(self) -> str:
@@ -70,7 +77,12 @@ def make_task(
       validate: variables -> metrics.
       statistics: makes the BatchNorm statistics for evaluation from a forward pass; None = the
         running statistics.
+
+    Raises:
+      DataError: the loss compares conditions, and there are none.
     """
+    if settings.consistency and not spec.classes:
+        raise DataError("config.consistency compares predicted conditions, and there are no labels")
     model = build_model(spec, freeze_encoder=settings.freeze_encoder)
     if spec.multi_label:
         class_weights = jnp.asarray(_finding_weights(settings.class_weights, labels))
@@ -93,6 +105,8 @@ def make_task(
             result["cross_entropy"] = weight * batch["mask"]
         if spec.has_age:
             result[age_term] = jnp.isfinite(batch["age_months"]) * batch["mask"]
+        if settings.consistency:
+            result["consistency"] = batch["mask"]
         return result
 
     def forward(
@@ -110,13 +124,33 @@ def make_task(
         )
         return outputs, updated.get("batch_stats", batch_stats)
 
+    def view(
+        params: PyTree, batch_stats: PyTree, batch: Any, keys: tuple[jax.Array, ...]
+    ) -> tuple[Any, dict[str, jax.Array], PyTree]:
+        """Outputs and terms of one augmented view, by the keys of the augmentation and MixUp."""
+        image = augment.augment(augment.to_intensity(batch["image"]), keys[0], augmentation)
+        context = _shown(batch["context"], keys[0]) if spec.context else None
+        if not settings.mixup:
+            outputs, batch_stats = forward(params, batch_stats, batch, image, context)
+            return outputs, loss_terms(spec, outputs, batch, class_weights), batch_stats
+        mixing = mixup.draw(keys[1], len(image), settings.mixup)
+        outputs, batch_stats = forward(params, batch_stats, batch, mixing.mix(image), context)
+        terms = mixing.terms(lambda out: loss_terms(spec, out, batch, class_weights), outputs)
+        return outputs, terms, batch_stats
+
     def compute(params: PyTree, batch_stats: PyTree, batch: Any, key: jax.Array) -> Any:
-        image = augment.augment(augment.to_intensity(batch["image"]), key, augmentation)
-        context = _shown(batch["context"], key) if spec.context else None
-        outputs, batch_stats = forward(params, batch_stats, batch, image, context)
-        terms = loss_terms(spec, outputs, batch, class_weights)
+        mixing_key = jax.random.fold_in(key, _MIXUP_STREAM)  # Both views mix the same pairs.
+        outputs, terms, batch_stats = view(params, batch_stats, batch, (key, mixing_key))
+        apart = None
+        if settings.consistency:
+            keys = (jax.random.fold_in(key, _VIEW_STREAM), mixing_key)
+            other, more, batch_stats = view(params, batch_stats, batch, keys)
+            terms = {name: (value + more[name]) / 2 for name, value in terms.items()}
+            apart = losses.disagreement(outputs["logits"], other["logits"], spec.multi_label)
         if learned:
             terms = losses.weigh_by_uncertainty(terms, params["task_weighting"]["log_variance"])
+        if apart is not None:
+            terms["consistency"] = apart
         return terms, batch_stats
 
     def plain_statistics(params: PyTree, batch_stats: PyTree, batch: Any) -> PyTree:
@@ -133,6 +167,8 @@ def make_task(
     coefficients = {"cross_entropy": 1.0} if spec.classes else {}
     if spec.has_age:
         coefficients[age_term] = settings.age_weight if spec.classes and not learned else 1.0
+    if settings.consistency:
+        coefficients["consistency"] = settings.consistency
     return Task(
         init=init,
         weights=weights,

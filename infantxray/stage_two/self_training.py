@@ -27,8 +27,8 @@ from infantxray.training.sharding import DataParallel
 
 _log = logging.getLogger(__name__)
 
-_SOFT_LABELS = "soft_labels.npy"
 _SEEDS_BETWEEN_TEACHERS = 10_000  # So that no teacher repeats one of another run.
+_SEEDS_BETWEEN_ROUNDS = 1_000_000
 # With few images a probe overfits: it sees each of them augmented as well, and is penalised a
 # hundred times as much as one that only measures a representation.
 _AUGMENTED_COPIES = 16
@@ -46,12 +46,15 @@ class Teaching:
         the mean of the probes of all of them.
       teacher_steps: steps of a fine-tuned teacher; 0 = no fine-tuned teacher.
       teachers: number of fine-tuned teachers with different seeds; their mean is used.
+      rounds: number of students in turn: each student but the last teaches the next one (Xie et
+        al., "Self-training with Noisy Student", CVPR 2020).
     """
 
     linear_probe: bool = False
     committee: str = ""
     teacher_steps: int = 0
     teachers: int = 1
+    rounds: int = 1
 
     @property
     def is_on(self) -> bool:
@@ -93,20 +96,24 @@ def is_needed(teaching: Teaching, classes: tuple[str, ...], images: ImageSource)
     return True
 
 
-def soft_labels(folder: str, compute: Callable[[str], np.ndarray]) -> np.ndarray:
+def soft_labels(
+    folder: str, compute: Callable[[str], np.ndarray], round_number: int = 1
+) -> np.ndarray:
     """The teacher's probabilities for all training images, float32 `[N, K]`.
 
-    They are stored in `teachers/soft_labels.npy`, so that a resumed run uses the same labels.
+    They are stored in `teachers/`, so that a resumed run uses the same labels.
 
     Args:
       folder: the workdir of the student.
       compute: folder for the teachers -> probabilities.
+      round_number: of the student that learns from them, from 1.
     """
     folder = os.path.join(folder, "teachers")
     os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, _SOFT_LABELS)
+    name = "soft_labels.npy" if round_number == 1 else f"soft_labels_{round_number}.npy"
+    path = os.path.join(folder, name)
     if os.path.exists(path):
-        files.verify_checksums(folder, [_SOFT_LABELS])
+        files.verify_checksums(folder, [name])
         try:
             return np.load(path, allow_pickle=False)
         except (ValueError, EOFError) as error:
@@ -114,14 +121,59 @@ def soft_labels(folder: str, compute: Callable[[str], np.ndarray]) -> np.ndarray
     probabilities = compute(folder)
     with files.replaced(path, "wb") as file:
         np.save(file, probabilities)
-    files.write_checksums(folder, [_SOFT_LABELS])
-    _log.info("student: learns from %d images", len(probabilities))
+    files.write_checksums(folder, [name])
     return probabilities
+
+
+def teach_students(
+    folder: str,
+    ask: Callable[[str], np.ndarray],
+    images: ImageSource,
+    *,
+    spec: ModelSpec,
+    teaching: Teaching,
+    predictor: Predictor,
+    loop_settings: LoopSettings,
+    fit: Callable[[LoopSettings, str, Any], object],
+    batches: Callable[[ImageSource], Any],
+) -> None:
+    """Sets `images.soft_labels` to those of the last round; trains the students before the last.
+
+    Args:
+      folder: the workdir of the last student.
+      ask: folder for the teachers -> probabilities for the first student, float32 `[N, K]`.
+      images: all training images.
+      spec: specification of the model.
+      teaching: the number of rounds.
+      predictor: applies a student.
+      loop_settings: of every student.
+      fit: trains a model: (settings, workdir, batches).
+      batches: training images -> batches of a student.
+    """
+
+    def labels(round_number: int) -> np.ndarray:
+        def from_student(place: str) -> np.ndarray:
+            images.soft_labels = labels(round_number - 1)
+            settings = dataclasses.replace(
+                loop_settings, seed=loop_settings.seed + _SEEDS_BETWEEN_ROUNDS * (round_number - 1)
+            )
+            place = os.path.join(place, f"student{round_number - 1}")
+            os.makedirs(place, exist_ok=True)
+            _log.info("student %d of %d, in %s", round_number - 1, teaching.rounds, place)
+            spec.write(place)
+            fit(settings, place, batches(images))
+            predictions, _ = predictor(restore(place, spec)[0], images)
+            return np.asarray(predictions.probabilities, np.float32)
+
+        return soft_labels(folder, ask if round_number == 1 else from_student, round_number)
+
+    images.soft_labels = labels(teaching.rounds)
+    _log.info("student: learns from %d images", len(images))
 
 
 def set_aside_damaged(folder: str) -> None:
     """`checkpoints.set_aside_damaged` for a student's workdir and those of its teachers."""
-    for place in (folder, *glob.glob(os.path.join(glob.escape(folder), "teachers", "[0-9]*"))):
+    for place in (folder, *glob.glob(os.path.join(glob.escape(folder), "teachers", "*", ""))):
         checkpoints.set_aside_damaged(place)
 
 

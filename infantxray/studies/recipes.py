@@ -79,6 +79,13 @@ RECIPES: dict[str, dict[str, Variant]] = {
         "without_average": Variant(finetune={"ema_decay": 0.0}),
         "best": Variant(),
     },
+    # `best`, with one addition at a time.
+    "semi_supervised": {
+        "second_round": Variant(finetune={"self_training": {"rounds": 2}}),
+        "consistency": Variant(finetune={"consistency": 1.0}),
+        "mixup": Variant(finetune={"mixup": 0.4}),
+        "best": Variant(),
+    },
     # Random weights and every objective of stage one; stage two learns from labels alone.
     "objectives": {
         "random": Variant(pretrained=False, finetune=_LABELS_ALONE),

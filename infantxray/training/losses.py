@@ -80,6 +80,22 @@ def soft_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy(logits, target)
 
 
+def disagreement(logits: jax.Array, other: jax.Array, multi_label: bool = False) -> jax.Array:
+    """Squared difference of the probabilities in two views (Laine and Aila, ICLR 2017).
+
+    Args:
+      logits: of the first view, `[B, K]`.
+      other: of the second view, `[B, K]`.
+      multi_label: K sigmoids instead of one softmax.
+
+    Returns:
+      `[B]`, sums over the K classes.
+    """
+    _check_shapes(logits.shape, other.shape)
+    squash = jax.nn.sigmoid if multi_label else jax.nn.softmax
+    return ((squash(logits) - squash(other)) ** 2).sum(-1)
+
+
 def age_distribution(
     logits: jax.Array, prediction: jax.Array, target: jax.Array, bins: jax.Array
 ) -> jax.Array:

@@ -34,6 +34,13 @@ def test_images_of_teachers_count():
         by_data(40, 100, 32, drawn_by_teachers=12_800)
 
 
+def test_rounds_share_the_images():
+    assert by_data(40, 100, 32, rounds=2).total_steps == 200
+    assert "give 2 times 200 steps" in by_data(40, 100, 32, rounds=2).text
+    with pytest.raises(UserError, match=r"\.rounds"):
+        by_data(40, 100, 64, rounds=201)
+
+
 @pytest.mark.parametrize(("least", "stopped"), [(0, 30), (45, 50)])
 def test_nothing_stops_before_the_floor(least, stopped):
     progress = Progress(data={})

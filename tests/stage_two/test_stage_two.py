@@ -13,7 +13,7 @@ from PIL import Image
 
 from configs import finetune as finetune_config
 from data_pipeline.decode import Preprocessing
-from data_pipeline.errors import UserError
+from data_pipeline.errors import DataError, UserError
 from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
 from infantxray.evaluation.predictions import Predictions, write_predictions
@@ -375,6 +375,49 @@ class TestLoss:
         minimum = jnp.log(expected + 1e-7)
         np.testing.assert_allclose(jax.grad(total)(minimum), 0.0, atol=1e-5)
         assert total(minimum) < total(jnp.log(soft[0] + 1e-7)) - 0.1
+
+    @pytest.mark.parametrize("mixup", [0.0, 0.4])
+    def test_consistency_compares_two_views(self, mixup):
+        """Views that do not differ agree; the other terms are then those of one view."""
+        one = self.task(mixup=mixup)
+        variables = one.init(jax.random.key(0))
+        state = (variables["params"], variables["batch_stats"], self.BATCH, jax.random.key(0))
+        single, _ = one.losses(*state)
+        assert "consistency" not in one.weights(self.BATCH)
+        both = self.task(mixup=mixup, consistency=2.0)
+        assert both.coefficients["consistency"] == 2.0
+        assert both.weights(self.BATCH)["consistency"].tolist() == [1, 1, 1, 0]
+        values, _ = both.losses(*state)
+        np.testing.assert_array_equal(values["consistency"], 0.0)
+        for name, value in single.items():
+            np.testing.assert_allclose(values[name], value, rtol=1e-6)
+        noisy = loss.make_task(
+            make_spec(), loss.LossSettings(consistency=2.0), Augmentation(noise=0.5), self.LABELS,
+            None,
+        )  # fmt: skip
+        values, _ = noisy.losses(*state)
+        assert (values["consistency"] > 0).all()
+
+    def test_consistency_needs_conditions(self):
+        with pytest.raises(DataError, match="consistency compares predicted conditions"):
+            self.task(make_spec(classes=()), consistency=1.0)
+
+    def test_mixup_keeps_unknown_labels_out(self):
+        task = self.task(mixup=0.4)
+        variables = task.init(jax.random.key(0))
+        weights = task.weights(self.BATCH)
+
+        def total(params, label):
+            batch = self.BATCH | {"label": label}
+            values, _ = task.losses(params, variables["batch_stats"], batch, jax.random.key(0))
+            return (values["cross_entropy"] * weights["cross_entropy"]).sum()
+
+        label = self.BATCH["label"]
+        found = jax.grad(total)(variables["params"], label)
+        # The second label is unknown and the fourth image unreadable: their labels do not count.
+        other = jax.grad(total)(variables["params"], np.array([0, 2, 2, 0], np.int32))
+        jax.tree.map(np.testing.assert_array_equal, found, other)
+        assert np.abs(found["encoder"]["conv"]["kernel"]).max() > 0
 
     def test_learned_weighing_of_the_tasks(self):
         task = self.task(age_weighting="uncertainty")

@@ -272,7 +272,7 @@ def test_the_last_variant_is_what_others_are_compared_with(name):
     planned = study.make_plan(study_config.get_config(name), "/study")
     tuned = [run.name for run in planned.runs if run.task == "finetune"]
     last = {"cpu": "full", "paper": "full", "objectives": "masked_hog", "age": "none"}
-    last["transfer"] = "supervised_masked_hog"
+    last |= {"transfer": "supervised_masked_hog", "converged": "full"}
     assert tuned[-1] == last.get(name, "best")
     recipe, _ = study_config.VARIANTS[name]
     assert list(dict.fromkeys(tuned)) == list(recipes.RECIPES[recipe])
