@@ -13,6 +13,7 @@ A batch is a dictionary:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 import os
@@ -326,28 +327,54 @@ def mixed_batches(
 
 
 def evaluation_batches(
-    source: ImageSource, batch_size: int, *, num_threads: int, part: Part = WHOLE
+    source: ImageSource, batch_size: int, *, num_threads: int, part: Part = WHOLE, blocks: int = 1
 ) -> Iterator[Batch]:
     """All images once, in order, or a part of each batch.
 
     The last batch is padded with images of mask 0: every process has as many batches of one size.
+
+    Args:
+      source: the images.
+      batch_size: images of a batch.
+      num_threads: number of decoding threads.
+      part: of each batch, to be read.
+      blocks: number of equal blocks that the part is read in, each by one thread at a time.
     """
     size = part.size(batch_size)
+    block = size // blocks
+    if size % blocks:
+        raise ValueError(f"{size} images cannot be read in {blocks} equal blocks")
+
+    def read(index: int) -> Batch:
+        number, within = divmod(index, blocks)
+        start = number * batch_size + part.index * size + within * block
+        rows = np.arange(start, max(start, min(start + block, len(source))))
+        return _pad(source.read_batch(rows), block)
+
     dataset = (
-        grain.MapDataset.range(len(source))
-        .batch(batch_size, drop_remainder=False)
-        .map(lambda rows: source.read_batch(part.of(rows, batch_size)))
+        grain.MapDataset.range(-(-len(source) // batch_size) * blocks)
+        .map(read)
         .to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=8))
     )
-    for batch in dataset:
-        missing = size - len(batch["mask"])
-        if missing:
-            batch = {
-                name: np.concatenate([value, np.zeros((missing, *value.shape[1:]), value.dtype)])
-                for name, value in batch.items()
-            }
-            batch["label"][-missing:] = -1
-            batch["age_months"][-missing:] = np.nan
-            if "findings" in batch:
-                batch["findings"][-missing:] = np.nan
-        yield batch
+    found = iter(dataset)
+    while parts := list(itertools.islice(found, blocks)):
+        if blocks == 1:
+            yield parts[0]
+        else:
+            yield {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def _pad(batch: Batch, size: int) -> Batch:
+    """A batch of `size`, with images of mask 0 at its end."""
+    missing = size - len(batch["mask"])
+    if not missing:
+        return batch
+    batch = {
+        name: np.concatenate([value, np.zeros((missing, *value.shape[1:]), value.dtype)])
+        for name, value in batch.items()
+    }
+    batch["label"][-missing:] = -1
+    batch["age_months"][-missing:] = np.nan
+    if "findings" in batch:
+        batch["findings"][-missing:] = np.nan
+    return batch

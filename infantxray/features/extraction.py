@@ -89,23 +89,23 @@ def pooled_map(
       changes: augmentation of the images; None = the images as they are.
 
     Returns:
-      A function of the encoder's variables, images uint8 `[B, S, S, 1]` and a key, to features
-      float32 `[B, C]`.
+      A function of the encoder's variables, images uint8 `[B, S, S, 1]` and keys `[B]`, to
+      features float32 `[B, C]`.
     """
 
-    def pooled(variables: PyTree, image: jax.Array, key: jax.Array) -> jax.Array:
+    def pooled(variables: PyTree, image: jax.Array, keys: jax.Array) -> jax.Array:
         x = augment.to_intensity(image)
         if changes is not None:
-            x = augment.augment(x, key, changes)
+            x = augment.augment(x, keys, changes)
         maps = encoder.apply(variables, augment.normalise(x, mean, std), train=False)
         return maps[-1].mean(axis=(1, 2)).astype(jnp.float32)
 
     return pooled
 
 
-def pixels(variables: PyTree, image: jax.Array, key: jax.Array) -> jax.Array:
+def pixels(variables: PyTree, image: jax.Array, keys: jax.Array) -> jax.Array:
     """Means of 32 x 32 squares: images `[B, S, S, 1]` -> `[B, 1024]`, float32."""
-    del variables, key  # There are no parameters and no random numbers.
+    del variables, keys  # There are no parameters and no random numbers.
     batch, side = image.shape[:2]
     times = side // _PIXELS_SIDE
     x = image.reshape(batch, _PIXELS_SIDE, times, _PIXELS_SIDE, times).astype("float32")
@@ -151,13 +151,18 @@ class Extractor:
     """Computes features of many images, on all devices.
 
     Args:
-      function: function from variables, images uint8 `[B, S, S, 1]` and a key to features `[B, C]`.
-      batch_size: images at a time.
+      function: function from variables, images uint8 `[B, S, S, 1]` and keys `[B]` to features
+        `[B, C]`.
+      batch_size: images at a time on each device.
       num_threads: number of decoding threads.
     """
 
     def __init__(self, function: FeatureFunction, *, batch_size: int, num_threads: int):
-        self._function = jax.jit(function)
+        self._function = jax.jit(
+            lambda variables, image, key, start: function(
+                variables, image, augment.example_keys(key, len(image), start)
+            )
+        )
         self._batch_size, self._num_threads = batch_size, num_threads
 
     def __call__(self, source: ImageSource, variables: PyTree = None, seed: int = 0) -> Features:
@@ -166,7 +171,7 @@ class Extractor:
         values: list[np.ndarray] = []
         rows: list[np.ndarray] = []
         batches = map_batches(
-            lambda image, i: self._function(variables, image, jax.random.fold_in(key, i)),
+            lambda image, start: self._function(variables, image, key, start),
             source,
             batch_size=self._batch_size,
             num_threads=self._num_threads,

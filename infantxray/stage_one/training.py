@@ -7,13 +7,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from data_pipeline.loader import ImageSource, evaluation_batches
+from data_pipeline.loader import ImageSource
 from infantxray.models.encoders import has_batchnorm
 from infantxray.stage_one.objectives import Objective
 from infantxray.training import augment
 from infantxray.training.augment import Augmentation
-from infantxray.training.sharding import DataParallel
+from infantxray.training.batches import map_batches
 from infantxray.training.train_step import Task
 
 PyTree = Any
@@ -34,12 +35,11 @@ def make_task(
       objective: objective of stage one.
       validation: images on which the mean loss is computed.
       augmentation: augmentation of training images, before the objective changes them.
-      batch_size: batch size of validation.
+      batch_size: validation images at a time on each device.
       num_threads: number of decoding threads.
       seed: seed of what is random in validation: the same masks every time.
     """
     size = objective.settings.image_size
-    sharding = DataParallel()
 
     def init(key: jax.Array) -> PyTree:
         return objective.init(key, jnp.zeros((1, size, size, 1)))
@@ -53,21 +53,19 @@ def make_task(
         return {objective.name: values}, batch_stats
 
     @jax.jit
-    def validation_loss(variables: PyTree, batch: Any, key: jax.Array) -> Any:
-        image = augment.to_intensity(batch["image"])
-        values, _ = objective.loss(variables, image, key, train=False)
-        return (values * batch["mask"]).sum(), batch["mask"].sum()
+    def validation_loss(variables: PyTree, image: jax.Array, key: jax.Array) -> jax.Array:
+        return objective.loss(variables, augment.to_intensity(image), key, train=False)[0]
 
     def evaluate(variables: PyTree) -> dict[str, float]:
-        total = count = 0.0
         key = jax.random.key(seed)
-        padded = sharding.evaluation_batch_size(batch_size)
-        for batch in evaluation_batches(
-            validation, padded, num_threads=num_threads, part=sharding.part
-        ):
-            value, weight = validation_loss(variables, sharding.put(batch), key)
-            total, count = total + float(value), count + float(weight)
-        return {objective.name: total / count if count else float("nan")}
+        batches = map_batches(
+            lambda image, _: validation_loss(variables, image, key),
+            validation,
+            batch_size=batch_size,
+            num_threads=num_threads,
+        )
+        losses = np.concatenate([np.zeros(0), *(values for values, _ in batches)])
+        return {objective.name: float(losses.mean()) if len(losses) else float("nan")}
 
     return Task(
         init=init,

@@ -127,7 +127,7 @@ class Answerer:
 
     Args:
       members: of the ensemble; one model is an ensemble too.
-      batch_size: images at a time.
+      batch_size: images at a time on each device.
       num_threads: number of decoding threads.
       augmentations: slightly rotated, scaled and shifted copies whose predictions are averaged
         with the image's own.
@@ -156,8 +156,8 @@ class Answerer:
         Memory does not grow with the number of images.
         """
 
-        def answer(image: jax.Array, number: int) -> list[dict[str, jax.Array]]:
-            return self.outputs(image, batch_context(source, image, number))
+        def answer(image: jax.Array, start: int) -> list[dict[str, jax.Array]]:
+            return self.outputs(image, batch_context(source, image, start))
 
         for outputs, rows in map_batches(answer, source, **self._how):
             records = source.records.take(rows)
@@ -231,10 +231,14 @@ class Answerer:
 def _averaged(
     predict: Any, augmentations: int, variables: PyTree, image: jax.Array, context: Any
 ) -> PyTree:
-    """Predictions for images `[B, S, S, 1]`, averaged over slightly moved copies."""
+    """Predictions for images `[B, S, S, 1]`, averaged over slightly moved copies.
+
+    All images are moved alike, so a prediction does not depend on the rest of its batch.
+    """
     outputs = predict(variables, image, context)
     for key in jax.random.split(jax.random.key(0), augmentations):
-        moved = augment(image.astype(jnp.float32) / 255, key, _SMALL)
+        keys = jnp.broadcast_to(key, (len(image),))
+        moved = augment(image.astype(jnp.float32) / 255, keys, _SMALL)
         more = predict(variables, jnp.rint(moved * 255).astype(jnp.uint8), context)
         # Features, and so distances, are those of the image itself.
         outputs |= {k: outputs[k] + v for k, v in more.items() if k != "features"}

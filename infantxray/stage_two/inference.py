@@ -108,12 +108,12 @@ def predict_function(spec: ModelSpec) -> Callable[..., dict[str, jax.Array]]:
     return predict
 
 
-def batch_context(source: ImageSource, image: jax.Array, number: int) -> jax.Array | None:
+def batch_context(source: ImageSource, image: jax.Array, start: int) -> jax.Array | None:
     """The context of a batch of `map_batches`, `[B, D]`, divided as its images, or None."""
     if source.context is None:
         return None
     rows = np.zeros((len(image), source.context.shape[1]), np.float32)
-    here = source.context[number * len(image) :][: len(image)]
+    here = source.context[start:][: len(image)]
     rows[: len(here)] = here
     sharding = DataParallel()
     return sharding.put(sharding.part.of(rows, len(rows)))
@@ -149,7 +149,7 @@ class Predictor:
 
     Args:
       spec: specification of the model.
-      batch_size: images at a time.
+      batch_size: images at a time on each device.
       num_threads: number of decoding threads.
 
     Attributes:
@@ -167,9 +167,7 @@ class Predictor:
     ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
         """Outputs of `predict_function` batch by batch, and the rows of the readable images."""
         yield from map_batches(
-            lambda image, number: self._apply(
-                variables, image, batch_context(source, image, number)
-            ),
+            lambda image, start: self._apply(variables, image, batch_context(source, image, start)),
             source,
             batch_size=self._batch_size,
             num_threads=self._num_threads,

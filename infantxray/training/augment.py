@@ -64,14 +64,19 @@ def augment(image: jax.Array, key: jax.Array, settings: Augmentation) -> jax.Arr
 
     Args:
       image: intensities in [0, 1], `[B, H, W, 1]`.
-      key: one key for the batch.
+      key: one key for the batch, or a key for each image, `[B]`.
       settings: the size of each change.
 
     Returns:
       `[B, H, W, 1]`, in [0, 1].
     """
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(image.shape[0]))
+    keys = key if key.ndim else example_keys(key, len(image))
     return jax.vmap(lambda x, k: _augment_one(x, k, settings))(image, keys)
+
+
+def example_keys(key: jax.Array, count: int, start: int = 0) -> jax.Array:
+    """Keys `[count]` of the examples from number `start` on, independent of the batch."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(start + jnp.arange(count))
 
 
 def _augment_one(image: jax.Array, key: jax.Array, settings: Augmentation) -> jax.Array:

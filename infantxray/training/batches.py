@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,14 +24,16 @@ def map_batches(
 ) -> Iterator[tuple[PyTree, np.ndarray]]:
     """Applies a jitted function to all images, in order, on all devices of all processes.
 
-    The devices compute a batch while the host handles the one before. Memory does not grow with the
-    number of images. Each process decodes a part of every batch, and yields all outputs.
+    Every device gets `batch_size` images at a time, so the result for an image does not depend on
+    the number of devices. The devices compute a batch while the host handles the one before. Memory
+    does not grow with the number of images. Each process decodes a part of every batch, and yields
+    all outputs.
 
     Args:
-      function: images uint8 `[B, S, S, 1]` on the devices and the batch's number -> arrays
+      function: images uint8 `[B, S, S, 1]` on the devices and the row of the first one -> arrays
         `[B, ...]`.
       source: the images.
-      batch_size: images at a time, rounded up to a multiple of the devices.
+      batch_size: images at a time on each device.
       num_threads: number of decoding threads.
 
     Yields:
@@ -38,17 +41,23 @@ def map_batches(
       source that they belong to.
     """
     sharding = DataParallel()
-    size = sharding.evaluation_batch_size(batch_size)
-    batches = evaluation_batches(source, size, num_threads=num_threads, part=sharding.part)
+    size = batch_size * sharding.num_devices
+    batches = evaluation_batches(
+        source,
+        size,
+        num_threads=num_threads,
+        part=sharding.part,
+        blocks=sharding.num_devices // sharding.part.count,
+    )
     waiting: tuple[PyTree, Any, int] | None = None
-    for i, batch in enumerate(batches):
-        outputs = sharding.gather(function(sharding.put(batch["image"]), i))
+    for start, batch in zip(itertools.count(0, size), batches, strict=False):
+        outputs = sharding.gather(function(sharding.put(batch["image"]), start))
         mask = batch["mask"]
         if sharding.part.count > 1:
             mask = sharding.gather(sharding.put(mask))
         if waiting is not None:
             yield _without_padding(*waiting)
-        waiting = outputs, mask, i * size
+        waiting = outputs, mask, start
     if waiting is not None:
         yield _without_padding(*waiting)
 

@@ -279,6 +279,27 @@ class TestStudentBatches:
             np.testing.assert_allclose(batch["soft_label"][:, 0], np.array(images(batch)) / 10)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+def test_evaluation_batches_are_the_same_in_parts_and_blocks(folder, count, blocks):
+    """Seven images in batches of eight and sixteen: whole blocks are padding."""
+    for size in (8, 16):
+        (whole,) = evaluation_batches(source(folder), size, num_threads=1)
+        parts = [
+            list(
+                evaluation_batches(
+                    source(folder), size, num_threads=2, part=Part(i, count), blocks=blocks
+                )
+            )
+            for i in range(count)
+        ]
+        for name, value in whole.items():
+            joined = np.concatenate([batch[name] for (batch,) in parts])
+            np.testing.assert_array_equal(joined, value)
+    with pytest.raises(ValueError, match="3 equal blocks"):
+        list(evaluation_batches(source(folder), 8, num_threads=1, blocks=3))
+
+
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_the_parts_of_several_processes_are_the_batches_of_one(folder, count, mixed):

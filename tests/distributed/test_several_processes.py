@@ -153,7 +153,7 @@ def agree(place, stage, what):
 
 
 def evaluate(place):
-    """One checkpoint has the same metrics, however many processes and devices evaluate it."""
+    """One checkpoint has the same metrics to the byte, whatever the processes and devices."""
     run(place / "model", "finetune", *STAGES["finetune"], "--config.train_steps=4")
     flags = (f"--config.checkpoint={place / 'model'}", "--config.batch_size=8",
              "--config.bootstrap_samples=20")  # fmt: skip
@@ -161,13 +161,8 @@ def evaluate(place):
         folder = place / f"{processes}x{devices}"
         run(folder, "evaluate", *flags, processes=processes, devices=devices)
         for name in ("metrics.json", "predictions.csv"):
-            equal = (folder / name).read_bytes() == (place / "1x1" / name).read_bytes()
-            print(f"{processes} processes with {devices} devices each: {name}:",
-                  "equal" if equal else "different", flush=True)  # fmt: skip
-    for name in ("metrics.json", "predictions.csv"):
-        for one, several in (("1x2", "2x1"), ("1x4", "4x1")):  # As many devices.
-            first, second = ((place / f / name).read_bytes() for f in (one, several))
-            assert first == second, (name, several)
+            same = (folder / name).read_bytes() == (place / "1x1" / name).read_bytes()
+            assert same, (name, processes, devices)
 
 
 def kill(place):

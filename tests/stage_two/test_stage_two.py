@@ -22,9 +22,10 @@ from infantxray.models.encoders.vgg import VGG, Stage
 from infantxray.runs import settings
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import inference, loss, transfer
-from infantxray.training import augment
+from infantxray.training import augment, batches
 from infantxray.training.augment import Augmentation
 from infantxray.training.checkpoints import Checkpoints
+from infantxray.training.sharding import DataParallel
 from infantxray.training.state import TrainState
 
 SIDE = 32
@@ -108,6 +109,23 @@ def test_images_come_back_in_order_without_padding_and_damage(source, batch_size
         expected = 20.0 + 8.0 * float(outputs["age"][0])
         assert predictions.age_predicted_months[i] == pytest.approx(expected, rel=1e-4)
     assert len(np.unique(predictions.probabilities, axis=0)) == len(READABLE)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_predictions_do_not_depend_on_the_number_of_devices(source, num_devices, monkeypatch):
+    """To the last digit: every device gets as many images as a single one."""
+    spec = make_spec()
+    variables = make_variables(spec)
+
+    def outputs():
+        predictor = inference.Predictor(spec, batch_size=4, num_threads=1)
+        return [part for part, _ in predictor.outputs(variables, source)]
+
+    expected = np.concatenate([part["probabilities"] for part in outputs()])  # On four devices.
+    few = DataParallel(jax.devices()[:num_devices])
+    monkeypatch.setattr(batches, "DataParallel", lambda: few)
+    found = np.concatenate([part["probabilities"] for part in outputs()])
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_without_age_head_ages_are_unknown(source):

@@ -8,7 +8,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from infantxray.training.augment import Augmentation
 
@@ -75,8 +74,3 @@ class Objective(abc.ABC):
 
         All have the shape `[B, k H, k W, 1]` with an integer k: some drawings need more pixels.
         """
-
-
-def example_keys(key: jax.Array, batch_size: int) -> jax.Array:
-    """A key for each example, `[B]`, which does not depend on the number of devices."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch_size))

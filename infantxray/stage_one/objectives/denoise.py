@@ -8,9 +8,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from infantxray.stage_one.objectives.base import PyTree, example_keys
+from infantxray.stage_one.objectives.base import PyTree
 from infantxray.stage_one.objectives.l1 import L1
 from infantxray.training import losses
+from infantxray.training.augment import example_keys
 
 
 class Denoise(L1):

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from infantxray.models.autoencoder import Autoencoder
 from infantxray.models.encoders.layers import repeat_pixels
 from infantxray.models.heads import CellHead
-from infantxray.stage_one.objectives.base import Objective, ObjectiveSettings, PyTree, example_keys
-from infantxray.training.augment import MEAN, normalise
+from infantxray.stage_one.objectives.base import Objective, ObjectiveSettings, PyTree
+from infantxray.training.augment import MEAN, example_keys, normalise
 
 STRIDE = 32  # Of the encoder's last map, from which everything is predicted.
 

@@ -7,8 +7,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from infantxray.stage_one.objectives.base import ObjectiveSettings, example_keys
-from infantxray.training.augment import augment
+from infantxray.stage_one.objectives.base import ObjectiveSettings
+from infantxray.training.augment import augment, example_keys
 
 
 def two_views(image: jax.Array, key: jax.Array, settings: ObjectiveSettings) -> jax.Array:
