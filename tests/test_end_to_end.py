@@ -272,11 +272,11 @@ def test_prediction_takes_a_folder_and_skips_what_is_no_image(finetuned, tmp_pat
 
 def stop_after(steps, monkeypatch):
     """Sends SIGTERM at that step of this process, and at every later one."""
-    compile_step = loop._compile
+    compiled = loop._Compilation.result
     left = [steps]
 
-    def compile_and_count(*arguments, **options):
-        step = compile_step(*arguments, **options)
+    def compile_and_count(compilation):
+        step = compiled(compilation)
 
         def wrapped(state, batch, key):
             left[0] -= 1
@@ -286,7 +286,7 @@ def stop_after(steps, monkeypatch):
 
         return wrapped
 
-    monkeypatch.setattr(loop, "_compile", compile_and_count)
+    monkeypatch.setattr(loop._Compilation, "result", compile_and_count)
 
 
 def test_a_stopped_run_goes_on_to_bit_identical_parameters(tmp_path, pretrained, monkeypatch):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -131,10 +132,19 @@ def fit(
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(workdir)
         stack.callback(checkpoints.close)
+        abstract = _abstract_state(task, tx, settings, sharding, init_key)
+        compiling = stack.enter_context(_Compilation(train_step))
+        first = None
+        if checkpoints.latest_step is None:  # A new run compiles while it sets up the model.
+            position = batches.get_state()
+            first = sharding.put(next(batches))
+            compiling.start(abstract, first, step_key)
         with waiting("setting up the model"):
-            state, progress = _start(
-                task, tx, batches, settings, checkpoints, sharding, initialise, init_key
-            )
+            if first is None:
+                state, progress = _resume(abstract, batches, settings, checkpoints)
+            else:
+                state = _new_state(task, tx, settings, sharding, initialise, init_key)
+                progress = Progress(data=position)
             start = int(state.step)
             log = writers.ScalarLog(workdir, start) if processes.is_main() else writers.SilentLog()
             stack.callback(log.close)
@@ -157,11 +167,14 @@ def fit(
         for step in range(start + 1, settings.total_steps + 1):
             if progress.finished:
                 break
-            batch = sharding.put(next(batches))
+            batch = sharding.put(next(batches)) if first is None else first
+            first = None
             if compiled is None:
-                compiled = _compile(
-                    train_step, state, batch, step_key, meanwhile=describe if start == 0 else None
-                )
+                with waiting("compiling the training step"):
+                    compiling.start(abstract, batch, step_key)
+                    if start == 0:
+                        describe()
+                    compiled = compiling.result()
                 clock.restart()
             state, metrics = compiled(state, batch, step_key)
             metrics_log.add(metrics)
@@ -226,49 +239,78 @@ def _validation(settings: LoopSettings, task: Task) -> loop_hooks.Validation:
     )
 
 
-def _compile(train_step: Any, *arguments: Any, meanwhile: Callable[[], None] | None) -> Any:
-    """Compiles the training step in the background while `meanwhile` runs."""
+class _Compilation:
+    """Compiles the training step in a thread, for the shapes of its arguments."""
 
-    def work() -> Any:
+    def __init__(self, train_step: Any):
+        self._train_step = train_step
+        self._pool = ThreadPoolExecutor(1)
+        self._future: Future[Any] | None = None
+
+    def __enter__(self) -> _Compilation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def start(self, *arguments: Any) -> None:
+        """Starts to compile, unless it has started before."""
+        if self._future is None:
+            shapes = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arguments
+            )
+            self._future = self._pool.submit(self._work, shapes)
+
+    def result(self) -> Any:
+        """The compiled training step."""
+        assert self._future is not None
+        return self._future.result()
+
+    def _work(self, shapes: Sequence[Any]) -> Any:
         started = time.perf_counter()
-        compiled = train_step.lower(*arguments).compile()
+        compiled = self._train_step.lower(*shapes).compile()
         seconds = time.perf_counter() - started
         if seconds > 5:
             _log.info("compiled the training step in %.0f s", seconds)
         return compiled
 
-    with waiting("compiling the training step"), ThreadPoolExecutor(1) as pool:
-        compiling = pool.submit(work)
-        if meanwhile is not None:
-            meanwhile()
-    return compiling.result()
+
+def _create(variables: PyTree, tx: Any, settings: LoopSettings) -> TrainState:
+    return TrainState.create(variables, tx, ema=settings.ema_decay > 0)
 
 
-def _start(
+def _abstract_state(
+    task: Task, tx: Any, settings: LoopSettings, sharding: DataParallel, init_key: jax.Array
+) -> TrainState:
+    """The shapes of the state."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.replicated),
+        jax.eval_shape(lambda: _create(task.init(init_key), tx, settings)),
+    )
+
+
+def _new_state(
     task: Task,
     tx: Any,
-    batches: Any,
     settings: LoopSettings,
-    checkpoints: Checkpoints,
     sharding: DataParallel,
     change: Callable[[PyTree], PyTree],
     init_key: jax.Array,
-) -> tuple[TrainState, Progress]:
-    """A fresh state at step 0, or the state of the latest checkpoint."""
-
-    def create(variables: PyTree) -> TrainState:
-        return TrainState.create(variables, tx, ema=settings.ema_decay > 0)
-
-    if checkpoints.latest_step is None:
-        variables = change(initialise(task.init, init_key))
-        if sharding.part.count > 1:
-            variables = sharding.replicate(variables)
-        state = jax.jit(create, out_shardings=sharding.replicated)(variables)
-        return state, Progress(data=batches.get_state())
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.replicated),
-        jax.eval_shape(lambda: create(task.init(init_key))),
+) -> TrainState:
+    """A fresh state at step 0."""
+    variables = change(initialise(task.init, init_key))
+    if sharding.part.count > 1:
+        variables = sharding.replicate(variables)
+    create = jax.jit(
+        functools.partial(_create, tx=tx, settings=settings), out_shardings=sharding.replicated
     )
+    return create(variables)
+
+
+def _resume(
+    abstract: TrainState, batches: Any, settings: LoopSettings, checkpoints: Checkpoints
+) -> tuple[TrainState, Progress]:
+    """The state of the latest checkpoint."""
     state, saved = checkpoints.restore(abstract)
     progress = Progress(**saved)
     if settings.best_metric is None:
