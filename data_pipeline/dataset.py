@@ -370,6 +370,13 @@ class Reader:
         other._memory = self._memory
         return other
 
+    def skipping(self, classes: tuple[str, ...], names: FindingNames | None) -> Reader:
+        """A reader with the same images in memory that passes over unreadable files, unlisted."""
+        settings = dataclasses.replace(self._settings, on_error="skip")
+        other = Reader(settings, classes, self._preprocessing, names=names)
+        other._memory = self._memory
+        return other
+
     def __call__(self, records: Records, *, training: bool = False) -> ImageSource:
         """A reader of `records`; in training an unreadable image is replaced by the next one."""
         return ImageSource(

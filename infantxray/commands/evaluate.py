@@ -80,6 +80,7 @@ def run(config, folder: str) -> None:
             validation=reader(validation.take(validation.has_label)),
             review=settings.build(Review, config),
             data=data,
+            reader=reader,
             names=names,
             label_notes=notes,
         )

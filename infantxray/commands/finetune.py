@@ -183,6 +183,7 @@ def run(config, folder: str) -> None:
             validation=validation,
             review=settings.build(Review, config),
             data=data,
+            reader=reader,
             names=names,
             label_notes=notes,
         )

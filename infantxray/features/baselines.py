@@ -10,7 +10,6 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.dataset import DataSettings, Reader, finding_names
-from data_pipeline.decode import Preprocessing
 from data_pipeline.files import replaced
 from data_pipeline.labels import FindingNames
 from data_pipeline.loader import ImageSource, class_indices, evaluation_batches
@@ -28,15 +27,21 @@ _MOST_IMAGES = 20_000
 
 
 def baselines(
-    settings: DataSettings, split: Split, like: Predictions, images: Records, cache: str = ""
+    settings: DataSettings,
+    split: Split,
+    like: Predictions,
+    images: Records,
+    reader: Reader,
+    cache: str = "",
 ) -> dict[str, Predictions]:
     """Predictions of the baselines for the test images.
 
     Args:
-      settings: how images are read.
+      settings: how labels are read.
       split: split with the labels for training.
       like: predictions of any model, for the truth.
       images: the test images, in the order of `like`.
+      reader: reads images of any size, which are reduced to 32 x 32 pixels.
       cache: file to keep the predictions in; empty = none.
 
     Returns:
@@ -46,7 +51,13 @@ def baselines(
         with np.load(cache) as saved:
             probabilities, ages = saved["probabilities"], saved["ages"]
     else:
-        probabilities, ages = _ridge(settings, split, like.classes, images)
+        probabilities, ages = _ridge(
+            split,
+            like.classes,
+            images,
+            reader.skipping(like.classes, finding_names(settings, split, like.classes)),
+            settings.num_threads,
+        )
         if cache:
             os.makedirs(os.path.dirname(cache), exist_ok=True)
             with replaced(cache, "wb") as file:
@@ -72,7 +83,7 @@ def _majority(train: Records, like: Predictions, names: FindingNames | None) -> 
 
 
 def _ridge(
-    settings: DataSettings, split: Split, classes: tuple[str, ...], images: Records
+    split: Split, classes: tuple[str, ...], images: Records, reader: Reader, num_threads: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores `[N, K]` (one class against the rest) and ages `[N]`.
 
@@ -82,13 +93,7 @@ def _ridge(
     if len(train) > _MOST_IMAGES:
         rows = np.random.default_rng(0).permutation(len(train))[:_MOST_IMAGES]
         train = train.take(np.sort(rows))
-    reader = Reader(
-        dataclasses.replace(settings, on_error="skip", cache="", memory_mb=0),
-        classes,
-        Preprocessing(_SIDE, settings.resize, settings.trim_borders),
-        names=finding_names(settings, split, classes),
-    )
-    parts = [_pixels(settings, reader(part)) for part in (train, split.validation, images)]
+    parts = [_pixels(reader(part), num_threads) for part in (train, split.validation, images)]
     (x, truth, age), (x_val, truth_val, age_val), (x_test, _, _) = parts
 
     def best(
@@ -121,9 +126,7 @@ def _ridge(
     return probabilities, ages
 
 
-def _pixels(
-    settings: DataSettings, source: ImageSource
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pixels(source: ImageSource, num_threads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixels `[N, 1024]` in [0, 1], labels and ages; unreadable images are black and unknown.
 
     Labels are findings `[N, K]` where an image may have several.
@@ -134,15 +137,25 @@ def _pixels(
         truth, unknown = source.findings, np.nan
     if not len(records):
         return np.zeros((0, _SIDE**2)), truth, records.age_months
-    steps = evaluation_batches(source, 64, num_threads=settings.num_threads)
+    steps = evaluation_batches(source, 64, num_threads=num_threads)
     total = -(-len(records) // 64)
-    batches = list(tqdm(steps, total=total, desc="pixels", unit="batch", delay=5, leave=False))
-    image = np.concatenate([batch["image"] for batch in batches])[: len(records)]
-    readable = np.concatenate([batch["mask"] for batch in batches])[: len(records)] > 0
+    image, mask = [], []
+    for batch in tqdm(steps, total=total, desc="pixels", unit="batch", delay=5, leave=False):
+        image.append(_reduce(batch["image"]))
+        mask.append(batch["mask"])
+    readable = np.concatenate(mask)[: len(records)] > 0
     return (
-        image.reshape(len(records), -1) / 255.0,
+        np.concatenate(image)[: len(records)],
         np.where(readable[:, None] if truth.ndim == 2 else readable, truth, unknown).astype(
             truth.dtype
         ),
         np.where(readable, records.age_months, np.nan),
     )
+
+
+def _reduce(image: np.ndarray) -> np.ndarray:
+    """uint8 `[B, S, S, 1]` -> means of 32 x 32 squares in [0, 1], float32 `[B, 1024]`."""
+    count, side = image.shape[:2]
+    times = side // _SIDE
+    squares = image.reshape(count, _SIDE, times, _SIDE, times)
+    return squares.mean((2, 4), dtype=np.float32).reshape(count, -1) / 255

@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipeline import files
 from data_pipeline.boxes import image_boxes
-from data_pipeline.dataset import DataSettings
+from data_pipeline.dataset import DataSettings, Reader
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
 from data_pipeline.files import replaced, write_json
@@ -77,6 +77,7 @@ def evaluate(
     bootstrap_samples: int,
     seed: int,
     data: DataSettings,
+    reader: Reader,
     stage_one_known: bool = True,
     validation: ImageSource | None = None,
     review: Review = Review(),
@@ -95,7 +96,8 @@ def evaluate(
       predictor: runs its model.
       bootstrap_samples: bootstrap samples for the intervals.
       seed: seed of the resampling.
-      data: how the training images of the baseline are read.
+      data: how the labels of the baseline's training images are read.
+      reader: of these images.
       stage_one_known: whether the training patients of stage one could be checked.
       validation: images on which thresholds are fixed, if the checkpoint has none yet.
       review: what else the report shows.
@@ -121,11 +123,8 @@ def evaluate(
     if not processes.is_main():
         return {}
     split = read_split(os.path.join(checkpoint, "split.csv"))
-    how = dataclasses.replace(
-        data, resize=spec.preprocessing.resize, trim_borders=spec.preprocessing.trim_borders
-    )
     with _telling(f"ridge on pixels of {len(split.train):,} training images"):
-        pixels = _readable(baselines(how, split, predictions, records)[RIDGE])
+        pixels = _readable(baselines(data, split, predictions, records, reader)[RIDGE])
     with _telling(f"metrics and {bootstrap_samples:,} bootstrap samples"):
         summary = summarise(predictions, bootstrap_samples=bootstrap_samples, seed=seed)
         curves: dict[str, Any] = {}

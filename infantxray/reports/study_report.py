@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.dataset import DataSettings
+from data_pipeline.dataset import DataSettings, Reader
 from data_pipeline.decode import Preprocessing, load_image
 from data_pipeline.errors import UnreadableImage
 from data_pipeline.labels import names_in
@@ -64,12 +64,14 @@ def write(
     """
     results = read_results(plan, data.patient_ids)
     like = results.models[0].predictions[0]
+    reader = Reader(data)
     references = {
         fraction: baselines(
             data,
             split,
             like,
             results.images,
+            reader,
             os.path.join(folder, "baselines", f"fraction{fraction:g}.npz"),
         )
         for fraction, split in results.splits.items()
