@@ -33,8 +33,9 @@ from typing import IO, Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from data_pipeline import remote
 from data_pipeline.decode import Preprocessing, load_image
-from data_pipeline.errors import UnreadableImage, UserError
+from data_pipeline.errors import DataError, UnreadableImage, UserError
 from data_pipeline.processes import stopping
 
 _log = logging.getLogger(__name__)
@@ -402,13 +403,36 @@ class Cache:
 
 
 def find_cache(directory: str | os.PathLike[str], preprocessing: Preprocessing) -> Cache | None:
-    """The cache of a preprocessing, or None with the reason in the log."""
+    """The cache of a preprocessing, or None with the reason in the log.
+
+    A cache in an object store is copied to a folder of this machine first.
+    """
+    if remote.is_remote(str(directory)):
+        directory = _copy_remote(str(directory), preprocessing)
     cache, reason = open_cache(directory, preprocessing)
     if cache is None:
         _log.warning("cache not used: %s", reason)
     else:
         _log.info("cache %s: %s images", directory, f"{len(cache):,}")
     return cache
+
+
+def _copy_remote(address: str, preprocessing: Preprocessing) -> Path:
+    """The local copy of a cache in an object store."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    digest = hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:16]
+    folder = Path(base, "infantxray", f"decoded-{digest}")
+    own = f"{preprocessing.fingerprint()}/"
+
+    def is_wanted(name: str) -> bool:
+        finished = name.endswith((".keys.npy", ".array_record")) and "/." not in name
+        return name.endswith(f"/{_DESCRIPTION}") or (name.startswith(own) and finished)
+
+    try:
+        remote.copy_folder(address, folder, is_wanted)
+    except OSError as error:
+        raise DataError(f"the cache {address} cannot be copied to {folder} ({error})") from None
+    return folder
 
 
 def open_cache(

@@ -57,10 +57,39 @@ def test_images_of_a_local_manifest_and_their_cache(bucket, tmp_path):
     np.testing.assert_array_equal(find_cache(tmp_path / "cache", HOW).get(path), image)
 
 
+def test_a_cache_in_a_store_is_copied_once(bucket, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="data_pipeline")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    path = "memory://bucket/images/1.png"
+    image = load_image(path, HOW)
+    folder = create_folder(tmp_path / "cache", HOW)
+    write_shard(folder, [path], HOW, "uint8")
+    for name in folder.iterdir():
+        bucket.pipe_file(f"/bucket/decoded/{folder.name}/{name.name}", name.read_bytes())
+    bucket.pipe_file("/bucket/decoded/other/shard-1.array_record", b"of another preprocessing")
+    bucket.rm("/bucket/images/1.png")
+    np.testing.assert_array_equal(find_cache("memory://bucket/decoded/", HOW).get(path), image)
+    copies = {p.name for p in (tmp_path / "home").rglob("*") if p.is_file()}
+    assert copies == {name.name for name in folder.iterdir()} | {".lock"}
+    assert caplog.text.count("copying memory://bucket/decoded") == 1
+    find_cache("memory://bucket/decoded", HOW)
+    assert caplog.text.count("copying memory://bucket/decoded") == 1
+    # A copy that was cut is made again.
+    (shard,) = (tmp_path / "home").rglob("*.array_record")
+    shard.write_bytes(shard.read_bytes()[:10])
+    np.testing.assert_array_equal(find_cache("memory://bucket/decoded", HOW).get(path), image)
+    # As with a folder, the log says why a cache is not used.
+    assert find_cache("memory://bucket/decoded", Preprocessing(96)) is None
+    assert "was prepared differently: image_size is 32 there and 96 here" in caplog.text
+    assert find_cache("memory://bucket/nothing", HOW) is None
+
+
 def test_what_is_not_there_is_said(bucket):
     with pytest.raises(UnreadableImage, match=r"memory://bucket/9\.png: the file does not exist"):
         load_image("memory://bucket/9.png", HOW)
-    with pytest.raises(DataError, match=r"manifest memory://bucket/no\.csv cannot be read"):
+    with pytest.raises(
+        DataError, match=r"memory://bucket/no\.csv cannot be read \(there is no such"
+    ):
         read_manifest("memory://bucket/no.csv")
     bucket.pipe_file("/bucket/empty.png", b"")
     with pytest.raises(UnreadableImage, match="the file is empty"):
