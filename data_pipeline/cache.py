@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -413,8 +414,14 @@ def find_cache(directory: str | os.PathLike[str], preprocessing: Preprocessing) 
     if cache is None:
         _log.warning("cache not used: %s", reason)
     else:
-        _log.info("cache %s: %s images", directory, f"{len(cache):,}")
+        _log_once(f"cache {directory}: {len(cache):,} images")
     return cache
+
+
+@functools.cache
+def _log_once(text: str) -> None:
+    """A run opens the cache for every part of the data."""
+    _log.info("%s", text)
 
 
 def _copy_remote(address: str, preprocessing: Preprocessing) -> Path:
