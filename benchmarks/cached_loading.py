@@ -27,7 +27,8 @@ sys.path[:0] = [str(ROOT)]
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from data_pipeline.cache import create_folder, find_cache, write_shard  # noqa: E402
+from data_pipeline.cache import find_cache  # noqa: E402
+from data_pipeline.cache_writing import create_folder, write_shard  # noqa: E402
 from data_pipeline.decode import Preprocessing  # noqa: E402
 from data_pipeline.loader import ImageSource, training_batches  # noqa: E402
 from data_pipeline.manifest import Records  # noqa: E402

@@ -279,7 +279,7 @@ def time_fed(size: Size, forms: str) -> dict:
     import numpy as np
     from PIL import Image
 
-    from data_pipeline.cache import create_folder, write_shard
+    from data_pipeline.cache_writing import create_folder, write_shard
     from data_pipeline.decode import Preprocessing
     from data_pipeline.loader import ImageSource, training_batches
     from data_pipeline.manifest import Records

@@ -40,7 +40,7 @@ _SUFFIXES = (".jpeg", ".jpg", ".png", ".dcm", ".tif", ".tiff")
 
 _SHARD = """
 import sys
-from data_pipeline.cache import create_folder, write_shard
+from data_pipeline.cache_writing import create_folder, write_shard
 from data_pipeline.decode import Preprocessing
 how = Preprocessing(int(sys.argv[2]))
 print(write_shard(create_folder(sys.argv[1], how), sys.argv[3:], how, "uint8")[0])

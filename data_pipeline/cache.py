@@ -11,45 +11,36 @@ reader uses the shards that were finished when it was opened.
 
 An image is decoded from its file if it is missing here, if that file has changed since (size or
 modification time), or if its shard is damaged; the log names the first of each kind. ArrayRecord
-checks a 64-bit hash of every record that it reads.
+checks a 64-bit hash of every record that it reads. `cache_writing` writes shards.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import hashlib
 import json
 import logging
 import os
-import socket
 import threading
-import time
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader
 
 from data_pipeline import remote
-from data_pipeline.decode import Preprocessing, load_image
-from data_pipeline.errors import DataError, UnreadableImage, UserError
-from data_pipeline.processes import stopping
+from data_pipeline.decode import Preprocessing
+from data_pipeline.errors import DataError, UserError
 
 _log = logging.getLogger(__name__)
-_DESCRIPTION = "preprocessing.json"
-# One record a group: random access reads nothing else. Radiographs shrink by an eighth only.
-_WRITER_OPTIONS = "group_size:1,uncompressed"
+DESCRIPTION = "preprocessing.json"
 _READER_OPTIONS = "readahead_buffer_size:0,index_storage_option:in_memory"
-_KEYS = np.dtype(
+KEYS = np.dtype(
     [("key", np.uint64), ("size", np.int64), ("modified_ns", np.int64), ("written_ns", np.int64)]
 )
 _NO_FILE = -1  # Size of an image without a file, such as a phantom image: never outdated.
 _NOT_RECORDED = -2  # In caches of earlier versions.
-_SECONDS_TO_ABANDON = 86_400
 
 
 def path_keys(paths: Iterable[str]) -> np.ndarray:
@@ -61,7 +52,7 @@ def path_keys(paths: Iterable[str]) -> np.ndarray:
     return np.frombuffer(digests, np.uint64)
 
 
-def _file_stamp(path: str) -> tuple[int, int]:
+def file_stamp(path: str) -> tuple[int, int]:
     """Size in bytes and modification time in nanoseconds of a file."""
     try:
         status = os.stat(path)
@@ -75,7 +66,8 @@ def cache_folder(directory: str | os.PathLike[str], preprocessing: Preprocessing
     return Path(directory, preprocessing.fingerprint())
 
 
-def _read_description(path: Path) -> dict[str, Any]:
+def read_description(path: Path) -> dict[str, Any]:
+    """The contents of `preprocessing.json`."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if found["dtype"] not in ("uint8", "uint16"):
@@ -87,135 +79,8 @@ def _read_description(path: Path) -> dict[str, Any]:
     return found
 
 
-def create_folder(
-    directory: str | os.PathLike[str], preprocessing: Preprocessing, dtype: type = np.uint8
-) -> Path:
-    """Makes the folder of a preprocessing, or checks that it holds the same kind of images.
-
-    Raises:
-      UserError: it holds images of another depth, or its description is damaged.
-    """
-    folder = cache_folder(directory, preprocessing)
-    folder.mkdir(parents=True, exist_ok=True)
-    description = {**preprocessing.to_dict(), "dtype": np.dtype(dtype).name}
-    path = folder / _DESCRIPTION
-    if path.is_file():
-        found = _read_description(path)
-        if found != description:
-            raise UserError(
-                f"{folder} holds images as {found['dtype']}, not {description['dtype']}; choose "
-                "another folder"
-            )
-    else:
-        temporary = folder / f".{uuid.uuid4().hex}"
-        temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    return folder
-
-
-def write_shard(
-    folder: str | os.PathLike[str], paths: Sequence[str], preprocessing: Preprocessing, dtype: str
-) -> tuple[int, list[tuple[str, str]]]:
-    """Decodes images into a new shard. A worker that is asked to stop writes a shorter one.
-
-    Args:
-      folder: made by `create_folder`.
-      paths: the images.
-      preprocessing: preprocessing of a file to an image.
-      dtype: `"uint8"` or `"uint16"`.
-
-    Returns:
-      The number of images written, and `(path, reason)` of unreadable images.
-    """
-    name = f"shard-{uuid.uuid4().hex[:16]}"
-    unfinished = Path(folder, f".{_host()}-{name}.array_record")
-    with _locked(unfinished):
-        stamps, written, bad = _write_records(unfinished, paths, preprocessing, dtype)
-        if written:
-            keys = np.empty(len(written), _KEYS)
-            keys["key"] = path_keys(written)
-            keys["size"], keys["modified_ns"] = np.array(stamps, np.int64).T
-            keys["written_ns"] = time.time_ns()
-            temporary = unfinished.with_suffix(".keys.npy")
-            with _locked(temporary) as file:
-                np.save(file, keys)
-                file.flush()
-                os.replace(unfinished, Path(folder, f"{name}.array_record"))
-                os.replace(temporary, Path(folder, f"{name}.keys.npy"))
-    return len(written), bad
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[IO[bytes]]:
-    """Makes a file that `sweep` leaves alone as long as this process lives, and deletes it."""
-    while True:
-        with open(path, "wb") as file:
-            with contextlib.suppress(OSError):  # A file system without locks.
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not path.exists():  # Swept between the two lines above.
-                continue
-            try:
-                yield file
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _write_records(
-    file: Path, paths: Sequence[str], preprocessing: Preprocessing, dtype: str
-) -> tuple[list[tuple[int, int]], list[str], list[tuple[str, str]]]:
-    writer = ArrayRecordWriter(str(file), _WRITER_OPTIONS)
-    stamps: list[tuple[int, int]] = []
-    written: list[str] = []
-    bad: list[tuple[str, str]] = []
-    try:
-        for path in paths:
-            if stopping():
-                break
-            stamp = _file_stamp(path)  # Before reading: a change meanwhile is noticed later.
-            try:
-                image = load_image(path, preprocessing, np.dtype(dtype).type)
-            except UnreadableImage as error:
-                bad.append((error.path, error.reason))
-                continue
-            writer.write(image.tobytes())
-            stamps.append(stamp)
-            written.append(path)
-    finally:
-        writer.close()  # An unclosed writer aborts the process.
-    return stamps, written, bad
-
-
-def _host() -> str:
-    """Eight hexadecimal digits for this machine."""
-    return hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
-
-
-def sweep(folder: Path) -> int:
-    """Deletes the unfinished shards of writers that are gone; returns how many.
-
-    A writer on this machine holds a lock as long as it lives. A file of another machine is deleted
-    when nobody has written to it for a day.
-    """
-    swept = 0
-    for path in folder.glob(".*-shard-*"):
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            if path.name.startswith(f".{_host()}-"):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            elif time.time() - path.stat().st_mtime < _SECONDS_TO_ABANDON:
-                continue
-            path.unlink()
-            swept += 1
-    for path in folder.glob(".shard-*"):  # Of earlier versions.
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _SECONDS_TO_ABANDON:
-                path.unlink()
-                swept += 1
-    return swept
-
-
 def read_keys(folder: Path, seen: set[str]) -> list[tuple[Path, np.ndarray]]:
-    """Finished shards that are not in `seen`, which grows: their files, and an array of `_KEYS`."""
+    """Finished shards that are not in `seen`, which grows: their files, and an array of `KEYS`."""
     found = []
     for path in sorted(folder.glob("shard-*.keys.npy")):
         records = path.with_name(path.name.replace(".keys.npy", ".array_record"))
@@ -227,9 +92,9 @@ def read_keys(folder: Path, seen: set[str]) -> list[tuple[Path, np.ndarray]]:
         except Exception:  # A damaged header makes NumPy's parser raise almost anything.
             keys = None
         if keys is not None and keys.dtype == np.uint64:  # Of earlier versions.
-            plain, keys = keys, np.zeros(len(keys), _KEYS)
+            plain, keys = keys, np.zeros(len(keys), KEYS)
             keys["key"], keys["size"] = plain, _NOT_RECORDED
-        if keys is None or keys.dtype != _KEYS:
+        if keys is None or keys.dtype != KEYS:
             _log.warning("%s is damaged: its images are decoded from their files", path)
             continue
         found.append((records, keys))
@@ -247,7 +112,7 @@ def _latest(keys: np.ndarray) -> np.ndarray:
 
 def to_decode(folder: Path, paths: np.ndarray, seen: set[str]) -> np.ndarray:
     """The paths that a cache lacks, or with changed files; `seen` as in `read_keys`."""
-    keys = np.concatenate([np.empty(0, _KEYS), *(keys for _, keys in read_keys(folder, seen))])
+    keys = np.concatenate([np.empty(0, KEYS), *(keys for _, keys in read_keys(folder, seen))])
     keys = keys[_latest(keys)]
     if not len(keys):
         return paths
@@ -264,7 +129,7 @@ def _is_outdated(key: np.void, path: str) -> bool:
     """Whether a file has changed since its image was cached. A deleted file counts as unchanged."""
     if key["size"] < 0:
         return False
-    size, modified_ns = _file_stamp(path)
+    size, modified_ns = file_stamp(path)
     return size != _NO_FILE and (size, modified_ns) != (key["size"], key["modified_ns"])
 
 
@@ -275,7 +140,7 @@ class Cache:
         shards = read_keys(folder, set())
         self._paths = [str(path) for path, _ in shards]
         self._starts = np.cumsum([0, *(len(keys) for _, keys in shards)])
-        keys = np.concatenate([np.empty(0, _KEYS), *(keys for _, keys in shards)])
+        keys = np.concatenate([np.empty(0, KEYS), *(keys for _, keys in shards)])
         self._rows = _latest(keys)
         self._keys = keys["key"][self._rows]
         self._stamps = keys
@@ -433,7 +298,7 @@ def _copy_remote(address: str, preprocessing: Preprocessing) -> Path:
 
     def is_wanted(name: str) -> bool:
         finished = name.endswith((".keys.npy", ".array_record")) and "/." not in name
-        return name.endswith(f"/{_DESCRIPTION}") or (name.startswith(own) and finished)
+        return name.endswith(f"/{DESCRIPTION}") or (name.startswith(own) and finished)
 
     try:
         remote.copy_folder(address, folder, is_wanted)
@@ -452,8 +317,8 @@ def open_cache(
     """
     directory = Path(directory).expanduser()
     folder = cache_folder(directory, preprocessing)
-    if (folder / _DESCRIPTION).is_file():
-        cache = Cache(folder, preprocessing, str(_read_description(folder / _DESCRIPTION)["dtype"]))
+    if (folder / DESCRIPTION).is_file():
+        cache = Cache(folder, preprocessing, str(read_description(folder / DESCRIPTION)["dtype"]))
         if len(cache):
             return cache, ""
         return None, f"{folder} holds no images yet; run configs/prepare.py"
@@ -461,8 +326,8 @@ def open_cache(
         return None, f"{directory} does not exist; configs/prepare.py makes one"
     wanted = preprocessing.to_dict()
     differences: set[str] = set()
-    for path in sorted(directory.glob(f"*/{_DESCRIPTION}")):
-        found = _read_description(path)
+    for path in sorted(directory.glob(f"*/{DESCRIPTION}")):
+        found = read_description(path)
         differences.update(
             f"{name} is {found.get(name)!r} there and {value!r} here"
             for name, value in wanted.items()

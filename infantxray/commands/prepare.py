@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline.cache import create_folder, path_keys, read_keys, sweep, to_decode, write_shard
+from data_pipeline.cache import path_keys, read_keys, to_decode
+from data_pipeline.cache_writing import create_folder, sweep, write_shard
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.processes import WorkerPool, child_environment

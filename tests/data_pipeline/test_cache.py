@@ -11,18 +11,16 @@ import numpy as np
 import pytest
 from image_files import picture_bytes, ramp
 
-from data_pipeline import cache as cache_module
+from data_pipeline import cache_writing
 from data_pipeline.cache import (
     cache_folder,
-    create_folder,
     find_cache,
     open_cache,
     path_keys,
     read_keys,
-    sweep,
     to_decode,
-    write_shard,
 )
+from data_pipeline.cache_writing import create_folder, sweep, write_shard
 from data_pipeline.decode import DECODER_VERSION, Preprocessing, load_image
 from data_pipeline.errors import UserError
 from data_pipeline.loader import ImageSource
@@ -237,7 +235,7 @@ def test_unfinished_shards_of_the_dead_alone_are_swept(tmp_path, radiographs):
     folder = create_folder(tmp_path / "cache", HOW)
     write_shard(folder, radiographs, HOW, "uint8")
     assert sweep(folder) == 0
-    host = cache_module._host()
+    host = cache_writing._host()
     dead, alive = (folder / f".{host}-shard-{i}.array_record" for i in range(2))
     elsewhere, old = (folder / f".other-shard-{i}.array_record" for i in range(2))
     for path in (dead, alive, elsewhere, old):
@@ -256,7 +254,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path, radiographs, monkeypatch):
     def full(path, keys):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_module.np, "save", full)
+    monkeypatch.setattr(cache_writing.np, "save", full)
     with pytest.raises(OSError, match="No space"):
         write_shard(folder, radiographs, HOW, "uint8")
     assert [path.name for path in folder.iterdir()] == ["preprocessing.json"]

@@ -9,7 +9,8 @@ from PIL import Image
 
 from data_pipeline import remote
 from data_pipeline.audit import measure
-from data_pipeline.cache import create_folder, find_cache, write_shard
+from data_pipeline.cache import find_cache
+from data_pipeline.cache_writing import create_folder, write_shard
 from data_pipeline.decode import Preprocessing, load_image
 from data_pipeline.errors import DataError, UnreadableImage
 from data_pipeline.loader import ImageSource, training_batches
