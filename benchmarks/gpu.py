@@ -40,7 +40,8 @@ import time
 from collections.abc import Iterable, Iterator
 
 import gpu_steps
-from gpu_steps import ROOT, SIZES, Job, Size, all_jobs, torch_device
+import gpu_torch
+from gpu_steps import ROOT, SIZES, Job, Size, all_jobs
 
 # What a copy within the GPU's memory reached, bytes read and written.
 BYTES_PER_SECOND = {"H100": 3.0e12, "H200": 4.3e12}
@@ -61,8 +62,8 @@ def work(arguments: argparse.Namespace, size: Size) -> None:
             elif kind == "time":
                 result = gpu_steps.time_job(job, size, folder)
             else:
-                device = torch_device(arguments.size == "tiny")
-                result = gpu_steps.time_torch(job, size, device, folder)
+                device = gpu_torch.torch_device(arguments.size == "tiny")
+                result = gpu_torch.time_torch(job, size, device, folder)
         except Exception as error:  # the others are still worth measuring
             result = {"error": f"{type(error).__name__}: {error}".partition("\n")[0][:120]}
         print(json.dumps({"job": text, **result}), flush=True)
@@ -171,7 +172,7 @@ def measure(arguments: argparse.Namespace, size: Size, folder: str) -> dict:
     children = Processes(arguments, folder)
     jobs = all_jobs(size, FORMS[arguments.forms], each_form=arguments.each_form)
     plain = [job for job in jobs if not job.changed]
-    device = "" if arguments.each_form else torch_device(arguments.size == "tiny")
+    device = "" if arguments.each_form else gpu_torch.torch_device(arguments.size == "tiny")
     results: dict = collections.defaultdict(dict)
 
     def keep(part: str, found: Iterable[dict]) -> list[Job]:
