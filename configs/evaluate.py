@@ -23,7 +23,7 @@ def get_config():
     config.task = "evaluate"
     config.checkpoint = "runs/finetune"  # The workdir of stage two.
     config.seed = 0
-    config.batch_size = 32  # Images at a time on each device.
+    config.batch_size = 32  # Images at a time on each device, at most 64.
     config.bootstrap_samples = 1000
     common.review(config)
     config.data = common.test_data()  # Empty data.test: the test patients of stage two.

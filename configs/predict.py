@@ -17,7 +17,7 @@ def get_config():
     config.task = "predict"
     # The workdir of stage two. Several, separated by commas, form an ensemble.
     config.checkpoint = "runs/finetune"
-    config.batch_size = 32  # Images at a time on each device.
+    config.batch_size = 32  # Images at a time on each device, at most 64.
     # Calibrated probabilities, prediction sets, age intervals and a warning of unusual images.
     config.calibrate = True
     # Average predictions with those of this many slightly rotated, scaled and shifted copies. No

@@ -14,6 +14,8 @@ from infantxray.training.sharding import DataParallel
 
 PyTree = Any
 
+_MOST_ON_A_DEVICE = 64
+
 
 def map_batches(
     function: Callable[[jax.Array, int], PyTree],
@@ -24,7 +26,7 @@ def map_batches(
 ) -> Iterator[tuple[PyTree, np.ndarray]]:
     """Applies a jitted function to all images, in order, on all devices of all processes.
 
-    Every device gets `batch_size` images at a time, so the result for an image does not depend on
+    Every device gets equally many images at a time, so the result for an image does not depend on
     the number of devices. The devices compute a batch while the host handles the one before. Memory
     does not grow with the number of images. Each process decodes a part of every batch, and yields
     all outputs.
@@ -33,7 +35,8 @@ def map_batches(
       function: images uint8 `[B, S, S, 1]` on the devices and the row of the first one -> arrays
         `[B, ...]`.
       source: the images.
-      batch_size: images at a time on each device.
+      batch_size: images at a time on each device, but at most 64: a batch that several devices
+        share in training may be too large for one.
       num_threads: number of decoding threads.
 
     Yields:
@@ -41,7 +44,7 @@ def map_batches(
       source that they belong to.
     """
     sharding = DataParallel()
-    size = batch_size * sharding.num_devices
+    size = min(batch_size, _MOST_ON_A_DEVICE) * sharding.num_devices
     batches = evaluation_batches(
         source,
         size,
