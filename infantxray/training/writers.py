@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -55,10 +56,18 @@ class EventFileWriter:
     """Writes the same TensorBoard summaries as CLU's `SummaryWriter`, without TensorFlow."""
 
     def __init__(self, folder: str):
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter as Events
+        # TensorBoard's own EventFileWriter imports TensorFlow wherever it is installed.
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         os.makedirs(folder, exist_ok=True)
-        self._events = Events(folder)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter(open(os.path.join(folder, name), "wb"))  # noqa: SIM115
+        self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self.flush()
+
+    def _write(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
 
     def _add(self, step: int, tag: str, tensor: Any, plugin: str) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -73,11 +82,8 @@ class EventFileWriter:
         else:
             metadata.data_class = summary_pb2.DATA_CLASS_TENSOR
         value = summary_pb2.Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
-        self._events.add_event(
-            event_pb2.Event(
-                wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=[value])
-            )
-        )
+        summary = summary_pb2.Summary(value=[value])
+        self._write(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         from tensorboard.util import tensor_util
@@ -111,13 +117,13 @@ class EventFileWriter:
         proto = summary_v2.hparams_pb(values)
         summary = summary_pb2.Summary()
         summary.ParseFromString(proto.SerializeToString())
-        self._events.add_event(event_pb2.Event(step=0, summary=summary))
+        self._write(event_pb2.Event(step=0, summary=summary))
 
     def flush(self) -> None:
-        self._events.flush()
+        self._records.flush()
 
     def close(self) -> None:
-        self._events.close()
+        self._records.close()
 
 
 def _to_uint8(images: np.ndarray) -> np.ndarray:

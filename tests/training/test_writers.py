@@ -195,3 +195,21 @@ def test_no_history_yet(tmp_path):
 def test_the_protocol_is_what_both_writers_offer():
     offered = {name for name in vars(writers.Writer) if not name.startswith("_")}
     assert all(callable(getattr(EventFileWriter, name)) for name in offered)
+
+
+def test_without_clu_tensorflow_is_not_imported(tmp_path):
+    """Its import takes seconds, and it writes messages to the terminal."""
+    code = f"""
+import sys
+import numpy as np
+from infantxray.training.writers import EventFileWriter
+writer = EventFileWriter({str(tmp_path)!r})
+writer.write_scalars(1, {{"a": 1.0}})
+writer.write_images(1, {{"b": np.zeros((1, 4, 4, 1))}})
+writer.write_texts(1, {{"c": "text"}})
+writer.write_hparams({{"d": 2}})
+writer.close()
+assert not [name for name in sys.modules if name.split(".")[0] == "tensorflow"]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
