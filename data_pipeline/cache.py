@@ -32,6 +32,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from data_pipeline import remote
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError, UserError
+from data_pipeline.files import user_cache
 
 _log = logging.getLogger(__name__)
 DESCRIPTION = "preprocessing.json"
@@ -291,9 +292,8 @@ def _log_once(text: str) -> None:
 
 def _copy_remote(address: str, preprocessing: Preprocessing) -> Path:
     """The local copy of a cache in an object store."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     digest = hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:16]
-    folder = Path(base, "infantxray", f"decoded-{digest}")
+    folder = user_cache() / f"decoded-{digest}"
     own = f"{preprocessing.fingerprint()}/"
 
     def is_wanted(name: str) -> bool:

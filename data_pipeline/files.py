@@ -20,6 +20,12 @@ CHECKSUM = "checksum"  # Key of a JSON object that holds the checksum of its oth
 CHECKSUMS = "SHA256SUMS"
 
 
+def user_cache() -> Path:
+    """The folder of this user for what can be computed again, such as compiled programs."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base, "infantxray")
+
+
 @contextlib.contextmanager
 def replaced(path: str | os.PathLike[str], mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
     """Opens a temporary file that replaces `path` when the block ends without an error.

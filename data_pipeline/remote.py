@@ -80,7 +80,8 @@ def copy_folder(address: str, folder: Path, wanted: Callable[[str], bool]) -> No
     sizes = {posixpath.relpath(path, root): info["size"] for path, info in found.items()}
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # A file system without locks.
+            fcntl.flock(lock, fcntl.LOCK_EX)
         missing = [
             name
             for name, size in sizes.items()

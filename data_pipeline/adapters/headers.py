@@ -19,6 +19,7 @@ from data_pipeline.cells import NOBODY
 from data_pipeline.decode.dicom import read_header
 from data_pipeline.decode.dicom_file import parse_dicom
 from data_pipeline.decode.radiograph import DECODER_VERSION, Header, Refused
+from data_pipeline.files import user_cache
 
 _log = logging.getLogger(__name__)
 _THREADS = 16  # Reading waits for the disk, most of all on a network.
@@ -50,8 +51,7 @@ def header_columns(
         key.update(path.encode(errors="surrogateescape"))
         if len(paths) >= _REMEMBER_FROM:  # A file that was replaced has another size or time.
             key.update(_stamp(path))
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    memory = Path(base, "infantxray", f"headers-{key.hexdigest()[:24]}.npz")
+    memory = user_cache() / f"headers-{key.hexdigest()[:24]}.npz"
     if memory.is_file():
         _log.info("%s: DICOM headers from %s", name, memory)
         with np.load(memory) as stored:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from data_pipeline.errors import UserError
+from data_pipeline.files import user_cache
 from infantxray.runs import cpu_memory, native_messages
 from infantxray.training import processes
 
@@ -26,8 +27,7 @@ def setup() -> None:
     """Logs the devices, and keeps compiled programs on disk so that the next start is quick."""
     jax_config: Any = jax.config
     if not jax_config.jax_compilation_cache_dir:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "infantxray", "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if jax_config.jax_platforms == "cpu" or not metadata.entry_points(group="jax_plugins"):
         cpu_memory.keep_freed_memory()  # Before JAX starts its threads.
