@@ -29,6 +29,13 @@ CASES = {
     "depthwise": (10, 8, 8, 3, 1, 1, 8),
     "depthwise strided": (10, 8, 8, 3, 2, 1, 8),
     "7x7": (14, 1, 8, 7, 2, 3, 1),
+    "3x3 on many channels": (8, 64, 72, 3, 1, 1, 1),
+    "3x3 on many channels, unpadded": (9, 72, 64, 3, 1, 0, 1),
+    "3x3 on many channels, padded by two": (8, 64, 64, 3, 1, 2, 1),
+    "5x5 on many channels": (9, 64, 64, 5, 1, 1, 1),
+    "3x3 on many channels in groups": (10, 128, 256, 3, 1, 1, 2),
+    "3x3 on a large map": (32, 32, 64, 3, 1, 1, 1),
+    "3x3 on a large map, unpadded": (37, 64, 32, 3, 1, 0, 1),
 }
 
 
@@ -75,6 +82,21 @@ def convolve_in(forms, case):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_products_equal_xla(case):
     assert_close(convolve_in("cpu", case)[0], convolve_in("lax", case)[0])
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "many" in name or "large" in name])
+def test_kernel_gradient_is_one_product(case):
+    x, kernel = random_inputs(CASES[case])
+    *_, strides, padding, groups = CASES[case]
+
+    def total(kernel):
+        return convolution.convolve(
+            x, kernel, strides=strides, padding=padding, groups=groups
+        ).sum()
+
+    with use_forms("cpu"):
+        program = str(jax.make_jaxpr(jax.grad(total))(kernel))
+    assert program.count("dot_general") == groups
 
 
 @pytest.mark.parametrize("form", ["batched", "dense"])
