@@ -32,10 +32,10 @@ SMALL_MAP = 8
 MIN_PATCH_WIDTH, MIN_BLOCK_WIDTH = 16, 32
 STEM_CHANNELS = 3  # grey or RGB: too few for tensor cores
 MAX_BLOCKS = 4  # dense convolutions that a grouped one is split into; more compile too slowly
-# The kernel's gradient is one product, if the map has this side and both ends this many channels.
-# Large maps need fewer at one of the ends.
-MIN_PRODUCT_SIDE, LARGE_MAP = 8, 32
-WIDE, WIDE_ON_LARGE_MAP = 64, 32
+# The kernel's gradient is one product, if the kernel has this many channels at both ends. Maps of
+# this side need fewer at one of the ends.
+WIDE, WIDE_ON_LARGE_MAP, LARGE_MAP = 64, 32, 32
+FEW = 3  # channels of an image, grey or RGB: an output for which XLA's convolution is slow
 ROWS_AT_ONCE = 16  # of the map: the copies of all rows would take half of VGG19's memory again
 
 
@@ -172,18 +172,15 @@ def _taps(x: jax.Array, size: int, strides: int, padding: int) -> list[jax.Array
 
 
 def _convolve_dense(x: jax.Array, kernel: jax.Array, strides: int, padding: int) -> jax.Array:
-    """XLA's convolution, with a faster derivative where the map is large and has many channels."""
+    """XLA's convolution, or a faster form for many channels and for the channels of an image."""
     side, size = min(x.shape[1:3]), kernel.shape[0]
     narrow, wide = sorted(kernel.shape[2:])
     enough = WIDE_ON_LARGE_MAP if side >= LARGE_MAP else WIDE
-    if (
-        strides == 1
-        and padding < size
-        and side >= MIN_PRODUCT_SIDE
-        and narrow >= enough
-        and wide >= WIDE
-    ):
-        return _convolve_wide(x, kernel, padding)
+    if strides == 1 and padding < size:
+        if narrow >= enough and wide >= WIDE:
+            return _convolve_wide(x, kernel, padding)
+        if kernel.shape[-1] <= FEW < kernel.shape[-2]:
+            return _convolve_to_few(x, kernel, padding)
     return convolve_lax(x, kernel, strides=strides, padding=padding)
 
 
@@ -238,6 +235,52 @@ def _convolve_wide_backward(
 
 
 _convolve_wide.defvjp(_convolve_wide_forward, _convolve_wide_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve_to_few(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
+    """A convolution by steps of 1 to a few channels D: one product, then k * k shifted additions.
+
+    The product maps each pixel to what it adds to each of the k * k pixels around it.
+    """
+    size, _, channels, features = kernel.shape
+    product = x @ kernel.transpose(2, 0, 1, 3).reshape(channels, size * size * features)
+    maps = _pad(product, padding, 0.0).reshape(
+        *(x.shape[0], x.shape[1] + 2 * padding, x.shape[2] + 2 * padding),
+        *(size, size, features),
+    )
+    maps = jnp.moveaxis(maps, (3, 4), (0, 1))  # [k, k, B, H + 2 p, W + 2 p, D]
+    height, width = (side + 2 * padding - size + 1 for side in x.shape[1:3])
+    return reduce(
+        jnp.add,
+        (
+            maps[row, column, :, row : row + height, column : column + width]
+            for row in range(size)
+            for column in range(size)
+        ),
+    )
+
+
+def _convolve_to_few_forward(
+    x: jax.Array, kernel: jax.Array, padding: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve_to_few(x, kernel, padding), (x, kernel)
+
+
+def _convolve_to_few_backward(
+    padding: int, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Two products with the patches [B, H, W, k * k * D] of the gradient."""
+    x, kernel = residuals
+    size, _, channels, features = kernel.shape
+    patches = jnp.concatenate(_taps(gradient, size, 1, size - 1 - padding)[::-1], axis=-1)
+    x_gradient = patches @ kernel.transpose(0, 1, 3, 2).reshape(-1, channels)
+    kernel_gradient = lax.dot_general(patches, x, (((0, 1, 2), (0, 1, 2)), ((), ())))
+    kernel_gradient = kernel_gradient.reshape(size, size, features, channels)
+    return x_gradient, kernel_gradient.transpose(0, 1, 3, 2)
+
+
+_convolve_to_few.defvjp(_convolve_to_few_forward, _convolve_to_few_backward)
 
 
 def _convolve_depthwise(x: jax.Array, kernel: jax.Array, strides: int, padding: int) -> jax.Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from infantxray.models.convolution import convolve
 from infantxray.models.encoders import layers
 from infantxray.models.forms import current_forms
 
@@ -84,7 +85,7 @@ class Upsample(nn.Module):
             use_bias=False,
             dtype=self.dtype,
             kernel_init=nn.initializers.he_normal(),
-            dot_general=_convolve_transposed if form == "transposed" else None,
+            dot_general=_convolve_transposed if form == "transposed" else _convolve_1x1,
             name="kernel",
         )
         x = product(x)
@@ -101,6 +102,11 @@ def _rearrange(x: jax.Array) -> jax.Array:
     batch, height, width, _, _, channels = x.shape
     x = x.transpose(0, 1, 3, 2, 4, 5)  # [B, H, 2, W, 2, C]
     return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def _convolve_1x1(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """A product with kernel [C, 4 D], in the form of 1x1 convolutions."""
+    return convolve(x, kernel[None, None])
 
 
 def _convolve_transposed(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:

@@ -34,6 +34,9 @@ CASES = {
     "3x3 on many channels, padded by two": (8, 64, 64, 3, 1, 2, 1),
     "5x5 on many channels": (9, 64, 64, 5, 1, 1, 1),
     "3x3 on many channels in groups": (10, 128, 256, 3, 1, 1, 2),
+    "3x3 to a grey image": (9, 8, 1, 3, 1, 1, 1),
+    "3x3 to a colour image, unpadded": (9, 8, 3, 3, 1, 0, 1),
+    "5x5 to a grey image": (9, 8, 1, 5, 1, 2, 1),
     "3x3 on a large map": (32, 32, 64, 3, 1, 1, 1),
     "3x3 on a large map, unpadded": (37, 64, 32, 3, 1, 0, 1),
 }
@@ -97,6 +100,11 @@ def test_kernel_gradient_is_one_product(case):
     with use_forms("cpu"):
         program = str(jax.make_jaxpr(jax.grad(total))(kernel))
     assert program.count("dot_general") == groups
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "image" in name])
+def test_convolution_to_an_image_is_made_of_products(case):
+    assert "conv_general_dilated" not in convolve_in("cpu", CASES[case])[1]
 
 
 @pytest.mark.parametrize("form", ["batched", "dense"])
