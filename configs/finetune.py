@@ -2,7 +2,7 @@
 
     python main.py --config=configs/finetune.py --config.pretrained=runs/pretrain
 
-takes a little over three minutes on two CPU cores, on embedded data (infant phantom, 64 px,
+takes about three minutes on two CPU cores, on embedded data (infant phantom, 64 px,
 ShuffleNet), and writes `report.html`. Without `--config.pretrained` the encoder starts from random
 weights.
 
