@@ -98,6 +98,15 @@ def _try_lock(file: IO[str]) -> bool:
     return True
 
 
+def is_running(folder: str) -> bool:
+    """Whether a process executes the run of this folder now."""
+    try:
+        with open(os.path.join(folder, _LOCK)) as lock:
+            return not _try_lock(lock)  # Closing the file unlocks it.
+    except OSError:
+        return False
+
+
 def last_error(folder: str) -> str:
     """The last line in the log of a run that is not empty."""
     try:
@@ -246,13 +255,18 @@ def run_all(
     running: dict[Future[tuple[int, float]], Run] = {}
     with StopOnSignal(runner.stop) as stop:
         while waiting or running:
-            for run in list(waiting):
+            # Another process may execute the same study: what it has begun comes last here.
+            for run in sorted(waiting, key=lambda run: is_running(run.folder)):
                 broken = [need for need in run.needs if need in failed]
                 if broken:
                     failed[run.index] = f"needs run {broken[0]}, which failed"
                     waiting.remove(run)
                 elif stop.requested:
                     break
+                elif run.is_finished():
+                    waiting.remove(run)
+                    finished.add(run.index)
+                    _log.info("finished by another process: %d, %s", run.index, run.title)
                 elif len(running) < runner.slots and finished.issuperset(run.needs):
                     waiting.remove(run)
                     attempts[run.index] += 1

@@ -1,5 +1,6 @@
 """Executing runs: order, failures, stops and locks, with small processes in place of training."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -57,6 +58,28 @@ def test_runs_run_after_those_they_need(tmp_path, runner):
     assert (tmp_path / "order").read_text().split() == ["learned", "tuned"]
     assert plan[0].read_record()["finished"]
     assert plan[0].read_record()["seconds"] > 0
+
+
+def test_two_processes_share_a_study(tmp_path, runner):
+    """A run of another process comes last, and is not repeated if it has finished meanwhile."""
+    plan = [
+        stub(tmp_path, i, f"{DONE}; {append(tmp_path, name)}")
+        for i, name in enumerate(["theirs", "first", "second"])
+    ]
+    folder = tmp_path / "0"
+    folder.mkdir()
+    with open(folder / "study_run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert runners.is_running(str(folder))
+        plan[2].command[2] = "stub_2_ends_theirs"
+        (tmp_path / "stub_2_ends_theirs.py").write_text(
+            f"{DONE}; {append(tmp_path, 'second')}; open({str(folder / 'done')!r}, 'w')"
+        )
+        finished = set()
+        assert runners.run_all(plan, plan, finished, runner) == {}
+    assert not runners.is_running(str(folder))
+    assert finished == {0, 1, 2}
+    assert (tmp_path / "order").read_text().split() == ["first", "second"]
 
 
 def test_a_failed_run_is_tried_once_more_and_the_others_go_on(tmp_path, runner):
