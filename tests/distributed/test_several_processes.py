@@ -114,19 +114,19 @@ def differences(folder, other, step):
 
 def resume(place):
     """Two processes, of which one is told to stop, are resumed as one: the same images."""
-    flags = (*STAGES["pretrain"], "--config.train_steps=10", "--config.eval_every_steps=5")
+    flags = (*STAGES["pretrain"], "--config.train_steps=20", "--config.eval_every_steps=5")
     run(place / "one", "pretrain", *flags, devices=2)
     with started(place / "two", "pretrain", *flags, processes=2) as commands:
         wait_for(place / "two", 5, commands)
         commands[1].send(signal.SIGTERM)  # One is told; both stop.
         codes = [command.wait(60) for command in commands]
     if any(codes):  # The last steps may be quicker than the signal.
-        assert codes == [2, 2]
-        stopped = [f"stopped at step {step} of 10" for step in range(5, 10)]
+        assert codes == [2, 2], "\n".join(command.output() for command in commands)[-3000:]
+        stopped = [f"stopped at step {step} of 20" for step in range(5, 20)]
         (line,) = {line for line in stopped for c in commands if line in c.output()}
         assert all(line in command.output() for command in commands)
     run(place / "two", "pretrain", *flags, devices=2)
-    print("resumed as one process:", differences(place / "one", place / "two", 10))
+    print("resumed as one process:", differences(place / "one", place / "two", 20))
     split = [(place / name / "split.csv").read_bytes() for name in ("one", "two")]
     assert split[0] == split[1]
 
