@@ -229,6 +229,8 @@ def compile_to_file(job: Job, size: Size, forms: str, folder: str) -> dict:
     import jax
     from jax.experimental import serialize_executable
 
+    if jax.default_backend() == "cpu":  # It cannot store a program that it has read from the cache.
+        jax.config.update("jax_enable_compilation_cache", False)
     compiled, seconds, state, batch = compile_job(job, size, forms)
     memory = compiled.memory_analysis()
     needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes

@@ -54,9 +54,9 @@ def convolve(
         if form == "dense":
             kernel, groups = _join_groups(kernel, groups, channels)
             if size == 1 and padding == 0:
-                return _matmul(x[:, ::strides, ::strides], kernel[0, 0])
+                return matmul(x[:, ::strides, ::strides], kernel[0, 0])
     elif groups == size == 1 and padding == 0 and forms.pointwise == "product":
-        return _matmul(x[:, ::strides, ::strides], kernel[0, 0])
+        return matmul(x[:, ::strides, ::strides], kernel[0, 0])
     elif channels <= STEM_CHANNELS and strides == 2 and forms.stem == "space_to_depth":
         return _convolve_blocks(x, kernel, strides, padding)
     return convolve_lax(x, kernel, strides=strides, padding=padding, groups=groups)
@@ -87,7 +87,7 @@ def convolve_products(
     if size == 1 and padding == 0:
         x = x[:, ::strides, ::strides]
         products = [
-            _matmul(part, weights[0, 0])
+            matmul(part, weights[0, 0])
             for part, weights in zip(
                 jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True
             )
@@ -96,7 +96,7 @@ def convolve_products(
     output_side = (min(x.shape[1:3]) + 2 * padding - size) // strides + 1
     if groups == 1 and output_side < BLIND_SPOT:
         patches = jnp.concatenate(_taps(x, size, strides, padding), axis=-1)
-        return _matmul(patches, kernel.reshape(-1, features))
+        return matmul(patches, kernel.reshape(-1, features))
     if groups > 1 and max(x.shape[1:3]) <= SMALL_MAP:
         kernel, groups = _join_groups(kernel, groups, MIN_PATCH_WIDTH)
         return _convolve_grouped_patches(x, kernel, strides, padding, groups)
@@ -135,6 +135,33 @@ def average_pool(x: jax.Array, *, size: int, strides: int, padding: int = 0) -> 
     if form == "padded":
         x, padding = _pad(x, padding, 0.0), 0
     return nn.avg_pool(x, **_window(size, strides, padding))
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """x [..., C] times weights [C, D].
+
+    Its own derivative, because that of `@` with respect to the weights copies x and the
+    gradient into transposed order first, which takes longer than the product.
+    """
+    return x @ weights
+
+
+def _matmul_forward(
+    x: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return x @ weights, (x, weights)
+
+
+def _matmul_backward(
+    residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, weights = residuals
+    outer = tuple(range(x.ndim - 1))
+    return gradient @ weights.T, lax.dot_general(x, gradient, ((outer, outer), ((), ())))
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def _window(size: int, strides: int, padding: int) -> dict[str, Any]:
@@ -188,8 +215,8 @@ def _convolve_dense(x: jax.Array, kernel: jax.Array, strides: int, padding: int)
 def _convolve_wide(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     """XLA's convolution by steps of 1, with its own derivative with respect to the kernel.
 
-    XLA computes that derivative as a convolution with a kernel as large as the map, in a third of
-    the speed of the other two convolutions of a step.
+    XLA computes that derivative as a convolution with a kernel as large as the map, at a third of
+    the speed of the other two convolutions of a step, or less.
     """
     return convolve_lax(x, kernel, padding=padding)
 
@@ -365,30 +392,3 @@ def _join_groups(kernel: jax.Array, groups: int, min_width: int) -> tuple[jax.Ar
     target = np.arange(features) // (features // groups) % joined
     own = jnp.asarray((source[:, None] == target)[None, None], kernel.dtype)
     return jnp.tile(kernel, (1, 1, joined, 1)) * own, groups // joined
-
-
-@jax.custom_vjp
-def _matmul(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """x [..., C] times weights [C, D].
-
-    Its own derivative, because that of `@` with respect to the weights copies x and the
-    gradient into transposed order first, which takes longer than the product.
-    """
-    return x @ weights
-
-
-def _matmul_forward(
-    x: jax.Array, weights: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return x @ weights, (x, weights)
-
-
-def _matmul_backward(
-    residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, weights = residuals
-    outer = tuple(range(x.ndim - 1))
-    return gradient @ weights.T, lax.dot_general(x, gradient, ((outer, outer), ((), ())))
-
-
-_matmul.defvjp(_matmul_forward, _matmul_backward)

@@ -23,9 +23,6 @@ def run_tiny(tmp_path, *arguments: str) -> str:
     return page
 
 
-# On CPUs, jax 0.10.2 now and then stores a program of VGG19 that cannot be loaded: "NOT_FOUND:
-# Function ... not found".
-@pytest.mark.slow
 def test_each_form_is_compared_with_the_default(tmp_path):
     page = run_tiny(tmp_path, "--each-form")
     assert re.search(ROW % "two", page), page
