@@ -274,20 +274,22 @@ def find_cache(directory: str | os.PathLike[str], preprocessing: Preprocessing) 
 
     A cache in an object store is copied to a folder of this machine first.
     """
-    if remote.is_remote(str(directory)):
-        directory = _copy_remote(str(directory), preprocessing)
-    cache, reason = open_cache(directory, preprocessing)
+    place = directory
+    if remote.is_remote(str(place)):
+        place = _copy_remote(str(directory), preprocessing)
+    cache, reason = open_cache(place, preprocessing)
     if cache is None:
-        _log.warning("cache not used: %s", reason)
+        reason = reason.replace(str(place), str(directory))
+        _log_once(logging.WARNING, f"cache not used, images are decoded: {reason}")
     else:
-        _log_once(f"cache {directory}: {len(cache):,} images")
+        _log_once(logging.INFO, f"cache {directory}: {len(cache):,} images")
     return cache
 
 
 @functools.cache
-def _log_once(text: str) -> None:
+def _log_once(level: int, text: str) -> None:
     """A run opens the cache for every part of the data."""
-    _log.info("%s", text)
+    _log.log(level, "%s", text)
 
 
 def _copy_remote(address: str, preprocessing: Preprocessing) -> Path:

@@ -113,6 +113,12 @@ def _has_size(path: Path, size: int) -> bool:
 def _open_store(path: str) -> tuple[Any, str]:
     """The store of an address, and the name within it."""
     protocol = path.partition("://")[0]
+    if protocol in ("gs", "gcs"):
+        # Otherwise gcsfs asks for the kind of bucket at every object, and warns each time that the
+        # credentials do not allow it. Only zonal buckets need this: set the variable to "true".
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        # It logs each failure with a traceback, and then raises it.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         import fsspec.core
 

@@ -7,6 +7,7 @@ import re
 from data_pipeline.adapters import ADAPTERS
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
+from data_pipeline.remote import is_remote
 
 _ENTRY = re.compile(r"(?:\\,|[^,])+")
 
@@ -17,7 +18,8 @@ def parse_sources(spec: str) -> list[tuple[str, str]]:
     A comma that belongs to a path is written `\,`.
 
     Raises:
-      DataError: an entry has no colon, no place, or names a source that does not exist.
+      DataError: an entry has no colon, no place, or names a source that does not exist, or an
+        address without a manifest.
     """
     pairs: list[tuple[str, str]] = []
     for written in _ENTRY.findall(spec):
@@ -25,6 +27,11 @@ def parse_sources(spec: str) -> list[tuple[str, str]]:
         if not entry:
             continue
         name, colon, place = entry.partition(":")
+        if is_remote(entry) or (name != "manifest" and is_remote(place)):
+            raise DataError(
+                f"{entry} is in an object store, where images are found through a manifest: write "
+                "manifest:ADDRESS of a CSV file with their addresses"
+            )
         if not colon or not place:
             advice = r"; write a comma in a path as \," if pairs else ""
             raise DataError(

@@ -28,7 +28,7 @@ from ml_collections import config_flags
 import configs
 from data_pipeline.errors import UserError
 from data_pipeline.remote import is_remote
-from infantxray.runs import accidents, runtime, settings
+from infantxray.runs import accidents, flag_errors, runtime, settings
 from infantxray.runs import console as messages
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -71,7 +71,7 @@ def _parse(argv: list[str]) -> list[str]:
             _ = _CONFIG.value.task  # A file that failed to load raises here, not above.
         return rest
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        accidents.fail(settings.explain_flag_error(error, argv))
+        accidents.fail(flag_errors.explain(error, argv))
 
 
 def _find_config(argument: str) -> str:

@@ -32,6 +32,8 @@ MISTAKES = {
     "no such variant": ((f"{PRETRAIN}:huge",), ("huge", "paper")),
     "unknown key": ((PRETRAIN, "--config.batchsize=3"), ("batchsize", "batch_size")),
     "unknown nested key": ((PRETRAIN, "--config.data.img=3"), ("data.img",)),
+    "key of another group": ((PRETRAIN, "--config.image_size=32"), ("--config.data.image_size?",)),
+    "a group": ((PRETRAIN, "--config.data=a.csv"), ("config.data is a group", "data.train")),
     "wrong type": ((PRETRAIN, "--config.batch_size=many"), ("batch_size", "many", "number")),
     "image size": ((PRETRAIN, "--config.data.image_size=100"), ("image_size", "100", "32")),
     "negative alpha": ((FINETUNE, "--config.age_weight=-1"), ("age_weight", "0 or more")),

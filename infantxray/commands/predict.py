@@ -19,6 +19,7 @@ from data_pipeline.errors import DataError, UnreadableImage, UserError
 from data_pipeline.files import write_checksums, write_json
 from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
+from data_pipeline.remote import is_remote
 from data_pipeline.sources import open_sources
 from infantxray.evaluation.predictions import UNKNOWN
 from infantxray.evaluation.saliency import Explainer
@@ -84,6 +85,8 @@ def as_source(place: str) -> str:
       UserError: it is neither `source:place` nor a file or folder.
     """
     path = os.path.expanduser(place)
+    if is_remote(place) and place.lower().endswith(".csv"):
+        return f"manifest:{place}"
     if place.partition(":")[0] in ADAPTERS or (":" in place and not os.path.exists(path)):
         return place
     if not os.path.exists(path):

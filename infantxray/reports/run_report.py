@@ -115,7 +115,7 @@ def evaluate(
     checkpoint = os.path.expanduser(checkpoint)
     columns.parse(review.subgroups, source.records)
     variables, step = restore(checkpoint, spec)
-    _log.info("predicting %d test images", len(source))
+    _log.info("model of %s, step %d: predicting %d test images", checkpoint, step, len(source))
     predictions, records = _predict(predictor, variables, source, "test")
     if not len(records):
         raise DataError("none of the test images could be read")

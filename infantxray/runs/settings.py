@@ -7,13 +7,11 @@ A configuration is checked before anything is loaded; an error is one line. Only
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import logging
 import math
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_pipeline.errors import UserError
@@ -403,40 +401,3 @@ def _check_pretrained(pretrained: str, key: str = "pretrained") -> None:
             + ("write random" if key == "encoders" else "leave it empty")
             + " for random weights"
         )
-
-
-def explain_flag_error(error: BaseException, argv: list[str]) -> str:
-    """One line for an error of absl or ml_collections about the command line."""
-    text = str(error)
-    unknown = re.search(r"^[\\'\"]*(\w+)\\?'\\?n?", text.split("\n")[0])
-    if isinstance(error, (AttributeError, KeyError)) and unknown:
-        key = unknown.group(1)
-        given = next((a for a in argv if re.search(rf"[.]{key}\b", a.split("=")[0])), key)
-        suggestion = re.search(r'Did you mean "(\w+)"', text)
-        return f"unknown setting {given}" + (
-            f"; did you mean {suggestion.group(1)}?" if suggestion else "; see the file in configs/"
-        )
-    if "No such file" in text:
-        name = re.search(r"Attempted \[Relative path\]:\s+(\S+)", text)
-        missing = name.group(1) if name else "the --config file"
-        return f"{missing} does not exist; configurations are {_available_configs(missing)}"
-    if "takes 0 positional arguments" in text:
-        return "this configuration has no variants: leave out what follows the colon in --config"
-    if "before a value for --config was specified" in text:
-        return "--config=configs/<task>.py must come before --config.key=value"
-    wrong_type = re.search(r"flag --(\S+?)=(.*?): invalid literal for (\w+)\(\)", text)
-    if wrong_type:
-        return f"{wrong_type[1]} is {wrong_type[2]!r}; it must be a number ({wrong_type[3]})"
-    line = [line for line in text.splitlines() if line.strip()][-1].strip()
-    return re.sub(r"^\w*Error: ", "", line)
-
-
-def _available_configs(wanted: str) -> str:
-    folder = str(Path(__file__).resolve().parents[2] / "configs")
-    names = sorted(
-        f"configs/{name}"
-        for name in os.listdir(folder)
-        if name.endswith(".py") and name not in ("__init__.py", "common.py")
-    )
-    close = difflib.get_close_matches(wanted, names, n=1)
-    return f"{', '.join(names)}" + (f"; did you mean {close[0]}?" if close else "")

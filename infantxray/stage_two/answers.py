@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from infantxray.stage_two.trust import Judgement, Trust
 from infantxray.stage_two.trust_fitting import for_workdir
 from infantxray.training.augment import Augmentation, augment
 from infantxray.training.batches import map_batches
+
+_log = logging.getLogger(__name__)
 
 PyTree = Any
 
@@ -113,6 +116,7 @@ def load_members(
                 "models of an ensemble must agree in them"
             )
         variables, step = restore(folder, spec)
+        _log.info("model of %s, step %d", folder, step)
         trust = None
         if calibrate:
             trust = for_workdir(folder, spec, variables) if refit else Trust.read(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,7 +23,6 @@ from infantxray.training.sharding import DataParallel
 PyTree = Any
 
 _MOST_MONTHS = 130 * 12
-_log = logging.getLogger(__name__)
 
 
 def build_model(spec: ModelSpec, *, freeze_encoder: bool = False) -> DiagnosisModel:
@@ -77,7 +75,6 @@ def restore(workdir: str, spec: ModelSpec) -> tuple[PyTree, int]:
             f"the checkpoint in {workdir} is of another version of this program: it lacks "
             f"{', '.join(report.new[:3])}; train it again"
         )
-    _log.info("model of %s, step %d", workdir, step)
     return variables, step
 
 

@@ -1,6 +1,7 @@
 """Manifests and images in an object store: fsspec's `memory://` stands for `gs://` and `s3://`."""
 
 import io
+import os
 
 import fsspec
 import numpy as np
@@ -82,7 +83,9 @@ def test_a_cache_in_a_store_is_copied_once(bucket, tmp_path, monkeypatch, caplog
     # As with a folder, the log says why a cache is not used.
     assert find_cache("memory://bucket/decoded", Preprocessing(96)) is None
     assert "was prepared differently: image_size is 32 there and 96 here" in caplog.text
-    assert find_cache("memory://bucket/nothing", HOW) is None
+    for _ in range(2):
+        assert find_cache("memory://bucket/nothing", HOW) is None
+    assert caplog.text.count("memory://bucket/nothing holds no decoded images") == 1
 
 
 def test_what_is_not_there_is_said(bucket):
@@ -109,6 +112,25 @@ def test_a_missing_package_is_named(protocol, extra, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=rf'pip install "infantxray\[{extra}\]"') as caught:
         load_image(path, HOW)
     assert not isinstance(caught.value, UnreadableImage)  # Never skipped as a bad file.
+
+
+def test_gcsfs_does_not_ask_for_the_kind_of_bucket(monkeypatch):
+    monkeypatch.delenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", raising=False)
+    asked = []
+
+    def url_to_fs(path):
+        asked.append(os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"])
+        raise ImportError
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", url_to_fs)
+    for chosen in ("false", "true"):
+        monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", chosen)
+        with pytest.raises(DataError):
+            remote.read("gs://bucket/a.png")
+    monkeypatch.delenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT")
+    with pytest.raises(DataError):
+        remote.read("gs://bucket/a.png")
+    assert asked == ["false", "true", "false"]
 
 
 def test_errors_of_a_library_are_those_of_a_file(monkeypatch):

@@ -32,6 +32,8 @@ def test_a_comma_in_a_path(tmp_path):
         ("/data/a.csv", "'/data/a.csv' is not of the form source:place"),
         ("manifest:", "'manifest:' is not of the form"),
         ("manifset:/a.csv", "unknown source 'manifset'; there are .*manifest"),
+        ("gs://bucket/images", "gs://bucket/images is in an object store.* write manifest:ADDRESS"),
+        ("folder:s3://bucket/images", "folder:s3://bucket/images is in an object store"),
     ],
 )
 def test_mistakes_are_named(spec, message):

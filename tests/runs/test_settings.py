@@ -7,7 +7,7 @@ from configs import evaluate, finetune, label_efficiency, predict, pretrain, pro
 from data_pipeline.errors import UserError
 from infantxray.evaluation.metrics import HEADLINES
 from infantxray.runs import settings
-from infantxray.runs.settings import ConfigError, check, explain_flag_error
+from infantxray.runs.settings import ConfigError, check
 from infantxray.stage_one.objectives import OBJECTIVES
 from infantxray.stage_two import supervised
 
@@ -266,48 +266,3 @@ def test_names_agree_with_what_they_name():
     assert set(settings.OBJECTIVES) == OBJECTIVES.keys() | {supervised.NAME}
     assert set(pretrain.weights()) == set(settings.OBJECTIVES)
     assert set(settings.BEST_METRICS) == {*HEADLINES, "loss"}
-
-
-@pytest.mark.parametrize(
-    ("error", "argv", "expected"),
-    [
-        (
-            AttributeError('\'batchsize\'\nDid you mean "batch_size" instead of "batchsize"?'),
-            ["main.py", "--config=configs/finetune.py", "--config.batchsize=3"],
-            "unknown setting --config.batchsize=3; did you mean batch_size?",
-        ),
-        (
-            KeyError("zzz"),
-            ["main.py", "--config=configs/finetune.py", "--config.data.zzz=3"],
-            "unknown setting --config.data.zzz=3; see the file in configs/",
-        ),
-        (
-            ValueError("flag --config.batch_size=many: invalid literal for int() with base 10"),
-            [],
-            "config.batch_size is 'many'; it must be a number (int)",
-        ),
-        (
-            TypeError("get_config() takes 0 positional arguments but 1 was given"),
-            [],
-            "this configuration has no variants: leave out what follows the colon in --config",
-        ),
-        (
-            ValueError("configs/finetune.py has the variants cpu and paper, not 'big'"),
-            [],
-            "configs/finetune.py has the variants cpu and paper, not 'big'",
-        ),
-    ],
-)
-def test_errors_of_the_command_line_become_one_line(error, argv, expected):
-    assert explain_flag_error(error, argv) == expected
-
-
-def test_a_missing_config_file_lists_those_that_are_there():
-    error = OSError(
-        "No such file or directory: x\n  Attempted [Relative path]:\n    configs/finetun.py\n"
-    )
-    message = explain_flag_error(error, [])
-    assert message.startswith("configs/finetun.py does not exist; ")
-    assert "configs/pretrain.py" in message
-    assert "common.py" not in message
-    assert message.endswith("did you mean configs/finetune.py?")
