@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from infantxray.models import create_encoder
-from infantxray.training import checkpoints
+from infantxray.training import checkpoints, partial_restore
 from infantxray.training.state import TrainState
 
 REPEATS = 7
@@ -61,7 +61,9 @@ def main() -> None:
                 measure(lambda: jax.block_until_ready(manager.restore(abstract)[0]))
             )
             rows["restore the encoder"].append(
-                measure(lambda: checkpoints.restore_variables(folder, 1, variables, only="encoder"))
+                measure(
+                    lambda: partial_restore.restore_variables(folder, 1, variables, only="encoder")
+                )
             )
             checkpoints.check = check
         manager.close()

@@ -1,13 +1,15 @@
-"""Ids, names of files and labels with doubtful spellings."""
+"""Ids, names of files, labels and cells of a manifest that may mean something else."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from data_pipeline.cells import (
+    NOBODY,
     by_image,
     in_short,
     in_words,
@@ -16,6 +18,10 @@ from data_pipeline.cells import (
     spelled_apart,
 )
 from data_pipeline.records import Records
+
+_log = logging.getLogger(__name__)
+
+_NO_LABEL = frozenset({"none", "unknown"})  # Or a condition of that name.
 
 
 def doubtful_spellings(records: Records) -> Iterator[tuple[str, np.ndarray]]:
@@ -55,3 +61,35 @@ def doubtful_spellings(records: Records) -> Iterator[tuple[str, np.ndarray]]:
         message = f"labels that seem to join several: {', '.join(map(repr, found[:3]))}"
         rows = np.flatnonzero(np.isin(records.label.astype(str), found))
         yield f"{message}; write a bar between them (a|b) if they are several findings", rows
+
+
+def log_doubtful_cells(
+    path: str, columns: Mapping[str, list[str]], emptied: Mapping[str, int]
+) -> None:
+    """Warns of values of a manifest that may have another meaning.
+
+    Args:
+      path: the manifest.
+      columns: its cells, by column.
+      emptied: by column, how many cells with a word such as NA were taken as empty.
+    """
+    if emptied:
+        _log.warning(
+            "%s: a dash or a word such as nan, NA or null is taken as empty: %s",
+            path,
+            ", ".join(f"{name} in {count:,} rows" for name, count in sorted(emptied.items())),
+        )
+    for name, words, counts_as in (
+        ("label", _NO_LABEL, "a condition"),
+        ("patient_id", NOBODY, "one patient"),
+    ):
+        values = columns.get(name, [])
+        for value in sorted(value for value in set(values) if value.casefold() in words):
+            _log.warning(
+                "%s: %s is %r in %d rows, and counts as %s; leave it empty where it is not known",
+                path,
+                name,
+                value,
+                values.count(value),
+                counts_as,
+            )

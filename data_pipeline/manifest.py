@@ -12,7 +12,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from data_pipeline import remote
@@ -20,12 +19,12 @@ from data_pipeline.ages import AGE_UNITS, read_ages, states_unit
 from data_pipeline.cells import (
     DASHES,
     NO_VALUE,
-    NOBODY,
     SEXES,
     SPLIT_NAMES,
     is_formula_error,
     join_findings,
 )
+from data_pipeline.doubts import log_doubtful_cells
 from data_pipeline.errors import DataError
 from data_pipeline.manifest_header import (
     BOX_COLUMNS,
@@ -41,13 +40,12 @@ from data_pipeline.manifest_header import REQUIRED_COLUMNS as REQUIRED_COLUMNS
 from data_pipeline.records import SPLITS as SPLITS
 from data_pipeline.records import Box as Box
 from data_pipeline.records import Records as Records
-from data_pipeline.tables import neutralise, restore, write_csv
+from data_pipeline.tables import restore
 
 _log = logging.getLogger(__name__)
 
 # Columns in which a word such as NA means empty; a dash does in all.
 _MAY_HAVE_NO_VALUE = ("patient_id", *AGE_UNITS, "sex", "label")
-_NO_LABEL = frozenset({"none", "unknown"})  # Or a condition of that name.
 _EXPECTED = {
     "sex": "expected F, M or empty",
     "split": f"expected {', '.join(SPLITS)} or empty",
@@ -246,7 +244,7 @@ class _Reader:
                     if cell and cell.lower() not in table:
                         self._refuse(name, _EXPECTED[name], cell, line)
         self._raise_refused()
-        _log_doubtful(path, cells, emptied)
+        log_doubtful_cells(path, cells, emptied)
         return Records.create(cells["image_path"], source=source, **columns)
 
     def further_columns(self) -> dict[str, dict[str, str]]:
@@ -396,74 +394,3 @@ def _check_utf8(value: str, path: str, line: int) -> None:
         value.encode()
     except UnicodeEncodeError:
         raise DataError(f"manifest {path}, line {line}: not UTF-8 text; {_ADVICE}") from None
-
-
-def _log_doubtful(path: str, columns: Mapping[str, list[str]], emptied: Mapping[str, int]) -> None:
-    """Warns of values that may have another meaning."""
-    if emptied:
-        _log.warning(
-            "%s: a dash or a word such as nan, NA or null is taken as empty: %s",
-            path,
-            ", ".join(f"{name} in {count:,} rows" for name, count in sorted(emptied.items())),
-        )
-    for name, words, counts_as in (
-        ("label", _NO_LABEL, "a condition"),
-        ("patient_id", NOBODY, "one patient"),
-    ):
-        values = columns.get(name, [])
-        for value in sorted(value for value in set(values) if value.casefold() in words):
-            _log.warning(
-                "%s: %s is %r in %d rows, and counts as %s; leave it empty where it is not known",
-                path,
-                name,
-                value,
-                values.count(value),
-                counts_as,
-            )
-
-
-def write_manifest(
-    path: str | os.PathLike[str],
-    records: Records,
-    extra: Mapping[str, Sequence[Any]] | None = None,
-    *,
-    relative: bool = True,
-) -> None:
-    """Writes records as a manifest that `read_manifest` reads back to the same columns.
-
-    Columns of uncertain findings and of boxes are written where an image has any.
-
-    Args:
-      path: the CSV to write.
-      records: what to list.
-      extra: further columns, such as a reason, of the same length.
-      relative: write file paths relative to the manifest's folder.
-    """
-    folder = str(Path(path).parent.absolute())
-
-    def name(image_path: str) -> str:
-        if not relative or not os.path.isabs(image_path):
-            return image_path
-        image_path = os.path.relpath(image_path, folder)
-        # Not an apostrophe, as for other text: other programs open the path as it is.
-        return f"./{image_path}" if image_path != neutralise(image_path) else image_path
-
-    columns: dict[str, Sequence[Any]] = {"image_path": [name(p) for p in records.image_path]}
-    columns |= {column: getattr(records, column) for column in OPTIONAL_COLUMNS}
-    columns["age_months"] = ["" if math.isnan(age) else f"{age:.9g}" for age in records.age_months]
-    columns |= _finding_cells(records) | dict(extra or {})
-    write_csv(path, list(columns), zip(*columns.values(), strict=True))
-
-
-def _finding_cells(records: Records) -> dict[str, list[str]]:
-    """Columns of a manifest for the uncertain findings and boxes that are there, if any."""
-    columns = {}
-    if any(records.uncertain):
-        columns["uncertain"] = ["|".join(names) for names in records.uncertain]
-    if any(records.boxes):
-        for i, name in enumerate((*BOX_COLUMNS, "box_label")):
-            columns[name] = [
-                "|".join(b[i] if name == "box_label" else f"{b[i]:.9g}" for b in boxes)
-                for boxes in records.boxes
-            ]
-    return columns

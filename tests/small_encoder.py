@@ -6,7 +6,7 @@ import functools
 import jax
 import pytest
 
-from infantxray.models import ENCODERS, torch_weights
+from infantxray.models import ENCODERS, torch_names
 from infantxray.models.encoders import resnet
 from infantxray.training import sharding
 
@@ -25,6 +25,6 @@ def small_encoder():
     one = jax.devices()[:1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ENCODERS, "small", functools.partial(resnet.ResNet, stages=stages))
-        patch.setitem(torch_weights.RULES, "small", torch_weights.RULES["resnet50"])
+        patch.setitem(torch_names.RULES, "small", torch_names.RULES["resnet50"])
         patch.setattr(sharding.jax, "devices", lambda: one)
         yield "small"

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from data_pipeline.phantom.address import parse_address
-from data_pipeline.phantom.body import Body, Draw, draw_organs, draw_skeleton, draw_trunk, make_body
+from data_pipeline.phantom.body import Body, Draw, draw_organs, draw_trunk, make_body
 from data_pipeline.phantom.bowel import draw_bowel
 from data_pipeline.phantom.canvas import Canvas
 from data_pipeline.phantom.devices import draw_devices, draw_marker
@@ -21,6 +21,7 @@ from data_pipeline.phantom.patients import (
     stream,
 )
 from data_pipeline.phantom.physics import SITES, attenuation, expose
+from data_pipeline.phantom.skeleton import draw_skeleton
 
 _LEAST_SIZE = 16
 # Conditions that organs show, which nothing else is drawn for.

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline import audit
+from data_pipeline import audit, conditions
 from data_pipeline import dataset as data
 from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import PHANTOM_PREFIX
 from data_pipeline.doubts import doubtful_spellings
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.labels import carries, names_in
-from data_pipeline.manifest import NO_AGE, unused_age_columns, write_manifest
+from data_pipeline.manifest import NO_AGE, unused_age_columns
+from data_pipeline.manifest_writing import write_manifest
 from data_pipeline.records import SPLITS, Records
 from data_pipeline.splits import Split
 from data_pipeline.tables import write_csv
@@ -138,11 +139,11 @@ def _refused(where: DataSettings, split: Split) -> list[Problem]:
         by_one.append("no image is left for validation; raise config.data.validation_fraction")
     useful = False
     try:
-        classes = data.find_classes(where, split.train)
+        classes = conditions.find_classes(where, split.train)
         useful = bool(classes) or bool(split.train.has_age.any())
         if not useful:
             by_two = ["no training image has a label or an age"]
-        data.check_split(where, split, classes)
+        conditions.check_split(where, split, classes)
     except DataError as error:
         by_two.append(str(error))
     problems = []

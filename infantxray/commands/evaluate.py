@@ -7,14 +7,8 @@ import os
 
 import numpy as np
 
-from data_pipeline.dataset import (
-    DataSettings,
-    Reader,
-    check_listed,
-    finding_names,
-    open_role,
-    warn_of_foreign,
-)
+from data_pipeline.conditions import finding_names, warn_of_foreign
+from data_pipeline.dataset import DataSettings, Reader, check_listed, open_role
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
 from data_pipeline.splits import check_unseen, read_split

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.errors import DataError, UserError
-from data_pipeline.manifest import write_manifest
+from data_pipeline.manifest_writing import write_manifest
 from data_pipeline.phantom import truth
 from data_pipeline.phantom.export import FORMATS, file_name, write_image
 from data_pipeline.sources import open_sources

@@ -9,16 +9,9 @@ import os
 
 import numpy as np
 
+from data_pipeline.conditions import check_split, find_conditions, finding_names
 from data_pipeline.context import find_context
-from data_pipeline.dataset import (
-    DataSettings,
-    Reader,
-    age_statistics,
-    check_split,
-    find_conditions,
-    finding_names,
-    open_split,
-)
+from data_pipeline.dataset import DataSettings, Reader, age_statistics, open_split
 from data_pipeline.errors import DataError
 from data_pipeline.loader import ImageSource, mixed_batches, training_batches
 from data_pipeline.records import Records

@@ -11,14 +11,8 @@ import os
 
 import numpy as np
 
-from data_pipeline.dataset import (
-    DataSettings,
-    Reader,
-    check_split,
-    find_classes,
-    finding_names,
-    open_split,
-)
+from data_pipeline.conditions import check_split, find_classes, finding_names
+from data_pipeline.dataset import DataSettings, Reader, open_split
 from data_pipeline.division import keep_labels
 from data_pipeline.errors import DataError
 from data_pipeline.splits import Split

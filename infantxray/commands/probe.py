@@ -7,7 +7,8 @@ import os
 
 import numpy as np
 
-from data_pipeline.dataset import Reader, find_classes, finding_names, open_split
+from data_pipeline.conditions import find_classes, finding_names
+from data_pipeline.dataset import Reader, open_split
 from data_pipeline.files import write_json
 from infantxray.evaluation import metrics
 from infantxray.evaluation.predictions import write_predictions

@@ -12,13 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipeline.dataset import (
-    DataSettings,
-    age_statistics,
-    check_split,
-    divide_sources,
-    find_conditions,
-)
+from data_pipeline.conditions import check_split, find_conditions
+from data_pipeline.dataset import DataSettings, age_statistics, divide_sources
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.splits import Split
 from infantxray.reports import study_report

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline.dataset import DataSettings, Reader, finding_names
+from data_pipeline.conditions import finding_names
+from data_pipeline.dataset import DataSettings, Reader
 from data_pipeline.files import replaced
 from data_pipeline.labels import FindingNames
 from data_pipeline.loader import ImageSource, class_indices, evaluation_batches

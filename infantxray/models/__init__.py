@@ -2,7 +2,8 @@
 
 - `encoders`: the eight encoders of the paper behind one contract, and how to add another.
 - `decoder`, `autoencoder`, `heads`: stage one. `diagnosis`: stage two.
-- `torch_weights`, `input_scale`: weights from and to PyTorch, and the image scale they expect.
+- `torch_weights`, `torch_names`, `input_scale`: weights from and to PyTorch, their names there, and
+  the image scale they expect.
 - `convolution`, `forms`: the spelling of convolutions and pools that is fast on each backend.
 - `initialisation`, `depth`: initial parameters; the depth of each parameter.
 """

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from infantxray.runs.settings import to_dict
 
 _SIMILAR = 0.75  # Of two names of settings, by difflib's ratio.
 
@@ -74,14 +74,13 @@ def _settings(argv: list[str]) -> list[str]:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             config = module.get_config(variant) if variant else module.get_config()
-            return list(_names(config))
+            return list(_names(to_dict(config)))
     return []
 
 
-def _names(config: Any, prefix: str = "") -> Iterator[str]:
-    for name in config:
-        value = config.get(name)
-        if isinstance(value, ConfigDict):
+def _names(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        if isinstance(value, dict):
             yield from _names(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"

@@ -14,7 +14,7 @@ from infantxray.models import create_encoder
 from infantxray.runs import workdir
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_one.objectives import OBJECTIVES, Objective, ObjectiveSettings
-from infantxray.training import augment, checkpoints
+from infantxray.training import augment, checkpoints, partial_restore
 
 PyTree = Any
 
@@ -39,7 +39,7 @@ def restore(folder: str) -> tuple[ModelSpec, PyTree, int]:
     abstract = jax.eval_shape(
         lambda: module.init(jax.random.key(0), jnp.zeros((1, size, size, 1)), train=False)
     )
-    return spec, checkpoints.restore_variables(folder, steps[-1], abstract)[0], steps[-1]
+    return spec, partial_restore.restore_variables(folder, steps[-1], abstract)[0], steps[-1]
 
 
 def make_objective(spec: ModelSpec) -> Objective:

@@ -16,7 +16,7 @@ from infantxray.evaluation.predictions import Predictions, concatenate
 from infantxray.models import create_encoder
 from infantxray.models.diagnosis import DiagnosisModel
 from infantxray.runs.model_spec import ModelSpec
-from infantxray.training import augment, checkpoints
+from infantxray.training import augment, checkpoints, partial_restore
 from infantxray.training.batches import map_batches
 from infantxray.training.sharding import DataParallel
 
@@ -69,7 +69,7 @@ def restore(workdir: str, spec: ModelSpec) -> tuple[PyTree, int]:
         lambda: init_variables(model, spec.preprocessing.image_size, jax.random.key(0))
     )
     step = checkpoints.best_step(workdir)
-    variables, report = checkpoints.restore_variables(workdir, step, abstract)
+    variables, report = partial_restore.restore_variables(workdir, step, abstract)
     if report.new:
         raise checkpoints.CheckpointError(
             f"the checkpoint in {workdir} is of another version of this program: it lacks "

@@ -11,7 +11,8 @@ import logging
 
 import numpy as np
 
-from data_pipeline.dataset import DataSettings, Reader, age_statistics, find_classes, finding_names
+from data_pipeline.conditions import find_classes, finding_names
+from data_pipeline.dataset import DataSettings, Reader, age_statistics
 from data_pipeline.errors import DataError
 from data_pipeline.loader import BadFiles, ImageSource
 from data_pipeline.manifest import Records

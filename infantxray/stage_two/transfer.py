@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from data_pipeline.dataset import check_tested
+from data_pipeline.conditions import check_tested
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import UserError
 from data_pipeline.splits import Split, check_unseen
@@ -22,7 +22,7 @@ from infantxray.models.torch_weights import import_encoder, read_encoder
 from infantxray.runs import workdir
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two.inference import build_model, init_variables
-from infantxray.training import checkpoints
+from infantxray.training import checkpoints, partial_restore
 
 PyTree = Any
 
@@ -171,7 +171,9 @@ def start_from(pretrained: str, encoder: str, variables: PyTree) -> PyTree:
         return variables
     # The last step, not the best: a lower loss of stage one does not mean a better start.
     step = checkpoints.checkpoint_steps(pretrained)[-1]
-    variables, report = checkpoints.restore_variables(pretrained, step, variables, only="encoder")
+    variables, report = partial_restore.restore_variables(
+        pretrained, step, variables, only="encoder"
+    )
     _log.info("encoder of %s, step %d: %s", pretrained, step, report)
     return variables
 

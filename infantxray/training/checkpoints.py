@@ -1,9 +1,8 @@
-"""Checkpoints: saved with digests, checked when they are read, restored as a whole or in part."""
+"""Checkpoints: saved with digests, checked when they are read, restored as a whole."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -142,19 +141,22 @@ class Checkpoints:
     def _remove_unfinished(self, step: int) -> None:
         """Removes a partial checkpoint, also what threads that are still writing add to it."""
         for _ in range(_REMOVALS):
-            for unfinished in _folder(self.workdir).glob(f"{step}.orbax-checkpoint-tmp*"):
+            for unfinished in checkpoint_folder(self.workdir).glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(unfinished, ignore_errors=True)
             time.sleep(_SECONDS_BETWEEN_REMOVALS)
 
 
-def _folder(workdir: str) -> Path:
+def checkpoint_folder(workdir: str) -> Path:
+    """The folder of a run's checkpoints."""
     return Path(os.path.abspath(os.path.expanduser(workdir)), "checkpoints")
 
 
 def checkpoint_steps(workdir: str) -> list[int]:
     """Steps of the complete checkpoints of a run, ascending; empty where there are none."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        return sorted(int(name) for name in os.listdir(_folder(workdir)) if name.isdigit())
+        return sorted(
+            int(name) for name in os.listdir(checkpoint_folder(workdir)) if name.isdigit()
+        )
     return []
 
 
@@ -186,7 +188,7 @@ def find_damage(workdir: str, step: int, *, only: str = "") -> str:
       The first file that is missing or changed, in words; empty where all is well. Checkpoints of
       earlier versions have no digests: of them only the presence of both items is checked.
     """
-    folder = _folder(workdir) / str(step)
+    folder = checkpoint_folder(workdir) / str(step)
     for item in [only] if only else _ITEMS:
         if not any((folder / item).glob("*")):
             return f"{folder / item} is missing"
@@ -236,7 +238,8 @@ def _reading(workdir: str, step: int | None) -> Iterator[None]:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise
         words = " ".join(str(error).split())[:200]
-        damage = f"{_folder(workdir) / str(step)} cannot be read ({type(error).__name__}: {words})"
+        path = checkpoint_folder(workdir) / str(step)
+        damage = f"{path} cannot be read ({type(error).__name__}: {words})"
         raise CheckpointError(_explain_damage(workdir, step, damage)) from error
 
 
@@ -255,7 +258,7 @@ def set_aside_damaged(workdir: str) -> None:
         raise CheckpointError(_explain_damage(workdir, steps[-1], damage[steps[-1]]))
     for step in steps:
         if damage[step]:
-            source = _folder(workdir) / str(step)
+            source = checkpoint_folder(workdir) / str(step)
             target = source.with_name(source.name + _DAMAGED)
             shutil.rmtree(target, ignore_errors=True)
             source.rename(target)
@@ -265,14 +268,11 @@ def set_aside_damaged(workdir: str) -> None:
 
 def _find_unreadable(workdir: str, step: int) -> str:
     """The damage of a checkpoint without digests, found by reading it as a whole."""
-    if (_folder(workdir) / str(step) / DIGESTS).exists():
+    if (checkpoint_folder(workdir) / str(step) / DIGESTS).exists():
         return ""
     try:
-        with _reading(workdir, step), _open(workdir) as manager:
-            as_numpy = jax.tree.map(
-                lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-                manager.item_metadata(step).state.tree,
-            )
+        with _reading(workdir, step), _open_to_read(workdir) as manager:
+            as_numpy = _as_numpy(manager.item_metadata(step).state.tree)
             restore = ocp.args.PyTreeRestore(restore_args=as_numpy)
             manager.restore(step, args=ocp.args.Composite(state=restore))
         _read_progress(workdir, step)
@@ -293,17 +293,17 @@ def read_progress(workdir: str) -> dict[str, Any]:
 
 def _read_progress(workdir: str, step: int) -> dict[str, Any]:
     check(workdir, step, only="progress")
-    path = _folder(workdir) / str(step) / "progress" / "metadata"
+    path = checkpoint_folder(workdir) / str(step) / "progress" / "metadata"
     with _reading(workdir, step):
         progress = json.loads(path.read_text(encoding="utf-8"))
         progress["best_step"]  # A KeyError or TypeError where it is something else.
     return progress
 
 
-def _open(workdir: str) -> ocp.CheckpointManager:
+def _open_to_read(workdir: str) -> ocp.CheckpointManager:
     """The checkpoints of a run, for reading."""
     return ocp.CheckpointManager(
-        _folder(workdir),
+        checkpoint_folder(workdir),
         item_names=_ITEMS,
         item_handlers={
             "state": ocp.PyTreeCheckpointHandler(),
@@ -311,6 +311,40 @@ def _open(workdir: str) -> ocp.CheckpointManager:
         },
         options=ocp.CheckpointManagerOptions(create=False),
     )
+
+
+def read_structure(workdir: str, step: int) -> dict[str, Any]:
+    """The arrays of a checkpoint, by their shapes: a tree with `params` and what else was saved.
+
+    Raises:
+      CheckpointError: it cannot be read, or has no parameters.
+    """
+    with _reading(workdir, step), _open_to_read(workdir) as manager:
+        tree: dict[str, Any] = manager.item_metadata(step).state.tree
+        if not tree.get("params"):
+            raise ValueError("it has no parameters")
+    return tree
+
+
+def read_arrays(workdir: str, step: int, tree: dict[str, Any]) -> dict[str, Any]:
+    """The arrays of a checkpoint that `tree` names, as NumPy arrays.
+
+    Args:
+      workdir: workdir of the run.
+      step: step of the checkpoint.
+      tree: a part of its structure, with a `jax.ShapeDtypeStruct` for each array.
+
+    Raises:
+      CheckpointError: it cannot be read.
+    """
+    restore = ocp.args.PyTreeRestore(item=tree, restore_args=_as_numpy(tree), partial_restore=True)
+    with _reading(workdir, step), _open_to_read(workdir) as manager:
+        found: dict[str, Any] = manager.restore(step, args=ocp.args.Composite(state=restore)).state
+    return found
+
+
+def _as_numpy(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
 
 
 def is_finished(workdir: str) -> bool:
@@ -329,7 +363,7 @@ def best_step(workdir: str) -> int:
     if best in steps:
         return best
     if best and not is_set_aside(workdir, best):
-        damage = f"{_folder(workdir) / str(best)} is missing"
+        damage = f"{checkpoint_folder(workdir) / str(best)} is missing"
         raise CheckpointError(_explain_damage(workdir, best, damage))
     if best:
         _log.warning("the best checkpoint, step %d, was damaged: using step %d", best, steps[-1])
@@ -338,130 +372,4 @@ def best_step(workdir: str) -> int:
 
 def is_set_aside(workdir: str, step: int) -> bool:
     """Whether `set_aside_damaged` renamed the checkpoint of this step."""
-    return (_folder(workdir) / f"{step}{_DAMAGED}").exists()
-
-
-@dataclasses.dataclass(frozen=True)
-class RestoreReport:
-    """The result of restoring a part of a checkpoint into a model, by array.
-
-    Attributes:
-      restored: names taken over.
-      new: names of the model that the checkpoint lacks; they keep their fresh values.
-      left_over: names of the checkpoint that the model has no use for.
-    """
-
-    restored: tuple[str, ...]
-    new: tuple[str, ...]
-    left_over: tuple[str, ...]
-
-    def __str__(self) -> str:
-        def part(names: tuple[str, ...]) -> str:
-            roots = sorted({"/".join(name.split("/")[:2]) for name in names})
-            return f"{len(names)} ({', '.join(roots)})" if names else "0"
-
-        return (
-            f"restored {part(self.restored)}; new {part(self.new)}; "
-            f"left over {part(self.left_over)}"
-        )
-
-
-def restore_variables(
-    workdir: str, step: int, variables: PyTree, *, only: str = ""
-) -> tuple[PyTree, RestoreReport]:
-    """Restores variables (`params`, `batch_stats`) from a run's checkpoint.
-
-    Args:
-      workdir: workdir of the run.
-      step: one of its checkpoints.
-      variables: `{"params": ..., "batch_stats": ...}` of the model, arrays or abstract.
-      only: restore this subtree alone, such as `"encoder"`; the rest stays as it is.
-
-    Returns:
-      The variables, with what was restored as NumPy arrays, and a `RestoreReport`.
-
-    Raises:
-      CheckpointError: the checkpoint is damaged, or of another network: it names what differs.
-    """
-    path = os.path.join(_folder(workdir), str(step))
-    if not os.path.isdir(path):
-        raise CheckpointError(f"no readable checkpoint in {path}: it does not exist")
-    check(workdir, step)
-    manager = _open(workdir)
-    with _reading(workdir, step):
-        metadata = manager.item_metadata(step).state.tree
-        if not metadata.get("params"):
-            raise ValueError("it has no parameters")
-    saved = _flatten({name: metadata.get(name) or {} for name in variables})
-    if metadata.get("ema_params"):
-        # A run with a moving average is used with the averaged weights.
-        ema = _flatten({"ema_params": metadata["ema_params"]})
-        saved_names = {name: name.replace("params/", "ema_params/", 1) for name in saved}
-        saved_names = {
-            name: source if source in ema else name for name, source in saved_names.items()
-        }
-    else:
-        saved_names = {name: name for name in saved}
-    wanted = _flatten(variables)
-    in_scope = [n for n in wanted if not only or n.split("/")[1] == only]
-    common = [name for name in in_scope if name in saved]
-    wrong = [name for name in common if tuple(saved[name].shape) != tuple(wanted[name].shape)]
-    missing = [name for name in in_scope if name not in saved]
-    if wrong or (only and missing) or not common:
-        raise CheckpointError(_explain_mismatch(path, saved, wanted, wrong, missing, only))
-    tree: dict[str, Any] = {}
-    for name in common:
-        _put(tree, saved_names[name], jax.ShapeDtypeStruct(wanted[name].shape, wanted[name].dtype))
-    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    restore = ocp.args.PyTreeRestore(item=tree, restore_args=arguments, partial_restore=True)
-    with _reading(workdir, step):
-        loaded = _flatten(manager.restore(step, args=ocp.args.Composite(state=restore)).state)
-    manager.close()
-    result: dict[str, Any] = {}
-    for name, value in wanted.items():
-        _put(result, name, loaded[saved_names[name]] if name in common else value)
-    for name in variables:
-        result.setdefault(name, {})
-    report = RestoreReport(
-        restored=tuple(common),
-        new=tuple(name for name in wanted if name not in common),
-        left_over=tuple(name for name in saved if name not in common),
-    )
-    return result, report
-
-
-def _explain_mismatch(
-    path: str,
-    saved: dict[str, Any],
-    wanted: dict[str, Any],
-    wrong: list[str],
-    missing: list[str],
-    only: str,
-) -> str:
-    what = f"the {only} of " if only else ""
-    if wrong:
-        name = wrong[0]
-        detail = f"{name}: checkpoint {tuple(saved[name].shape)} vs model {wanted[name].shape}"
-        count = len(wrong)
-    else:
-        name = (missing or [only])[0]
-        detail = f"{name} is not in the checkpoint"
-        count = len(missing)
-    more = f" and {count - 1} more" if count > 1 else ""
-    return (
-        f"{what}the checkpoint {path} does not fit this model: {detail}{more}; is config.encoder "
-        "the one it was trained with?"
-    )
-
-
-def _flatten(tree: PyTree) -> dict[str, Any]:
-    """Nested dictionaries -> `{"params/encoder/...": leaf}`."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {"/".join(str(getattr(k, "key", k)) for k in path): leaf for path, leaf in leaves}
-
-
-def _put(tree: dict[str, Any], name: str, value: Any) -> None:
-    *folders, last = name.split("/")
-    for folder in folders:
-        tree = tree.setdefault(folder, {})
-    tree[last] = value
+    return (checkpoint_folder(workdir) / f"{step}{_DAMAGED}").exists()

@@ -21,7 +21,7 @@ from infantxray.models.encoders import vgg
 from infantxray.runs import settings, workdir
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two import inference
-from infantxray.training import checkpoints, sharding
+from infantxray.training import checkpoints, partial_restore, sharding
 from infantxray.training.checkpoints import CheckpointError
 
 
@@ -46,7 +46,7 @@ def arrays(folder):
         lambda: inference.init_variables(inference.build_model(spec), 32, jax.random.key(0))
     )
     steps = checkpoints.checkpoint_steps(str(folder))
-    return checkpoints.restore_variables(str(folder), steps[-1], abstract)[0]
+    return partial_restore.restore_variables(str(folder), steps[-1], abstract)[0]
 
 
 def test_the_last_good_checkpoint_is_used_on_demand_alone(tmp_path, monkeypatch, caplog):

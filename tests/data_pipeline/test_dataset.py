@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline import conditions
 from data_pipeline import dataset as data
 from data_pipeline.dataset import DataSettings, Reader
 from data_pipeline.doubts import doubtful_spellings
@@ -100,27 +101,27 @@ def test_describe_counts_what_is_unknown():
 
 
 def test_classes_are_those_found_in_order():
-    assert data.find_classes(settings(), records(["b", "", "a", "b"])) == ("a", "b")
+    assert conditions.find_classes(settings(), records(["b", "", "a", "b"])) == ("a", "b")
     some = [PHANTOM_CLASSES[5], PHANTOM_CLASSES[1], PHANTOM_CLASSES[0]]
-    assert data.find_classes(settings(), records(some)) == tuple(
+    assert conditions.find_classes(settings(), records(some)) == tuple(
         PHANTOM_CLASSES[i] for i in (0, 1, 5)
     )
-    assert data.find_classes(settings(), records(["", ""])) == ()
+    assert conditions.find_classes(settings(), records(["", ""])) == ()
 
 
 def test_classes_that_are_set_come_in_their_order_and_the_rest_is_unknown(caplog):
     train = records(["a", "b", "c"])
     with caplog.at_level("INFO", "data_pipeline"):
-        assert data.find_classes(settings(classes=("c", "a")), train) == ("c", "a")
-        assert data.find_classes(settings(classes=("c, a",)), train) == ("c", "a")
+        assert conditions.find_classes(settings(classes=("c", "a")), train) == ("c", "a")
+        assert conditions.find_classes(settings(classes=("c, a",)), train) == ("c", "a")
     assert "taken as unknown: b" in caplog.text
     with pytest.raises(DataError, match=r"names 'd', which no training image carries.*a, b, c"):
-        data.find_classes(settings(classes=("a", "d")), train)
+        conditions.find_classes(settings(classes=("a", "d")), train)
 
 
 def test_one_class_is_nothing_to_tell_apart():
     with pytest.raises(DataError, match="all labelled training images are 'a'"):
-        data.find_classes(settings(), records(["a", "a", ""]))
+        conditions.find_classes(settings(), records(["a", "a", ""]))
 
 
 def labelled_manifest(folder, n=60, changed=""):

@@ -19,7 +19,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from data_pipeline.decode import codecs, dicom, read_radiograph
+from data_pipeline.decode import codecs, dicom, read_radiograph, tags
 from data_pipeline.decode.dicom_file import PIXEL_DATA, parse_dicom
 from data_pipeline.decode.radiograph import Refused
 from data_pipeline.errors import UnreadableImage
@@ -29,7 +29,7 @@ HIP = "cr_hip_mono2_10bit_"
 
 def stored(data):
     """Stored values as the decoder has them before any window."""
-    parsed = parse_dicom(data, dicom._HEADER_TAGS | {PIXEL_DATA}, ())
+    parsed = parse_dicom(data, tags.HEADER | {PIXEL_DATA}, ())
     return codecs.decode(parsed, dicom._layout(parsed), None)[0]
 
 

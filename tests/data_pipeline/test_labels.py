@@ -3,7 +3,7 @@ import logging
 import numpy as np
 import pytest
 
-from data_pipeline import dataset
+from data_pipeline import conditions
 from data_pipeline.dataset import DataSettings
 from data_pipeline.division import keep_labels, split_by_patient
 from data_pipeline.errors import DataError
@@ -157,29 +157,29 @@ class TestDataSettings:
 
     def test_classes(self):
         train = records(["b|a", "normal", "", "c"])
-        assert dataset.find_classes(self.MULTI, train) == ("a", "b", "c")
+        assert conditions.find_classes(self.MULTI, train) == ("a", "b", "c")
         with pytest.raises(DataError, match=r"1 training images.*'a\|b'.*a \(1\), b \(1\)"):
-            dataset.find_classes(DataSettings(), records(["a|b", "c"]))
+            conditions.find_classes(DataSettings(), records(["a|b", "c"]))
         with pytest.raises(DataError, match=r"'a\|b'; \| joins findings"):
-            dataset.find_classes(DataSettings(classes=("a|b", "c"), labels="multi"), train)
+            conditions.find_classes(DataSettings(classes=("a|b", "c"), labels="multi"), train)
 
     def test_numbers_as_names(self):
         train = records(["0", "1", "1"])
-        assert dataset.find_classes(DataSettings(classes=(0, 1)), train) == ("0", "1")
+        assert conditions.find_classes(DataSettings(classes=(0, 1)), train) == ("0", "1")
 
     def test_findings_of_the_training_data_are_known(self):
         parts = [records(["a|z", "b"]), records(["y"]), records(["q"])]
         parts[2] = parts[2].replace(source=np.array(["elsewhere"], object))
         split = Split(*parts)
-        names = dataset.finding_names(self.MULTI, split, ("a", "b"))
+        names = conditions.finding_names(self.MULTI, split, ("a", "b"))
         assert names.others == {"y", "z"}
-        assert dataset.finding_names(DataSettings(), split, ("a", "b")) is None
+        assert conditions.finding_names(DataSettings(), split, ("a", "b")) is None
 
     def test_a_finding_of_one_patient_cannot_be_tested(self):
         train = records(["a|b", "a|c", "a"], patients=["1", "2", "3"])
         split = Split(train, train.take([]), train.take([2]))
         with pytest.raises(DataError, match=r"'b' has one patient.*likewise 'c'"):
-            dataset.check_split(self.MULTI, split, ("a", "b", "c"))
+            conditions.check_split(self.MULTI, split, ("a", "b", "c"))
 
 
 def test_splits_are_stratified_by_the_rarest_finding():

@@ -10,13 +10,8 @@ from hypothesis import strategies as st
 from data_pipeline.ages import SELDOM_AGES
 from data_pipeline.cells import NO_VALUE, is_formula_error
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import (
-    Box,
-    Records,
-    read_manifest,
-    unused_age_columns,
-    write_manifest,
-)
+from data_pipeline.manifest import Box, Records, read_manifest, unused_age_columns
+from data_pipeline.manifest_writing import write_manifest
 
 COLUMNS = ("image_path", "patient_id", "sex", "view", "label", "split", "site")
 

@@ -172,7 +172,7 @@ def readings(folder: Path) -> dict[str, Any]:
     from infantxray.runs import workdir
     from infantxray.runs.model_spec import ModelSpec
     from infantxray.stage_two import inference, trust
-    from infantxray.training import checkpoints, writers
+    from infantxray.training import checkpoints, partial_restore, writers
 
     run = str(folder)
     found: dict[str, Any] = {"settings": workdir.read_config(run)}
@@ -191,7 +191,7 @@ def readings(folder: Path) -> dict[str, Any]:
     )
     # A run that is killed while it removes an older checkpoint leaves a part of that.
     for step in {found["best"], checkpoints.checkpoint_steps(run)[-1]}:
-        restored, _ = checkpoints.restore_variables(run, step, abstract)
+        restored, _ = partial_restore.restore_variables(run, step, abstract)
         leaves = jax.tree_util.tree_flatten_with_path(restored)[0]
         found[f"step {step}"] = [(str(name), leaf.tobytes()) for name, leaf in leaves]
     judge = trust.Trust.read(run)

@@ -69,13 +69,13 @@ def load() -> None:
     importlib.import_module("tensorboard.backend.event_processing.event_file_loader")
     importlib.import_module("tensorboard.summary.writer.event_file_writer")
     importlib.import_module("infantxray.__main__")
-    from infantxray.models import ENCODERS, torch_weights
+    from infantxray.models import ENCODERS, torch_names
     from infantxray.models.encoders import resnet, vgg
 
     strides = zip(range(2, 6), (1, 2, 2, 2), strict=True)
     stages = tuple(resnet.Stage(f"conv{n}", 1, 8, stride) for n, stride in strides)
     ENCODERS[ENCODER] = functools.partial(resnet.ResNet, stages=stages)
-    torch_weights.RULES[ENCODER] = torch_weights.RULES["resnet50"]
+    torch_names.RULES[ENCODER] = torch_names.RULES["resnet50"]
     ENCODERS[PLAIN] = functools.partial(vgg.VGG, stages=(vgg.Stage(1, 8),) * 5)
 
 
@@ -230,7 +230,7 @@ def arrays(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
 
     from infantxray.training import checkpoints
 
-    with checkpoints._open(str(workdir)) as manager:
+    with checkpoints._open_to_read(str(workdir)) as manager:
         as_numpy = jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
             manager.item_metadata(step).state.tree,

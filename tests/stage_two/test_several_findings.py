@@ -20,7 +20,8 @@ from configs import predict as predict_config
 from configs import probe as probe_config
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Records, write_manifest
+from data_pipeline.manifest import Records
+from data_pipeline.manifest_writing import write_manifest
 from data_pipeline.phantom import open_phantom
 from infantxray.commands import compare, evaluate, finetune, label_efficiency, predict, probe
 from infantxray.evaluation.predictions import NO_FINDING, read_predictions

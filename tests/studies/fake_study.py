@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
 
 from configs import study as study_config  # noqa: E402
-from data_pipeline.dataset import divide_sources, find_classes, finding_names  # noqa: E402
+from data_pipeline.conditions import find_classes, finding_names  # noqa: E402
+from data_pipeline.dataset import divide_sources  # noqa: E402
 from data_pipeline.division import keep_labels  # noqa: E402
 from data_pipeline.splits import write_split  # noqa: E402
 from infantxray.commands import study  # noqa: E402

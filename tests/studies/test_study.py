@@ -19,7 +19,8 @@ import fake_study  # noqa: E402
 
 from data_pipeline import splits  # noqa: E402
 from data_pipeline.errors import DataError, UserError  # noqa: E402
-from data_pipeline.manifest import Records, write_manifest  # noqa: E402
+from data_pipeline.manifest import Records  # noqa: E402
+from data_pipeline.manifest_writing import write_manifest  # noqa: E402
 from infantxray.commands import study  # noqa: E402
 from infantxray.reports import comparisons, plots  # noqa: E402
 from infantxray.reports import study_report as report  # noqa: E402

@@ -9,7 +9,8 @@ import pytest
 import xxhash
 
 from infantxray.training import checkpoints
-from infantxray.training.checkpoints import CheckpointError, Checkpoints, restore_variables
+from infantxray.training.checkpoints import CheckpointError, Checkpoints
+from infantxray.training.partial_restore import restore_variables
 from infantxray.training.state import TrainState
 
 

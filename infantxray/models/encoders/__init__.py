@@ -17,7 +17,7 @@ To add an encoder:
 1. Write its family in a module here: a table of stages in a frozen dataclass, a linen module with
    the members above, layers from `layers`, parameters named by the paper's terms.
 2. Enter it in `ENCODERS`.
-3. In `infantxray.models.torch_weights`, map its names to the reference implementation's (`RULES`)
+3. In `infantxray.models.torch_names`, map its names to the reference implementation's (`RULES`)
    and, if it was not trained with ImageNet's mean and deviation, state its input scale
    (`REFERENCE_SCALES`).
 4. In `tests/models`, enter its parameter count in `test_encoders.py` and its reference in
