@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from scipy.linalg import solve_triangular
-from sklearn.covariance import ledoit_wolf
 
 _CHUNK = 2048
 _COVARIANCE_IMAGES = 20_000
@@ -130,6 +129,8 @@ def fit_detector(
     Raises:
       ValueError: too few images, or a quantile that is not within (0, 1).
     """
+    from sklearn.covariance import ledoit_wolf  # Takes most of a second.
+
     if len(training) < 2 or not len(validation):
         raise ValueError(f"{len(training)} training and {len(validation)} validation images")
     if not 0 < quantile < 1:

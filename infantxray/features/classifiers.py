@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn.neighbors import NearestNeighbors
 
 from infantxray.evaluation.predictions import Predictions
 from infantxray.features.extraction import Features
@@ -109,6 +108,8 @@ def nearest(features: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.nda
       Rows of `features`, `[M, k]`, and the weights of their votes, which sum to 1 (Wu et al.,
       CVPR 2018: exp(cosine / 0.07), k at most 20).
     """
+    from sklearn.neighbors import NearestNeighbors  # Takes most of a second.
+
     mean, std = features.mean(0), features.std(0) + 1e-6
     neighbours = NearestNeighbors(
         n_neighbors=min(_NEIGHBOURS, len(features)), metric="cosine", algorithm="brute"

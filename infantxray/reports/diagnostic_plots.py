@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import precision_recall_curve
 
 from infantxray.evaluation.estimates import Scores
 from infantxray.evaluation.predictions import Predictions
@@ -19,6 +18,8 @@ _COLUMNS = 3
 
 def precision_recall(predictions: Predictions) -> Figure:
     """One precision-recall curve a class; its area, and its prevalence as the baseline."""
+    from sklearn.metrics import precision_recall_curve  # Takes most of a second.
+
     figure = Figure(figsize=(6.8, 4), layout="constrained")
     axes = figure.subplots()
     for k, name in enumerate(predictions.classes):

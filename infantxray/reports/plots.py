@@ -19,7 +19,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Rectangle
-from sklearn.metrics import roc_curve
 
 from infantxray.evaluation.localisation import Example
 from infantxray.evaluation.predictions import Predictions
@@ -235,6 +234,8 @@ def confusion_figure(matrices: Mapping[str, np.ndarray], classes: Sequence[str])
 
 def roc_figure(predictions: Predictions) -> Figure:
     """One curve a class against the rest, with its area."""
+    from sklearn.metrics import roc_curve  # Takes most of a second.
+
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     for k, positive, score in each_class(predictions):

@@ -28,7 +28,8 @@ def setup() -> None:
     jax_config: Any = jax.config
     if not jax_config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        # All programs, the small ones too: parameters are drawn by dozens of them.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if jax_config.jax_platforms == "cpu" or not metadata.entry_points(group="jax_plugins"):
         cpu_memory.keep_freed_memory()  # Before JAX starts its threads.
     devices = jax.devices()

@@ -50,7 +50,7 @@ class Panels:
     def __call__(self, moment: Moment) -> Mapping[str, float]:
         if moment.every(self._every_steps):
             with waiting("panels"):
-                moment.writer.write_images(moment.step, self.draw(moment.state.eval_variables))
+                moment.write_images(moment.step, self.draw(moment.state.eval_variables))
         return {}
 
     def draw(self, variables: Any) -> dict[str, np.ndarray]:

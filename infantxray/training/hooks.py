@@ -25,7 +25,6 @@ from infantxray.training import processes
 from infantxray.training.checkpoints import Checkpoints
 from infantxray.training.state import TrainState
 from infantxray.training.waiting import waiting
-from infantxray.training.writers import Writer
 
 PyTree = Any
 Scalars = Mapping[str, float]
@@ -64,7 +63,7 @@ class Moment:
       step: number of updates made; 0 before the first.
       state: the training state after that update.
       progress: changed in place by hooks.
-      writer: TensorBoard files, for images; scalars are returned instead.
+      write_images: writes images of a step to TensorBoard; scalars are returned instead.
       last: whether this is the last step of the schedule.
       stopping: whether a signal asked the run to stop after this step.
     """
@@ -72,7 +71,7 @@ class Moment:
     step: int
     state: TrainState
     progress: Progress
-    writer: Writer
+    write_images: Callable[[int, Mapping[str, np.ndarray]], None]
     last: bool = False
     stopping: bool = False
 

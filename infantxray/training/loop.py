@@ -22,7 +22,7 @@ from infantxray.training.hooks import Clock, Hook, Moment, NonFiniteLossError, P
 from infantxray.training.sharding import DataParallel
 from infantxray.training.state import TrainState
 from infantxray.training.stopping import StopOnSignal
-from infantxray.training.train_step import Task, make_train_step
+from infantxray.training.train_step import Batch, Task, make_train_step
 from infantxray.training.waiting import waiting
 
 __all__ = ["Interrupted", "LoopSettings", "NonFiniteLossError", "Progress", "Task", "fit"]
@@ -134,11 +134,15 @@ def fit(
         stack.callback(checkpoints.close)
         abstract = _abstract_state(task, tx, settings, sharding, init_key)
         compiling = stack.enter_context(_Compilation(train_step))
+
+        def next_batch() -> Batch:
+            return sharding.put(next(batches))
+
         first = None
-        if checkpoints.latest_step is None:  # A new run compiles while it sets up the model.
+        if checkpoints.latest_step is None:
+            # A new run reads its first batch and compiles while it sets up the model.
             position = batches.get_state()
-            first = sharding.put(next(batches))
-            compiling.start(abstract, first, step_key)
+            first = compiling.start(abstract, next_batch, step_key)
         with waiting("setting up the model"):
             if first is None:
                 state, progress = _resume(abstract, batches, settings, checkpoints)
@@ -158,30 +162,30 @@ def fit(
         stop = stack.enter_context(StopOnSignal())
         compiled = None
 
-        def describe() -> None:
-            """Step 0: the parameters, and what the hooks measure before the first update."""
-            log.describe(state.params, description)
-            for hook in hooks:
-                log(0, hook(Moment(0, state, progress, log.writer)))
-
         for step in range(start + 1, settings.total_steps + 1):
             if progress.finished:
                 break
-            batch = sharding.put(next(batches)) if first is None else first
-            first = None
             if compiled is None:
                 with waiting("compiling the training step"):
-                    compiling.start(abstract, batch, step_key)
-                    if start == 0:
-                        describe()
+                    first = first or compiling.start(abstract, next_batch, step_key)
+                    batch = first.result()
+                    for hook in hooks if start == 0 else ():
+                        log(0, hook(Moment(0, state, progress, log.write_images)))
                     compiled = compiling.result()
                 clock.restart()
+            else:
+                batch = next_batch()
             state, metrics = compiled(state, batch, step_key)
             metrics_log.add(metrics)
             bar.update()
             clock.step()
-            moment = Moment(step, state, progress, log.writer, step == settings.total_steps)
+            last = step == settings.total_steps
+            moment = Moment(step, state, progress, log.write_images, last)
             log(step, metrics_log(moment))
+            if step == 1:  # Not earlier: it may have to import TensorFlow.
+                with clock.paused() as pause:
+                    log.describe(state.params, description)
+                    pause.counts = True
             if task.statistics is not None and settings.evaluates(moment):
                 with clock.paused(), waiting("BatchNorm statistics"):
                     stats = task.statistics(state.eval_variables)
@@ -240,7 +244,7 @@ def _validation(settings: LoopSettings, task: Task) -> loop_hooks.Validation:
 
 
 class _Compilation:
-    """Compiles the training step in a thread, for the shapes of its arguments."""
+    """Reads the first batch and compiles the training step for its shapes, in a thread."""
 
     def __init__(self, train_step: Any):
         self._train_step = train_step
@@ -253,20 +257,24 @@ class _Compilation:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def start(self, *arguments: Any) -> None:
-        """Starts to compile, unless it has started before."""
-        if self._future is None:
-            shapes = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arguments
-            )
-            self._future = self._pool.submit(self._work, shapes)
+    def start(
+        self, state: TrainState, next_batch: Callable[[], Batch], key: jax.Array
+    ) -> Future[Batch]:
+        """Starts both; the result is the first batch."""
+        first = self._pool.submit(next_batch)  # The one thread of the pool compiles after this.
+        self._future = self._pool.submit(self._work, state, first, key)
+        return first
 
     def result(self) -> Any:
         """The compiled training step."""
         assert self._future is not None
         return self._future.result()
 
-    def _work(self, shapes: Sequence[Any]) -> Any:
+    def _work(self, state: TrainState, first: Future[Batch], key: jax.Array) -> Any:
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            (state, first.result(), key),
+        )
         started = time.perf_counter()
         compiled = self._train_step.lower(*shapes).compile()
         seconds = time.perf_counter() - started

@@ -7,6 +7,7 @@ by the tensorboard package alone.
 
 from __future__ import annotations
 
+import functools
 import glob
 import importlib.util
 import io
@@ -133,16 +134,12 @@ def _to_uint8(images: np.ndarray) -> np.ndarray:
 
 
 class SilentLog:
-    """Logs nothing: the log of all processes but the first, and the writer of that log."""
-
-    @property
-    def writer(self) -> SilentLog:
-        return self
+    """Logs nothing: the log of all processes but the first."""
 
     def __call__(self, *_: Any) -> None:
         """As all other methods: does nothing."""
 
-    write_scalars = write_images = write_texts = write_hparams = describe = flush = close = __call__
+    write_scalars = write_images = write_texts = describe = flush = close = __call__
 
 
 class ScalarLog:
@@ -155,8 +152,7 @@ class ScalarLog:
       folder: the workdir.
       step: the step that the run starts from, 0 for a new run.
 
-    Attributes:
-      writer: writer of images and text.
+    TensorBoard's files are opened when the first thing is written to them.
     """
 
     def __init__(self, folder: str, step: int):
@@ -167,16 +163,25 @@ class ScalarLog:
         with files.replaced(self._path) as file:
             file.writelines(_history_line(row) for row in kept)
         purge_events(folder, last)
-        self.writer = create_writer(folder)
+        self._folder = folder
+
+    @functools.cached_property
+    def _writer(self) -> Writer:
+        """Imports TensorFlow, which takes seconds: not before the first update if it can wait."""
+        return create_writer(self._folder)
 
     def __call__(self, step: int, scalars: Mapping[str, float]) -> None:
         if not scalars:
             return
-        self.writer.write_scalars(step, scalars)
         # JSON has no NaN.
         finite = {k: float(v) if math.isfinite(v) else None for k, v in scalars.items()}
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(_history_line({"step": step} | finite))
+        self._writer.write_scalars(step, scalars)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes images `[N, H, W, C]` by their names to TensorBoard."""
+        self._writer.write_images(step, images)
 
     def describe(self, params: Any, description: str) -> None:
         """Writes the table of parameters to TensorBoard, and their number by group to the log."""
@@ -184,14 +189,15 @@ class ScalarLog:
 
         table = parameter_overview.get_parameter_overview(params, include_stats=False)
         texts = {"parameters": f"```\n{table}\n```", "config": f"```\n{description}\n```"}
-        self.writer.write_texts(0, texts)
+        self._writer.write_texts(0, texts)
         for name, subtree in params.items():
             count = sum(leaf.size for leaf in jax.tree.leaves(subtree))
             _log.info("%-20s %12s parameters", name, f"{count:,}")
 
     def close(self) -> None:
-        self.writer.flush()
-        self.writer.close()
+        if "_writer" in self.__dict__:
+            self._writer.flush()
+            self._writer.close()
 
 
 def purge_events(folder: str, step: int) -> None:
