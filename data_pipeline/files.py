@@ -26,6 +26,27 @@ def user_cache() -> Path:
     return Path(base, "infantxray")
 
 
+def split_places(text: str) -> list[str]:
+    """Files, folders or names joined by `+`, which may also be a part of an existing path.
+
+    `"runs/l1+runs/masked_hog+simsiam"` -> `["runs/l1", "runs/masked_hog+simsiam"]` if the second is
+    a folder. Spaces around the places are removed; empty places stay.
+    """
+    pieces, places = text.split("+"), []
+    while pieces:
+        joined = (len(pieces) - n for n in range(len(pieces) - 1))  # All, ..., 2.
+        count = next((n for n in joined if _exists("+".join(pieces[:n]))), 1)
+        places.append("+".join(pieces[:count]).strip())
+        pieces = pieces[count:]
+    return places
+
+
+def _exists(place: str) -> bool:
+    """Whether there is such a file or folder, after a prefix such as `torch:`."""
+    prefix, _, path = place.strip().rpartition(":")
+    return os.path.exists(os.path.expanduser(path)) and (not prefix or prefix.isalpha())
+
+
 @contextlib.contextmanager
 def replaced(path: str | os.PathLike[str], mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
     """Opens a temporary file that replaces `path` when the block ends without an error.

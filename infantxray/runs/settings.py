@@ -15,6 +15,7 @@ import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_pipeline.errors import UserError
+from data_pipeline.files import split_places
 
 if TYPE_CHECKING:
     from data_pipeline.dataset import DataSettings
@@ -297,8 +298,8 @@ def check(config) -> None:
             "config.self_training.committee names encoders for linear probes; set "
             "config.self_training.linear_probe=True"
         )
-    for place in filter(None, (committee or "").split("+")):
-        _check_pretrained(place.strip(), "self_training.committee")
+    for place in filter(None, split_places(committee or "")):
+        _check_pretrained(place, "self_training.committee")
     if _lookup(config, "self_training.rounds") not in (None, 1) and not (
         config.self_training.linear_probe or config.self_training.teacher_steps
     ):
@@ -358,7 +359,7 @@ def compared_encoders(text: str) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for part in text.split(","):
         name, equals, rest = part.strip().partition("=")
-        places = tuple(place.strip() for place in (rest if equals else name).split("+"))
+        places = tuple(split_places(rest if equals else name))
         if not name or not all(places):
             raise ConfigError(
                 f"config.encoders is {text!r}; it must be places separated by commas, such as "

@@ -63,7 +63,7 @@ class Teaching:
     @property
     def members(self) -> list[str]:
         """Where the further encoders come from."""
-        return [place.strip() for place in self.committee.split("+") if place.strip()]
+        return [place for place in files.split_places(self.committee) if place]
 
     def images_drawn(self, num_labelled: int) -> int:
         """Images that fine-tuned teachers draw. Runs without teachers draw as many in addition."""

@@ -40,7 +40,11 @@ def test_every_changed_bit_of_the_values_is_noticed(tmp_path):
     assert all(start <= at < start + 8 for at, _ in silent)
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b'{"a": ', b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[1]", b'{"a": ', b"\xff\xfe", b"[" * 100_000],
+    ids=["empty", "list", "cut", "bytes", "deep"],
+)
 def test_what_is_not_a_json_object_is_an_error(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_bytes(content)
@@ -83,3 +87,19 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
         (tmp_path / name).touch()
     files.sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "mine.tmp"]
+
+
+def test_places_joined_by_a_plus_that_names_may_contain(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "hog+simsiam").mkdir()
+    (tmp_path / "x+y+z.pth").touch()
+    assert files.split_places("l1 + hog+simsiam+b") == ["l1", "hog+simsiam", "b"]
+    assert files.split_places("~/hog+simsiam+torch:x+y+z.pth") == [
+        "~/hog+simsiam",
+        "torch:x+y+z.pth",
+    ]
+    assert files.split_places("a+b") == ["a", "b"]
+    assert files.split_places("a") == ["a"]
+    assert files.split_places("a+") == ["a", ""]
+    assert files.split_places("") == [""]
