@@ -93,7 +93,7 @@ def main() -> None:
         ]
         for encoder in arguments.encoders.split(",")
     ]
-    machine = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    machine = f"{len(os.sched_getaffinity(0))} CPU cores ({platform.machine()})"
     page = [
         "# From the command to the first update",
         "",
