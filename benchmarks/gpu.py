@@ -188,7 +188,8 @@ def measure(arguments: argparse.Namespace, size: Size, folder: str) -> dict:
     cores = len(os.sched_getaffinity(0))
     results["at_once"] = min(cores, len(jobs))
     ready = keep("compile", children.together("compile", jobs, results["at_once"], 0.5))
-    keep("here", children.run("time", [job for job in jobs if job in ready], share=0.6))
+    if ready:
+        keep("here", children.run("time", [job for job in jobs if job in ready], share=0.6))
     if not arguments.each_form:
         results["fed"] = next(children.run("fed", share=0.3))
     if device:
@@ -310,7 +311,9 @@ def main() -> None:
         work(arguments, size)
         return
     with tempfile.TemporaryDirectory() as folder:
-        results = measure(arguments, size, arguments.cache or folder)
+        cache = pathlib.Path(arguments.cache or folder)
+        cache.mkdir(parents=True, exist_ok=True)
+        results = measure(arguments, size, str(cache))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
