@@ -2,7 +2,7 @@
 
 A few hundred in the tests; more with
 
-    python tests/data_pipeline/test_mutated_files.py 10000 [FOLDER_OF_MORE_IMAGES]
+    python tests/data_pipeline/decode/test_mutated_files.py 10000 [FOLDER_OF_MORE_IMAGES]
 """
 
 import collections
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
+ROOT = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
 from image_files import SECRET, every_format  # noqa: E402
 

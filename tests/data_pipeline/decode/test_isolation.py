@@ -15,6 +15,7 @@ from image_files import every_format
 from data_pipeline.decode import isolation
 from data_pipeline.decode.radiograph import Refused
 
+FOLDER = Path(__file__).resolve().parent
 HERE = __name__
 
 
@@ -65,7 +66,7 @@ def refuse():
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
     """Workers find this file."""
-    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FOLDER), str(FOLDER.parents[1])]))
     isolation._pool.stop()
     yield
     isolation._pool.stop()
@@ -147,7 +148,7 @@ def test_an_image_may_take_long_if_it_is_large():
     assert isolation.time_limit(50_000_000) > 20
 
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = FOLDER.parents[2]
 DECODE = """
 import sys
 sys.path.append(sys.argv[1])
