@@ -211,8 +211,8 @@ def _differences(compared: _Compared, shown: Sequence[str], reference: str) -> T
         "Same patients, same draws of labels. Each cell: the difference, its 95 % interval over "
         "patients and draws, and the p-value of no difference (t test with the standard error of "
         f"the joint bootstrap) after Holm's correction for {tests} tests. "
-        "Bold: p < .05. A better probe is a better frozen representation; fine-tuning may need "
-        "less of it." + " For the age error, negative is better." * (_AGE in shown),
+        "Bold: p < .05. A better probe means a better frozen representation; fine-tuning may "
+        "reduce the difference." + " For the age error, negative is better." * (_AGE in shown),
         ["Difference", "Labels", *(NAMES[name] for name in shown)],
         [
             [

@@ -111,7 +111,7 @@ def draw(
     if examples:
         caption = "The image of each condition that the model is surest about, right or wrong."
         if predictions.multi_label:
-            caption = "Of each finding, the image with it in which the model is surest of it."
+            caption = "For each finding, the image with it that has the highest probability."
         add_saliency("saliency", "Where the answer comes from", caption, examples)
     if mistakes:
         caption = "The test images with the surest wrong answers."

@@ -225,7 +225,8 @@ def _by(column: str, found: Mapping[str, Any]) -> list[Table]:
         return [groups]
     caption = (
         "Difference from the largest group, with p after Holm's correction over this table. "
-        "Smallest detectable gap: the true gap that so many patients show with 80 % power."
+        "Smallest detectable gap: the true gap that this number of patients detects with 80 % "
+        "power."
     )
     header = ["Groups", "Metric", "Gap", "Smallest detectable gap"]
     return [groups, Table(f"gaps_by_{column}", "", caption, header, gaps)]
@@ -256,7 +257,7 @@ def figures(
         ),
         "net_benefit": (
             "Decision curves: net benefit of acting on a probability above the threshold, with "
-            "the model's 95 % band. A model is of use where it lies above the other lines.",
+            "the model's 95 % band. A model is useful where its line is above the others.",
             functools.partial(diagnostic_plots.net_benefit, shown),
         ),
         "probabilities": (
@@ -288,7 +289,7 @@ def groups(
     def figure(name: str) -> list[Figure]:
         return [drawn[name]] if name in drawn else []
 
-    smooth = "Whether stated probabilities are those that come true."
+    smooth = "Whether predicted probabilities match observed frequencies."
     if "calibration_curves" not in drawn:
         smooth += " There are too few patients of each outcome for smoothed curves."
     planned = [
