@@ -3,8 +3,8 @@
     python main.py --config=configs/predict.py --config.checkpoint=runs/finetune \
         --config.data.test=/data/new_images
 
-writes `predictions.csv`, at about 50 images a second on two CPU cores at 64 px. `data.test` is a
-file, a folder, a DICOM series, a manifest, or any `source:place`.
+writes `predictions.csv`. `data.test` is a file, a folder, a DICOM series, a manifest, or any
+`source:place`.
 """
 
 from ml_collections import ConfigDict
