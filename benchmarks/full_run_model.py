@@ -124,8 +124,8 @@ def main() -> None:
         f"- {len(RATES)} encoders, {SEEDS} seeds, {VARIANTS} variants of which {FROM_STAGE_ONE} "
         f"start from the same stage one: {runs_one} runs of stage one, {runs_two} of stage two.",
         "- 224 px, bfloat16, batch 128 on a GPU. Stage two: images/s measured on one H100 at "
-        "commit 17b1f40 with a resident batch, without augmentation. Several encoders are faster since "
-        f"(gpu.md). Stage one: {DECODER_MS:.1f} ms a batch more, "
+        "commit 17b1f40 with a resident batch, without augmentation. Several encoders are faster "
+        f"since (gpu.md). Stage one: {DECODER_MS:.1f} ms a batch more, "
         "measured with ResNet-50 and taken for all encoders.",
         f"- {OVERHEAD - 1:.0%} more for validation, checkpoints and compilation (assumed).",
         "",

@@ -2,8 +2,8 @@
 
     python main.py --config=configs/export.py --config.checkpoint=runs/finetune
 
-takes one to three minutes on two CPU cores. It needs `pip install "infantxray[onnx]"` and, for the
-page, `make reader` once. `docs/export.md` describes the folder.
+takes one to three minutes on two CPU cores. It needs `pip install jax2onnx==0.13.0 onnxruntime`
+and, for the page, `make reader` once. `docs/export.md` describes the folder.
 """
 
 from ml_collections import ConfigDict

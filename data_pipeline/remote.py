@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_pipeline.errors import DataError
+from data_pipeline.extras import install_line
 
 _log = logging.getLogger(__name__)
 
@@ -126,8 +127,7 @@ def _open_store(path: str) -> tuple[Any, str]:
     except ImportError as error:
         extra = _EXTRAS[protocol] or "gcs"
         raise DataError(
-            f'{path} needs a package that is not installed: pip install "infantxray[{extra}]" '
-            f"({error})"
+            f"{path} needs a package that is not installed: {install_line(extra)} ({error})"
         ) from None
     return store, name
 

@@ -19,6 +19,7 @@ from data_pipeline.cache import path_keys, read_keys, to_decode
 from data_pipeline.cache_writing import create_folder, sweep, write_shard
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError, UserError
+from data_pipeline.extras import install_line
 from data_pipeline.processes import WorkerPool, child_environment
 from data_pipeline.sources import open_sources
 from data_pipeline.tables import write_csv
@@ -27,7 +28,6 @@ from infantxray.training.stopping import StopOnSignal
 _log = logging.getLogger(__name__)
 _IMAGES_PER_SHARD = 512
 _MAX_SHARDS = 500  # Every shard is an open file for the reader.
-_RAY = "ray==2.60.0"
 
 Result = tuple[int, list[tuple[str, str]]]
 Submit = Callable[..., Future[Result]]
@@ -142,7 +142,7 @@ def _ray_workers(address: str) -> Iterator[Workers]:
         import ray
     except ImportError:
         raise UserError(
-            f"config.ray_address needs Ray: pip install {_RAY}; leave the setting empty to use "
+            f"config.ray_address needs Ray: {install_line('ray')}; leave the setting empty to use "
             "this machine alone"
         ) from None
     ray.init(address=address, runtime_env={"env_vars": child_environment({})}, log_to_driver=False)

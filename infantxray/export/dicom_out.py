@@ -17,9 +17,10 @@ from pydicom.uid import (
 
 from data_pipeline.decode import looks_like_dicom
 from data_pipeline.errors import UserError
+from data_pipeline.extras import install_line
 from infantxray.reports.predictions_page import Card
 
-INSTALL = 'pip install "infantxray[dicom]"'
+INSTALL = install_line("dicom")
 _MAKER = "infantxray"
 _PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
 _STUDY = ("StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "AccessionNumber")

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from data_pipeline.errors import UserError
+from data_pipeline.extras import install_line
 from infantxray.models.forms import use_forms
 
-INSTALL = 'pip install "infantxray[onnx]"'
+INSTALL = install_line("onnx")
 _OPSET = 21
 
 

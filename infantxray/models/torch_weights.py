@@ -28,6 +28,7 @@ from safetensors.numpy import save_file
 
 from data_pipeline import files
 from data_pipeline.errors import UserError
+from data_pipeline.extras import install_line
 from infantxray.models.input_scale import IMAGENET, SYMMETRIC, TORCHXRAYVISION, InputScale
 from infantxray.models.torch_names import RULES, modern_name, reference_keys
 
@@ -305,7 +306,7 @@ def _import_torch(path: str) -> Any:
         import torch  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise WeightsError(
-            f"{path} needs PyTorch: pip install torch, or use a .safetensors file"
+            f"{path} needs PyTorch: {install_line('torch')}, or use a .safetensors file"
         ) from error
     return torch
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.extras import install_line
 from infantxray.evaluation.predictions import joined_findings
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class Result:
         try:
             import pandas
         except ImportError:
-            raise UserError("Result.to_pandas needs pandas: pip install pandas") from None
+            message = f"Result.to_pandas needs pandas: {install_line('pandas')}"
+            raise UserError(message) from None
         columns: dict[str, Any] = {}
         if self.image_path:
             columns["image_path"] = self.image_path

@@ -18,6 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import IO, Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.extras import install_line
 from data_pipeline.processes import child_environment, watched
 from infantxray.studies.plan import Run
 from infantxray.studies.timing import seconds_left
@@ -25,7 +26,6 @@ from infantxray.training.stopping import StopOnSignal
 
 _log = logging.getLogger(__name__)
 
-_RAY = "ray==2.60.0"
 _ATTEMPTS = 2
 _GPU_FILES = "/dev/nvidia[0-9]*"
 _GPU_SHARE = 0.9  # Of its memory, divided among the runs at a time.
@@ -188,8 +188,8 @@ class RayRunner:
             import ray
         except ImportError:
             raise UserError(
-                f"config.ray_address needs Ray: pip install {_RAY}; leave the setting empty to use "
-                "this machine alone"
+                f"config.ray_address needs Ray: {install_line('ray')}; leave the setting empty "
+                "to use this machine alone"
             ) from None
         self._ray = ray
         ray.init(

@@ -178,7 +178,7 @@ def test_export_refuses_other_variables_and_endings(tmp_path, shufflenet):
 
 def test_pth_needs_torch(tmp_path, shufflenet, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(WeightsError, match="pip install torch"):
+    with pytest.raises(WeightsError, match="pip install 'torch>="):
         export_encoder("shufflenet", shufflenet, tmp_path / "w.pth")
 
 
