@@ -185,7 +185,7 @@ def facts(
     Args:
       settings: settings of the training run (`config.json`).
       summary: what `metrics.json` holds.
-      short: the sentences of "In short".
+      short: the sentences of the summary.
       figures: of the page.
       num_parameters: of the network.
     """
@@ -214,9 +214,9 @@ def facts(
     ]
     found = {
         "technology": Fact(
-            f"Deep learning: a convolutional network ({settings['encoder']}).", "in_short"
+            f"Deep learning: a convolutional network ({settings['encoder']}).", "summary"
         ),
-        "goal": Fact(short[0], "in_short"),
+        "goal": Fact(short[0], "summary"),
         "preprocessing": Fact(
             f"Images are decoded to 8-bit grey (DICOM windowed, MONOCHROME1 inverted), "
             f"{crop.get(data['resize'], data['resize'])} and resized to {size} x {size} pixels"
@@ -304,7 +304,7 @@ def facts(
             "None: the model answers for every readable image; unreadable ones are counted.",
             "flow",
         ),
-        "performance": Fact(short[1], "in_short"),
+        "performance": Fact(short[1], "summary"),
         "counts": Fact(
             f"{summary['n_patients']:,} test patients, {summary['n']:,} images"
             + (f": {', '.join(counts)}." if counts else "."),
@@ -326,11 +326,11 @@ def facts(
     if devices:
         found["devices"] = Fact(f"DICOM headers: {', '.join(devices)}.", "demographics")
     if summary.get("external"):
-        found["external"] = Fact(f"{', '.join(summary['sources'])}: {short[1]}", "in_short")
+        found["external"] = Fact(f"{', '.join(summary['sources'])}: {short[1]}", "summary")
         found["external_differences"] = Fact("See the external test in Table 1.", "demographics")
     else:
-        found["external_differences"] = Fact("Not applicable: no external test set.", "in_short")
-        found["internal"] = Fact("Held-out patients of the training sources.", "in_short")
+        found["external_differences"] = Fact("Not applicable: no external test set.", "summary")
+        found["internal"] = Fact("Held-out patients of the training sources.", "summary")
     if flow:
         sizes = ", ".join(f"{count:,} {part}" for part, count in flow.items())
         found["flow"] = Fact(f"Images: {sizes}; exclusions are counted in the flow chart.", "flow")

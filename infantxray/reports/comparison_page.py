@@ -124,7 +124,7 @@ def _truth(run: Predictions, row: int) -> str:
     return run.classes[run.label[row]]
 
 
-def in_short(tested: Tested, found: Mapping[str, Any]) -> list[str]:
+def summary_sentences(tested: Tested, found: Mapping[str, Any]) -> list[str]:
     """The question, and the result of each run."""
     any_run = tested.runs[tested.reference]
     count = plural(len(set(any_run.patient.tolist())), "test patient")
@@ -195,7 +195,7 @@ def write(
         os.path.join(folder, "report.html"),
         "compare",
         title=f"{listed(list(tested.runs))} on the same {plural(len(tested.paths), 'test image')}",
-        sentences=in_short(tested, found),
+        sentences=summary_sentences(tested, found),
         parts=[*shown[:-1], *pictures, shown[-1]],
         settings=setting_lines(settings),
     )

@@ -1,4 +1,4 @@
-"""The page of one stage-two run: in short, metrics beside their floors, tables, figures."""
+"""The page of one stage-two run: summary, metrics beside their baselines, tables, figures."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def write(
         "run",
         title=f"{settings['encoder']} on {n:,} {kind if n != 1 else kind.removesuffix('s')}",
         facts=_facts(settings, summary),
-        sentences=in_short(settings, summary),
+        sentences=summary_sentences(settings, summary),
         metrics=[_card(name, summary) for name in _asked(summary)],
         pixels=_pixels(summary),
         parts=[*(table.filled() for table in tables), *figures],
@@ -251,7 +251,7 @@ def _card(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def result_line(summary: Mapping[str, Any]) -> str:
-    """Accuracy, ROC AUC and age error beside their floors, in one line."""
+    """Accuracy, ROC AUC and age error beside their baselines, in one line."""
     shown = []
     for name in _SHORT:
         if summary[name] is not None:
@@ -262,7 +262,7 @@ def result_line(summary: Mapping[str, Any]) -> str:
     return ", ".join(shown)
 
 
-def in_short(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
+def summary_sentences(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
     """The summary: question, result, baselines, caveats and the gain from stage one."""
     scored = [n for n in _SHORT if summary[n] is not None]
     classes = len(summary.get("per_class", ()))
@@ -288,7 +288,7 @@ def in_short(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[st
             for label, value in _floors(name, summary)
         ]
         floors += [f"{title} {listed(known)}"] if known else []
-    floor = f"Floor: {'; '.join(floors)}." if floors else "Floor: none is known."
+    floor = f"Baselines: {'; '.join(floors)}." if floors else "Baselines: none is known."
     doubts = _doubts(summary, scored)
     doubt = (
         "; ".join(doubts)
@@ -296,7 +296,13 @@ def in_short(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[st
         "runs would differ"
     )
     gain = stage_one_gain.sentence(summary.get("stage_one") or {})
-    return [asked, f"Result: {listed(results)}.", floor, f"Doubt: {doubt}.", *filter(None, [gain])]
+    return [
+        asked,
+        f"Result: {listed(results)}.",
+        floor,
+        f"Caveats: {doubt}.",
+        *filter(None, [gain]),
+    ]
 
 
 def _doubts(summary: Mapping[str, Any], scored: Sequence[str]) -> list[str]:

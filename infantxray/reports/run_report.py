@@ -225,7 +225,7 @@ def _write_page(
     patients: list[Table | Figure],
     num_parameters: int,
 ) -> None:
-    short = run_page.in_short(settings, summary)
+    short = run_page.summary_sentences(settings, summary)
     facts = checklist.facts(settings, summary, short, figures, num_parameters=num_parameters)
     checklist.write_form(folder)
     filled = checklist.fill(facts, checklist.read_form([folder, checkpoint]))

@@ -17,7 +17,7 @@ SUMMARY = {
     "findings": {"mass": {}}, "operating_points": [{"rule": "youden"}],
     "subgroups": {"sex": {}},
 }  # fmt: skip
-SHORT = ["Can it?", "Result: it can.", "Floor: a guess.", "Doubt: much."]
+SHORT = ["Can it?", "Result: it can.", "Baselines: a guess.", "Caveats: many."]
 FIGURES = [
     Figure(title, "", "x.svg")
     for title in ("Learning curves", "Where the answer comes from", "Worst mistakes")

@@ -214,11 +214,11 @@ def test_the_page_shows_the_numbers(report):
     assert "--config.optimizer.learning_rate=0.002" in shown
 
 
-def test_in_short_has_the_question_the_result_the_floor_and_the_doubt(tmp_path):
+def test_the_summary_has_question_result_baselines_and_caveats(tmp_path):
     summary = summarise(make_predictions())
     summary["baseline"]["pixels"] = {"roc_auc": 0.7, "accuracy": 0.95, "age_mae_months": 3.0}
     summary["n_without_patient_id"] = 0
-    asked, result, floor, doubt = run_page.in_short(settings(), summary)
+    asked, result, floor, doubt = run_page.summary_sentences(settings(), summary)
     assert asked == "Can shufflenet tell 3 conditions apart and predict the age on 30 new patients?"
     low, high = summary["ci95"]["roc_auc"]
     assert f"ROC AUC {summary['roc_auc']:.3f} (95 % interval {low:.3f} to {high:.3f})" in result
@@ -230,11 +230,14 @@ def test_in_short_has_the_question_the_result_the_floor_and_the_doubt(tmp_path):
     assert "ridge on pixels: 0.950" in shown
     assert doubt in shown
     worse = summary | {"age_mae_months": 9.5}
-    assert "the age head is no better than the mean age" in run_page.in_short(settings(), worse)[3]
+    assert (
+        "the age head is no better than the mean age"
+        in run_page.summary_sentences(settings(), worse)[3]
+    )
     close = summary | {"ci95": summary["ci95"] | {"age_mae_months": [0.1, 9.2]}}
     assert (
         "the age head is not clearly better than the mean age"
-        in run_page.in_short(settings(), close)[3]
+        in run_page.summary_sentences(settings(), close)[3]
     )
 
 
