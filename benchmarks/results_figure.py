@@ -1,9 +1,9 @@
-"""The README's figure of results, drawn from the tables of docs/results.md.
+"""The README's figure of results, drawn from the tables of docs/results_chests.md.
 
     python benchmarks/results_figure.py
 
-writes docs/images/results.png. It measures nothing: docs/results.md has the command that produced
-each table.
+writes docs/images/results.png. It measures nothing: docs/results_chests.md has the command that
+produced each table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "results.md"
+PAGE = ROOT / "docs" / "results_chests.md"
 FIGURE = ROOT / "docs" / "images" / "results.png"
 SHARES = ("2 %", "10 %", "100 %")
 # First cell of a table's row -> name, color and marker in the figure.
