@@ -37,6 +37,11 @@ AGE_UNITS = {
     "age_years": 12.0,
 }
 _EXPECTED = "an age with its unit (6 months, 2y, 018D), or empty, from 0 to 130 years"
+_THOUSANDS = re.compile(r"[1-9]\d{0,2}\.\d{3}", re.ASCII)
+_SEPARATED = (
+    "either a fraction or a number with a separator of thousands; write numbers without separator "
+    "(1229), and fractions with fewer or more than three digits (1.23)"
+)
 _CODE = f"a usual code for an unknown age; expected {_EXPECTED}"
 # Columns must agree: how much less, and more, the finer one may be, in units of the coarser one.
 _ROUNDED = (-0.55, 1.05)
@@ -178,6 +183,7 @@ def _in_months(
     numbers = {cell: float(cell) for cell in parsed if is_number(cell)}
     codes = age_codes(numbers.get(cell, parsed[cell] or 0.0) for cell in cells)
     coded = {c for c in numbers if numbers[c] in codes or is_never_an_age(c)}
+    thousands = _with_thousands(numbers, unit)
     # Where some ages have fractions, 0 is a newborn.
     whole = all(number.is_integer() for number in numbers.values())
     ages, zero = [], set()
@@ -185,6 +191,8 @@ def _in_months(
         age = parsed[cell]
         if cell in coded:
             refuse(column, _CODE, cell, row)
+        elif cell in thousands:
+            refuse(column, _SEPARATED, cell, row)
         elif cell in numbers and math.isnan(unit):
             refuse(column, "a number without a unit, unlike others in this column", cell, row)
         elif age is None:
@@ -195,3 +203,20 @@ def _in_months(
             zero.add(row)
         ages.append(math.nan if age is None else age)
     return ages, zero
+
+
+def _with_thousands(numbers: Mapping[str, float], unit: float) -> set[str]:
+    """Cells that may be whole numbers with a separator of thousands, `1.229` days.
+
+    That is so if every fraction in the column has three digits, is an age without its point too,
+    and stands beside whole numbers. In days the whole numbers may be missing.
+    """
+    fractions = {cell for cell in numbers if "." in cell}
+    whole = any(number >= 1 for cell, number in numbers.items() if cell not in fractions)
+    if not all(
+        _THOUSANDS.fullmatch(cell) and 1000 * numbers[cell] * unit <= MAX_AGE_MONTHS
+        for cell in fractions
+    ):
+        return set()
+    uneven = unit == _DAY and any(not numbers[cell].is_integer() for cell in fractions)
+    return fractions if whole or uneven else set()

@@ -40,6 +40,14 @@ _DATE = re.compile(rf"(\d{{1,2}}-{_MONTH}|{_MONTH}-\d\d)(\.\w+)?")
 HEADER_ID = re.compile(r"dicom:([0-9a-f]{16}):([0-9a-f]{16})\Z")
 
 
+def composed(text: str) -> str:
+    """Text in Unicode's composed form (NFC): `é` as one character, as Linux and Windows write it.
+
+    macOS gives names of files and folders in the decomposed form, which looks the same.
+    """
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
 def is_formula_error(cell: str) -> bool:
     """Whether the cell is the error of a spreadsheet's formula, such as `#REF!`."""
     return cell[:1] in "#Ee" and _FORMULA_ERROR.fullmatch(cell) is not None

@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 
+from data_pipeline.cells import composed
 from data_pipeline.dataset import DataSettings
 from data_pipeline.errors import DataError
 from data_pipeline.labels import FindingNames, check_rows_agree, count_findings, names_in
@@ -42,7 +43,7 @@ def find_classes(settings: DataSettings, train: Records) -> tuple[str, ...]:
         check_rows_agree(train)
         found = set(train.label[train.has_label].tolist())
     if settings.classes:
-        classes = tuple(map(str, settings.classes))
+        classes = tuple(composed(str(name)) for name in settings.classes)
         if len(classes) == 1 and classes[0] not in found:
             classes = tuple(name.strip() for name in classes[0].split(","))
         if len(set(classes)) < len(classes):

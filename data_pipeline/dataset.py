@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.cells import composed
 from data_pipeline.context import context_matrix
 from data_pipeline.decode import Preprocessing
 from data_pipeline.division import divide, keep_labels
@@ -86,7 +88,7 @@ class DataSettings:
     @property
     def normal(self) -> tuple[str, ...]:
         """`normal_names`, one by one."""
-        return tuple(filter(None, map(str.strip, self.normal_names.split(","))))
+        return tuple(filter(None, map(str.strip, composed(self.normal_names).split(","))))
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -150,7 +152,8 @@ def open_split(settings: DataSettings, folder: str, notes: list[str] | None = No
     for name in SPLITS:
         _log.info("%-10s %s", name, describe(split[name]))
     everyone = Records.concatenate([split[name] for name in SPLITS])
-    for message, _ in doubtful_spellings(everyone):
+    normal = settings.normal if settings.multi_label else ()
+    for message, _ in doubtful_spellings(everyone, normal):
         _log.warning(message)
     check_repeats(split)
     path = os.path.join(folder, "split.csv")
@@ -161,13 +164,17 @@ def open_split(settings: DataSettings, folder: str, notes: list[str] | None = No
     return split
 
 
-def check_listed(records: Records) -> None:
+def check_listed(records: Records, normal: Collection[str] = ()) -> None:
     """Checks the images of an evaluation as `open_split` checks those of training.
+
+    Args:
+      records: the images.
+      normal: labels that mean no finding, where an image may have several findings.
 
     Raises:
       DataError: a file is listed several times with different labels.
     """
-    for message, _ in doubtful_spellings(records):
+    for message, _ in doubtful_spellings(records, normal):
         _log.warning(message)
     nothing = records.take(np.zeros(len(records), bool))
     check_repeats(Split(train=nothing, validation=nothing, test=records))

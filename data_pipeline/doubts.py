@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -24,22 +24,30 @@ _log = logging.getLogger(__name__)
 _NO_LABEL = frozenset({"none", "unknown"})  # Or a condition of that name.
 
 
-def doubtful_spellings(records: Records) -> Iterator[tuple[str, np.ndarray]]:
+def doubtful_spellings(
+    records: Records, normal: Collection[str] = ()
+) -> Iterator[tuple[str, np.ndarray]]:
     """Finds patient ids, then labels, that may be one name in several spellings.
 
     Also patient ids and names of files that a spreadsheet has rewritten (`1.23457E+11`, `12-Mar`),
-    ids of several people, and labels that join others by another sign than a bar.
+    ids of several people, labels that join others by another sign than a bar, and images that are
+    labelled both normal and with a finding.
+
+    Args:
+      records: the images.
+      normal: labels that mean no finding, where an image may have several findings.
 
     Yields:
       A message, and the rows of the images concerned.
     """
     ids = records.patient_name
-    for what, names in (("patient ids", ids), ("labels", records.label.tolist())):
-        groups = spelled_apart(set(names))
+    findings = _findings(records)
+    for what, names in (("patient ids", [(name,) for name in ids]), ("labels", findings)):
+        groups = spelled_apart({name for row in names for name in row})
         if groups:
-            doubtful = {name for group in groups for name in group}
-            rows = np.flatnonzero([name in doubtful for name in names])
-            groups = by_image(groups, names, records.image_path)
+            rows = _rows_with(names, {name for group in groups for name in group})
+            if names is not findings:
+                groups = by_image(groups, ids, records.image_path)
             message = f"{what} that differ only in spelling are treated as different"
             yield f"{message}: {in_words(groups)}; correct them if they are the same", rows
     files = [os.path.basename(path) for path in records.image_path]
@@ -56,11 +64,35 @@ def doubtful_spellings(records: Records) -> Iterator[tuple[str, np.ndarray]]:
         message = f"{len(both):,} patient ids have images of both sexes, such as {both[0]!r}"
         rows = np.flatnonzero(np.isin(np.array(ids, str), both))
         yield f"{message} ({ids.count(both[0]):,} images): several people may share an id", rows
-    found = joined_otherwise(records.label.tolist())
+    found = joined_otherwise({name for names in findings for name in names})
     if found:
         message = f"labels that seem to join several: {', '.join(map(repr, found[:3]))}"
-        rows = np.flatnonzero(np.isin(records.label.astype(str), found))
+        rows = _rows_with(findings, set(found))
         yield f"{message}; write a bar between them (a|b) if they are several findings", rows
+    no_finding = {name.casefold() for name in normal}
+    both_ways = {
+        label
+        for label in set(records.label.tolist())
+        if len({name.casefold() in no_finding for name in label.split("|")}) > 1
+    }
+    if both_ways and no_finding:
+        rows = np.flatnonzero([label in both_ways for label in records.label])
+        yield (
+            f"{len(rows):,} images are labelled both normal and with a finding, such as "
+            f"{min(both_ways)!r} ({records.image_path[rows[0]]}); they count as having the finding",
+            rows,
+        )
+
+
+def _findings(records: Records) -> list[tuple[str, ...]]:
+    """The findings that each image is labelled with, the uncertain ones too."""
+    names = {label: tuple(label.split("|")) for label in set(records.label.tolist())}
+    pairs = zip(records.label, records.uncertain, strict=True)
+    return [names[label] + uncertain for label, uncertain in pairs]
+
+
+def _rows_with(findings: Sequence[tuple[str, ...]], wanted: set[str]) -> np.ndarray:
+    return np.flatnonzero([not wanted.isdisjoint(names) for names in findings])
 
 
 def log_doubtful_cells(

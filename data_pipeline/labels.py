@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.cells import join_findings
+from data_pipeline.cells import composed, join_findings
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
 
@@ -146,7 +146,7 @@ def parse_label_map(text: str) -> dict[str, str]:
                 "new=old|old for each label, or write these entries themselves, separated by commas"
             ) from None
     found: dict[str, str] = {}
-    for entry in filter(None, map(str.strip, entries)):
+    for entry in filter(None, map(str.strip, map(composed, entries))):
         new, equals, old = entry.partition("=")
         names = [name.strip() for name in old.split("|") if name.strip()]
         if not equals or not names or "|" in new:

@@ -7,12 +7,12 @@ a million rows stay practical.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.cells import HEADER_ID
+from data_pipeline.cells import HEADER_ID, composed
 
 SPLITS = ("train", "validation", "test")
 
@@ -118,15 +118,24 @@ class Records:
     ) -> Records:
         """Records from plain lists; a column left out is unknown throughout.
 
-        `patient` is resolved as for ids shared between sources.
+        `patient` is resolved as for ids shared between sources. Ids, labels and sites are brought
+        into Unicode's composed form, so that equal names are equal.
         """
         n = len(image_path)
 
         def column(values: Sequence[Any] | None, unknown: Any = "") -> np.ndarray:
             return _objects(values if values is not None else [unknown] * n)
 
+        def text(values: Sequence[str] | None) -> np.ndarray:
+            return column(None if values is None else [composed(value) for value in values])
+
+        def each(
+            values: Sequence[tuple[Any, ...]] | None, change: Callable[[Any], Any]
+        ) -> np.ndarray:
+            return column(values and [tuple(map(change, row)) for row in values], ())
+
         ages = np.full(n, np.nan) if age_months is None else np.asarray(age_months, np.float64)
-        paths, patients = _objects([str(path) for path in image_path]), column(patient_id)
+        paths, patients = _objects([str(path) for path in image_path]), text(patient_id)
         return cls(
             image_path=paths,
             patient_id=patients,
@@ -134,11 +143,11 @@ class Records:
             age_months=ages.astype(np.float32),
             sex=column(sex),
             view=column(view),
-            label=column(label),
-            uncertain=column(uncertain, ()),
+            label=text(label),
+            uncertain=each(uncertain, composed),
             split=column(split),
-            site=column(site),
-            boxes=column(boxes, ()),
+            site=text(site),
+            boxes=each(boxes, lambda box: box._replace(label=composed(box.label))),
             source=column([source] * n),
         )
 

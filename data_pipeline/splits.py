@@ -63,12 +63,29 @@ def check_disjoint(split: Split) -> None:
         # In order, so that the same data always gives the same message.
         for key in sorted(_identities(split[name])):
             if key in seen:
-                raise DataError(
-                    f"{named(key)} is in {seen[key]} and in {name}; all images of a patient "
-                    "must be in one split (if ids of different sources are different people, set "
-                    "config.data.patient_ids=source)"
+                advice = (
+                    "all images of a patient must be in one split (if ids of different sources are "
+                    "different people, set config.data.patient_ids=source)"
                 )
+                if not key.startswith("patient:"):
+                    advice = _listed_by(key.partition(":")[2], split)
+                raise DataError(f"{named(key)} is in {seen[key]} and in {name}; {advice}")
             seen[key] = name
+
+
+def _listed_by(path: str, split: Split) -> str:
+    """What to do about an image file that is in two splits."""
+    sources = {
+        source
+        for name in SPLITS
+        for real, source in zip(
+            _real_paths(split[name].image_path), split[name].source, strict=True
+        )
+        if real == path
+    }
+    if len(sources) == 1:
+        return f"{sources.pop()} lists it more than once: keep one row"
+    return f"it is listed by {' and by '.join(sorted(sources))}: name each image in one source"
 
 
 def check_classes(split: Split, classes: Sequence[str]) -> None:

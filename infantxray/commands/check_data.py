@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from data_pipeline.dataset import DataSettings
 from data_pipeline.decode import PHANTOM_PREFIX
 from data_pipeline.doubts import doubtful_spellings
 from data_pipeline.errors import DataError, UserError
-from data_pipeline.labels import carries, names_in
+from data_pipeline.labels import FindingNames, carries, names_in
 from data_pipeline.manifest import NO_AGE, unused_age_columns
 from data_pipeline.manifest_writing import write_manifest
 from data_pipeline.records import SPLITS, Records
@@ -48,7 +48,8 @@ def run(config: Any, workdir: str) -> None:
     _check_writable(workdir)
     where = settings.data_settings(config)
     records, problems = _open(where, config.other_stage)
-    problems += _spellings_and_ids(records) + _ages(records)
+    normal = where.normal if where.multi_label else ()
+    problems += _spellings_and_ids(records, normal) + _ages(records)
     with (
         tqdm(total=len(records), unit="image", desc="reading") as progress,
         waiting(lambda: f"{progress.n:,} of {len(records):,} images read"),
@@ -66,7 +67,9 @@ def run(config: Any, workdir: str) -> None:
         problems += _repeats(groups, records, images)
         labels = np.where(records.split == _OTHER, "", records.label)
         found = shortcuts(images, labels, records.patient)
-        problems += _shortcut_alarms(found) + _rare_classes(records) + _outliers(images, records)
+        problems += (
+            _shortcut_alarms(found) + _rare_classes(records, normal) + _outliers(images, records)
+        )
         problems.sort(key=lambda problem: list(_SEVERITIES).index(problem.severity))
         _write_tables(workdir, records, images, groups, problems)
         page = os.path.join(workdir, "report.html")
@@ -157,10 +160,10 @@ def _refused(where: DataSettings, split: Split) -> list[Problem]:
     return problems
 
 
-def _spellings_and_ids(records: Records) -> list[Problem]:
+def _spellings_and_ids(records: Records, normal: Collection[str]) -> list[Problem]:
     problems = [
         Problem("warning", "spelling", message, tuple(rows))
-        for message, rows in doubtful_spellings(records)
+        for message, rows in doubtful_spellings(records, normal)
     ]
     for source in dict.fromkeys(records.source):
         here = records.source == source
@@ -224,7 +227,13 @@ def _unreadable(images: audit.Images, records: Records, on_error: str) -> list[P
 def _repeats(groups: list[list[int]], records: Records, images: audit.Images) -> list[Problem]:
     problems = []
     within: list[int] = []
-    for rows in groups:
+    listed: list[int] = []
+    for group in groups:
+        row_of = {records.image_path[row]: row for row in reversed(group)}
+        listed += sorted(set(group) - set(row_of.values()))
+        rows = sorted(row_of.values())
+        if len(rows) == 1:
+            continue
         sides = {records.split[row] for row in rows}
         patients = sorted({records.patient_id[row] for row in rows} - {""})
         whose = f" (patients {', '.join(patients)})" if patients else ""
@@ -237,11 +246,17 @@ def _repeats(groups: list[list[int]], records: Records, images: audit.Images) ->
         elif len({records.label[row] for row in rows} - {""}) > 1:
             message = f"the same {kind} has two labels{whose}: {names}"
             problems.append(Problem("warning", "two labels", message, tuple(rows)))
-        elif len({records.patient[row] for row in rows}) > 1 and patients:
+        elif len({records.patient[row] for row in rows if records.patient_id[row]}) > 1:
             message = f"the same {kind} has two patients{whose}: {names}"
             problems.append(Problem("warning", "two patients", message, tuple(rows)))
         if len(sides) == 1:
             within += rows[1:]
+    if listed:
+        first = records.image_path[listed[0]]
+        sources = sorted(set(records.source[records.image_path == first]))
+        message = f"files that are listed more than once: {len(listed):,}, such as {first}"
+        message += f" (by {' and by '.join(sources)}); name each file in one source"
+        problems.append(Problem("warning", "listed twice", message, tuple(listed)))
     if within:
         message = f"images that repeat another one of the same split: {len(within):,}"
         problems.append(Problem("warning", "repeats", message, tuple(within)))
@@ -267,13 +282,16 @@ def _name(measure: str) -> str:
     return f"differences of {measure.replace('_', ' ')}"
 
 
-def _rare_classes(records: Records) -> list[Problem]:
+def _rare_classes(records: Records, normal: Collection[str]) -> list[Problem]:
+    is_normal = FindingNames((), tuple(normal)).is_normal
     labelled = (records.label != "") & (records.split != _OTHER)
     problems = []
     for role in SPLITS:
         here = labelled & (records.split == role)
         few = []
         for label in sorted(names_in(records.label[labelled])) if here.any() else ():
+            if is_normal(label):
+                continue
             patients = len(set(records.patient[here & carries(records.label, label)]))
             if patients < _FEW_PATIENTS:
                 few.append(f"{label} ({patients})")

@@ -41,7 +41,7 @@ def run(config, folder: str) -> None:
     workdir.prepare(folder, settings.to_dict(config))
     if data.test:
         records = _test_part(data, notes)
-        check_listed(records)
+        check_listed(records, data.normal if names is not None else ())
         if names is not None:
             warn_of_foreign(names, records.label, "test")
             left_out = names.foreign(records.label)

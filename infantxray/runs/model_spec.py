@@ -6,6 +6,7 @@ import dataclasses
 import os
 from typing import Any
 
+from data_pipeline.cells import composed
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import UserError
 from data_pipeline.files import write_json
@@ -104,8 +105,9 @@ class ModelSpec:
                 "version of this program"
             )
         values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
-        for key in ("classes", "context"):
-            values[key] = tuple(values.get(key, ()))
+        # Labels are composed when they are read; earlier versions kept them as a file system did.
+        values["classes"] = tuple(map(composed, values.get("classes", ())))
+        values["context"] = tuple(values.get("context", ()))
         if values.get("age_range_months"):
             values["age_range_months"] = tuple(values["age_range_months"])
         return cls(**values)

@@ -108,6 +108,20 @@ def test_a_copy_on_two_sides_is_found_though_it_was_changed(tmp_path):
     assert by_kind["repeats"].endswith(": 2")
 
 
+def test_files_of_two_sources_are_one_line(tmp_path):
+    source = build(tmp_path / "a", clean(16))
+    folder = f"folder:{tmp_path / 'a'}:labels=none"
+    problems, code = check(f"{source},{folder}", tmp_path / "out", patient_ids="source")
+    assert code == 1
+    (listed,) = {p["message"] for p in problems if p["kind"] == "listed twice"}
+    assert listed.startswith("files that are listed more than once: 16, such as ")
+    assert listed.endswith("name each file in one source")
+    assert not any("two patients" in p["message"] for p in problems)
+    (refused,) = {p["message"] for p in problems if p["kind"] == "cannot be divided"}
+    assert f"it is listed by {folder.removesuffix(':labels=none')}" in refused
+    assert "patient_ids" not in refused
+
+
 def test_the_other_stage_must_not_show_the_test_patients(tmp_path):
     rows = clean()
     other = [("x.png", "P7", "", "", rows[7][4]), *(
@@ -215,7 +229,9 @@ def test_an_image_of_several_findings_counts_for_each(tmp_path):
     problems, code = check(build(tmp_path / "a", rows), tmp_path / "out", labels="multi")
     assert code == 0
     rare = [p["message"] for p in problems if p["kind"] == "rare class"]
-    assert rare[0].endswith("too few to say much: effusion (7), mass (5), normal (5)")
+    assert rare[0].endswith("too few to say much: effusion (7), mass (5)")  # Not normal.
+    (both,) = [p["message"] for p in problems if p["kind"] == "spelling"][:1]
+    assert "labelled both normal and with a finding, such as 'effusion|normal'" in both
     page = (tmp_path / "out" / "report.html").read_text()
     assert "An image with several findings counts once for each finding." in page
 

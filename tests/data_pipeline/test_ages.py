@@ -142,3 +142,19 @@ def test_what_cannot_be_an_age_is_refused():
     assert _read(age=["6 months", "7", "x"])[1] == [("age", "7"), ("age", "x")]
     assert _read(age_years=["3", "131", "999"])[1] == [("age_years", "131"), ("age_years", "999")]
     assert _read(age_days=["30", "-1", "9999"])[1] == [("age_days", "-1"), ("age_days", "9999")]
+
+
+def test_numbers_with_a_separator_of_thousands_are_refused():
+    """German and French spreadsheets write 1229 as 1.229, and as 1,229 in other programs."""
+    assert _read(age_days=["1.229", "30", "2.345"])[1] == [
+        ("age_days", "1.229"),
+        ("age_days", "2.345"),
+    ]
+    assert _read(age_days=["1.229", "2.345"])[1]
+    assert _read(age_months=["1.229", "30"])[1] == [("age_months", "1.229")]
+    # Fractions: of other lengths, with zeros, too high without their point, or all of three digits.
+    for days in (["1.229", "1.5", "30"], ["0.125", "30"], ["365.250", "30"], ["1.000", "2.000"]):
+        assert not _read(age_days=days)[1]
+    assert not _read(age_months=["1.229", "1.375"])[1]
+    assert not _read(age_months=["4.125", "3"])[1]
+    assert not _read(age_years=["1.125", "3"])[1]

@@ -199,3 +199,22 @@ def test_labels_that_are_taken_away_leave_no_uncertain_findings():
     given = records(["a", "b"] * 20, [("c",)] * 40)
     kept = keep_labels(given, 0.1, 0)
     assert [bool(names) for names in kept.uncertain] == (kept.label != "").tolist()
+
+
+def test_decomposed_names_are_the_composed_ones():
+    """macOS gives names of folders decomposed."""
+    decomposed, composed = "bacte\u0301rien", "bact\u00e9rien"
+    found = records(
+        [f"{decomposed}|mass", composed],
+        [(), (decomposed,)],
+        patients=[decomposed, composed],
+        boxes=[(Box(0, 0, 1, 1, decomposed),), ()],
+    )
+    assert found.label.tolist() == [f"{composed}|mass", composed]
+    assert found.uncertain[1] == (composed,)
+    assert found.boxes[0][0].label == composed
+    assert len(set(found.patient)) == 1
+    assert parse_label_map(f"x={decomposed}") == {composed: "x"}
+    assert DataSettings(normal_names=decomposed).normal == (composed,)
+    settings = DataSettings(classes=(decomposed, "mass"), labels="multi")
+    assert conditions.find_classes(settings, found) == (composed, "mass")

@@ -299,6 +299,19 @@ def test_the_same_file_under_two_patients_is_an_error():
         check_disjoint(Split(train=a, validation=nothing, test=b))
 
 
+def test_the_advice_fits_what_is_on_two_sides():
+    a = images([1, 2], ["a", "b"], source="x")
+    nothing = a.take(np.zeros(0, int))
+    with pytest.raises(DataError, match="patient '1' .*config.data.patient_ids=source"):
+        check_disjoint(Split(train=a, validation=nothing, test=images([1], ["a"], source="y")))
+    a = a.replace(patient_id=np.array(["", ""], object))
+    with pytest.raises(DataError, match="x lists it more than once: keep one row$"):
+        check_disjoint(Split(train=a, validation=nothing, test=a.take([1])))
+    again = a.replace(source=np.array(["z", "z"], object))
+    with pytest.raises(DataError, match="listed by x and by z: name each image in one source$"):
+        check_disjoint(Split(train=a, validation=nothing, test=again))
+
+
 def test_nothing_left_to_train_on():
     records = cohort(4).replace(split=np.full(8, "test", dtype=object))
     with pytest.raises(DataError, match="no image is left to train on"):
