@@ -28,7 +28,7 @@ from data_pipeline.loader import WHOLE, BadFiles, ImageSource, Part
 from data_pipeline.manifest import SPLITS, Records
 from data_pipeline.repeats import check_repeats
 from data_pipeline.sources import open_sources
-from data_pipeline.splits import Split, check_unchanged, write_split
+from data_pipeline.splits import ChangedData, Split, check_unchanged, write_split
 
 _log = logging.getLogger(__name__)
 
@@ -162,6 +162,34 @@ def open_split(settings: DataSettings, folder: str, notes: list[str] | None = No
     else:
         write_split(path, split)
     return split
+
+
+def check_finished(settings: DataSettings, folder: str, *, labels: bool = True) -> None:
+    """Checks that the data of a finished run is still the same, as far as it can be read.
+
+    Args:
+      settings: the data.
+      folder: the workdir.
+      labels: compare labels and ages too.
+
+    Raises:
+      DataError: images, labels or splits differ.
+    """
+    try:
+        split = divide_sources(settings)
+        train = keep_labels(
+            split.train, settings.label_fraction, settings.split_seed, settings.label_seed
+        )
+        check_unchanged(
+            os.path.join(folder, "split.csv"),
+            dataclasses.replace(split, train=train),
+            labels=labels,
+            order=False,
+        )
+    except ChangedData as error:
+        raise DataError(f"{folder} is finished, but {error}") from None
+    except DataError as error:  # A finished run may outlive its data.
+        _log.info("the data of this run cannot be compared with what it was: %s", error)
 
 
 def check_listed(records: Records, normal: Collection[str] = ()) -> None:

@@ -42,11 +42,11 @@ def doubtful_spellings(
     """
     ids = records.patient_name
     findings = _findings(records)
-    for what, names in (("patient ids", [(name,) for name in ids]), ("labels", findings)):
-        groups = spelled_apart({name for row in names for name in row})
+    for what, each in (("patient ids", [(name,) for name in ids]), ("labels", findings)):
+        groups = spelled_apart({name for row in each for name in row})
         if groups:
-            rows = _rows_with(names, {name for group in groups for name in group})
-            if names is not findings:
+            rows = _rows_with(each, {name for group in groups for name in group})
+            if each is not findings:
                 groups = by_image(groups, ids, records.image_path)
             message = f"{what} that differ only in spelling are treated as different"
             yield f"{message}: {in_words(groups)}; correct them if they are the same", rows

@@ -191,12 +191,28 @@ def read_split(path: str | os.PathLike[str]) -> Split:
     return Split(**{name: records.take(records.split == name) for name in SPLITS})
 
 
-def check_unchanged(path: str | os.PathLike[str], split: Split) -> None:
-    """Raises `DataError` if `split.csv` of a run differs from the present data."""
+class ChangedData(DataError):
+    """The data of a run is not what it began with."""
+
+
+def check_unchanged(
+    path: str | os.PathLike[str], split: Split, *, labels: bool = True, order: bool = True
+) -> None:
+    """Checks that the present data is that of a run.
+
+    Args:
+      path: `split.csv` of the run.
+      split: the present data.
+      labels: compare labels and ages too.
+      order: compare the order of the images too, on which a resumed run depends.
+
+    Raises:
+      ChangedData: images, splits, files, or what else is compared, differ.
+    """
 
     def rows(split: Split) -> set[tuple[str, ...]]:
         return {
-            (name, path, label, "" if age != age else f"{age:.9g}")
+            (name, path, *((label, "" if age != age else f"{age:.9g}") if labels else ()))
             for name in SPLITS
             for path, label, age in zip(
                 split[name].image_path, split[name].label, split[name].age_months, strict=True
@@ -207,13 +223,14 @@ def check_unchanged(path: str | os.PathLike[str], split: Split) -> None:
     different = rows(before) ^ rows(split)
     if different:
         images = sorted({row[1] for row in different})
-        raise DataError(
+        raise ChangedData(
             f"the data is not what this run began with: {len(images)} images are new, missing, or "
             f"have another label, age or split, such as {images[0]}; choose another --workdir, or "
             "delete that folder to start again"
         )
-    if any(list(before[name].image_path) != list(split[name].image_path) for name in SPLITS):
-        raise DataError(
+    same = (list(before[name].image_path) == list(split[name].image_path) for name in SPLITS)
+    if order and not all(same):
+        raise ChangedData(
             "the images come in another order than when this run began, so it cannot be resumed; "
             "restore the order of the manifest, choose another --workdir, or delete that folder to "
             "start again"
@@ -222,7 +239,7 @@ def check_unchanged(path: str | os.PathLike[str], split: Split) -> None:
 
 
 def _check_files_unchanged(path: str | os.PathLike[str]) -> None:
-    """Raises `DataError` if image files have another size than when the run began.
+    """Raises `ChangedData` if image files have another size than when the run began.
 
     Files of the same size with a later time are logged: they may be copies of the same content.
     """
@@ -236,7 +253,7 @@ def _check_files_unchanged(path: str | os.PathLike[str]) -> None:
         elif modified and modified != row["file_modified"]:
             touched.append(row["image_path"])
     if replaced_files:
-        raise DataError(
+        raise ChangedData(
             f"{len(replaced_files):,} image files were replaced since this run began, such as "
             f"{replaced_files[0]}; choose another --workdir, or delete that folder to start again"
         )

@@ -11,7 +11,13 @@ import numpy as np
 
 from data_pipeline.conditions import check_split, find_conditions, finding_names
 from data_pipeline.context import find_context
-from data_pipeline.dataset import DataSettings, Reader, age_statistics, open_split
+from data_pipeline.dataset import (
+    DataSettings,
+    Reader,
+    age_statistics,
+    check_finished,
+    open_split,
+)
 from data_pipeline.errors import DataError
 from data_pipeline.loader import ImageSource, mixed_batches, training_batches
 from data_pipeline.records import Records
@@ -45,6 +51,8 @@ def run(config, folder: str) -> None:
             self_training.set_aside_damaged(folder)
     report = os.path.join(folder, "report.html")
     if checkpoints.is_finished(folder) and os.path.exists(report):
+        with processes.main_first():
+            check_finished(data, folder)
         _log.info("%s is finished: see %s", folder, report)
         return
 

@@ -8,7 +8,7 @@ import os
 
 import jax.numpy as jnp
 
-from data_pipeline.dataset import DataSettings, Reader, open_split
+from data_pipeline.dataset import DataSettings, Reader, check_finished, open_split
 from data_pipeline.errors import DataError
 from data_pipeline.loader import training_batches
 from infantxray.models import create_encoder
@@ -35,14 +35,16 @@ def run(config, folder: str) -> None:
     if config.resume == "last_good":
         with processes.main_first():
             checkpoints.set_aside_damaged(folder)
-    if checkpoints.is_finished(folder):
-        _log.info("%s is finished: nothing to do", folder)
-        return
-
     names = tuple(config.objective.split("+"))
     supervision = settings.build(SupervisedSettings, config.supervised)
     labels = supervision.labels if supervised.NAME in names else "single"
     data = settings.build(DataSettings, config.data, labels=labels)
+    if checkpoints.is_finished(folder):
+        with processes.main_first():
+            check_finished(data, folder, labels=supervised.NAME in names)
+        _log.info("%s is finished: nothing to do", folder)
+        return
+
     transfer.check_stage_one(config.pretrained, config.encoder, data.preprocessing)
     with processes.main_first():
         split = open_split(data, folder)

@@ -8,7 +8,7 @@ import os
 import numpy as np
 
 from data_pipeline.conditions import find_classes, finding_names
-from data_pipeline.dataset import Reader, open_split
+from data_pipeline.dataset import Reader, check_finished, open_split
 from data_pipeline.files import write_json
 from infantxray.evaluation import metrics
 from infantxray.evaluation.predictions import write_predictions
@@ -27,11 +27,13 @@ def run(config, folder: str) -> None:
     """Probes the encoder of `config.pretrained` into the workdir `folder`."""
     runtime.setup()
     workdir.prepare(folder, settings.to_dict(config))
+    data = settings.data_settings(config)
     done = os.path.join(folder, "metrics.json")
     if os.path.exists(done):
+        with processes.main_first():
+            check_finished(data, folder)
         _log.info("%s is finished: see metrics.json in it", folder)
         return
-    data = settings.data_settings(config)
     with processes.main_first():
         split = open_split(data, folder)
     transfer.check_scored(config.pretrained, split, ("test",), patient_ids=data.patient_ids)

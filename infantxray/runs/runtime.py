@@ -24,7 +24,11 @@ _HEARTBEAT_SECONDS = 15  # The others of a dead process end after about as long.
 
 
 def setup() -> None:
-    """Logs the devices, and keeps compiled programs on disk so that the next start is quick."""
+    """Logs the devices, and keeps compiled programs on disk so that the next start is quick.
+
+    Raises:
+      UserError: JAX finds no device, or none of `JAX_PLATFORMS`.
+    """
     jax_config: Any = jax.config
     if not jax_config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
@@ -32,8 +36,21 @@ def setup() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if jax_config.jax_platforms == "cpu" or not metadata.entry_points(group="jax_plugins"):
         cpu_memory.keep_freed_memory()  # Before JAX starts its threads.
-    devices = jax.devices()
+    devices = _devices()
     _log.info("%d x %s", len(devices), devices[0].device_kind)
+
+
+def _devices() -> list[jax.Device]:
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that a plugin is installed.
+        asked = getattr(jax.config, "jax_platforms", None)
+        if not asked:
+            raise UserError(f"JAX finds no device: {error}") from None
+        raise UserError(
+            f"JAX_PLATFORMS={asked}, but JAX finds no such device; unset it to use what there is, "
+            "or install the JAX build for this device (docs/getting_started.md)"
+        ) from error
 
 
 def join(

@@ -211,3 +211,22 @@ def test_age_statistics():
     for ages in ([np.nan], [3.0, np.nan], [5.0, 5.0]):
         with pytest.raises(DataError, match=r"set config\.age_head=False"):
             data.age_statistics(records(ages=ages))
+
+
+def test_the_data_of_a_finished_run_is_compared(tmp_path, caplog):
+    path = tmp_path / "m.csv"
+    rows = [f"{i}.png,p{i},{'ab'[i % 2]},{'train' if i else 'test'}" for i in range(6)]
+    header = "image_path,patient_id,label,split\n"
+    path.write_text(header + "\n".join(rows))
+    where = settings(train=f"manifest:{path}", validation_fraction=0.0)
+    data.open_split(where, str(tmp_path))
+    path.write_text(header + "\n".join(reversed(rows)))
+    data.check_finished(where, str(tmp_path))  # The order matters only if a run is resumed.
+    path.write_text(header + "\n".join(rows).replace("5.png,p5,b", "5.png,p5,a"))
+    with pytest.raises(DataError, match="is finished, but the data is not what this run began"):
+        data.check_finished(where, str(tmp_path))
+    data.check_finished(where, str(tmp_path), labels=False)
+    path.unlink()
+    with caplog.at_level("INFO", "data_pipeline"):
+        data.check_finished(where, str(tmp_path))
+    assert "cannot be compared with what it was: manifest" in caplog.text

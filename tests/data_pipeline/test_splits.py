@@ -302,13 +302,13 @@ def test_the_same_file_under_two_patients_is_an_error():
 def test_the_advice_fits_what_is_on_two_sides():
     a = images([1, 2], ["a", "b"], source="x")
     nothing = a.take(np.zeros(0, int))
-    with pytest.raises(DataError, match="patient '1' .*config.data.patient_ids=source"):
+    with pytest.raises(DataError, match=r"patient '1' .*config.data.patient_ids=source"):
         check_disjoint(Split(train=a, validation=nothing, test=images([1], ["a"], source="y")))
     a = a.replace(patient_id=np.array(["", ""], object))
-    with pytest.raises(DataError, match="x lists it more than once: keep one row$"):
+    with pytest.raises(DataError, match=r"x lists it more than once: keep one row$"):
         check_disjoint(Split(train=a, validation=nothing, test=a.take([1])))
     again = a.replace(source=np.array(["z", "z"], object))
-    with pytest.raises(DataError, match="listed by x and by z: name each image in one source$"):
+    with pytest.raises(DataError, match=r"listed by x and by z: name each image in one source$"):
         check_disjoint(Split(train=a, validation=nothing, test=again))
 
 

@@ -1,5 +1,7 @@
 """How a process finds the others of its run; that they agree is tested in tests/distributed."""
 
+import types
+
 import jax
 import pytest
 
@@ -61,3 +63,16 @@ def test_mistakes_are_explained(calls):
     with pytest.raises(UserError, match="study runs in one process"):
         runtime.join("study", "host:1234", 2, 0)
     assert not calls
+
+
+def test_a_device_that_is_not_there_is_one_line(monkeypatch):
+    def devices():
+        raise AssertionError  # As JAX does for a plugin that is not installed.
+
+    config = types.SimpleNamespace(jax_platforms="cuda", jax_compilation_cache_dir="/xla")
+    monkeypatch.setattr(runtime, "jax", types.SimpleNamespace(devices=devices, config=config))
+    with pytest.raises(UserError, match="JAX_PLATFORMS=cuda, but JAX finds no such device"):
+        runtime.setup()
+    config.jax_platforms = None
+    with pytest.raises(UserError, match="JAX finds no device"):
+        runtime.setup()
