@@ -19,6 +19,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.manifest import Records
 from infantxray.evaluation import saliency
 from infantxray.features.extraction import encoder_variables, pooled_map
+from infantxray.image_inputs import Images, Path, are_arrays, listed
 from infantxray.models import create_encoder
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_one import restoring
@@ -27,18 +28,15 @@ from infantxray.stage_two.answers import Answerer, Member, load_members
 from infantxray.stage_two.result import Result
 
 PyTree = Any
-Path = str | os.PathLike[str]
-Images = Path | Sequence[Path] | np.ndarray
-
 _BATCH = 32
 
 
 class Model:
     """A trained model, or an ensemble of stage-two models. Made by `load`.
 
-    Images are file paths, which are decoded as in training, or uint8 arrays `[B, H, W]` of grey
-    levels (bright = dense), which are resized like files. The images of a call are processed in
-    batches of 32.
+    Images are file paths, which are decoded as in training, or uint8 arrays of grey levels (bright
+    = dense), `[B, H, W]`, `[H, W]` or a list of arrays `[H, W]`, which are resized like files. The
+    images of a call are processed in batches of 32.
 
     Attributes:
       members: the models; all methods but `predict` use the first.
@@ -83,16 +81,18 @@ class Model:
 
         Raises:
           UnreadableImage: a file cannot be read.
-          ValueError: an array is not uint8 `[B, H, W]`.
+          ValueError: there are no images, or they are neither files nor uint8 arrays of greys.
         """
+        return self._read(listed(images))
+
+    def _read(self, items: Sequence[str] | Sequence[np.ndarray]) -> np.ndarray:
         how = self.spec.preprocessing
-        if isinstance(images, np.ndarray) and images.dtype != object:
-            if images.dtype != np.uint8 or images.ndim != 3:
-                raise ValueError(
-                    f"expected uint8 [B, H, W]; got {images.dtype} {list(images.shape)}"
-                )
-            return np.stack([to_square(image, how) for image in images])
-        return np.stack([load_image(path, how) for path in _paths(images)])
+        return np.stack(
+            [
+                load_image(item, how) if isinstance(item, str) else to_square(item, how)
+                for item in items
+            ]
+        )
 
     def predict(
         self,
@@ -105,7 +105,7 @@ class Model:
         """Predicts conditions and ages.
 
         Args:
-          images: files, or uint8 `[B, H, W]`.
+          images: files, or uint8 `[B, H, W]`, as described for `Model`.
           sex, view: of each image, or of all, such as `"F"` and `"AP"`; empty = unknown. Only
             models trained with `config.condition_on` use them.
           augmentations: slightly rotated, scaled and shifted copies, without flips, whose
@@ -113,20 +113,23 @@ class Model:
 
         Raises:
           UserError: the model is of stage one and has no heads.
-          ValueError: the number of sexes or views differs from the number of images.
+          ValueError: the number of sexes or views differs from the number of images, or
+            `augmentations` is not a whole number from 0; see also `read`.
         """
         self._need_heads("predict")
-        shown: Any = images if _are_arrays(images) else _paths(images)
-        n, context = len(shown), None
+        if not isinstance(augmentations, int | np.integer) or augmentations < 0:
+            raise ValueError(f"augmentations is {augmentations}; expected 0 (none) or more")
+        items = listed(images)
+        n, context = len(items), None
+        known = {"sex": sex, "view": view}
+        columns = {k: [v] * n if isinstance(v, str) else list(v) for k, v in known.items()}
+        for name, values in columns.items():
+            if len(values) != n:
+                raise ValueError(f"{len(values)} values of {name} for {n} images")
         if self.spec.context:
-            known = {"sex": sex, "view": view}
-            listed = {k: [v] * n if isinstance(v, str) else list(v) for k, v in known.items()}
-            for name, values in listed.items():
-                if len(values) != n:
-                    raise ValueError(f"{len(values)} values of {name} for {n} images")
-            context = context_matrix(self.spec.context, **listed)
-        answerer = self._answerer(augmentations)
-        outputs = self._map(lambda _, *batch: answerer.outputs(*batch), images, context)
+            context = context_matrix(self.spec.context, **columns)
+        answerer = self._answerer(int(augmentations))
+        outputs = self._map(lambda _, *batch: answerer.outputs(*batch), items, context)
         nobody = Records.create([""] * n, source="")
         answers = answerer.answers(outputs, nobody, np.full(n, -1))
         judged = answers.judgement
@@ -138,7 +141,7 @@ class Model:
             classes=self.classes,
             probabilities=judged.probabilities,
             age_months=answers.predictions.age_predicted_months,
-            image_path=() if _are_arrays(images) else tuple(map(str, shown)),
+            image_path=() if are_arrays(items) else tuple(map(str, items)),
             conditions=() if judged.in_set is None else names(judged.in_set),
             positive={rule: names(reached) for rule, reached in answers.positive.items()},
             age_low_months=judged.age_low_months,
@@ -169,7 +172,7 @@ class Model:
 
     def embed(self, images: Images) -> np.ndarray:
         """The mean of the encoder's last map, float32 `[N, C]`."""
-        return self._map(self._embed, images)
+        return self._map(self._embed, listed(images))
 
     def explain(
         self,
@@ -193,7 +196,8 @@ class Model:
 
         Raises:
           UserError: the model has no such condition.
-          ValueError: the method or the level is unknown.
+          ValueError: the method or the level is unknown, or there is more than one image; see also
+            `read`.
         """
         self._need_heads("explain")
         if condition is not None and condition not in self.classes:
@@ -207,7 +211,10 @@ class Model:
         level = saliency.default_level(size) if level is None else level
         if level not in range(4):
             raise ValueError(f"level is {level}; expected 0 to 3")
-        pixels = self.read(image[None] if isinstance(image, np.ndarray) else image)
+        items = listed(image)
+        if len(items) > 1:
+            raise ValueError(f"explain takes one image; got {len(items)}")
+        pixels = self._read(items)
         if condition is None:
             target = int(self.predict(pixels).probabilities[0].argmax())
         else:
@@ -232,7 +239,7 @@ class Model:
                 "only a stage-one model with the objective l1 or denoise reconstructs images; "
                 f"this is {self.spec.objective or 'a stage-two model'}"
             )
-        return self._map(self._reconstruct, images)
+        return self._map(self._reconstruct, listed(images))
 
     def _need_heads(self, verb: str) -> None:
         if not self.spec.has_heads:
@@ -242,17 +249,17 @@ class Model:
             )
 
     def _map(
-        self, function: Callable[..., PyTree], images: Images, context: np.ndarray | None = None
+        self,
+        function: Callable[..., PyTree],
+        items: Sequence[str] | Sequence[np.ndarray],
+        context: np.ndarray | None = None,
     ) -> Any:
         """Applies a jitted function to all images, batch by batch, and to rows of `context`."""
-        listed: Any = images if _are_arrays(images) else _paths(images)
-        if not len(listed):
-            raise ValueError("no images were given")
         parts = []
-        for start in range(0, len(listed), _BATCH):
-            pixels = self.read(listed[start : start + _BATCH])
+        for start in range(0, len(items), _BATCH):
+            pixels = self._read(items[start : start + _BATCH])
             # A few shapes: a single image, and whole batches.
-            missing = -len(pixels) % _BATCH if len(listed) > 1 else 0
+            missing = -len(pixels) % _BATCH if len(items) > 1 else 0
             padded = np.pad(pixels, ((0, missing), (0, 0), (0, 0)))[..., None]
             arguments = [self.variables, padded]
             if context is not None:
@@ -307,20 +314,13 @@ def load(workdir: Path | Sequence[Path], *, calibrate: bool = True) -> Model:
         ensemble differ in conditions or in preprocessing.
     """
     if not isinstance(workdir, str | os.PathLike):
-        return Model(*load_members(_paths(workdir), calibrate=calibrate, refit=False))
+        folders = [os.path.expanduser(os.fspath(path)) for path in workdir]
+        if not folders:
+            raise UserError("no workdir was given")
+        return Model(*load_members(folders, calibrate=calibrate, refit=False))
     folder = os.path.expanduser(os.fspath(workdir))
     spec = ModelSpec.read(folder)
     if spec.has_heads:
         return Model(*load_members([folder], calibrate=calibrate, refit=False))
     spec, variables, step = restoring.restore(folder)
     return Model(Member(spec, variables, None, step, folder))
-
-
-def _are_arrays(images: Images) -> bool:
-    return isinstance(images, np.ndarray) and images.dtype != object
-
-
-def _paths(images: Images) -> list[str]:
-    if isinstance(images, str | os.PathLike):
-        images = [images]
-    return [os.path.expanduser(os.fspath(path)) for path in images]

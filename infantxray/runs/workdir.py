@@ -200,10 +200,10 @@ def read_json(workdir: str, name: str) -> dict[str, Any]:
       UserError: it does not exist, is not a JSON object, or differs from its checksum.
     """
     path = os.path.join(os.path.expanduser(workdir), name)
-    files.verify_checksums(os.path.dirname(path), [name])
     try:
+        files.verify_checksums(os.path.dirname(path), [name])
         return files.read_json(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{workdir} is not the workdir of a run: it has no {name}") from None
 
 
