@@ -16,10 +16,10 @@ from data_pipeline.context import context_matrix
 from data_pipeline.decode import load_image
 from data_pipeline.decode.preprocessing import to_square
 from data_pipeline.errors import UserError
+from data_pipeline.image_inputs import Images, Path, are_arrays, listed
 from data_pipeline.manifest import Records
 from infantxray.evaluation import saliency
 from infantxray.features.extraction import encoder_variables, pooled_map
-from infantxray.image_inputs import Images, Path, are_arrays, listed
 from infantxray.models import create_encoder
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_one import restoring

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infantxray.image_inputs import are_arrays, listed
+from data_pipeline.image_inputs import are_arrays, listed
 
 GREY = np.zeros((5, 6), np.uint8)
 
