@@ -73,7 +73,7 @@ def run(config, folder: str) -> None:
         augmentation,
         train.labels if train.findings is None else train.findings,
         functools.partial(validation_metrics, predictor, validation),
-        _statistics(config, reader, informative.records),
+        _statistics(config, reader, split.train),
     )
     fit = functools.partial(
         _fit,
@@ -248,7 +248,10 @@ def _ask_linear_probe(config, spec, augmentation, labelled, images, validation, 
 
 
 def _statistics(config, reader: Reader, records: Records):
-    """What makes `PreciseStatistics` from a forward pass; None = running statistics."""
+    """What makes `PreciseStatistics` from a forward pass; None = running statistics.
+
+    They need no labels: all training images are drawn from.
+    """
     if not config.batch_norm_images:
         return None
     order = np.random.default_rng(config.seed).permutation(len(records))
