@@ -17,7 +17,6 @@ import itertools
 import platform
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from scipy.stats import norm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
+from data_pipeline.processes import WorkerPool  # noqa: E402
 from infantxray.evaluation import (  # noqa: E402
     comparison,
     curves,
@@ -204,7 +204,7 @@ def main() -> None:
         (n, p, c) for c in (False, True) for p in (0.5, 0.1, 0.01) for n in (100, 300, 1000)
     ]
     found, seconds = {}, 0.0
-    with ProcessPoolExecutor(arguments.processes) as pool:
+    with WorkerPool(arguments.processes) as pool:
         parts = pool.map(measure, itertools.repeat(arguments.trials), *zip(*settings, strict=True))
         for setting, (rows, worked) in zip(settings, parts, strict=True):
             found[setting], seconds = rows, seconds + worked

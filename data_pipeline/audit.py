@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import multiprocessing
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ from data_pipeline.decode import (
 )
 from data_pipeline.errors import UnreadableImage
 from data_pipeline.manifest import Records
+from data_pipeline.processes import WorkerPool, stopping
 
 THUMBNAIL = Preprocessing(image_size=32, resize="squash")
 _DECODE_SIDE = 64  # Pixels: twice the thumbnail.
@@ -113,7 +112,7 @@ def _measure(path: str) -> tuple[Any, ...]:
 
 
 def _measure_many(paths: Sequence[str]) -> list[tuple[Any, ...]]:
-    return [_measure(path) for path in paths]
+    return [_measure(path) for path in paths if not stopping()]
 
 
 def measure(
@@ -133,11 +132,15 @@ def measure(
             rows += _measure_many(chunk)
             progress(len(chunk))
     else:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(num_processes, len(chunks)), mp_context=context) as pool:
-            for part in pool.map(_measure_many, chunks):
-                rows += part
-                progress(len(part))
+        with WorkerPool(min(num_processes, len(chunks))) as pool:
+            try:
+                for part in pool.map(_measure_many, chunks):
+                    rows += part
+                    progress(len(part))
+            except BaseException:  # Workers ignore Ctrl-C.
+                pool.stop()
+                pool.shutdown(cancel_futures=True)
+                raise
     columns: dict[str, np.ndarray] = {}
     for field, values in zip(dataclasses.fields(Images), zip(*rows, strict=True), strict=True):
         if field.name == "thumbnail":

@@ -136,6 +136,7 @@ class ImageSource:
     Attributes:
       labels: int32 `[N]`, -1 = unknown; -1 throughout with `findings`.
       findings, context: None, or those of a batch.
+      substitutes: see `substitute`: `records` and `labels` are not those of every image read.
       soft_labels: None, or float32 `[N, K]`, a teacher's probabilities: `soft_label` of a batch.
     """
 
@@ -157,7 +158,7 @@ class ImageSource:
         self.records = records
         self._preprocessing = preprocessing
         self._on_error = on_error
-        self._substitute = substitute
+        self.substitutes = substitute
         self.bad_files = bad_files if bad_files is not None else BadFiles()
         self.labels = class_indices(records.label, classes if findings is None else ())
         self.findings, self.context = findings, context
@@ -207,7 +208,7 @@ class ImageSource:
 
     def __getitem__(self, row: int) -> Batch:
         row = int(row)
-        attempts = _MAX_SUBSTITUTES if self._substitute else 1
+        attempts = _MAX_SUBSTITUTES if self.substitutes else 1
         for attempt in range(attempts):
             at = (row + attempt) % len(self)
             try:
@@ -216,7 +217,7 @@ class ImageSource:
                 if self._on_error == "raise":
                     raise
                 self.bad_files.add(error.path, error.reason)
-        if self._substitute:
+        if self.substitutes:
             raise DataError(
                 f"{_MAX_SUBSTITUTES} files in a row could not be read, the last "
                 f"{self.records.image_path[at]}; run configs/check_data.py on this data"

@@ -1,4 +1,9 @@
-"""Child processes that start isolated and end with their parent."""
+"""Child processes that start isolated and end with their parent.
+
+Python looks for modules in the current folder first when it is started with `-c` or `-m`, as for
+spawned processes. Nothing here starts that way: a `numpy.py` that lies beside the images is not
+executed.
+"""
 
 from __future__ import annotations
 

@@ -267,27 +267,37 @@ def _check_files_unchanged(path: str | os.PathLike[str]) -> None:
 
 
 def check_unseen(
-    split_csv: str | os.PathLike[str], records: Records, patient_ids: str, what: str
+    split_csv: str | os.PathLike[str],
+    records: Records,
+    patient_ids: str,
+    what: str,
+    role: str = "train",
 ) -> None:
-    """Raises `DataError` if an earlier run trained on patients or images that are to be scored.
+    """Raises `DataError` if an earlier run used patients or images that are to be scored.
 
     Args:
       split_csv: of the earlier run.
       records: images to be scored, with patients resolved by `patient_ids`.
       patient_ids: see `Records.with_patients`.
       what: begins the message, such as "stage one was trained on".
+      role: of the patients in the earlier run: `"train"` or `"validation"`.
     """
     if not len(records):
         return
-    seen = read_split(split_csv).train.with_patients(patient_ids)
-    trained = _identities(seen)
+    seen = read_split(split_csv)[role].with_patients(patient_ids)
+    used = _identities(seen)
     scored = _identities(records)
-    leaked = sorted(scored & trained)
+    leaked = sorted(scored & used)
     if leaked:
+        advice = ""
+        if leaked[0].startswith("patient:"):
+            advice = (
+                " (if ids of different sources are different people, set "
+                "config.data.patient_ids=source)"
+            )
         raise DataError(
-            f"{what} {len(leaked)} of these patients or images, such as {named(leaked[0])}; "
-            "use the same manifests, data.split_seed and fractions throughout (if ids of "
-            "different sources are different people, set config.data.patient_ids=source)"
+            f"{what} {len(leaked)} of these patients or images, such as {named(leaked[0])}; use "
+            f"the same manifests, data.split_seed and fractions throughout{advice}"
         )
     _warn_of_copies(seen.image_path.tolist(), records.image_path.tolist(), what)
     here, there = records.patient_name, seen.patient_name
@@ -308,11 +318,11 @@ def check_unseen(
         )
 
 
-def _warn_of_copies(trained: list[str], scored: list[str], what: str) -> None:
-    """Warns of scored images that are copies of images that a model was trained on."""
-    paths = trained + scored
-    groups = equal_files(paths, ["trained"] * len(trained) + ["scored"] * len(scored))
-    copies = [row for rows in groups for row in rows if row >= len(trained)]
+def _warn_of_copies(used: list[str], scored: list[str], what: str) -> None:
+    """Warns of scored images that are copies of images that an earlier run used."""
+    paths = used + scored
+    groups = equal_files(paths, ["used"] * len(used) + ["scored"] * len(scored))
+    copies = [row for rows in groups for row in rows if row >= len(used)]
     if copies:
         _log.warning(
             "%s copies of %d of these images under other names, such as %s: the scores will be too "

@@ -205,9 +205,12 @@ def test_evaluating_again_gives_the_same_answer(finetuned, tmp_path, monkeypatch
         assert date.sub(b"", first) == date.sub(b"", second), name
 
 
-def test_evaluating_on_training_patients_is_refused(finetuned, tmp_path):
+@pytest.mark.parametrize(
+    ("role", "what"), [("train", "was trained on 1"), ("validation", "was validated on 1")]
+)
+def test_evaluating_on_patients_of_the_run_is_refused(finetuned, tmp_path, role, what):
     with open(finetuned / "split.csv", newline="") as file:
-        row = next(row for row in csv.DictReader(file) if row["split"] == "train")
+        row = next(row for row in csv.DictReader(file) if row["split"] == role)
     image = tmp_path / "image.png"
     Image.fromarray(np.zeros((32, 32), np.uint8)).save(image)
     manifest = tmp_path / "films.csv"
@@ -215,7 +218,7 @@ def test_evaluating_on_training_patients_is_refused(finetuned, tmp_path):
     config = evaluate_config.get_config()
     config.checkpoint = str(finetuned)
     config.data.test = f"manifest:{manifest}"
-    with pytest.raises(UserError, match=re.escape(row["patient_id"])):
+    with pytest.raises(UserError, match=f"{what} .*{re.escape(row['patient_id'])}"):
         evaluate.run(config, str(tmp_path / "out"))
 
 

@@ -1,84 +1,32 @@
-"""Isolated processes: decoders that may crash or hang, and a safe start of any other process.
+"""Isolated processes for decoders that may crash or hang.
 
 JPEG 2000, JPEG Lossless, JPEG-LS and TIFF are decoded by libraries with a history of memory errors
 on damaged files. They run in worker processes, so that a crash becomes an error with a reason. The
 limit is on processor time, because wall-clock time depends on the load of the machine and must not
 decide which images are used.
-
-Python looks for modules in the current folder first when it is started with `-c` or `-m`, as for
-spawned processes. `safe_environment` and `process_pool` prevent that: a `numpy.py` that lies beside
-the images is not executed.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import importlib
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.decode.radiograph import Refused
+from data_pipeline.processes import child_environment, end_with_parent
 
 _MEMORY_BYTES = 2**30
 _START_TIMEOUT_S = 60.0
 # The last resort, for a decoder that waits for ever: wall-clock time over processor time.
 _WALL_TIMES = 15.0
 _TRIES = 2
-_WATCH_S = 0.5
-
-
-def safe_environment() -> dict[str, str]:
-    """Environment for a Python process that does not import modules from the current folder."""
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    absolute = os.pathsep.join(path for path in paths if os.path.isabs(path))
-    return {**os.environ, "PYTHONPATH": absolute, "PYTHONSAFEPATH": "1"}
-
-
-@contextlib.contextmanager
-def process_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Pool of spawned processes that import nothing from the current folder and end with this one.
-
-    Python processes that other threads start in the meantime are started in the same way.
-    """
-    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
-    os.environ.update({name: safe_environment()[name] for name in before})
-    try:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            processes, mp_context=context, initializer=end_with_parent, initargs=(os.getpid(),)
-        ) as pool:
-            yield pool
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-def end_with_parent(parent: int) -> None:
-    """Ends this process soon after its parent has ended for any reason. Call it in a child.
-
-    Args:
-      parent: process id of the parent.
-    """
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_WATCH_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Worker:
@@ -97,7 +45,7 @@ class _Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", code],
             pass_fds=[theirs.fileno()],
-            env=safe_environment() | threads,
+            env=child_environment() | threads,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ from data_pipeline.manifest import Records
 from data_pipeline.splits import check_unseen, read_split
 from infantxray.reports.run_report import Review, evaluate
 from infantxray.runs import runtime, settings, workdir
-from infantxray.stage_two import transfer
+from infantxray.stage_two import self_training, transfer
 from infantxray.stage_two.inference import Predictor, read_spec
 from infantxray.training import processes
 
@@ -52,12 +52,14 @@ def run(config, folder: str) -> None:
             for name, count in left_out.items()
         ]
         check_unseen(split_csv, records, patient_ids, "this model was trained on")
-        stage_one = _stage_one_split(config.checkpoint)
-        if stage_one:
-            check_unseen(stage_one, records, patient_ids, "stage one of this model was trained on")
+        # They chose the checkpoint, the temperature, the prediction sets and the thresholds.
+        check_unseen(
+            split_csv, records, patient_ids, "this model was validated on", role="validation"
+        )
+        stage_one_known = _check_stage_one(config.checkpoint, records, patient_ids)
     else:
         records = read_split(split_csv).test.with_patients(patient_ids)
-        stage_one = ""  # Stage two has checked its own test patients.
+        stage_one_known = True  # Stage two has checked its own test patients.
     if not len(records):
         raise DataError("there are no test images")
     reader = Reader(data, spec.classes, spec.preprocessing, names=names, context=spec.context)
@@ -70,7 +72,7 @@ def run(config, folder: str) -> None:
             predictor=Predictor(spec, batch_size=config.batch_size, num_threads=data.num_threads),
             bootstrap_samples=config.bootstrap_samples,
             seed=config.seed,
-            stage_one_known=stage_one is not None,
+            stage_one_known=stage_one_known,
             validation=reader(validation.take(validation.has_label)),
             review=settings.build(Review, config),
             data=data,
@@ -116,16 +118,37 @@ def _warn_of_other_conditions(records: Records, classes: tuple[str, ...]) -> dic
     return found
 
 
-def _stage_one_split(checkpoint: str) -> str | None:
-    """`split.csv` of the stage one that a model started from.
+def _check_stage_one(checkpoint: str, records: Records, patient_ids: str) -> bool:
+    """Whether all runs that taught a model beforehand could be checked; their folders may be gone.
 
-    Empty where the model did not start from a stage one, None where its folder is missing.
+    Only their training patients are refused: stage two starts from the last step, which no
+    validation patient has chosen.
+
+    Args:
+      checkpoint: the workdir of the model.
+      records: images to be scored.
+      patient_ids: see `Records.with_patients`.
+
+    Raises:
+      DataError: one of the runs was trained on these patients or images.
     """
-    pretrained = workdir.read_config(checkpoint)["pretrained"]
-    if not transfer.is_workdir(pretrained):
-        return ""
-    path = os.path.join(os.path.expanduser(pretrained), "split.csv")
-    if not os.path.exists(path):
-        _log.warning("%s is missing: whether stage one saw these patients cannot be checked", path)
-        return None
-    return path
+    trained = workdir.read_config(checkpoint)
+    committee = trained.get("self_training", {}).get("committee", "")
+    first = {trained["pretrained"]: "stage one of this model was trained on"}
+    for place in self_training.Teaching(committee=committee).members:
+        first.setdefault(place, f"the committee that taught this model ({place}) was trained on")
+    known = True
+    for pretrained, what in first.items():
+        for place in transfer.walk(pretrained):
+            folder = os.path.expanduser(place)
+            files = [os.path.join(folder, name) for name in ("split.csv", "config.json")]
+            missing = [path for path in files if not os.path.exists(path)]
+            if missing:
+                _log.warning(
+                    "%s is missing: whether stage one saw these patients cannot be checked",
+                    missing[0],
+                )
+                known = False
+                break
+            check_unseen(files[0], records, patient_ids, what)
+    return known

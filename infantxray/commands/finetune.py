@@ -69,8 +69,8 @@ def run(config, folder: str) -> None:
     answered = split.validation.has_label | split.validation.has_age
     validation = reader(split.validation.take(answered))
     # Images without label and age have nothing to teach, except to a student.
-    known = train.has_condition | (train.records.has_age & spec.has_age)
-    informative = train if known.all() else reader(split.train.take(known), training=True)
+    useful = train.has_condition | (train.records.has_age & spec.has_age)
+    informative = train if useful.all() else reader(split.train.take(useful), training=True)
 
     predictor = Predictor(spec, batch_size=config.batch_size, num_threads=data.num_threads)
     loss = settings.build(LossSettings, config)
@@ -81,7 +81,7 @@ def run(config, folder: str) -> None:
         augmentation,
         train.labels if train.findings is None else train.findings,
         functools.partial(validation_metrics, predictor, validation),
-        _statistics(config, reader, informative.records),
+        _statistics(config, reader, split.train),
     )
     fit = functools.partial(
         _fit,
@@ -109,21 +109,27 @@ def run(config, folder: str) -> None:
     best_metric = _best_metric(config, validation)
     try:
         if self_training.is_needed(teaching, spec.classes, train):
-            labelled = reader(split.train.take(train.has_condition), training=True)
+            known = split.train.take(train.has_condition)
             drawn = teaching.images_drawn(num_labelled)
             loop_settings = _length(
                 config, len(train), train, validation, best_metric, notes, drawn, teaching.rounds
             )
             if teaching.linear_probe:
                 ask = functools.partial(
-                    _ask_linear_probe, config, spec, augmentation, labelled, train, validation
+                    _ask_linear_probe,
+                    config,
+                    spec,
+                    augmentation,
+                    reader(known),
+                    reader(split.train),
+                    validation,
                 )
             else:
                 ask = functools.partial(
                     self_training.ask_fine_tuned,
                     spec=spec,
                     teaching=teaching,
-                    labelled=labelled,
+                    labelled=reader(known, training=True),
                     images=train,
                     predictor=predictor,
                     loop_settings=loop_settings,
@@ -250,7 +256,10 @@ def _ask_linear_probe(config, spec, augmentation, labelled, images, validation, 
 
 
 def _statistics(config, reader: Reader, records: Records):
-    """What makes `PreciseStatistics` from a forward pass; None = running statistics."""
+    """What makes `PreciseStatistics` from a forward pass; None = running statistics.
+
+    They need no labels: all training images are drawn from.
+    """
     if not config.batch_norm_images:
         return None
     order = np.random.default_rng(config.seed).permutation(len(records))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
+import zipfile
 from collections.abc import Callable
 
 import numpy as np
@@ -43,29 +45,63 @@ def baselines(
       like: predictions of any model, for the truth.
       images: the test images, in the order of `like`.
       reader: reads images of any size, which are reduced to 32 x 32 pixels.
-      cache: file to keep the predictions in; empty = none.
+      cache: file to keep the predictions in, with a digest of the data; empty = none.
 
     Returns:
       `{name: Predictions}`.
     """
-    if cache and os.path.exists(cache):
-        with np.load(cache) as saved:
-            probabilities, ages = saved["probabilities"], saved["ages"]
-    else:
-        probabilities, ages = _ridge(
+    names = finding_names(settings, split, like.classes)
+    digest = _digest(split, like.classes, images, names, settings) if cache else ""
+    found = _read(cache, digest)
+    if found is None:
+        found = _ridge(
             split,
             like.classes,
             images,
-            reader.skipping(like.classes, finding_names(settings, split, like.classes)),
+            reader.skipping(like.classes, names),
             settings.num_threads,
         )
         if cache:
             os.makedirs(os.path.dirname(cache), exist_ok=True)
             with replaced(cache, "wb") as file:
-                np.savez(file, probabilities=probabilities, ages=ages)
+                np.savez(file, probabilities=found[0], ages=found[1], digest=digest)
+    probabilities, ages = found
     ridge = dataclasses.replace(like, probabilities=probabilities, age_predicted_months=ages)
-    names = finding_names(settings, split, like.classes)
     return {MAJORITY: _majority(split.train, like, names), RIDGE: ridge}
+
+
+def _read(cache: str, digest: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Probabilities and ages that were kept for the data of this digest; None = there are none."""
+    if not cache or not os.path.exists(cache):
+        return None
+    try:
+        with np.load(cache, allow_pickle=False) as saved:
+            if str(saved["digest"]) == digest:
+                return saved["probabilities"], saved["ages"]
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile):  # Earlier versions had no digest.
+        pass
+    return None
+
+
+def _digest(
+    split: Split,
+    classes: tuple[str, ...],
+    images: Records,
+    names: FindingNames | None,
+    settings: DataSettings,
+) -> str:
+    """A digest of all that the predictions depend on but the contents of the image files."""
+    digest = hashlib.sha256()
+    how = settings.preprocessing.fingerprint()
+    digest.update(repr((_MOST_IMAGES, _PENALTIES, classes, how)).encode())
+    for records in (split.train, split.validation, images):
+        truth = class_indices(records.label, classes) if names is None else names.matrix(records)
+        digest.update(repr((len(records), truth.dtype.str, truth.shape)).encode())
+        for column in (records.image_path, records.label):
+            digest.update("\0".join(column).encode(errors="surrogateescape"))
+        digest.update(np.ascontiguousarray(truth).tobytes())
+        digest.update(records.age_months.astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 def _majority(train: Records, like: Predictions, names: FindingNames | None) -> Predictions:

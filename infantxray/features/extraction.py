@@ -166,7 +166,21 @@ class Extractor:
         self._batch_size, self._num_threads = batch_size, num_threads
 
     def __call__(self, source: ImageSource, variables: PyTree = None, seed: int = 0) -> Features:
-        """The features of a source; `seed` is that of the augmentation."""
+        """The features of the readable images of a source.
+
+        Args:
+          source: the images.
+          variables: the first argument of the function.
+          seed: seed of the augmentation.
+
+        Raises:
+          ValueError: the source puts other images in the place of unreadable ones.
+        """
+        if source.substitutes:
+            raise ValueError(
+                "features would be those of other images than the labels: open the source without "
+                "substitutes (training=False)"
+            )
         key = jax.random.key(seed)
         values: list[np.ndarray] = []
         rows: list[np.ndarray] = []

@@ -60,6 +60,16 @@ def join(tasks: Mapping[str, Task], weights: Mapping[str, float]) -> Task:
             terms |= values
         return terms, _with_statistics(batch_stats, updated, names)
 
+    def after_step(params: PyTree, batch_stats: PyTree) -> PyTree:
+        variables = {"params": params, "batch_stats": batch_stats}
+        updated: dict[str, PyTree] = {}
+        for name, task in tasks.items():
+            own = own_variables(variables, name, names)
+            updated[name] = own["batch_stats"]
+            if task.after_step is not None:
+                updated[name] = task.after_step(own["params"], own["batch_stats"])
+        return _with_statistics(batch_stats, updated, names)
+
     def evaluate(variables: PyTree) -> dict[str, float]:
         found: dict[str, float] = {}
         for name, task in tasks.items():
@@ -77,6 +87,7 @@ def join(tasks: Mapping[str, Task], weights: Mapping[str, float]) -> Task:
             for term, value in task.coefficients.items()
         },
         evaluate=evaluate,
+        after_step=after_step,
     )
 
 

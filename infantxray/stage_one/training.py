@@ -73,6 +73,7 @@ def make_task(
         losses=losses,
         coefficients={objective.name: 1.0},
         evaluate=evaluate,
+        after_step=objective.after_step,
     )
 
 

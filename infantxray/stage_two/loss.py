@@ -23,8 +23,9 @@ from infantxray.training.train_step import Task
 PyTree = Any
 
 _CONTEXT_HIDDEN = 0.1  # Share of the images whose sex and view are hidden in training.
-# Streams of random numbers, apart from those of the augmentation.
-_CONTEXT_STREAM, _VIEW_STREAM, _MIXUP_STREAM = 7, 8, 9
+# Streams of random numbers, apart from those of the augmentation: its keys are `fold_in` of the
+# same key with the number of the example, which is below that of any stream.
+_CONTEXT_STREAM, _VIEW_STREAM, _MIXUP_STREAM = (2**31 - 1 - n for n in range(3))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -247,7 +247,11 @@ def ask_linear_probes(
             scored = plain(validation, encoder)
             checked.append(predict(scored))
             score(f"a linear probe of {place or 'random weights'}", checked[-1])
-        taught.append(predict(plain(images, encoder)))
+        seen = plain(images, encoder)
+        answers = predict(seen)
+        # An unreadable image gets the mean, which is not used: training puts another in its place.
+        taught.append(np.tile(answers.mean(axis=0), (len(images), 1)))
+        taught[-1][seen.rows] = answers
     if len(checked) > 1:
         score(f"the mean of {len(checked)} linear probes", np.mean(checked, axis=0))
     return np.mean(taught, axis=0).astype(np.float32)

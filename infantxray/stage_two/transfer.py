@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -86,7 +87,7 @@ def check_scored(
     for role in roles:
         if role == "test":
             check_tested(split)
-        for place in chain(pretrained):
+        for place in walk(pretrained):
             check_unseen(
                 os.path.join(os.path.expanduser(place), "split.csv"),
                 split[role],
@@ -95,17 +96,17 @@ def check_scored(
             )
 
 
-def chain(pretrained: str) -> list[str]:
-    """The workdirs of a stage one and of the runs that it started from.
+def walk(pretrained: str) -> Iterator[str]:
+    """The workdirs of a stage one and of the runs that it started from, the last run first.
 
     Raises:
-      UserError: one of them is no longer there.
+      UserError: the run that was yielded last is no longer there.
     """
-    found: list[str] = []
+    found: set[str] = set()
     while is_workdir(pretrained) and pretrained not in found:
-        found.append(pretrained)
+        found.add(pretrained)
+        yield pretrained
         pretrained = workdir.read_config(pretrained).get("pretrained", "")
-    return found
 
 
 def used_labels(pretrained: str) -> bool:

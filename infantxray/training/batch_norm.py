@@ -8,14 +8,14 @@ BatchNorm, 2021, https://arxiv.org/abs/2105.07576, section 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipeline.loader import ImageSource, evaluation_batches
+from data_pipeline.loader import Batch, ImageSource, evaluation_batches
 from infantxray.models.encoders.layers import MOMENTUM
 from infantxray.training.sharding import DataParallel
 
@@ -28,7 +28,8 @@ class PreciseStatistics:
     Args:
       forward: params, batch_stats and a batch of the loader -> the batch_stats that a training
         step without augmentation leaves.
-      source: training images; those beyond whole batches are left out.
+      source: training images, which need no labels. Those beyond whole batches are left out; fewer
+        than one batch are repeated to fill it.
       batch_size: images at a time, as in training.
       num_threads: number of decoding threads.
     """
@@ -58,14 +59,21 @@ class PreciseStatistics:
         )
 
     def __call__(self, variables: PyTree) -> PyTree:
-        """`batch_stats` for the parameters of `variables`; its own where there is no batch."""
-        stats, number = variables["batch_stats"], len(self._source) // self._size
-        if not number or not jax.tree.leaves(stats):
+        """`batch_stats` for the parameters of `variables`; its own where there is no image."""
+        stats, images = variables["batch_stats"], len(self._source)
+        if not images or not jax.tree.leaves(stats):
             return stats
         total = self._sharding.replicate(jax.tree.map(np.zeros_like, jax.device_get(stats)))
-        batches = evaluation_batches(
-            self._source, self._size, num_threads=self._num_threads, part=self._sharding.part
-        )
-        for _, batch in zip(range(number), batches, strict=False):
+        number = max(images // self._size, 1)
+        for _, batch in zip(range(number), self._batches(), strict=False):
             total = self._add(total, variables["params"], self._sharding.put(batch))
         return jax.tree.map(lambda t: t / number, total)
+
+    def _batches(self) -> Iterator[Batch]:
+        part = self._sharding.part
+        if len(self._source) < self._size:
+            rows = np.resize(np.arange(len(self._source)), self._size)
+            return iter([self._source.read_batch(part.of(rows, self._size))])
+        return evaluation_batches(
+            self._source, self._size, num_threads=self._num_threads, part=part
+        )

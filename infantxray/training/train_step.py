@@ -33,6 +33,8 @@ class Task:
       evaluate: variables -> validation metrics; NaN where one cannot be computed.
       statistics: variables -> batch_stats to evaluate and save, see `batch_norm`; None = the
         running statistics.
+      after_step: params and batch_stats after the losses -> batch_stats; called once a step,
+        whatever the number of parts. None = nothing changes.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -41,6 +43,7 @@ class Task:
     coefficients: Mapping[str, float]
     evaluate: Callable[[PyTree], dict[str, float]]
     statistics: Callable[[PyTree], PyTree] | None = None
+    after_step: Callable[[PyTree, PyTree], PyTree] | None = None
 
 
 def make_train_step(
@@ -57,7 +60,8 @@ def make_train_step(
       task: the model and its loss.
       tx: the optimizer.
       sharding: the devices that share a batch.
-      accumulate_steps: number of parts that a batch is processed in, to save memory.
+      accumulate_steps: number of parts that a batch is processed in, to save memory. BatchNorm
+        normalises each part alone, and its running statistics move once a part.
       ema_decay: decay of the moving average of the parameters; 0 = no average.
 
     Returns:
@@ -90,6 +94,8 @@ def make_train_step(
             loss, terms, batch_stats, grads = _accumulate(
                 gradient, state, batch, scale, key, accumulate_steps, sharding
             )
+        if task.after_step is not None:
+            batch_stats = task.after_step(state.params, batch_stats)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema_params

@@ -456,3 +456,16 @@ def test_real_repeats_are_found(real_images, tmp_path):
     with (real_images / "children" / "manifest.csv").open() as file:
         marked = [row for row in csv.DictReader(file) if "exact duplicate" in row["notes"]]
     assert len(marked) == 26
+
+
+def test_nothing_in_the_working_folder_is_executed(tmp_path, monkeypatch):
+    spec = build(tmp_path / "data", clean(6))
+    here = tmp_path / "here"
+    here.mkdir()
+    ran = tmp_path / "ran"
+    for name in ("socket", "pickle", "numpy", "PIL"):
+        (here / f"{name}.py").write_text(f"open({str(ran)!r}, 'a').write({name!r})")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(audit, "_CHUNK", 1)  # So that two processes have something to do.
+    check(spec, tmp_path / "work", num_processes=2)
+    assert not ran.exists(), ran.read_text()

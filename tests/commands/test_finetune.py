@@ -9,6 +9,7 @@ from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import UserError
 from data_pipeline.loader import ImageSource, mixed_batches
 from data_pipeline.manifest import Records
+from data_pipeline.splits import read_split
 from infantxray.commands import finetune
 from infantxray.runs import settings
 from infantxray.stage_two import self_training
@@ -152,3 +153,23 @@ def test_a_length_by_the_data_is_said_in_the_report():
     config.train_steps = 7
     found = finetune._length(config, 200, source, source, "roc_auc", notes)
     assert (found.total_steps, found.least_steps, len(notes)) == (7, 0, 2)
+
+
+def test_batchnorm_statistics_are_those_of_all_training_images(tmp_path, monkeypatch):
+    class Begun(Exception):
+        pass
+
+    def begin(*arguments):
+        raise Begun(arguments[-1])
+
+    monkeypatch.setattr(finetune, "make_task", begin)
+    config = finetune_config.get_config()
+    config.data.train = "phantom:infant:films=60"
+    config.data.label_fraction, config.data.image_size = 0.3, 32
+    with pytest.raises(Begun) as begun:
+        finetune.run(config, str(tmp_path / "run"))
+    (statistics,) = begun.value.args
+    train = read_split(tmp_path / "run" / "split.csv").train
+    assert not train.has_label.all()
+    used = statistics.keywords["source"].records.image_path
+    assert sorted(used) == sorted(train.image_path)

@@ -18,6 +18,11 @@ def test_the_environment_has_no_relative_entries(monkeypatch):
     assert paths == [str(processes.ROOT), "/there"]
     # Again, as in a child of a child.
     assert processes.child_environment(found) == found
+    code = "import sys; print(sys.path[0], '' in sys.path)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=found, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(processes.ROOT), "False"]
 
 
 def test_an_installed_package_is_not_put_on_the_path(monkeypatch, tmp_path):

@@ -428,6 +428,9 @@ def test_check_unseen(tmp_path):
     write_split(path, stage_one)
     check_unseen(path, stage_one.test, "shared", "trained on")
     check_unseen(path, stage_one.validation, "shared", "trained on")
+    with pytest.raises(DataError, match=r"^validated on \d+ of these"):
+        check_unseen(path, stage_one.validation, "shared", "validated on", role="validation")
+    check_unseen(path, stage_one.train, "shared", "validated on", role="validation")
     check_unseen(path, nobody, "shared", "trained on")
     with pytest.raises(DataError, match=r"^trained on \d+ of these .* such as .*split_seed"):
         check_unseen(path, stage_one.train, "shared", "trained on")

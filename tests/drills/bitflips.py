@@ -240,7 +240,7 @@ def exported(folder: Path) -> dict[str, Any]:
     arguments, sys.argv = sys.argv, ["use.py", str(image)]
     try:
         with contextlib.redirect_stdout(printed):
-            runpy.run_path(str(folder / "use.py"))
+            runpy.run_path(str(folder / "use.py"), run_name="__main__")
     except SystemExit as end:
         raise UserError(str(end)) from None
     finally:

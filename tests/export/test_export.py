@@ -4,9 +4,11 @@ import dataclasses
 import functools
 import hashlib
 import json
+import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,7 +20,8 @@ from small_encoder import small_encoder
 
 import infantxray
 from configs import export as export_config
-from data_pipeline.decode import load_image
+from data_pipeline.decode import Preprocessing, load_image
+from data_pipeline.decode.preprocessing import RESIZE_MODES
 from data_pipeline.errors import UserError
 from infantxray.commands import export
 from infantxray.evaluation.operating_points import OperatingPoint
@@ -30,6 +33,7 @@ from infantxray.stage_two import inference
 from infantxray.stage_two.trust import Trust
 
 pytestmark = pytest.mark.xdist_group("export")
+TEMPLATE = Path(export_folder.__file__).parent / "templates" / "use.py"
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +190,37 @@ def test_use_py_gives_what_the_api_gives(exported, finetuned, tmp_path):
     assert f"age {found.age_months[0]:.1f} months" in done.stdout
     image = load_image(str(tmp_path / "a.png"), infantxray.load(finetuned).spec.preprocessing)
     assert image.shape == (SIZE, SIZE)
+
+
+@pytest.mark.parametrize("trim", [False, True])
+@pytest.mark.parametrize("resize", RESIZE_MODES)
+def test_use_py_reads_images_as_the_decoder_does(tmp_path, resize, trim):
+    read_image = runpy.run_path(str(TEMPLATE))["read_image"]
+    rng = np.random.default_rng(1)
+    for width, height in ((300, 200), (200, 300), (211, 210), (64, 64), (20, 30), (3, 900)):
+        pixels = rng.integers(30, 256, (height, width), np.uint8)
+        pixels[:, : width // 5] = 4  # Margins of different widths.
+        pixels[height - height // 4 :] = 250
+        path = str(tmp_path / "a.png")
+        Image.fromarray(pixels).save(path)
+        how = Preprocessing(64, resize, trim)
+        found, expected = read_image(path, how.to_dict()), load_image(path, how)
+        assert found.shape == expected.shape
+        assert found.dtype == expected.dtype
+        assert np.abs(found.astype(int) - expected).max() <= 1, (width, height)
+
+
+def test_use_py_turns_photographs_and_refuses_deep_pictures(tmp_path):
+    read_image = runpy.run_path(str(TEMPLATE))["read_image"]
+    path, how = str(tmp_path / "a.png"), Preprocessing(32)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: to be turned by a quarter.
+    image = Image.fromarray(np.arange(48, dtype=np.uint8).repeat(64).reshape(48, 64) * 5)
+    image.save(path, exif=exif)
+    np.testing.assert_allclose(read_image(path, how.to_dict()), load_image(path, how), atol=1)
+    Image.fromarray(np.full((9, 9), 4000, np.uint16)).save(path)
+    with pytest.raises(SystemExit, match="more than 8 bits"):
+        read_image(path, how.to_dict())
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.onnx"])

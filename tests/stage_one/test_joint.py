@@ -1,5 +1,7 @@
 """Objectives that share an encoder: weighted sums, separate heads and separate statistics."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,3 +114,16 @@ def test_panels_have_one_size(both):
     image = jnp.ones((2, 4, 4, 1))
     drawn = joint.panels({"a": Fake(2), "b": Fake(3)}, variables, image, ("a", "b"))
     assert [picture.shape for picture in drawn] == [(2, 24, 24, 1)] * 2
+
+
+def test_what_changes_once_a_step_changes_in_each_task():
+    def moved(params, stats):
+        return {**stats, "norm": stats["norm"] + params["head"][1]}
+
+    tasks = {**TASKS, "b": dataclasses.replace(TASKS["b"], after_step=moved)}
+    both = joint.join(tasks, {"a": 1.0, "b": 0.5})
+    variables = both.init(jax.random.key(0))
+    before, found = variables["batch_stats"], both.after_step(**variables)
+    assert found["b"]["norm"] == before["b"]["norm"] + 6
+    found["b"] = before["b"]
+    jax.tree.map(np.testing.assert_array_equal, found, before)

@@ -15,8 +15,11 @@ from infantxray.stage_one.objectives import OBJECTIVES
 from infantxray.stage_one.objectives.masking import hog, patch_size
 from infantxray.stage_one.objectives.views import blur, two_views
 from infantxray.stage_one.probe import effective_rank
-from infantxray.training.augment import MEAN, STD
+from infantxray.stage_one.training import make_task
+from infantxray.training.augment import MEAN, STD, Augmentation
 from infantxray.training.sharding import DataParallel
+from infantxray.training.state import TrainState
+from infantxray.training.train_step import make_train_step
 
 SIDE = 32
 
@@ -481,6 +484,7 @@ class TestBYOL:
         )
         moved = jax.tree.map(lambda p: p + 1.0, variables["params"])
         _, stats = loss(objective, variables | {"params": moved}, images)
+        stats = objective.after_step(moved, stats)
         jax.tree.map(
             lambda new, old: np.testing.assert_allclose(new, old + 0.9, rtol=1e-5, atol=1e-6),
             stats["target"]["params"],
@@ -488,9 +492,30 @@ class TestBYOL:
         )
         # From the momentum of a run's first step to the one that is set.
         late = {**variables["batch_stats"], "target": {**target, "step": np.float32(5000)}}
-        _, stats = loss(objective, {"params": moved, "batch_stats": late}, images)
+        stats = objective.after_step(moved, late)
         norm, before = (t["params"]["encoder"]["norm"]["bias"] for t in (stats["target"], target))
         np.testing.assert_allclose(norm, before + 0.01, rtol=1e-5, atol=1e-6)
+
+    def test_parts_of_a_batch_move_the_teacher_as_the_whole_does(self, images):
+        objective, variables = create("byol")
+        task = make_task(objective, None, Augmentation(), batch_size=4, num_threads=1, seed=0)
+        stats = variables["batch_stats"]
+        apart = jax.tree.map(lambda p: p + 1.0, stats["target"]["params"])
+        start = {**stats, "target": {**stats["target"], "params": apart}}
+        sharding, tx = DataParallel(jax.devices()[:1]), optax.sgd(0.0)
+        batch = {"image": np.uint8(255 * images), "mask": np.ones(len(images), np.float32)}
+        targets = []
+        for parts in (1, 4):
+            begun = {"params": variables["params"], "batch_stats": start}
+            state = TrainState.create(begun, tx, ema=False)
+            step = make_train_step(task, tx, sharding, accumulate_steps=parts)
+            state = sharding.replicate(jax.tree.map(np.array, state))
+            for _ in range(3):
+                state, _ = step(state, sharding.put(batch), jax.random.key(0))
+            targets.append(jax.device_get(state.batch_stats["target"]))
+        assert [target["step"] for target in targets] == [3, 3]
+        one, four = (target["params"] for target in targets)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, four)
 
     def test_it_predicts_the_teacher_not_itself(self, images):
         objective, variables = create("byol")

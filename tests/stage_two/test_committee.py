@@ -55,6 +55,29 @@ def test_the_committee_is_the_mean_of_its_members(images, monkeypatch, caplog):
     assert "the mean of 2 linear probes" in caplog.text
 
 
+def test_unreadable_images_do_not_move_the_answers(images, monkeypatch):
+    """A probe with damaged files says of the other images what it says without them."""
+    monkeypatch.setattr(self_training, "_AUGMENTED_COPIES", 0)
+    records, bad = images.records, [3, 10]
+    paths = records.image_path.copy()
+    paths[bad] = "/nowhere/a.png"
+    damaged = records.replace(image_path=paths)
+    readable = np.delete(np.arange(len(records)), bad)
+
+    def ask(records):
+        source = ImageSource(records, CLASSES, HOW, on_error="skip", memory_mb=1)
+        return self_training.ask_linear_probes(
+            ModelSpec("small", "float32", HOW, CLASSES), [""], source, source, source,
+            augmentation=Augmentation(), batch_size=8, num_threads=1, seed=0,
+        )  # fmt: skip
+
+    with small_encoder():
+        found, expected = ask(damaged), ask(records.take(readable))
+    assert found.shape == (len(records), len(CLASSES))
+    np.testing.assert_allclose(found[readable], expected, atol=1e-4)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
+
+
 def test_members_are_named_by_place_and_must_exist(tmp_path):
     teaching = self_training.Teaching(linear_probe=True, committee="runs/a + runs/b")
     assert teaching.members == ["runs/a", "runs/b"]

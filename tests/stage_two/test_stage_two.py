@@ -492,3 +492,11 @@ def test_learning_rate_factors(monkeypatch):
     assert plain["encoder"] == pytest.approx(dict.fromkeys("abc", 0.015))
     assert plain["condition_head"] == head
     assert factors(encoder="vgg19", freeze_encoder=True)["encoder"] == dict.fromkeys("abc", 0.0)
+
+
+def test_random_streams_are_apart_from_those_of_the_images():
+    key = jax.random.key(0)
+    streams = (loss._CONTEXT_STREAM, loss._VIEW_STREAM, loss._MIXUP_STREAM)
+    keys = [jax.random.fold_in(key, stream) for stream in streams]
+    keys += list(augment.example_keys(key, 2000))
+    assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == 2003

@@ -184,7 +184,7 @@ def test_a_stage_one_starts_from_another(chained, fresh):
             return sum(float(np.square(x - y).sum()) for x, y in pairs)
 
         assert distance(end, start) < 0.2 * distance(end, random)
-    assert transfer.chain(second) == [second, first]
+    assert list(transfer.walk(second)) == [second, first]
 
 
 def test_metrics_of_every_objective_and_their_sum_are_logged(chained):

@@ -70,7 +70,18 @@ def test_one_and_four_devices_agree(source, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_too_few_images_leave_the_running_statistics(source):
+def test_fewer_images_than_a_batch_are_repeated(source):
+    """A student of a dozen images is evaluated with their statistics, too."""
     variables = MODEL.init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 1)), train=True)
-    statistics = PreciseStatistics(forward, source, batch_size=32, num_threads=1)
+    few = ImageSource(source.records.take(np.arange(4)), (), Preprocessing(SIDE))
+    found = PreciseStatistics(forward, few, batch_size=16, num_threads=1)(variables)
+    expected = PreciseStatistics(forward, few, batch_size=4, num_threads=1)(variables)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_without_images_the_running_statistics_remain(source):
+    variables = MODEL.init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 1)), train=True)
+    nothing = ImageSource(source.records.take(np.arange(0)), (), Preprocessing(SIDE))
+    statistics = PreciseStatistics(forward, nothing, batch_size=8, num_threads=1)
     assert statistics(variables) is variables["batch_stats"]

@@ -68,6 +68,16 @@ class Objective(abc.ABC):
         The random numbers of an example depend only on the key and its position in the batch.
         """
 
+    def after_step(self, params: PyTree, batch_stats: PyTree) -> PyTree:
+        """`batch_stats` with what changes once a step, not once for each part of a batch.
+
+        Args:
+          params: those that the loss of the step was computed with.
+          batch_stats: those that the loss of the step left.
+        """
+        del params
+        return batch_stats
+
     @abc.abstractmethod
     def panels(self, variables: PyTree, image: jax.Array) -> tuple[jax.Array, ...]:
         """Image `[B, H, W, 1]` -> pictures in [0, 1], to compare by eye.

@@ -51,21 +51,21 @@ class BYOL(SimSiam):
             teacher, both, train=train, mutable=["batch_stats"]
         )
         if train:
-            # A short memory at first: the teacher starts from random weights, also where the
-            # encoder is that of an earlier stage one.
-            step = target["step"]
-            keep = jnp.minimum(self.settings.teacher_momentum, (1 + step) / (10 + step))
-            target = {
-                "step": step + 1,
-                "params": jax.tree.map(
-                    lambda old, new: keep * old + (1 - keep) * jax.lax.stop_gradient(new),
-                    target["params"],
-                    _teacher(params),
-                ),
-                "batch_stats": _teacher(moved["batch_stats"]),
-            }
+            target = {**target, "batch_stats": _teacher(moved["batch_stats"])}
         values = agreement(projection, prediction)
         return values, {**updated["batch_stats"], "target": target}
+
+    def after_step(self, params: PyTree, batch_stats: PyTree) -> PyTree:
+        """Moves the teacher's parameters, once a step into how many parts a batch may be cut."""
+        target = batch_stats["target"]
+        # A short memory at first: the teacher starts from random weights, also where the encoder
+        # is that of an earlier stage one.
+        step = target["step"]
+        keep = jnp.minimum(self.settings.teacher_momentum, (1 + step) / (10 + step))
+        moved = jax.tree.map(
+            lambda old, new: keep * old + (1 - keep) * new, target["params"], _teacher(params)
+        )
+        return {**batch_stats, "target": {**target, "step": step + 1, "params": moved}}
 
 
 def _teacher(tree: PyTree) -> PyTree:
