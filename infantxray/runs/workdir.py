@@ -50,7 +50,7 @@ _LATER = {
     "batch_norm_images": 0,
 }
 _LATER_GROUPS = ("weights.", "supervised.")  # Without effect on what earlier versions could do.
-# What a run leaves that later runs in its folder would read, or a user would take for their results.
+# What a run leaves that a later one in its folder would read, or a user take for its results.
 _LEFT = (
     "config.json",
     "split.csv",
