@@ -43,8 +43,8 @@ class Member:
       trust: its calibration; None to use the model's own probabilities.
       step: step of the checkpoint.
       folder: the workdir.
-      points: thresholds of its probabilities: those of `trust` if it calibrates, else those of the
-        run's report.
+      points: thresholds of its probabilities: those of `trust` if there are any or if it
+        calibrates, else those of the run's report.
     """
 
     spec: ModelSpec
@@ -121,7 +121,7 @@ def load_members(
         if calibrate:
             trust = for_workdir(folder, spec, variables) if refit else Trust.read(folder)
         calibrated = trust is not None and trust.temperature is not None
-        points = trust.points if trust and calibrated else read_points(folder)
+        points = trust.points if trust and (calibrated or trust.points) else read_points(folder)
         members.append(Member(spec, variables, trust, step, folder, tuple(points)))
     return tuple(members)
 

@@ -32,6 +32,10 @@ MIN_VALIDATION = 50
 _MIN_OUTCOME = 10  # Images with a finding, and without it, for its temperature.
 _MOST_IMAGES = 2000  # Training images for the statistics of features.
 _MOST_NEIGHBOURS = 500
+_UNDETERMINED = (
+    "the validation images determine no temperature (nearly all are right, or the probabilities do "
+    "not follow the labels)"
+)
 _RULES = "sensitivity:0.95,youden"  # Of configs/finetune.py.
 _log = logging.getLogger(__name__)
 
@@ -165,21 +169,28 @@ def _fit_conditions(
     """Temperature, sets and thresholds from validation images, and why one of them is missing."""
     values: dict[str, Any] = {}
     p, classes = predictions.probabilities, predictions.classes
+    reasons = []
     if predictions.multi_label:
-        temperatures, few = [1.0] * len(classes), []
+        found: dict[str, float | None] = {}
+        few = []
         for k, name in enumerate(classes):
             known, positive = predictions.outcome(k)
             cases = int(positive.sum())
             if min(cases, int(known.sum()) - cases) < _MIN_OUTCOME:
                 few.append(name)
-            elif (found := fit_temperature_binary(p[:, k], positive, known)) is not None:
-                temperatures[k] = found
-        if len(few) < len(classes):
-            values["temperature"] = tuple(temperatures)
-        reasons = [
-            f"calibration of {', '.join(few)}: fewer than {_MIN_OUTCOME} validation images with "
-            "or without it"
-        ] * bool(few)
+            else:
+                found[name] = fit_temperature_binary(p[:, k], positive, known)
+        if any(found.values()):
+            values["temperature"] = tuple(found.get(name) or 1.0 for name in classes)
+        undetermined = [name for name, temperature in found.items() if temperature is None]
+        if few:
+            reasons.append(
+                f"calibration of {', '.join(few)}: fewer than {_MIN_OUTCOME} validation images "
+                "with or without it"
+            )
+        if undetermined:
+            reasons.append(f"calibration of {', '.join(undetermined)}: {_UNDETERMINED}")
+        has_points = bool(found)
     else:
         labelled = int((predictions.label >= 0).sum())
         if classes and labelled < MIN_VALIDATION:
@@ -187,16 +198,18 @@ def _fit_conditions(
                 f"calibration: {labelled} validation images have a known condition, fewer than "
                 f"{MIN_VALIDATION}"
             ]
-        reasons = []
+        has_points = bool(classes)
         if classes:
             values["temperature"] = fit_temperature(p, predictions.label)
+            if values["temperature"] is None:
+                reasons.append(f"calibration: {_UNDETERMINED}")
     calibrated = Trust(**values).judge(p, predictions.age_predicted_months, None).probabilities
     if classes and not predictions.multi_label:
         sets = conformal.fit_sets(calibrated, predictions.label, coverage=coverage)
         # Every class has a nonconformity of at most 1, and JSON has no infinity.
         limits = tuple(min(threshold, 1.0) for threshold in sets.thresholds)
         values["sets"] = dataclasses.replace(sets, thresholds=limits)
-    if values:
+    if has_points:
         scaled = dataclasses.replace(predictions, probabilities=calibrated)
         values["points"] = tuple(choose_points(scaled, rules))
     return values, reasons
