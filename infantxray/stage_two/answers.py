@@ -99,7 +99,7 @@ def load_members(
     Args:
       folders: workdirs of stage two.
       calibrate: use the calibration of the runs.
-      refit: fit it for runs of earlier versions, which have none.
+      refit: fit it for runs that have none, such as those of earlier versions.
 
     Raises:
       UserError: a folder is not such a workdir, or the models differ in conditions or in
@@ -119,7 +119,7 @@ def load_members(
         _log.info("model of %s, step %d", folder, step)
         trust = None
         if calibrate:
-            trust = for_workdir(folder, spec, variables) if refit else Trust.read(folder)
+            trust = for_workdir(folder, spec, variables, refit=refit)
         calibrated = trust is not None and trust.temperature is not None
         points = trust.points if trust and (calibrated or trust.points) else read_points(folder)
         members.append(Member(spec, variables, trust, step, folder, tuple(points)))

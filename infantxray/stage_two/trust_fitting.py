@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.conditions import finding_names
 from data_pipeline.dataset import DataSettings, Reader
 from data_pipeline.errors import UserError
 from data_pipeline.loader import ImageSource
@@ -20,11 +21,12 @@ from infantxray.evaluation.diagnostics import choose_points
 from infantxray.evaluation.operating_points import Rule, parse_rules
 from infantxray.evaluation.outliers import fit_detector
 from infantxray.evaluation.predictions import Predictions
-from infantxray.evaluation.temperature import fit_temperature, fit_temperature_binary
+from infantxray.evaluation.temperature import RANGE, fit_temperature, fit_temperature_binary
 from infantxray.runs import workdir
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two.inference import Predictor
 from infantxray.stage_two.trust import Trust
+from infantxray.training import processes
 
 PyTree = Any
 
@@ -36,7 +38,7 @@ _UNDETERMINED = (
     "the validation images determine no temperature (nearly all are right, or the probabilities do "
     "not follow the labels)"
 )
-_RULES = "sensitivity:0.95,youden"  # Of configs/finetune.py.
+_COVERAGE, _RULES = 0.9, "sensitivity:0.95,youden"  # Of configs/finetune.py.
 _log = logging.getLogger(__name__)
 
 
@@ -47,7 +49,7 @@ def fit(
     training: Records,
     validation: Records,
     *,
-    coverage: float = 0.9,
+    coverage: float = _COVERAGE,
     rules: Sequence[Rule] = parse_rules(_RULES),
     seed: int = 0,
 ) -> Trust:
@@ -117,23 +119,49 @@ def fit(
                 features, found["features"], max_neighbours=_MOST_NEIGHBOURS
             )
     trust = Trust(**values, skipped="; ".join(reasons))
+    assert suits(trust, spec)
     if reasons:
         _log.warning("skipped: %s", trust.skipped)
     return trust
 
 
-def for_workdir(folder: str, spec: ModelSpec, variables: PyTree, *, batch_size: int = 32) -> Trust:
-    """Reads a model's `Trust`, or fits and stores it for a run of an earlier version.
+def for_workdir(
+    folder: str, spec: ModelSpec, variables: PyTree, *, refit: bool = True, batch_size: int = 32
+) -> Trust | None:
+    """Reads a model's `Trust`, or fits and stores it for a run that has none.
 
     Components that cannot be fitted, because the images of the run are gone, are skipped with one
     line.
+
+    Args:
+      folder: the workdir of the run.
+      spec: specification of the model.
+      variables: its parameters and statistics.
+      refit: fit it where there is none, or where that of an earlier version does not suit.
+      batch_size: images at a time on each device.
+
+    Returns:
+      None if the run has `config.coverage=0`, or without `refit` no `trust.json`.
     """
     folder = os.path.expanduser(folder)
-    found = Trust.read(folder)
+    coverage = _recorded(folder, "coverage", _COVERAGE)
+    if not coverage:
+        return None
+    with processes.main_first():  # It may be written below.
+        found = Trust.read(folder)
+    if found is not None and suits(found, spec):
+        return found
     if found is not None:
+        reason = "that of an earlier version does not suit the model"
+        found = dataclasses.replace(
+            found, temperature=None, sets=None, points=(), test={}, skipped=f"calibration: {reason}"
+        )
+        _log.warning("calibration of %s: %s", folder, reason)
+    if not refit:
         return found
     try:
         split = read_split(os.path.join(folder, "split.csv"))
+        patient_ids = _recorded(folder, "data", {}).get("patient_ids", "shared")
         reader = reader_of(folder, spec)
         _log.info("fitting calibration and outlier detection for %s", folder)
         trust = fit(
@@ -141,26 +169,58 @@ def for_workdir(folder: str, spec: ModelSpec, variables: PyTree, *, batch_size: 
             variables,
             reader,
             split.train,
-            split.validation,
-            rules=parse_rules(workdir.read_config(folder).get("operating_points", _RULES)),
+            split.validation.with_patients(patient_ids),
+            coverage=coverage,
+            rules=parse_rules(_recorded(folder, "operating_points", _RULES)),
         )
     except (UserError, OSError) as error:
-        trust = Trust(skipped=f"images of the run cannot be read ({error})")
-        _log.warning("calibration and outlier detection are skipped: %s", trust.skipped)
-        return trust
+        reason = f"images of the run cannot be read ({error})"
+        if found is not None:
+            _log.warning("calibration is not fitted again: %s", reason)
+            return found
+        _log.warning("calibration and outlier detection are skipped: %s", reason)
+        return Trust(skipped=reason)
     try:
-        trust.write(folder)
+        if processes.is_main():
+            trust.write(folder)
     except OSError as error:
         _log.warning("%s cannot be written to (%s): fitted for this command only", folder, error)
     return trust
 
 
+def suits(trust: Trust, spec: ModelSpec) -> bool:
+    """Whether the calibration is of the model's kind.
+
+    Earlier versions may have fitted one condition an image where an image may have several, and
+    stored a limit of the range where validation images determine no temperature.
+    """
+    temperature = trust.temperature
+    if temperature is not None and isinstance(temperature, tuple) != spec.multi_label:
+        return False
+    temperatures = temperature if isinstance(temperature, tuple) else (temperature,)
+    if any(value in RANGE for value in temperatures):
+        return False
+    return trust.sets is None or not spec.multi_label
+
+
 def reader_of(folder: str, spec: ModelSpec) -> Reader:
-    """Opens the images of a run again; leaves out those that can no longer be read."""
+    """Opens the images of a run again as it did; leaves out those that can no longer be read."""
     recorded = workdir.read_config(folder)["data"]
     names = {f.name for f in dataclasses.fields(DataSettings)}
     kept = {k: v for k, v in recorded.items() if k in names} | {"on_error": "skip"}
-    return Reader(DataSettings(**kept), spec.classes, spec.preprocessing, context=spec.context)
+    data = DataSettings(**kept | {"labels": "multi" if spec.multi_label else "single"})
+    found = None
+    if spec.multi_label:
+        found = finding_names(data, read_split(os.path.join(folder, "split.csv")), spec.classes)
+    return Reader(data, spec.classes, spec.preprocessing, names=found, context=spec.context)
+
+
+def _recorded(folder: str, key: str, default: Any) -> Any:
+    """A setting of a run; earlier versions lack some."""
+    try:
+        return workdir.read_config(folder).get(key, default)
+    except UserError:  # The model can be used without.
+        return default
 
 
 def _fit_conditions(

@@ -185,6 +185,25 @@ def test_findings_that_are_always_right_are_not_scaled():
     assert [point.finding for point in values["points"]] == ["b"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "multi_label", "fits"),
+    [
+        ({"temperature": 2.0}, False, True),
+        ({"temperature": None}, True, True),
+        ({"temperature": (1.0, 2.0, 3.0)}, True, True),
+        ({"temperature": 2.0}, True, False),
+        ({"temperature": (1.0, 2.0, 3.0)}, False, False),
+        ({"temperature": 1e-3}, False, False),
+        ({"temperature": (1.0, 1e3, 3.0)}, True, False),
+    ],
+)
+def test_calibration_of_another_kind_does_not_suit(changes, multi_label, fits):
+    spec = dataclasses.replace(SPEC, multi_label=multi_label)
+    assert module.suits(Trust(**changes), spec) == fits
+    sets = fit(make_records(300, 2)).sets
+    assert module.suits(Trust(sets=sets), spec) != multi_label
+
+
 def test_thresholds_go_with_the_probabilities(monkeypatch, tmp_path):
     """Of an uncalibrated model: those that were fitted on its own probabilities."""
     of_report, of_trust = (
