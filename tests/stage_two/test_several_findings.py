@@ -228,7 +228,7 @@ def test_no_coverage_means_no_calibration(uncalibrated, tmp_path):
     with open(tmp_path / "out" / "predictions.csv", newline="") as file:
         columns = csv.DictReader(file).fieldnames
     assert "positive_youden" in columns  # By the report's thresholds.
-    assert not {"conditions", "age_low_months", "distance", "note"} & set(columns)
+    assert not {"conditions", "age_low_months", "distance"} & set(columns)
 
 
 def test_runs_are_compared_finding_by_finding(finetuned, tmp_path):

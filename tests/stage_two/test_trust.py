@@ -239,7 +239,7 @@ def test_too_few_validation_images_are_a_reason(caplog):
     assert "skipped" in caplog.text
     judged = trust.judge(np.full((2, 3), 0.3), np.zeros(2), np.zeros((2, 6)))
     assert judged.in_set is None
-    assert not judged.unlike_training.any()
+    assert judged.unlike_training is None
     assert np.isnan(judged.age_low_months).all()
     unlabelled = fit(make_records(80, 2, labelled=False))
     assert unlabelled.temperature is None
