@@ -216,11 +216,10 @@ def reader_of(folder: str, spec: ModelSpec) -> Reader:
 
 
 def _recorded(folder: str, key: str, default: Any) -> Any:
-    """A setting of a run; earlier versions lack some."""
-    try:
-        return workdir.read_config(folder).get(key, default)
-    except UserError:  # The model can be used without.
+    """A setting of a run. Earlier versions lack some; a model can be used without `config.json`."""
+    if not os.path.exists(os.path.join(folder, "config.json")):
         return default
+    return workdir.read_config(folder).get(key, default)
 
 
 def _fit_conditions(
