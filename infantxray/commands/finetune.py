@@ -143,6 +143,7 @@ def run(config, folder: str) -> None:
                 train,
                 spec=spec,
                 teaching=teaching,
+                pretrained=config.pretrained,
                 predictor=predictor,
                 loop_settings=loop_settings,
                 fit=fit,

@@ -157,19 +157,21 @@ def row_values(answers: Answers, records: Records, answerer: Answerer) -> list[d
             inside: Any = [] if judged.in_set is None else np.flatnonzero(judged.in_set[i])
             row["conditions"] = [classes[k] for k in inside]
             row["distance"] = _known(judged.distance[i])
-            row["unlike_training"] = bool(judged.unlike_training[i])
+            unlike = judged.unlike_training
+            row["unlike_training"] = None if unlike is None else bool(unlike[i])
         if answers.reconstruction_error is not None and answerer.reconstruction is not None:
             error = float(answers.reconstruction_error[i])
             row["reconstruction_error"] = error
             row["badly_rebuilt"] = error > answerer.reconstruction.threshold
-        if trusts or "badly_rebuilt" in row:
-            row["note"] = _note(row, ranges[0] if ranges else None)
+        row["note"] = _note(row, bool(answers.constant[i]), ranges[0] if ranges else None)
         rows.append(row)
     return rows
 
 
-def _note(row: dict[str, Any], ages: tuple[float, float] | None) -> str:
+def _note(row: dict[str, Any], constant: bool, ages: tuple[float, float] | None) -> str:
     notes = []
+    if constant:
+        notes.append("of one grey value")
     if row.get("unlike_training"):
         notes.append("unlike the training images")
     if row.get("badly_rebuilt"):

@@ -14,20 +14,25 @@ from scipy.special import expit, log_softmax, logit, softmax
 from infantxray.evaluation.calibration import calibration
 
 _SMALLEST = 1e-12
-_RANGE = 1e-3, 1e3  # Of the temperature.
+RANGE = 1e-3, 1e3  # Of the temperature.
+_INDISTINGUISHABLE = 1.92  # In log likelihood: half the 95 % quantile of chi2 with one degree.
 
 
 def fit_temperature(probabilities: np.ndarray, label: np.ndarray) -> float | None:
     """The temperature of least log loss for classes of which one is present.
 
-    The log loss is convex in the inverse temperature: its derivative has one root.
+    The log loss is convex in the inverse temperature: its derivative has at most one root. It has
+    none if the label of every image is the most probable one. The log loss then falls for ever as
+    the temperature goes to 0, and all probabilities would become 0 or 1.
 
     Args:
       probabilities: `[N, K]` of validation images.
       label: int `[N]`, -1 = unknown (left out).
 
     Returns:
-      The temperature, at least 0.001 and at most 1,000; None without images of known label.
+      The temperature, between 0.001 and 1,000. None without images of known label, or where these
+      images do not determine a temperature: there is no optimum in this range, or a likelihood
+      ratio test at 5 % does not distinguish it from 0.001.
     """
     known = label >= 0
     if not known.any():
@@ -56,20 +61,27 @@ def fit_temperature_binary(
     return _root(np.stack([np.zeros_like(z), z], 1), np.asarray(positive)[rows].astype(int))
 
 
-def _root(logits: np.ndarray, label: np.ndarray) -> float:
+def _root(logits: np.ndarray, label: np.ndarray) -> float | None:
     logits = logits - logits.mean(1, keepdims=True)
-    stated = logits[np.arange(len(label)), label].mean()
+    rows = np.arange(len(label))
+    own = logits[rows, label]
+    if (own >= logits.max(1)).all():
+        return None
+    stated = own.mean()
 
     def slope(log_temperature: float) -> float:
         scaled = softmax(logits * np.exp(-log_temperature), axis=1)
         return float((scaled * logits).sum(1).mean() - stated)
 
-    low, high = np.log(_RANGE)
-    if slope(low) <= 0:
-        return _RANGE[0]
-    if slope(high) >= 0:
-        return _RANGE[1]
-    return float(np.exp(brentq(slope, low, high, xtol=1e-13)))
+    def likelihood(temperature: float) -> float:
+        return float(log_softmax(logits / temperature, axis=1)[rows, label].sum())
+
+    low, high = np.log(RANGE)
+    if slope(low) <= 0 or slope(high) >= 0:
+        return None
+    found = float(np.exp(brentq(slope, low, high, xtol=1e-13)))
+    distinguishable = likelihood(found) - likelihood(RANGE[0]) > _INDISTINGUISHABLE
+    return found if distinguishable else None
 
 
 def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:

@@ -269,13 +269,15 @@ def _operating_points(
 ) -> list[OperatingPoint]:
     """Thresholds of the checkpoint, or new ones on its validation images.
 
-    They are written to `operating_points.json` of the workdir.
+    The first process writes them to `operating_points.json` of the workdir.
     """
     rules = operating_points.parse_rules(review.operating_points)
     if not rules or not predictor.spec.classes:
         return []
     wanted = [str(rule) for rule in rules]
-    points = [point for point in read_points(checkpoint) if point.rule in wanted]
+    with processes.main_first():
+        stored = read_points(checkpoint)
+    points = [point for point in stored if point.rule in wanted]
     if not set(wanted) <= {point.rule for point in points} and validation is not None:
         _log.info("thresholds on %d validation images", len(validation))
         try:
@@ -287,9 +289,10 @@ def _operating_points(
     if not points:
         _log.warning("no operating points: no validation images of both outcomes")
         return []
-    files.remove_checksums(folder)
-    with replaced(os.path.join(folder, POINTS)) as file:
-        file.write(operating_points.to_json(points))
+    if processes.is_main():
+        files.remove_checksums(folder)
+        with replaced(os.path.join(folder, POINTS)) as file:
+            file.write(operating_points.to_json(points))
     return points
 
 

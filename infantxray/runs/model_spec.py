@@ -12,6 +12,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.files import write_json
 from infantxray.models.input_scale import IMAGENET
 from infantxray.runs.workdir import read_json
+from infantxray.training import processes
 
 FILE = "model.json"
 _EARLIER_FILE = "preprocessing.json"  # In runs of earlier versions, with the same keys.
@@ -79,8 +80,11 @@ class ModelSpec:
         return standardised * self.age_std_months + self.age_mean_months
 
     def write(self, workdir: str) -> None:
+        """Writes `model.json`. All processes of a run call it; the first one writes."""
         values = dataclasses.asdict(self) | {"preprocessing": self.preprocessing.to_dict()}
-        write_json(os.path.join(workdir, FILE), values, checksum=True)
+        with processes.main_first():
+            if processes.is_main():
+                write_json(os.path.join(workdir, FILE), values, checksum=True)
 
     @classmethod
     def read(cls, workdir: str) -> ModelSpec:

@@ -7,6 +7,7 @@ import fcntl
 import glob
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,15 +50,28 @@ _LATER = {
     "batch_norm_images": 0,
 }
 _LATER_GROUPS = ("weights.", "supervised.")  # Without effect on what earlier versions could do.
-# Files that a run writes before its first checkpoint.
-_BEGUN = (
+# What a run leaves that a later one in its folder would read, or a user take for its results.
+_LEFT = (
     "config.json",
     "split.csv",
+    "split.csv.sha256",
     "model.json",
     "preprocessing.json",
     "history.jsonl",
     "bad_files*.csv",
     "events.out.*",
+    "SHA256SUMS",
+    "teachers/soft_labels*",
+    "teachers/SHA256SUMS",
+    "teachers/[0-9]*",
+    "teachers/student[0-9]*",
+    "trust.json",
+    "trust.npz",
+    "operating_points.json",
+    "reconstruction.json",
+    "predictions.csv.partial",
+    f"json/{'[0-9]' * 6}_*.json",
+    f"dicom/{'[0-9]' * 6}_*.dcm",
 )
 _locks: dict[str, int] = {}  # Held until this process ends.
 
@@ -73,8 +87,8 @@ def prepare(workdir: str, config: Mapping[str, Any]) -> None:
       config: every setting, nested, as `settings.to_dict` gives them.
 
     Raises:
-      UserError: the folder holds a run with other settings (the message names them), is used by
-        another process, or cannot be written to.
+      UserError: the folder holds a run of another task, or with other settings (the message names
+        them), is used by another process, or cannot be written to.
     """
     with processes.main_first():
         if processes.is_main():
@@ -85,15 +99,15 @@ def _prepare(workdir: str, config: Mapping[str, Any]) -> None:
     _make_folder(workdir)
     _lock(workdir)
     _sweep(workdir)
-    if os.path.exists(os.path.join(workdir, "config.json")) and not _has_results(workdir):
-        if read_config(workdir)["task"] != config["task"]:
+    if os.path.exists(os.path.join(workdir, "config.json")):
+        # First: nobody shall be told to delete a model because its folder was named by mistake.
+        task = read_config(workdir)["task"]
+        if task != config["task"]:
             raise UserError(
-                f"{workdir} holds a run of another task, {read_config(workdir)['task']}; choose "
-                "another --workdir"
+                f"{workdir} holds a run of another task, {task}; choose another --workdir"
             )
-        for name in _BEGUN:
-            for path in glob.glob(os.path.join(glob.escape(workdir), name)):
-                os.remove(path)
+        if not _has_results(workdir):
+            _remove_left(workdir)
     changed = changed_settings(workdir, config)
     if changed:
         raise UserError(
@@ -102,6 +116,16 @@ def _prepare(workdir: str, config: Mapping[str, Any]) -> None:
             + "; choose another --workdir, or delete that folder to start again"
         )
     write_config(workdir, config)
+
+
+def _remove_left(workdir: str) -> None:
+    """Removes what a run that came to nothing left."""
+    for name in _LEFT:
+        for path in glob.glob(os.path.join(glob.escape(workdir), name)):
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.remove(path)
 
 
 def write_config(workdir: str, config: Mapping[str, Any]) -> None:

@@ -43,8 +43,8 @@ class Member:
       trust: its calibration; None to use the model's own probabilities.
       step: step of the checkpoint.
       folder: the workdir.
-      points: thresholds of its probabilities: those of `trust` if it calibrates, else those of the
-        run's report.
+      points: thresholds of its probabilities: those of `trust` if there are any or if it
+        calibrates, else those of the run's report.
     """
 
     spec: ModelSpec
@@ -77,10 +77,12 @@ class Answers:
     Attributes:
       predictions: calibrated.
       judgement: see `Judgement`. For an ensemble, the union of the members' sets and intervals,
-        with at least the coverage of a member, and the median distance.
+        with at least the coverage of a member, the median distance, and the warnings of the
+        majority; without one that a member lacks.
       positive: conditions at or above their threshold, by rule, bool `[N, K]`; for an ensemble, in
         more than half of the members.
       features: pooled last maps of the first model, `[N, C]`.
+      constant: images of one grey value, bool `[N]`.
       reconstruction_error: of its stage one, `[N]`; None if it was not requested.
     """
 
@@ -88,6 +90,7 @@ class Answers:
     judgement: Judgement
     positive: dict[str, np.ndarray]
     features: np.ndarray
+    constant: np.ndarray
     reconstruction_error: np.ndarray | None = None
 
 
@@ -99,7 +102,7 @@ def load_members(
     Args:
       folders: workdirs of stage two.
       calibrate: use the calibration of the runs.
-      refit: fit it for runs of earlier versions, which have none.
+      refit: fit it for runs that have none, such as those of earlier versions.
 
     Raises:
       UserError: a folder is not such a workdir, or the models differ in conditions or in
@@ -119,9 +122,9 @@ def load_members(
         _log.info("model of %s, step %d", folder, step)
         trust = None
         if calibrate:
-            trust = for_workdir(folder, spec, variables) if refit else Trust.read(folder)
+            trust = for_workdir(folder, spec, variables, refit=refit)
         calibrated = trust is not None and trust.temperature is not None
-        points = trust.points if trust and calibrated else read_points(folder)
+        points = trust.points if trust and (calibrated or trust.points) else read_points(folder)
         members.append(Member(spec, variables, trust, step, folder, tuple(points)))
     return tuple(members)
 
@@ -205,13 +208,14 @@ class Answerer:
             )
             votes.append(member.positive(judged[-1].probabilities))
         sets = [j.in_set for j in judged if j.in_set is not None]
+        unlike = [j.unlike_training for j in judged if j.unlike_training is not None]
         judgement = Judgement(
             np.asarray(np.mean([j.probabilities for j in judged], axis=0, dtype=np.float32)),
             np.any(sets, axis=0) if len(sets) == len(judged) else None,
             np.min([j.age_low_months for j in judged], axis=0),
             np.max([j.age_high_months for j in judged], axis=0),
             np.median([j.distance for j in judged], axis=0),
-            np.mean([j.unlike_training for j in judged], axis=0) > 0.5,
+            np.mean(unlike, axis=0) > 0.5 if len(unlike) == len(judged) else None,
         )
         positive = {
             rule: np.mean([vote[rule] for vote in votes], axis=0) > 0.5
@@ -229,7 +233,8 @@ class Answerer:
             findings=np.full_like(judgement.probabilities, np.nan) if spec.multi_label else None,
         )
         features, errors = outputs[0]["features"], outputs[0].get("reconstruction")
-        return Answers(predictions, judgement, positive, features, errors)
+        constant = outputs[0].get("constant", np.zeros(n, bool))
+        return Answers(predictions, judgement, positive, features, constant, errors)
 
 
 def _averaged(
@@ -246,4 +251,6 @@ def _averaged(
         more = predict(variables, jnp.rint(moved * 255).astype(jnp.uint8), context)
         # Features, and so distances, are those of the image itself.
         outputs |= {k: outputs[k] + v for k, v in more.items() if k != "features"}
-    return {k: v if k == "features" else v / (1 + augmentations) for k, v in outputs.items()}
+    mean = {k: v if k == "features" else v / (1 + augmentations) for k, v in outputs.items()}
+    # Here, and not where images are read: each process reads a part of them.
+    return mean | {"constant": image.min((1, 2, 3)) == image.max((1, 2, 3))}

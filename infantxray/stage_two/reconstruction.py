@@ -23,7 +23,7 @@ from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_one.restoring import RECONSTRUCTING, reconstruct_function, restore
 from infantxray.stage_two.transfer import is_workdir
 from infantxray.stage_two.trust_fitting import MIN_VALIDATION, reader_of
-from infantxray.training import augment
+from infantxray.training import augment, processes
 from infantxray.training.batches import map_batches
 
 FILE = "reconstruction.json"
@@ -94,8 +94,10 @@ def for_workdir(folder: str, spec: ModelSpec, *, batch_size: int = 32) -> Recons
             f"{len(errors)} validation images of {folder} can be read, fewer than {MIN_VALIDATION}"
         )
     threshold = float(np.quantile(errors, _QUANTILE))
+    values = {"threshold": threshold, "n_validation": len(errors)}
     try:
-        write_json(path, {"threshold": threshold, "n_validation": len(errors)}, checksum=True)
+        if processes.is_main():
+            write_json(path, values, checksum=True)
     except OSError as problem:
         _log.warning("%s cannot be written to (%s): fitted for this command only", folder, problem)
     return dataclasses.replace(unlimited, threshold=threshold)

@@ -29,8 +29,8 @@ class Result:
         images like those of training. Empty if no sets were fitted.
       age_low_months, age_high_months: limits of the age with the same coverage, `[N]`; NaN where
         none were fitted.
-      unlike_training: whether an image is far from the training images, bool `[N]`; all False if
-        the detector was not fitted.
+      unlike_training: whether an image is far from the training images, bool `[N]`; None if the
+        detector was not fitted.
       distance: distance from the training images, `[N]`; NaN if the detector was not fitted.
       positive: the conditions of each image that reach their threshold, by the rule that chose it
         on validation images, such as `"youden"`.

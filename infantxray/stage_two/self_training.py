@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import hashlib
+import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -96,33 +99,85 @@ def is_needed(teaching: Teaching, classes: tuple[str, ...], images: ImageSource)
     return True
 
 
+def fingerprint(
+    images: ImageSource, spec: ModelSpec, teaching: Teaching, *, pretrained: str, seed: int
+) -> str:
+    """A checksum of what a teacher's labels follow from.
+
+    Args:
+      images: all training images; their paths, order, labels and ages count.
+      spec: specification of the model.
+      teaching: which teachers.
+      pretrained: where the student's encoder comes from.
+      seed: of the run.
+    """
+    settings = {
+        "spec": dataclasses.asdict(spec),
+        "teaching": dataclasses.asdict(teaching),
+        "pretrained": pretrained,
+        "seed": seed,
+        "images": images.records.image_path.tolist(),
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for values in (images.labels, images.findings, images.records.age_months):
+        if values is not None:
+            digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
 def soft_labels(
-    folder: str, compute: Callable[[str], np.ndarray], round_number: int = 1
+    folder: str, compute: Callable[[str], np.ndarray], fingerprint: str, round_number: int = 1
 ) -> np.ndarray:
     """The teacher's probabilities for all training images, float32 `[N, K]`.
 
-    They are stored in `teachers/`, so that a resumed run uses the same labels.
+    They are stored in `teachers/`, so that a resumed run uses the same labels, with the
+    `fingerprint`: labels of other images or settings are computed again.
 
     Args:
       folder: the workdir of the student.
       compute: folder for the teachers -> probabilities.
+      fingerprint: what the labels follow from.
       round_number: of the student that learns from them, from 1.
     """
     folder = os.path.join(folder, "teachers")
-    os.makedirs(folder, exist_ok=True)
-    name = "soft_labels.npy" if round_number == 1 else f"soft_labels_{round_number}.npy"
-    path = os.path.join(folder, name)
-    if os.path.exists(path):
-        files.verify_checksums(folder, [name])
-        try:
-            return np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise DataError(f"{path} is damaged ({error}); delete it to ask again") from None
-    probabilities = compute(folder)
-    with files.replaced(path, "wb") as file:
-        np.save(file, probabilities)
-    files.write_checksums(folder, [name])
-    return probabilities
+    name = "soft_labels" if round_number == 1 else f"soft_labels_{round_number}"
+    path = os.path.join(folder, f"{name}.npy")
+    if not processes.from_main(processes.is_main() and _are_stored(folder, name, fingerprint)):
+        os.makedirs(folder, exist_ok=True)
+        probabilities = compute(folder)
+        with processes.main_first():
+            if processes.is_main():
+                files.remove_checksums(folder)
+                with files.replaced(path, "wb") as file:
+                    np.save(file, probabilities)
+                values = {"fingerprint": fingerprint}
+                files.write_json(os.path.join(folder, f"{name}.json"), values, checksum=True)
+                listed = sorted(map(os.path.basename, _places(folder, "soft_labels*.npy")))
+                files.write_checksums(folder, listed)
+    files.verify_checksums(folder, [f"{name}.npy"])
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{path} is damaged ({error}); delete it to ask again") from None
+
+
+def _are_stored(folder: str, name: str, fingerprint: str) -> bool:
+    """Whether soft labels of this fingerprint are stored; removes those of another one."""
+    try:
+        recorded = files.read_json(os.path.join(folder, f"{name}.json"))["fingerprint"]
+    except (OSError, DataError, KeyError):
+        return False  # Also those of earlier versions: their teachers are asked again.
+    if recorded == fingerprint:
+        return os.path.exists(os.path.join(folder, f"{name}.npy"))
+    _log.warning("%s is of other images, labels or settings: starting again", folder)
+    for path in _places(folder, "soft_labels*", files.CHECKSUMS, "[0-9]*", "student[0-9]*"):
+        shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+    return False
+
+
+def _places(folder: str, *patterns: str) -> list[str]:
+    """The files and folders in a folder by patterns of their names."""
+    return [p for name in patterns for p in glob.glob(os.path.join(glob.escape(folder), name))]
 
 
 def teach_students(
@@ -132,6 +187,7 @@ def teach_students(
     *,
     spec: ModelSpec,
     teaching: Teaching,
+    pretrained: str,
     predictor: Predictor,
     loop_settings: LoopSettings,
     fit: Callable[[LoopSettings, str, Any], object],
@@ -144,12 +200,15 @@ def teach_students(
       ask: folder for the teachers -> probabilities for the first student, float32 `[N, K]`.
       images: all training images.
       spec: specification of the model.
-      teaching: the number of rounds.
+      teaching: which teachers, and the number of rounds.
+      pretrained: where the student's encoder comes from.
       predictor: applies a student.
       loop_settings: of every student.
       fit: trains a model: (settings, workdir, batches).
       batches: training images -> batches of a student.
     """
+
+    origin = fingerprint(images, spec, teaching, pretrained=pretrained, seed=loop_settings.seed)
 
     def labels(round_number: int) -> np.ndarray:
         def from_student(place: str) -> np.ndarray:
@@ -165,7 +224,8 @@ def teach_students(
             predictions, _ = predictor(restore(place, spec)[0], images)
             return np.asarray(predictions.probabilities, np.float32)
 
-        return soft_labels(folder, ask if round_number == 1 else from_student, round_number)
+        compute = ask if round_number == 1 else from_student
+        return soft_labels(folder, compute, origin, round_number)
 
     images.soft_labels = labels(teaching.rounds)
     _log.info("student: learns from %d images", len(images))

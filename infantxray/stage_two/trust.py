@@ -49,7 +49,8 @@ class Judgement:
       in_set: conditions in the prediction set, bool `[N, K]`; None if no sets were fitted.
       age_low_months, age_high_months: limits of the age, `[N]`; NaN if they were not fitted.
       distance: distance from the training images, `[N]`; NaN if it was not fitted.
-      unlike_training: whether that distance is above the threshold, bool `[N]`.
+      unlike_training: whether that distance is above the threshold, bool `[N]`; None if it was not
+        fitted.
     """
 
     probabilities: np.ndarray
@@ -57,7 +58,7 @@ class Judgement:
     age_low_months: np.ndarray
     age_high_months: np.ndarray
     distance: np.ndarray
-    unlike_training: np.ndarray
+    unlike_training: np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Trust:
             probabilities = scale(probabilities, self.temperature)
         probabilities = probabilities.astype(np.float32)
         low = high = distance = nothing
+        unlike: np.ndarray | None = None
         if self.age_half_width_months is not None:
             low, high = conformal.age_interval(age_months, self.age_half_width_months)
         if self.detector is not None and features is not None:
@@ -118,13 +120,14 @@ class Trust:
                 (features.astype(np.float32) - self.detector.mean) @ self.detector.whitening.T,
                 axis=1,
             )
+            unlike = distance > self.distance_threshold
         return Judgement(
             probabilities,
             None if self.sets is None else conformal.predict_sets(self.sets, probabilities),
             low,
             high,
             distance,
-            distance > (np.inf if self.detector is None else self.distance_threshold),
+            unlike,
         )
 
     def score(self, predictions: Predictions) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.conditions import finding_names
 from data_pipeline.dataset import DataSettings, Reader
 from data_pipeline.errors import UserError
 from data_pipeline.loader import ImageSource
@@ -20,11 +21,12 @@ from infantxray.evaluation.diagnostics import choose_points
 from infantxray.evaluation.operating_points import Rule, parse_rules
 from infantxray.evaluation.outliers import fit_detector
 from infantxray.evaluation.predictions import Predictions
-from infantxray.evaluation.temperature import fit_temperature, fit_temperature_binary
+from infantxray.evaluation.temperature import RANGE, fit_temperature, fit_temperature_binary
 from infantxray.runs import workdir
 from infantxray.runs.model_spec import ModelSpec
 from infantxray.stage_two.inference import Predictor
 from infantxray.stage_two.trust import Trust
+from infantxray.training import processes
 
 PyTree = Any
 
@@ -32,7 +34,11 @@ MIN_VALIDATION = 50
 _MIN_OUTCOME = 10  # Images with a finding, and without it, for its temperature.
 _MOST_IMAGES = 2000  # Training images for the statistics of features.
 _MOST_NEIGHBOURS = 500
-_RULES = "sensitivity:0.95,youden"  # Of configs/finetune.py.
+_UNDETERMINED = (
+    "the validation images determine no temperature (nearly all are right, or the probabilities do "
+    "not follow the labels)"
+)
+_COVERAGE, _RULES = 0.9, "sensitivity:0.95,youden"  # Of configs/finetune.py.
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +49,7 @@ def fit(
     training: Records,
     validation: Records,
     *,
-    coverage: float = 0.9,
+    coverage: float = _COVERAGE,
     rules: Sequence[Rule] = parse_rules(_RULES),
     seed: int = 0,
 ) -> Trust:
@@ -113,23 +119,49 @@ def fit(
                 features, found["features"], max_neighbours=_MOST_NEIGHBOURS
             )
     trust = Trust(**values, skipped="; ".join(reasons))
+    assert suits(trust, spec)
     if reasons:
         _log.warning("skipped: %s", trust.skipped)
     return trust
 
 
-def for_workdir(folder: str, spec: ModelSpec, variables: PyTree, *, batch_size: int = 32) -> Trust:
-    """Reads a model's `Trust`, or fits and stores it for a run of an earlier version.
+def for_workdir(
+    folder: str, spec: ModelSpec, variables: PyTree, *, refit: bool = True, batch_size: int = 32
+) -> Trust | None:
+    """Reads a model's `Trust`, or fits and stores it for a run that has none.
 
     Components that cannot be fitted, because the images of the run are gone, are skipped with one
     line.
+
+    Args:
+      folder: the workdir of the run.
+      spec: specification of the model.
+      variables: its parameters and statistics.
+      refit: fit it where there is none, or where that of an earlier version does not suit.
+      batch_size: images at a time on each device.
+
+    Returns:
+      None if the run has `config.coverage=0`, or without `refit` no `trust.json`.
     """
     folder = os.path.expanduser(folder)
-    found = Trust.read(folder)
+    coverage = _recorded(folder, "coverage", _COVERAGE)
+    if not coverage:
+        return None
+    with processes.main_first():  # It may be written below.
+        found = Trust.read(folder)
+    if found is not None and suits(found, spec):
+        return found
     if found is not None:
+        reason = "that of an earlier version does not suit the model"
+        found = dataclasses.replace(
+            found, temperature=None, sets=None, points=(), test={}, skipped=f"calibration: {reason}"
+        )
+        _log.warning("calibration of %s: %s", folder, reason)
+    if not refit:
         return found
     try:
         split = read_split(os.path.join(folder, "split.csv"))
+        patient_ids = _recorded(folder, "data", {}).get("patient_ids", "shared")
         reader = reader_of(folder, spec)
         _log.info("fitting calibration and outlier detection for %s", folder)
         trust = fit(
@@ -137,26 +169,57 @@ def for_workdir(folder: str, spec: ModelSpec, variables: PyTree, *, batch_size: 
             variables,
             reader,
             split.train,
-            split.validation,
-            rules=parse_rules(workdir.read_config(folder).get("operating_points", _RULES)),
+            split.validation.with_patients(patient_ids),
+            coverage=coverage,
+            rules=parse_rules(_recorded(folder, "operating_points", _RULES)),
         )
     except (UserError, OSError) as error:
-        trust = Trust(skipped=f"images of the run cannot be read ({error})")
-        _log.warning("calibration and outlier detection are skipped: %s", trust.skipped)
-        return trust
+        reason = f"images of the run cannot be read ({error})"
+        if found is not None:
+            _log.warning("calibration is not fitted again: %s", reason)
+            return found
+        _log.warning("calibration and outlier detection are skipped: %s", reason)
+        return Trust(skipped=reason)
     try:
-        trust.write(folder)
+        if processes.is_main():
+            trust.write(folder)
     except OSError as error:
         _log.warning("%s cannot be written to (%s): fitted for this command only", folder, error)
     return trust
 
 
+def suits(trust: Trust, spec: ModelSpec) -> bool:
+    """Whether the calibration is of the model's kind.
+
+    Earlier versions may have fitted one condition an image where an image may have several, and
+    stored a limit of the range where validation images determine no temperature.
+    """
+    temperature = trust.temperature
+    if temperature is not None and isinstance(temperature, tuple) != spec.multi_label:
+        return False
+    temperatures = temperature if isinstance(temperature, tuple) else (temperature,)
+    if any(value in RANGE for value in temperatures):
+        return False
+    return trust.sets is None or not spec.multi_label
+
+
 def reader_of(folder: str, spec: ModelSpec) -> Reader:
-    """Opens the images of a run again; leaves out those that can no longer be read."""
+    """Opens the images of a run again as it did; leaves out those that can no longer be read."""
     recorded = workdir.read_config(folder)["data"]
     names = {f.name for f in dataclasses.fields(DataSettings)}
     kept = {k: v for k, v in recorded.items() if k in names} | {"on_error": "skip"}
-    return Reader(DataSettings(**kept), spec.classes, spec.preprocessing, context=spec.context)
+    data = DataSettings(**kept | {"labels": "multi" if spec.multi_label else "single"})
+    found = None
+    if spec.multi_label:
+        found = finding_names(data, read_split(os.path.join(folder, "split.csv")), spec.classes)
+    return Reader(data, spec.classes, spec.preprocessing, names=found, context=spec.context)
+
+
+def _recorded(folder: str, key: str, default: Any) -> Any:
+    """A setting of a run. Earlier versions lack some; a model can be used without `config.json`."""
+    if not os.path.exists(os.path.join(folder, "config.json")):
+        return default
+    return workdir.read_config(folder).get(key, default)
 
 
 def _fit_conditions(
@@ -165,21 +228,28 @@ def _fit_conditions(
     """Temperature, sets and thresholds from validation images, and why one of them is missing."""
     values: dict[str, Any] = {}
     p, classes = predictions.probabilities, predictions.classes
+    reasons = []
     if predictions.multi_label:
-        temperatures, few = [1.0] * len(classes), []
+        found: dict[str, float | None] = {}
+        few = []
         for k, name in enumerate(classes):
             known, positive = predictions.outcome(k)
             cases = int(positive.sum())
             if min(cases, int(known.sum()) - cases) < _MIN_OUTCOME:
                 few.append(name)
-            elif (found := fit_temperature_binary(p[:, k], positive, known)) is not None:
-                temperatures[k] = found
-        if len(few) < len(classes):
-            values["temperature"] = tuple(temperatures)
-        reasons = [
-            f"calibration of {', '.join(few)}: fewer than {_MIN_OUTCOME} validation images with "
-            "or without it"
-        ] * bool(few)
+            else:
+                found[name] = fit_temperature_binary(p[:, k], positive, known)
+        if any(found.values()):
+            values["temperature"] = tuple(found.get(name) or 1.0 for name in classes)
+        undetermined = [name for name, temperature in found.items() if temperature is None]
+        if few:
+            reasons.append(
+                f"calibration of {', '.join(few)}: fewer than {_MIN_OUTCOME} validation images "
+                "with or without it"
+            )
+        if undetermined:
+            reasons.append(f"calibration of {', '.join(undetermined)}: {_UNDETERMINED}")
+        has_points = bool(found)
     else:
         labelled = int((predictions.label >= 0).sum())
         if classes and labelled < MIN_VALIDATION:
@@ -187,16 +257,18 @@ def _fit_conditions(
                 f"calibration: {labelled} validation images have a known condition, fewer than "
                 f"{MIN_VALIDATION}"
             ]
-        reasons = []
+        has_points = bool(classes)
         if classes:
             values["temperature"] = fit_temperature(p, predictions.label)
+            if values["temperature"] is None:
+                reasons.append(f"calibration: {_UNDETERMINED}")
     calibrated = Trust(**values).judge(p, predictions.age_predicted_months, None).probabilities
     if classes and not predictions.multi_label:
         sets = conformal.fit_sets(calibrated, predictions.label, coverage=coverage)
         # Every class has a nonconformity of at most 1, and JSON has no infinity.
         limits = tuple(min(threshold, 1.0) for threshold in sets.thresholds)
         values["sets"] = dataclasses.replace(sets, thresholds=limits)
-    if values:
+    if has_points:
         scaled = dataclasses.replace(predictions, probabilities=calibrated)
         values["points"] = tuple(choose_points(scaled, rules))
     return values, reasons

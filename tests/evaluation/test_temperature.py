@@ -91,10 +91,33 @@ def test_findings_have_temperatures_of_their_known_images():
     assert temperature.scale(pair, found[0])[:, 1] == pytest.approx(both[:, 0])
 
 
-def test_extreme_data_stays_within_the_range():
+@pytest.mark.parametrize("gap", [0.8, 1e-6, 0.0])
+def test_images_that_are_all_right_determine_no_temperature(gap):
+    """The likelihood rises for ever; all probabilities would become 0 or 1."""
+    p = 0.5 + gap / 2
+    probabilities = np.array([[p, 1 - p], [1 - p, p], [p, 1 - p]])
+    label = np.array([0, 1, 0])
+    assert temperature.fit_temperature(probabilities, label) is None
+    assert temperature.fit_temperature_binary(probabilities[:, 1], label) is None
+
+
+def test_one_image_that_is_hardly_wrong_determines_no_temperature():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, 50)
+    logits = 3 * np.eye(3)[label] + rng.normal(size=(50, 3)) * 0.1
+    for margin, determined in ((0.002, False), (0.5, True)):
+        logits[0] = np.eye(3)[label[0] - 1] * margin
+        found = temperature.fit_temperature(softmax(logits, axis=1), label)
+        assert (found is not None) == determined
+
+
+def test_probabilities_that_say_nothing_of_the_labels_determine_no_temperature():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8]])
-    assert temperature.fit_temperature(probabilities, np.array([0, 1])) == 1e-3
-    assert temperature.fit_temperature(probabilities, np.array([1, 0])) == 1e3
+    assert temperature.fit_temperature(probabilities, np.array([1, 0])) is None
+
+
+def test_extreme_data():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8]])
     assert temperature.fit_temperature(probabilities, np.array([-1, -1])) is None
     assert temperature.fit_temperature_binary(np.empty(0), np.empty(0)) is None
     certain = temperature.scale(np.array([[1.0, 0.0]], np.float32), 2.0)

@@ -1,6 +1,7 @@
 """`predict`: what it takes, what it writes, and that memory stays bounded."""
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import os
@@ -23,6 +24,7 @@ from data_pipeline.errors import DataError, UserError
 from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
 from infantxray.commands import predict
+from infantxray.evaluation.outliers import fit_detector
 from infantxray.runs import settings
 from infantxray.stage_two.answers import Answerer
 from infantxray.stage_two.trust import Trust
@@ -73,6 +75,10 @@ def test_one_image_needs_no_folder_of_its_own(finetuned, tmp_path):
 
 def test_calibration_can_be_switched_off(finetuned, tmp_path):
     images = write_images(tmp_path / "images")
+    # After four steps the validation images determine no temperature.
+    trust = dataclasses.replace(Trust.read(str(finetuned)), temperature=2.0)
+    finetuned = shutil.copytree(finetuned, tmp_path / "run")
+    trust.write(str(finetuned))
     (on, *_) = run(finetuned, images, tmp_path / "on")
     (off, *_) = run(finetuned, images, tmp_path / "off", calibrate=False)
     assert "conditions" in on
@@ -87,6 +93,15 @@ def test_a_bad_file_names_the_setting_that_skips_it(finetuned, tmp_path):
     with pytest.raises(DataError, match=r"2_broken\.png.*config\.data\.on_error=skip"):
         run(finetuned, images, tmp_path / "out")
     assert not (tmp_path / "out" / "predictions.csv").exists()
+
+
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_images_of_one_grey_value_are_named(finetuned, tmp_path, calibrate):
+    images = write_images(tmp_path / "images", 1)
+    Image.fromarray(np.full((1, 1), 255, np.uint8)).save(images / "1_white.png")
+    Image.new("RGBA", (40, 40), (200, 10, 10, 0)).save(images / "2_transparent.png")
+    rows = run(finetuned, images, tmp_path / "out", calibrate=calibrate, augmentations=1)
+    assert ["of one grey value" in row["note"] for row in rows] == [False, True, True]
 
 
 def test_several_models_are_averaged(finetuned, tmp_path):
@@ -122,6 +137,34 @@ def test_an_age_outside_training_is_said(small):
     (row,) = predict.row_values(answers, records, answerer)
     assert "age 40.0 months is outside the training range, 0.0 to 1.0" in row["note"]
     assert row["age_low_months"] is None
+
+
+def test_what_was_not_fitted_is_not_an_answer(small):
+    """No outlier detector, as with few validation images, does not mean an image like others."""
+    member = make_member(small)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(60, 8)).astype(np.float32)
+    fitted = Trust(detector=fit_detector(features, features, max_neighbours=20))
+    outputs = {
+        "features": np.stack([np.zeros(8), np.full(8, 90)]).astype(np.float32),
+        "probabilities": np.full((2, 3), 1 / 3, np.float32),
+        "age": np.zeros(2, np.float32),
+    }
+    records = Records.create(["a.png", "b.png"], source="s")
+    for trusts, expected in (
+        ((fitted, fitted), [False, True]),
+        ((Trust(), Trust()), [None, None]),
+        ((fitted, Trust()), [None, None]),
+    ):
+        answerer = Answerer([dataclasses.replace(member, trust=trust) for trust in trusts])
+        answers = answerer.answers([outputs] * 2, records, np.array([-1, -1]))
+        rows = predict.row_values(answers, records, answerer)
+        assert [row["unlike_training"] for row in rows] == expected
+        assert [row["distance"] is None for row in rows] == [e is None for e in expected]
+        assert [bool(row["note"]) for row in rows] == [bool(e) for e in expected]
+    model = infantxray.Model(dataclasses.replace(member, trust=Trust()))
+    result = model.predict(np.zeros((1, SIZE, SIZE), np.uint8))
+    assert result.unlike_training is None
 
 
 class Fake(Answerer):

@@ -73,6 +73,39 @@ def test_a_run_that_came_to_nothing_is_forgotten(tmp_path):
     assert not (tmp_path / "events.out.1").exists()
 
 
+LEFT = (
+    "split.csv.sha256", "bad_files.1.csv", "SHA256SUMS", "trust.json", "trust.npz",
+    "operating_points.json", "reconstruction.json", "teachers/soft_labels.npy",
+    "teachers/soft_labels_2.npy", "teachers/soft_labels.json", "teachers/SHA256SUMS",
+    "teachers/0/model.json", "teachers/student1/history.jsonl", "predictions.csv.partial",
+    "json/000001_a.json", "dicom/000001_a_report.dcm",
+)  # fmt: skip
+MINE = ("author.yaml", "json/mine.json", "dicom/mine.dcm", "notes.txt")
+
+
+def test_nothing_of_a_run_that_came_to_nothing_reaches_the_next_one(tmp_path):
+    """A teacher's labels, say: it may have seen labels that the next run does without."""
+    workdir.prepare(str(tmp_path), to_dict(finetune.get_config()))
+    for name in (*LEFT, *MINE):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    changed = finetune.get_config()
+    changed.data.label_fraction = 0.1
+    workdir.prepare(str(tmp_path), to_dict(changed))
+    assert [name for name in LEFT if (tmp_path / name).exists()] == []
+    assert all((tmp_path / name).exists() for name in MINE)
+
+
+def test_a_model_of_another_task_is_not_to_be_deleted(tmp_path, result):
+    """Such as with the checkpoint of `predict` as its workdir."""
+    workdir.prepare(str(tmp_path), to_dict(finetune.get_config()))
+    (tmp_path / result).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / result).touch()
+    with pytest.raises(UserError, match="holds a run of another task, finetune; choose") as caught:
+        workdir.prepare(str(tmp_path), to_dict(pretrain.get_config()))
+    assert "delete" not in str(caught.value)
+
+
 def test_another_task_and_another_process_are_kept_out(tmp_path):
     workdir.prepare(str(tmp_path / "one"), to_dict(finetune.get_config()))
     with pytest.raises(UserError, match="another task, finetune"):

@@ -51,6 +51,10 @@ def run(tmp_path, monkeypatch):
 
 def test_the_threshold_is_a_quantile_of_validation_errors(run, monkeypatch):
     folder, pixels, variables, stage_one = run
+    with monkeypatch.context() as patch:  # The first of several processes stores it.
+        patch.setattr(module.processes, "is_main", lambda: False)
+        module.for_workdir(str(folder), SPEC, batch_size=16)
+    assert not (folder / module.FILE).exists()
     found = module.for_workdir(str(folder), SPEC, batch_size=16)
     rebuilt = jax.jit(restoring.reconstruct_function(stage_one))(variables, pixels[..., None])
     errors = np.abs(np.asarray(rebuilt) - pixels[..., None] / 255).mean((1, 2, 3))

@@ -1,7 +1,9 @@
 """Several findings an image, from the phantom to the report, the probes and `predict`."""
 
 import csv
+import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +20,20 @@ from configs import finetune as finetune_config
 from configs import label_efficiency as label_efficiency_config
 from configs import predict as predict_config
 from configs import probe as probe_config
+from data_pipeline.conditions import finding_names
+from data_pipeline.dataset import Reader
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Records
 from data_pipeline.manifest_writing import write_manifest
 from data_pipeline.phantom import open_phantom
+from data_pipeline.splits import read_split
 from infantxray.commands import compare, evaluate, finetune, label_efficiency, predict, probe
 from infantxray.evaluation.predictions import NO_FINDING, read_predictions
-from infantxray.runs import settings
+from infantxray.runs import settings, workdir
 from infantxray.runs.model_spec import ModelSpec
-from infantxray.stage_two import loss
+from infantxray.stage_two import answers, loss, trust_fitting
+from infantxray.stage_two.inference import Predictor
 
 PHANTOM = "phantom:infant:findings=2:films=110:severity=obvious"
 
@@ -160,6 +166,69 @@ def test_predict_uses_sex_and_view_where_they_are_known(finetuned, tmp_path):
     with pytest.raises(ValueError, match="1 values of sex for 4 images"):
         model.predict(paths, sex=["F"])
     assert not np.array_equal(known.probabilities, without.probabilities)
+
+
+@pytest.fixture
+def uncalibrated(finetuned, tmp_path, monkeypatch):
+    """The run without its calibration, and with enough validation images for one."""
+    monkeypatch.setattr(trust_fitting, "_MIN_OUTCOME", 3)
+    monkeypatch.setattr(trust_fitting, "MIN_VALIDATION", 20)
+    folder = tmp_path / "run"
+    shutil.copytree(finetuned, folder, ignore=shutil.ignore_patterns("figures", "tables"))
+    (folder / "trust.json").unlink()
+    return folder
+
+
+def change_config(folder, **changes):
+    workdir.write_config(str(folder), workdir.read_config(str(folder)) | changes)
+
+
+def test_calibration_is_fitted_again_as_by_the_run(uncalibrated):
+    """One temperature a finding, no sets, and the coverage of the run."""
+    change_config(uncalibrated, coverage=0.8)
+    (member,) = answers.load_members([str(uncalibrated)])
+    data = settings.data_settings(stage_two())
+    split, spec = read_split(uncalibrated / "split.csv"), member.spec
+    expected = trust_fitting.fit(
+        Predictor(spec, batch_size=32, num_threads=4),
+        member.variables,
+        Reader(
+            data,
+            spec.classes,
+            names=finding_names(data, split, spec.classes),
+            context=spec.context,
+        ),
+        split.train,
+        split.validation,
+        coverage=0.8,
+    )
+    found = member.trust
+    for field in dataclasses.fields(found):
+        if field.name != "detector":
+            assert getattr(found, field.name) == getattr(expected, field.name), field.name
+    assert len(found.temperature) == len(spec.classes)
+    assert found.sets is None
+    assert found.coverage == 0.8
+    assert (uncalibrated / "trust.json").exists()
+    # As an earlier version wrote it.
+    dataclasses.replace(found, temperature=2.0).write(str(uncalibrated))
+    model = infantxray.load(uncalibrated)
+    assert (model.trust.temperature, model.trust.points) == (None, ())
+    assert model.trust.age_half_width_months == found.age_half_width_months
+    (member,) = answers.load_members([str(uncalibrated)])
+    assert member.trust.temperature == found.temperature
+
+
+def test_no_coverage_means_no_calibration(uncalibrated, tmp_path):
+    change_config(uncalibrated, coverage=0.0)
+    config = predict_config.get_config()
+    config.checkpoint, config.data.test = str(uncalibrated), "phantom:infant:findings=2:films=1"
+    run(predict, config, tmp_path / "out")
+    assert not (uncalibrated / "trust.json").exists()
+    with open(tmp_path / "out" / "predictions.csv", newline="") as file:
+        columns = csv.DictReader(file).fieldnames
+    assert "positive_youden" in columns  # By the report's thresholds.
+    assert not {"conditions", "age_low_months", "distance"} & set(columns)
 
 
 def test_runs_are_compared_finding_by_finding(finetuned, tmp_path):

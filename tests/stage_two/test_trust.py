@@ -12,6 +12,7 @@ from data_pipeline.manifest import Records
 from infantxray.evaluation import operating_points
 from infantxray.evaluation.predictions import Predictions
 from infantxray.runs.model_spec import ModelSpec
+from infantxray.stage_two import answers
 from infantxray.stage_two import trust_fitting as module
 from infantxray.stage_two.trust import Trust
 
@@ -118,6 +119,110 @@ def test_each_finding_has_its_temperature():
     assert scored["after"]["log_loss"] < scored["before"]["log_loss"] - 0.1
 
 
+class RightPredictor(SurePredictor):
+    """Is right about every image, and rightly unsure how right."""
+
+    def outputs(self, variables, source):
+        ((found, rows),) = super().outputs(variables, source)
+        rng = np.random.default_rng(1)
+        own = rng.uniform(0.5, 0.9, len(rows))[:, None]
+        right = np.eye(3)[np.maximum(source.labels, 0)]
+        yield found | {"probabilities": (right * own + (1 - right) * (1 - own) / 2)}, rows
+
+
+def test_a_model_that_is_always_right_is_not_scaled(caplog):
+    """Probabilities of 0.5 to 0.9 would become 0 and 1."""
+    trust = module.fit(RightPredictor(), None, Source, make_records(400, 1), make_records(60, 2))
+    assert trust.temperature is None
+    assert "calibration: the validation images determine no temperature" in trust.skipped
+    assert "determine no temperature" in caplog.text
+    assert {point.finding for point in trust.points} == set(CLASSES)
+    p = np.array([[0.6, 0.3, 0.1]])
+    judged = trust.judge(p, np.zeros(1), None)
+    assert judged.probabilities == pytest.approx(p)
+    assert judged.in_set.tolist() == [[True, False, False]]
+    json.dumps(trust.score(predictions_of(RightPredictor())), allow_nan=False)
+
+
+def predictions_of(predictor):
+    test = make_records(100, 3)
+    ((found, _),) = predictor.outputs(None, Source(test))
+    months = SPEC.age_in_months(found["age"])
+    label = Source(test).labels
+    return Predictions(
+        CLASSES, found["probabilities"], label, test.age_months, months, test.patient
+    )
+
+
+def test_findings_that_are_always_right_are_not_scaled():
+    rng = np.random.default_rng(0)
+    present = rng.uniform(size=(400, 3)) < 0.3
+    logits = rng.normal(size=(400, 3)) + np.where(present, 1, -1)
+    logits[:, 1] = np.where(present[:, 1], 0.5, -0.5)
+    p = 1 / (1 + np.exp(-logits))
+
+    def fit_findings(columns):
+        unknown = np.full(400, np.nan)
+        predictions = Predictions(
+            tuple(np.array(CLASSES)[columns]),
+            p[:, columns],
+            np.full(400, -1),
+            unknown,
+            unknown,
+            np.arange(400),
+            present[:, columns].astype(np.float32),
+        )
+        rules = operating_points.parse_rules("youden")
+        return module._fit_conditions(predictions, 0.9, rules)
+
+    values, (reason,) = fit_findings([0, 1, 2])
+    assert reason.startswith("calibration of b: the validation images determine no temperature")
+    assert values["temperature"][1] == 1
+    assert 0.2 < values["temperature"][0] < 2
+    assert [point.finding for point in values["points"]] == ["a", "b", "c"]
+    values, _ = fit_findings([1])
+    assert "temperature" not in values
+    assert [point.finding for point in values["points"]] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "multi_label", "fits"),
+    [
+        ({"temperature": 2.0}, False, True),
+        ({"temperature": None}, True, True),
+        ({"temperature": (1.0, 2.0, 3.0)}, True, True),
+        ({"temperature": 2.0}, True, False),
+        ({"temperature": (1.0, 2.0, 3.0)}, False, False),
+        ({"temperature": 1e-3}, False, False),
+        ({"temperature": (1.0, 1e3, 3.0)}, True, False),
+    ],
+)
+def test_calibration_of_another_kind_does_not_suit(changes, multi_label, fits):
+    spec = dataclasses.replace(SPEC, multi_label=multi_label)
+    assert module.suits(Trust(**changes), spec) == fits
+    sets = fit(make_records(300, 2)).sets
+    assert module.suits(Trust(sets=sets), spec) != multi_label
+
+
+def test_thresholds_go_with_the_probabilities(monkeypatch, tmp_path):
+    """Of an uncalibrated model: those that were fitted on its own probabilities."""
+    of_report, of_trust = (
+        operating_points.OperatingPoint("a", "youden", limit, 0.9, 0.9, 20, 30)
+        for limit in (0.2, 0.3)
+    )
+    monkeypatch.setattr(answers, "read_spec", lambda folder: SPEC)
+    monkeypatch.setattr(answers, "restore", lambda folder, spec: (None, 1))
+    monkeypatch.setattr(answers, "read_points", lambda folder: [of_report])
+    for trust, expected in (
+        (None, (of_report,)),
+        (Trust(), (of_report,)),
+        (Trust(points=(of_trust,)), (of_trust,)),
+        (Trust(temperature=2.0), ()),
+    ):
+        monkeypatch.setattr(answers, "for_workdir", lambda *args, found=trust, **how: found)
+        assert answers.load_members([str(tmp_path)])[0].points == expected
+
+
 def test_far_features_are_unlike_the_training_images():
     trust = fit(make_records(300, 2))
     features = np.zeros((2, 6), np.float32)
@@ -134,7 +239,7 @@ def test_too_few_validation_images_are_a_reason(caplog):
     assert "skipped" in caplog.text
     judged = trust.judge(np.full((2, 3), 0.3), np.zeros(2), np.zeros((2, 6)))
     assert judged.in_set is None
-    assert not judged.unlike_training.any()
+    assert judged.unlike_training is None
     assert np.isnan(judged.age_low_months).all()
     unlabelled = fit(make_records(80, 2, labelled=False))
     assert unlabelled.temperature is None
