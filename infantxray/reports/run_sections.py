@@ -61,13 +61,17 @@ def _number(value: float | None) -> float:
 
 
 def notes(
-    named: Iterable[tuple[str, Mapping[str, Any]]], keys: Container[str] | None = None
+    named: Iterable[tuple[str, Mapping[str, Any]]],
+    keys: Container[str] | None = None,
+    *,
+    of: str = "conditions",
 ) -> str:
     """The notes of metrics: each note once, with the names that it applies to.
 
     Args:
       named: pairs of a name and its metrics.
       keys: the metrics with notes to list; None = all.
+      of: what the names are, in the plural.
     """
     found: dict[tuple[str, str], dict[str, set[str]]] = {}
     everyone: dict[str, None] = {}
@@ -75,21 +79,33 @@ def notes(
         everyone[name] = None
         for key, metric in metrics.items():
             if isinstance(metric, Mapping) and metric.get("note") and (not keys or key in keys):
-                for part in re.sub(r" \(in \d+ of \d+ classes\)", "", metric["note"]).split("; "):
+                for part in _plain(metric["note"]).split("; "):
                     # Notes that differ in their first number alone are one.
                     before, number, after = re.fullmatch(r"(\D*)(\d*)(.*)", part, re.S).groups()  # type: ignore[union-attr]
+                    after = re.sub(r"^ patient\b", " patients", after)
                     found.setdefault((before, after), {}).setdefault(name, set()).add(number)
     told = []
     for (before, after), numbers in found.items():
         ends = sorted(int(n) for n in set().union(*numbers.values()) if n)
         span = " to ".join(str(n) for n in dict.fromkeys([ends[0], ends[-1]])) if ends else ""
-        text = before + span + after
+        text = before + span + (re.sub("^ patients", " patient", after) if span == "1" else after)
         others = [name for name in everyone if name not in numbers]
         who = ", ".join(numbers)
         if len(numbers) > max(len(others), 1):
-            who = "all" + f" but {', '.join(others)}" * bool(others)
+            who = f"all {of}" + f" but {', '.join(others)}" * bool(others)
         told.append(f"{text[0].upper()}{text[1:]} ({who}).")
     return " ".join(told)
+
+
+def _plain(note: str) -> str:
+    """A note of `evaluation`; that of a mean over conditions says that it is about some of them.
+
+    The same patients are few for recall and for ROC AUC: one note for both.
+    """
+    text = re.sub(r" \(in \d+ of \d+ classes\)$", "", note)
+    if text == note:
+        return note
+    return f"in some conditions only {text.replace(' of the rarer outcome', '')}"
 
 
 def tables(summary: Mapping[str, Any]) -> dict[str, list[Table]]:
@@ -207,7 +223,7 @@ def _by(column: str, found: Mapping[str, Any]) -> list[Table]:
         f"by_{column}",
         f"By {column}",
         f"95 % intervals over patients.{unknown} "
-        + notes((row["group"], row) for row in found["groups"]),
+        + notes(((row["group"], row) for row in found["groups"]), of="groups"),
         [column.capitalize(), "Images", "Patients", *map(_name, names)],
         rows,
     )

@@ -330,9 +330,27 @@ def test_a_note_is_told_once_with_the_names_that_it_is_about():
         ("b", noted("", few.format(11))),
         ("c", noted(few.format(9) + "; at 95 %")),
     ]
-    assert run_sections.notes(rows) == "9 to 12 patients: too few (all). At 95 % (all but b)."
+    assert run_sections.notes(rows) == (
+        "9 to 12 patients: too few (all conditions). At 95 % (all conditions but b)."
+    )
     assert run_sections.notes(rows, ("1",)) == "At 95 % (a). 11 patients: too few (b)."
     assert run_sections.notes([("a", noted("why"))]) == "Why (a)."
+
+
+def test_the_note_of_a_mean_over_conditions_is_not_about_the_group():
+    """A group of 156 patients has 12 with its rarest condition."""
+
+    def row(count, known="3 of 11"):
+        few = f"{count} patients{{}}: too short (in {known} classes)"
+        return {"recall": {"note": few.format("")},
+                "roc_auc": {"note": few.format(" of the rarer outcome")}}  # fmt: skip
+
+    assert run_sections.notes([("F", row(12)), ("M", row(10))], of="groups") == (
+        "In some conditions only 10 to 12 patients: too short (all groups)."
+    )
+    assert run_sections.notes([("F", row(1)), ("M", {})], of="groups") == (
+        "In some conditions only 1 patient: too short (F)."
+    )
 
 
 def test_the_result_is_one_line(tmp_path):
