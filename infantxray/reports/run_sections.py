@@ -13,7 +13,7 @@ from infantxray.evaluation.intervals import Estimate
 from infantxray.evaluation.predictions import Predictions
 from infantxray.reports import diagnostic_plots, plots
 from infantxray.reports.checklist import Checklist
-from infantxray.reports.page import NAMES, Figure, slug
+from infantxray.reports.page import NAMES, NOTHING, Figure, number, slug
 from infantxray.reports.tables import Cell, Difference, Table
 
 _NAN = float("nan")
@@ -108,11 +108,28 @@ def _plain(note: str) -> str:
     return f"in some conditions only {text.replace(' of the rarer outcome', '')}"
 
 
+def scaling(summary: Mapping[str, Any]) -> str:
+    """Which probabilities the calibration is about, and their error after scaling."""
+    after = (summary.get("after_scaling") or {}).get("expected_calibration_error")
+    if after is None:
+        return "The probabilities are the network's own, without temperature scaling."
+    before = summary["calibration"]["expected_calibration_error"]
+    return (
+        "The probabilities are the network's own, before temperature scaling. Expected calibration "
+        f"error: {number(before)} before scaling and {number(after)} after it, as predict, the "
+        "Python API and exports scale them."
+    )
+
+
 def tables(summary: Mapping[str, Any]) -> dict[str, list[Table]]:
     """All tables of these sections, `{group: tables}`; a group without content is left out."""
     found: dict[str, list[Table]] = {}
     if summary.get("operating_points"):
-        found["operating_points"] = [_points(summary["operating_points"])]
+        found["operating_points"] = [
+            _points(
+                summary["operating_points"], (summary.get("after_scaling") or {}).get("thresholds")
+            )
+        ]
     if summary.get("findings"):
         found["discrimination"] = [_discrimination(summary["findings"])]
         found["calibration"] = [_calibration(summary["findings"])]
@@ -123,22 +140,46 @@ def tables(summary: Mapping[str, Any]) -> dict[str, list[Table]]:
     return found
 
 
-def _points(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _points(
+    rows: Sequence[Mapping[str, Any]], calibrated: Mapping[str, Mapping[str, float]] | None
+) -> Table:
+    """Accuracy at thresholds; `calibrated` has those of calibrated probabilities by rule."""
     names = _POINT | {
         key: key.upper().replace("@", " at prevalence ") for key in rows[0] if "@" in key
     }
+
+    def thresholds(row: Mapping[str, Any]) -> list[Cell]:
+        found = [row["threshold"]]
+        if calibrated:
+            found.append(calibrated.get(row["rule"], {}).get(row["finding"]))
+        return [NOTHING if value is None else f"{value:.3g}" for value in found]
+
     cells = [
-        [row["finding"], row["rule"], f"{row['threshold']:.3g}", *(estimate(row[n]) for n in names)]
+        [row["finding"], row["rule"], *thresholds(row), *(estimate(row[n]) for n in names)]
         for row in rows
     ]
+    where = "This and the metrics hold for the probabilities of predictions.csv."
+    if calibrated:
+        where = (
+            "This and the metrics hold for the probabilities of predictions.csv, before "
+            "temperature scaling. Predict, the Python API and exports give calibrated "
+            "probabilities; the column Calibrated threshold has theirs, from the model's "
+            "trust.json."
+        )
     doubts = notes((row["finding"], {**row, "": {"note": row["note"]}}) for row in rows)
     return Table(
         "operating_points",
         "Operating points",
         "Thresholds were fixed on validation patients and applied to the test patients: an image "
-        "of at least this probability is called positive. One condition against the rest, with "
-        f"95 % intervals over patients. {doubts}".strip(),
-        ["Condition", "Rule", "Threshold", *names.values()],
+        f"of at least this probability is called positive. {where} One condition against the rest, "
+        f"with 95 % intervals over patients. {doubts}".strip(),
+        [
+            "Condition",
+            "Rule",
+            "Threshold",
+            *["Calibrated threshold"] * bool(calibrated),
+            *names.values(),
+        ],
         cells,
     )
 
@@ -299,13 +340,15 @@ def groups(
     drawn: Mapping[str, Figure],
     patients: Sequence[Table | Figure] = (),
     checklists: Sequence[Checklist] = (),
+    *,
+    scaling: str = "",
 ) -> list[Group]:
-    """The folded groups of the page, in order."""
+    """The folded groups of the page, in order; `scaling` is the sentence of that function."""
 
     def figure(name: str) -> list[Figure]:
         return [drawn[name]] if name in drawn else []
 
-    smooth = "Whether predicted probabilities match observed frequencies."
+    smooth = f"Whether predicted probabilities match observed frequencies. {scaling}".strip()
     if "calibration_curves" not in drawn:
         smooth += " There are too few patients of each outcome for smoothed curves."
     planned = [

@@ -11,13 +11,17 @@ import pytest
 from PIL import Image
 
 from configs import finetune
+from infantxray.evaluation import diagnostics
 from infantxray.evaluation.calibration import calibration
 from infantxray.evaluation.localisation import Example
 from infantxray.evaluation.metrics import HEADLINES
+from infantxray.evaluation.operating_points import OperatingPoint
 from infantxray.evaluation.predictions import Predictions
 from infantxray.evaluation.summary import summarise as summarise_predictions
 from infantxray.evaluation.summary import to_json
-from infantxray.reports import page, plots, run_page, run_sections
+from infantxray.evaluation.temperature import scale
+from infantxray.reports import page, plots, run_page, run_report, run_sections
+from infantxray.stage_two.trust import Trust
 
 HOSTILE = '<script>alert("x")</script> & Söhne'
 CLASSES = ("normal", "mass", HOSTILE)
@@ -239,6 +243,62 @@ def test_the_summary_has_question_result_baselines_and_caveats(tmp_path):
         "the age head is not clearly better than the mean age"
         in run_page.summary_sentences(settings(), close)[3]
     )
+
+
+AFTER = {"expected_calibration_error": 0.03, "thresholds": {"youden": {"mass": 0.879}}}
+
+
+def test_the_probabilities_of_the_report_are_told_from_calibrated_ones():
+    """`predict`, the API and exports give others, with thresholds of their own."""
+    predictions = make_predictions()
+    points = [OperatingPoint(n, "youden", 0.629, 0.9, 0.9, 10, 20) for n in ("normal", "mass")]
+    summary = summarise(predictions)
+    summary["operating_points"] = to_json(diagnostics.at_points(predictions, points))
+    (table,) = run_sections.tables(summary)["operating_points"]
+    assert "hold for the probabilities of predictions.csv." in table.caption
+    assert "Calibrated threshold" not in table.header
+    summary["after_scaling"] = AFTER
+    (table,) = run_sections.tables(summary)["operating_points"]
+    assert table.header[2:4] == ["Threshold", "Calibrated threshold"]
+    assert [row[2:4] for row in table.rows] == [["0.629", "–"], ["0.629", "0.879"]]
+    assert "trust.json" in table.caption
+
+
+def test_calibration_says_whether_it_is_before_or_after_scaling():
+    summary = summarise(make_predictions())
+    summary["calibration"]["expected_calibration_error"] = 0.16
+    (caveat,) = [s for s in run_page.summary_sentences(settings(), summary) if "off by" in s]
+    assert "off by 16% on average without temperature scaling" in caveat
+    assert "without temperature scaling" in run_sections.scaling(summary)
+    summary["after_scaling"] = AFTER
+    (caveat,) = [s for s in run_page.summary_sentences(settings(), summary) if "off by" in s]
+    assert "off by 16% on average before temperature scaling and by 3% after it" in caveat
+    found = run_sections.scaling(summary)
+    assert "0.160 before scaling and 0.030 after it" in found
+    (group,) = [
+        g
+        for g in run_sections.groups(
+            {"calibration": [run_page._class_table(summary)]}, {}, scaling=found
+        )
+        if g.title == "Calibration of probabilities"
+    ]
+    assert found in group.text
+    # Scaling that makes them worse is a caveat too.
+    summary["calibration"]["expected_calibration_error"] = 0.04
+    summary["after_scaling"] = AFTER | {"expected_calibration_error": 0.2}
+    assert "by 20% after it" in run_page.summary_sentences(settings(), summary)[3]
+
+
+def test_error_and_thresholds_after_scaling_are_those_of_the_stored_temperature():
+    predictions = make_predictions()
+    points = (OperatingPoint("mass", "youden", 0.879, 0.9, 0.9, 10, 20),)
+    found = run_report._after_scaling(predictions, Trust(temperature=2.0, points=points))
+    scaled = scale(predictions.probabilities, 2.0)
+    expected = calibration(scaled, predictions.label)["expected_calibration_error"]
+    assert found["expected_calibration_error"] == pytest.approx(expected, abs=1e-6)
+    assert found["thresholds"] == {"youden": {"mass": 0.879}}
+    assert run_report._after_scaling(predictions, None) is None
+    assert run_report._after_scaling(predictions, Trust()) is None
 
 
 def test_saliency_scores_are_shown_with_their_intervals(tmp_path):
