@@ -21,6 +21,7 @@ from infantxray.evaluation.summary import summarise as summarise_predictions
 from infantxray.evaluation.summary import to_json
 from infantxray.evaluation.temperature import scale
 from infantxray.reports import page, plots, run_page, run_report, run_sections
+from infantxray.reports.tables import Table
 from infantxray.stage_two.trust import Trust
 
 HOSTILE = '<script>alert("x")</script> & Söhne'
@@ -156,6 +157,33 @@ def test_the_page_needs_nothing_else(report):
     assert not re.search(r"https?://|@import|url\(", text)
     for what in ("prefers-color-scheme: dark", "@media print", "max-width: 40rem"):
         assert what in text
+
+
+def test_a_wide_figure_scrolls_on_a_phone_and_says_so(tmp_path):
+    """Figures that are hardly wider than the phone shrink to its width."""
+    hint = "Scroll the figure sideways"
+    summary = summarise(make_predictions())
+    for width, scrolls in (("470.4pt", False), ("526.8pt", True), ("630px", False)):
+        path = tmp_path / "figure.svg"
+        path.write_text(f'<svg height="900pt" viewBox="0 0 1 1" width="{width}"></svg>')
+        text, shown = write(tmp_path, summary, [page.Figure("A", "b", str(path))])
+        assert (hint in shown) == scrolls == ('class="drawing scrolls"' in text)
+    Image.new("L", (900, 8)).save(tmp_path / "panels.png")
+    assert (
+        hint in write(tmp_path, summary, [page.Figure("A", "b", str(tmp_path / "panels.png"))])[1]
+    )
+    assert hint not in write(tmp_path, summary, [run_page.panels(str(tmp_path / "panels.png"))])[1]
+
+
+def test_a_wide_table_says_so_whatever_the_number_of_its_columns():
+    cell = "0.100 [0.030, 0.183]"
+    few = Table("a", "A", "", ["Method", "In the box", "Share"], [["integrated", cell, cell]])
+    assert few.scrolls
+    assert not dataclasses.replace(few, rows=[["integrated gradients", "0.1", "0.2"]]).scrolls
+    many = Table("b", "B", "", list("abcdefghijkl"), [["0.123"] * 12])
+    assert many.scrolls
+    assert not dataclasses.replace(many, rows=[["1"] * 12]).scrolls
+    assert not Table("c", "C", "", ["a"], []).scrolls
 
 
 def test_the_header_counts_what_is_known(tmp_path):
