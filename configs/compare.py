@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 def get_config():
     config = ConfigDict()
     config.task = "compare"
-    config.runs = ""  # Workdirs, separated by commas, or NAME=FOLDER.
+    config.runs = ""  # Workdirs, separated by commas, or NAME=FOLDER. A comma in a path: \,.
     config.beside = ""  # Evaluations on other patients, such as external ones, likewise.
     config.permutations = 999  # Of the permutation tests.
     config.seed = 0

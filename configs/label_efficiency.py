@@ -19,8 +19,8 @@ def get_config():
     config.seed = 0  # Of random weights, and of the resampling.
     # Separated by commas: stage-one workdirs, "torch:FILE" (weights of config.encoder), "random"
     # (random weights), "pixels" (the image at 32 x 32) or "features:FILE.npz" (vectors of any
-    # program, see docs/few_labels.md), each optionally with a name. The draws use workdirs joined
-    # by "+" in turn, such as runs of several seeds:
+    # program, see docs/few_labels.md), each optionally with a name. A comma in a path: \,.
+    # The draws use workdirs joined by "+" in turn, such as runs of several seeds:
     # "random,l1=runs/l1_a+runs/l1_b,hog=runs/hog_a+runs/hog_b".
     config.encoders = "pixels,random"
     config.encoder = "resnet50"  # For random weights; a stage-one workdir has its own.

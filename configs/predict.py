@@ -15,7 +15,8 @@ from configs import common
 def get_config():
     config = ConfigDict()
     config.task = "predict"
-    # The workdir of stage two. Several, separated by commas, form an ensemble.
+    # The workdir of stage two. Several, separated by commas, form an ensemble; a comma that belongs
+    # to a path is written \,.
     config.checkpoint = "runs/finetune"
     config.batch_size = 32  # Images at a time on each device, at most 64.
     # Calibrated probabilities, prediction sets, age intervals and a warning of unusual images.

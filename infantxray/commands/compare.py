@@ -52,7 +52,7 @@ def _named(text: str) -> dict[str, str]:
       UserError: two have one name.
     """
     found: dict[str, str] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    for part in filter(None, (part.strip() for part in settings.split_commas(text))):
         name, equals, place = part.rpartition("=")
         name = name if equals else os.path.normpath(part)
         if name in found:

@@ -268,7 +268,9 @@ class Extras:
         if not self._pages:
             return
         path = os.path.join(self._folder, "predictions.html")
-        write_predictions_page(path, self._cards, total=self._count)
+        trusts = [member.trust for member in self._answerer.members if member.trust]
+        coverage = min((trust.coverage for trust in trusts), default=0.0)
+        write_predictions_page(path, self._cards, total=self._count, coverage=coverage)
         _log.info("page: %s", path)
 
 

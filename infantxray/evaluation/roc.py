@@ -130,13 +130,20 @@ def _newcombe(area: float, num_positive: int, num_negative: int) -> tuple[float,
 
 
 def auc_linearised(scores: Scores) -> Linearised:
-    """The area as a linearised metric, for differences between groups and for macro means."""
+    """The area as a linearised metric, for differences between groups and for macro means.
+
+    The variance of an outcome that one patient has cannot be estimated. The largest possible for a
+    share, 1/4, takes its place.
+    """
     share = _placements(scores.positive, scores.score)
     area = float(share[scores.positive].mean())
     influence = np.empty(len(scores))
     for side, groups in zip((scores.positive, ~scores.positive), scores.sides(), strict=True):
-        factor = np.sqrt(groups / (groups - 1)) if groups > 1 else _NAN
-        influence[side] = factor * (share[side] - area) / side.sum()
+        if groups == 1:
+            influence[side] = np.copysign(0.5, area - 0.5) / side.sum()
+        else:
+            factor = np.sqrt(groups / (groups - 1))
+            influence[side] = factor * (share[side] - area) / side.sum()
     return Linearised(area, influence, scores.note())
 
 

@@ -42,7 +42,9 @@ def measures(
     """The metrics that subgroups are compared by: `{name: (Measure, bounds)}`.
 
     `accuracy`, macro `recall` and macro `roc_auc` (over the classes that the group has), and
-    `age_mae_months`. Where an image may have several findings, no `accuracy` and `recall`.
+    `age_mae_months`, as `metrics.headline` has them. Where an image may have several findings, no
+    `accuracy` and `recall`. A class of one patient has no variance to estimate: the largest
+    possible for a share, 1/4, takes its place, so that the interval is not too short.
 
     Args:
       predictions: predictions of N test images.
@@ -57,11 +59,11 @@ def measures(
         return _mean(predicted == truth, rows & known, patient)
 
     def recall(rows: np.ndarray) -> Linearised | str:
-        found = [
-            _mean(predicted == k, rows & (truth == k), patient)
-            for k in range(len(predictions.classes))
-        ]
-        return _macro([f for f in found if isinstance(f, Linearised)])
+        cases = [rows & (truth == k) for k in range(len(predictions.classes))]
+        return _macro(
+            [_share(predicted == k, here, patient) for k, here in enumerate(cases) if here.any()],
+            patient[rows],
+        )
 
     error = np.abs(predictions.age_predicted_months - predictions.age_months).astype(np.float64)
 
@@ -112,9 +114,9 @@ def finding_measures(
         for k in range(len(findings)):
             here = rows & known[:, k]
             scores = Scores.of(outcome[here, k], probabilities[here, k], patient[here])
-            if not scores.missing() and min(scores.sides()) > 1:
+            if not scores.missing():
                 found.append(auc_linearised(scores).embed(here))
-        return _macro(found)
+        return _macro(found, patient[rows])
 
     share = (0.0, 1.0)
     result: dict[str, tuple[Measure, tuple[float, float] | None]] = {"roc_auc": (roc_auc, share)}
@@ -139,11 +141,23 @@ def _mean(values: np.ndarray, rows: np.ndarray, patient: np.ndarray) -> Linearis
     return Linearised.mean(values[rows], patient[rows]).embed(rows)
 
 
-def _macro(parts: list[Linearised]) -> Linearised | str:
+def _share(hits: np.ndarray, rows: np.ndarray, patient: np.ndarray) -> Linearised:
+    """The share of a class, also of one patient."""
+    found = Linearised.mean(hits[rows], patient[rows]).embed(rows)
+    if count_patients(patient[rows]) == 1:
+        influence = np.copysign(0.5, found.value - 0.5) * rows / rows.sum()
+        found = dataclasses.replace(found, influence=influence)
+    return found
+
+
+def _macro(parts: list[Linearised], patient: np.ndarray) -> Linearised | str:
+    """The mean over classes; the note is that of the class with the fewest patients."""
+    if count_patients(patient) < 2:
+        return "fewer than 2 patients"
     if not parts:
-        return "no class with enough patients"
+        return "no class with images of both outcomes"
     influence = np.mean([p.influence for p in parts], axis=0)
-    notes = [p.note for p in parts if p.note]
+    notes = sorted((p.note for p in parts if p.note), key=lambda note: int(note.split()[0]))
     note = f"{notes[0]} (in {len(notes)} of {len(parts)} classes)" if notes else ""
     return Linearised(float(np.mean([p.value for p in parts])), influence, note)
 

@@ -145,6 +145,7 @@ def _model_json(
     examples: list[dict[str, str]],
 ) -> dict[str, Any]:
     spec, detector, thresholds = member.spec, trust.detector, member.thresholds()
+    rule = "youden" if "youden" in thresholds else next(iter(thresholds), None)
     age = None
     if spec.has_age:
         age = {
@@ -185,7 +186,8 @@ def _model_json(
         "age": age,
         "conformal": conformal,
         "outliers": outliers,
-        "thresholds": thresholds.get("youden") or next(iter(thresholds.values()), None),
+        "thresholds": thresholds[rule] if rule else None,
+        "threshold_rule": rule,
         "metrics": {key: metrics[key] for key in ("n", *HEADLINES) if metrics.get(key) is not None},
         "examples": examples,
     }

@@ -9,6 +9,12 @@ import jinja2
 
 from infantxray.evaluation.metrics import HEADLINES
 
+_RESIZE = {
+    "pad": "`pad`: the longer side to {} px, the proportions kept; centred on black",
+    "crop": "`crop`: the central square of the shorter side, to {} px",
+    "squash": "`squash`: the whole image to {0} x {0} px, the proportions not kept",
+}
+
 
 def model_card(
     name: str,
@@ -44,6 +50,8 @@ def model_card(
     calibration = trust.test.get("calibration") or {}
     sets = (trust.test.get("sets") or {}).get("all")
     columns, rows = _bands(bands)
+    preprocessing = model["preprocessing"]
+    size = preprocessing["image_size"]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         trim_blocks=True,
@@ -59,7 +67,9 @@ def model_card(
         version=version,
         date=model["date"],
         encoder=model["encoder"],
-        image_size=model["preprocessing"]["image_size"],
+        image_size=size,
+        preprocessing=preprocessing,
+        resize=_RESIZE[preprocessing["resize"]].format(size),
         classes=model["classes"],
         age=model["age"],
         outputs=[f"`{output}`" for output in outputs],

@@ -345,7 +345,10 @@ def facts(
     if summary.get("operating_points"):
         rules = dict.fromkeys(row["rule"] for row in summary["operating_points"])
         found["thresholds"] = Fact(
-            f"Fixed on validation patients by {', '.join(rules)}.", "operating_points"
+            f"Fixed on validation patients by {', '.join(rules)}, for the probabilities of "
+            "predictions.csv"
+            + ("; calibrated ones have their own." if summary.get("after_scaling") else "."),
+            "operating_points",
         )
     if summary.get("subgroups"):
         names = ", ".join(summary["subgroups"])

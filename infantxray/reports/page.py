@@ -29,7 +29,8 @@ from data_pipeline.files import replaced
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
-_MIN_COLUMNS = 5  # From which a table says that it scrolls on a phone.
+_MAX_SHRUNK_PX = 640  # Letters of wider figures would be too small on a phone: these scroll.
+_SVG_WIDTH = re.compile(r'<svg\b[^>]*?\bwidth="([\d.]+)(pt|px)?"')
 NAMES = {
     "accuracy": "Accuracy",
     "recall": "Recall",
@@ -65,6 +66,18 @@ class Figure:
     @property
     def anchor(self) -> str:
         return slug(self.title)
+
+    @property
+    def scrolls(self) -> bool:
+        """Whether the figure scrolls on a phone; others shrink to its width."""
+        if self.pixels:
+            return False
+        if not self.light.endswith(".svg"):
+            with Image.open(self.light) as image:
+                return image.width > _MAX_SHRUNK_PX
+        found = _SVG_WIDTH.search(Path(self.light).read_text(encoding="utf-8"))
+        points = found is not None and found[2] == "pt"
+        return found is not None and float(found[1]) * (4 / 3 if points else 1) > _MAX_SHRUNK_PX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +164,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"data_url": data_url, "number": number, "plural": plural}
-    environment.globals |= {"min_columns": _MIN_COLUMNS, "versions": versions}
+    environment.globals |= {"versions": versions}
     return environment
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from infantxray.reports.page import write_page
 
-_SHOWN = 4  # Conditions of an image.
+_SHOWN = 4  # Conditions of an image, or more if its prediction set or its findings have more.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +39,23 @@ class Card:
 
     @property
     def top(self) -> list[tuple[str, float]]:
-        """The most probable conditions."""
+        """The most probable conditions, all of the prediction set and all that are predicted."""
         ranked = sorted(self.answer["probabilities"].items(), key=lambda item: -item[1])
-        return ranked[:_SHOWN]
+        named = {*self.answer.get("conditions", ()), *self.answer["predicted"].split("|")}
+        return ranked[:_SHOWN] + [item for item in ranked[_SHOWN:] if item[0] in named]
+
+    @property
+    def more(self) -> int:
+        """How many conditions are not shown."""
+        return len(self.answer["probabilities"]) - len(self.top)
 
 
 def write_predictions_page(
-    path: str | os.PathLike[str], cards: Sequence[Card], *, total: int
+    path: str | os.PathLike[str],
+    cards: Sequence[Card],
+    *,
+    total: int,
+    coverage: float = 0.0,
 ) -> None:
     """Writes the page.
 
@@ -53,5 +63,12 @@ def write_predictions_page(
       path: path of the page.
       cards: the images to show.
       total: images that were predicted.
+      coverage: coverage of prediction sets and limits of age, if there are any.
     """
-    write_page(path, "predictions", title="Predictions", cards=cards, total=total)
+    legend = []
+    share = f"in {100 * coverage:g} % of images like those of training."
+    if any(card.answer.get("conditions") for card in cards):
+        legend.append(f"● marks the prediction set, which contains the true condition {share}")
+    if any(card.answer.get("age_low_months") is not None for card in cards):
+        legend.append(f"The limits of the age contain the true age {share}")
+    write_page(path, "predictions", title="Predictions", cards=cards, total=total, legend=legend)

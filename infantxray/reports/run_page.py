@@ -25,7 +25,7 @@ from infantxray.reports.page import (
     setting_lines,
     write_page,
 )
-from infantxray.reports.run_sections import Group
+from infantxray.reports.run_sections import Group, scaling
 from infantxray.reports.tables import Table
 
 _MACRO = ("recall", "precision", "f1", "roc_auc")
@@ -96,11 +96,13 @@ def draw(
         add(
             "calibration",
             "Calibration",
-            "Share of the findings that are present at each probability, with their number. Below "
-            "the line the model is overconfident. Error: expected calibration error."
-            if predictions.multi_label
-            else "Accuracy at each confidence, with the number of images. Below the line the model "
-            "is overconfident. Error: expected calibration error.",
+            (
+                "Share of the findings that are present at each probability, with their number. "
+                if predictions.multi_label
+                else "Accuracy at each confidence, with the number of images. "
+            )
+            + "Below the line the model is overconfident. Error: expected calibration error. "
+            + scaling(summary),
             plots.reliability,
             {"model": summary["calibration"]},
             counts=True,
@@ -320,8 +322,12 @@ def _doubts(summary: Mapping[str, Any], scored: Sequence[str]) -> list[str]:
                 weak.setdefault(f"{what} is not clearly better than", []).append(label)
     doubts = [f"{claim} {listed(labels)}" for claim, labels in weak.items()]
     error = (summary.get("calibration") or {}).get("expected_calibration_error")
-    if error is not None and error > _POOR_CALIBRATION:
-        doubts.append(f"probabilities are off by {error:.0%} on average")
+    after = (summary.get("after_scaling") or {}).get("expected_calibration_error")
+    if error is not None and max(error, after or 0.0) > _POOR_CALIBRATION:
+        scaled = "without temperature scaling"
+        if after is not None:
+            scaled = f"before temperature scaling and by {after:.0%} after it"
+        doubts.append(f"probabilities are off by {error:.0%} on average {scaled}")
     if summary["n_patients"] < _FEW_PATIENTS:
         doubts.append(f"only {plural(summary['n_patients'], 'patient')} were tested")
     if summary["n_without_patient_id"]:

@@ -46,6 +46,7 @@ from infantxray.reports.tables import Table
 from infantxray.runs import workdir
 from infantxray.stage_one.objectives import panel_names
 from infantxray.stage_two.inference import Predictor, restore
+from infantxray.stage_two.trust import Trust
 from infantxray.training import processes
 from infantxray.training.waiting import waiting
 from infantxray.training.writers import read_history
@@ -114,6 +115,7 @@ def evaluate(
     spec = predictor.spec
     checkpoint = os.path.expanduser(checkpoint)
     columns.parse(review.subgroups, source.records)
+    trust = Trust.read(checkpoint)
     variables, step = restore(checkpoint, spec)
     _log.info("model of %s, step %d: predicting %d test images", checkpoint, step, len(source))
     predictions, records = _predict(predictor, variables, source, "test")
@@ -130,6 +132,7 @@ def evaluate(
         curves: dict[str, Any] = {}
         if spec.classes:
             summary["calibration"] = calibration_of(predictions)
+            summary["after_scaling"] = _after_scaling(predictions, trust)
             ridge = None if pixels is None or np.isnan(pixels.probabilities).any() else pixels
             summary["findings"], curves = diagnostics.findings(predictions, ridge, seed=seed)
             prevalences = operating_points.parse_prevalences(review.prevalence)
@@ -240,7 +243,9 @@ def _write_page(
         summary=summary,
         figures=figures,
         sections=sections,
-        groups=run_sections.groups(sections, drawn, patients, filled),
+        groups=run_sections.groups(
+            sections, drawn, patients, filled, scaling=run_sections.scaling(summary)
+        ),
     )
 
 
@@ -294,6 +299,26 @@ def _operating_points(
         with replaced(os.path.join(folder, POINTS)) as file:
             file.write(operating_points.to_json(points))
     return points
+
+
+def _after_scaling(predictions: Predictions, trust: Trust | None) -> dict[str, Any] | None:
+    """Calibration error and thresholds of the probabilities that `predict` gives.
+
+    All other metrics are of the network's own probabilities, as in `predictions.csv`. None if no
+    temperature was fitted.
+    """
+    if trust is None or trust.temperature is None:
+        return None
+    ages = predictions.age_predicted_months
+    scaled = trust.judge(predictions.probabilities, ages, None).probabilities
+    found = calibration_of(dataclasses.replace(predictions, probabilities=scaled))
+    thresholds: dict[str, dict[str, float]] = {}
+    for point in trust.points:
+        thresholds.setdefault(point.rule, {})[point.finding] = point.threshold
+    return {
+        "expected_calibration_error": found["expected_calibration_error"],
+        "thresholds": thresholds,
+    }
 
 
 def _readable(pixels: Predictions) -> Predictions | None:

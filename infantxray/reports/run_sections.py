@@ -13,7 +13,7 @@ from infantxray.evaluation.intervals import Estimate
 from infantxray.evaluation.predictions import Predictions
 from infantxray.reports import diagnostic_plots, plots
 from infantxray.reports.checklist import Checklist
-from infantxray.reports.page import NAMES, Figure, slug
+from infantxray.reports.page import NAMES, NOTHING, Figure, number, slug
 from infantxray.reports.tables import Cell, Difference, Table
 
 _NAN = float("nan")
@@ -61,13 +61,17 @@ def _number(value: float | None) -> float:
 
 
 def notes(
-    named: Iterable[tuple[str, Mapping[str, Any]]], keys: Container[str] | None = None
+    named: Iterable[tuple[str, Mapping[str, Any]]],
+    keys: Container[str] | None = None,
+    *,
+    of: str = "conditions",
 ) -> str:
     """The notes of metrics: each note once, with the names that it applies to.
 
     Args:
       named: pairs of a name and its metrics.
       keys: the metrics with notes to list; None = all.
+      of: what the names are, in the plural.
     """
     found: dict[tuple[str, str], dict[str, set[str]]] = {}
     everyone: dict[str, None] = {}
@@ -75,28 +79,57 @@ def notes(
         everyone[name] = None
         for key, metric in metrics.items():
             if isinstance(metric, Mapping) and metric.get("note") and (not keys or key in keys):
-                for part in re.sub(r" \(in \d+ of \d+ classes\)", "", metric["note"]).split("; "):
+                for part in _plain(metric["note"]).split("; "):
                     # Notes that differ in their first number alone are one.
                     before, number, after = re.fullmatch(r"(\D*)(\d*)(.*)", part, re.S).groups()  # type: ignore[union-attr]
+                    after = re.sub(r"^ patient\b", " patients", after)
                     found.setdefault((before, after), {}).setdefault(name, set()).add(number)
     told = []
     for (before, after), numbers in found.items():
         ends = sorted(int(n) for n in set().union(*numbers.values()) if n)
         span = " to ".join(str(n) for n in dict.fromkeys([ends[0], ends[-1]])) if ends else ""
-        text = before + span + after
+        text = before + span + (re.sub("^ patients", " patient", after) if span == "1" else after)
         others = [name for name in everyone if name not in numbers]
         who = ", ".join(numbers)
         if len(numbers) > max(len(others), 1):
-            who = "all" + f" but {', '.join(others)}" * bool(others)
+            who = f"all {of}" + f" but {', '.join(others)}" * bool(others)
         told.append(f"{text[0].upper()}{text[1:]} ({who}).")
     return " ".join(told)
+
+
+def _plain(note: str) -> str:
+    """A note of `evaluation`; that of a mean over conditions says that it is about some of them.
+
+    The same patients are few for recall and for ROC AUC: one note for both.
+    """
+    text = re.sub(r" \(in \d+ of \d+ classes\)$", "", note)
+    if text == note:
+        return note
+    return f"in some conditions only {text.replace(' of the rarer outcome', '')}"
+
+
+def scaling(summary: Mapping[str, Any]) -> str:
+    """Which probabilities the calibration is about, and their error after scaling."""
+    after = (summary.get("after_scaling") or {}).get("expected_calibration_error")
+    if after is None:
+        return "The probabilities are the network's own, without temperature scaling."
+    before = summary["calibration"]["expected_calibration_error"]
+    return (
+        "The probabilities are the network's own, before temperature scaling. Expected calibration "
+        f"error: {number(before)} before scaling and {number(after)} after it, as predict, the "
+        "Python API and exports scale them."
+    )
 
 
 def tables(summary: Mapping[str, Any]) -> dict[str, list[Table]]:
     """All tables of these sections, `{group: tables}`; a group without content is left out."""
     found: dict[str, list[Table]] = {}
     if summary.get("operating_points"):
-        found["operating_points"] = [_points(summary["operating_points"])]
+        found["operating_points"] = [
+            _points(
+                summary["operating_points"], (summary.get("after_scaling") or {}).get("thresholds")
+            )
+        ]
     if summary.get("findings"):
         found["discrimination"] = [_discrimination(summary["findings"])]
         found["calibration"] = [_calibration(summary["findings"])]
@@ -107,22 +140,46 @@ def tables(summary: Mapping[str, Any]) -> dict[str, list[Table]]:
     return found
 
 
-def _points(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _points(
+    rows: Sequence[Mapping[str, Any]], calibrated: Mapping[str, Mapping[str, float]] | None
+) -> Table:
+    """Accuracy at thresholds; `calibrated` has those of calibrated probabilities by rule."""
     names = _POINT | {
         key: key.upper().replace("@", " at prevalence ") for key in rows[0] if "@" in key
     }
+
+    def thresholds(row: Mapping[str, Any]) -> list[Cell]:
+        found = [row["threshold"]]
+        if calibrated:
+            found.append(calibrated.get(row["rule"], {}).get(row["finding"]))
+        return [NOTHING if value is None else f"{value:.3g}" for value in found]
+
     cells = [
-        [row["finding"], row["rule"], f"{row['threshold']:.3g}", *(estimate(row[n]) for n in names)]
+        [row["finding"], row["rule"], *thresholds(row), *(estimate(row[n]) for n in names)]
         for row in rows
     ]
+    where = "This and the metrics hold for the probabilities of predictions.csv."
+    if calibrated:
+        where = (
+            "This and the metrics hold for the probabilities of predictions.csv, before "
+            "temperature scaling. Predict, the Python API and exports give calibrated "
+            "probabilities; the column Calibrated threshold has theirs, from the model's "
+            "trust.json."
+        )
     doubts = notes((row["finding"], {**row, "": {"note": row["note"]}}) for row in rows)
     return Table(
         "operating_points",
         "Operating points",
         "Thresholds were fixed on validation patients and applied to the test patients: an image "
-        "of at least this probability is called positive. One condition against the rest, with "
-        f"95 % intervals over patients. {doubts}".strip(),
-        ["Condition", "Rule", "Threshold", *names.values()],
+        f"of at least this probability is called positive. {where} One condition against the rest, "
+        f"with 95 % intervals over patients. {doubts}".strip(),
+        [
+            "Condition",
+            "Rule",
+            "Threshold",
+            *["Calibrated threshold"] * bool(calibrated),
+            *names.values(),
+        ],
         cells,
     )
 
@@ -207,7 +264,7 @@ def _by(column: str, found: Mapping[str, Any]) -> list[Table]:
         f"by_{column}",
         f"By {column}",
         f"95 % intervals over patients.{unknown} "
-        + notes((row["group"], row) for row in found["groups"]),
+        + notes(((row["group"], row) for row in found["groups"]), of="groups"),
         [column.capitalize(), "Images", "Patients", *map(_name, names)],
         rows,
     )
@@ -283,13 +340,15 @@ def groups(
     drawn: Mapping[str, Figure],
     patients: Sequence[Table | Figure] = (),
     checklists: Sequence[Checklist] = (),
+    *,
+    scaling: str = "",
 ) -> list[Group]:
-    """The folded groups of the page, in order."""
+    """The folded groups of the page, in order; `scaling` is the sentence of that function."""
 
     def figure(name: str) -> list[Figure]:
         return [drawn[name]] if name in drawn else []
 
-    smooth = "Whether predicted probabilities match observed frequencies."
+    smooth = f"Whether predicted probabilities match observed frequencies. {scaling}".strip()
     if "calibration_curves" not in drawn:
         smooth += " There are too few patients of each outcome for smoothed curves."
     planned = [

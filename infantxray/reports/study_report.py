@@ -226,7 +226,7 @@ def _short(comparisons: Comparisons, differences: Table | None, focus: Model) ->
     sentences = [
         f"Best on validation patients: {focus.encoder}, with {title} {text(found.mean)} "
         f"[{text(found.low)}, {text(found.high)}] on test patients.",
-        f"For comparison: {'; '.join(floors)}.",
+        f"Baselines: {'; '.join(floors)}.",
     ]
     if differences is None:
         return sentences

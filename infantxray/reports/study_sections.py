@@ -304,7 +304,7 @@ class Drawing:
         found = {label: one for label, one in found.items() if one["bins"]}
         caption = (
             f"{self._focus.encoder}: accuracy at each confidence, all seeds together, with the "
-            "expected calibration error. Below the line: overconfident."
+            "expected calibration error, before temperature scaling. Below the line: overconfident."
         )
         return self._figure("calibration", "Calibration", caption, plots.reliability, found)
 

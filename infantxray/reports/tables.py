@@ -16,6 +16,8 @@ __all__ = ["NAMES", "NOTHING", "Difference", "Table", "number", "p_text"]
 
 SIGNIFICANT = 0.05
 _FOLDED = 40  # Rows.
+_PHONE = 46  # Characters of a line on a phone.
+_GAP = 2  # Characters between two columns.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,16 @@ class Table:
     def folded(self) -> bool:
         """Whether the page hides it behind a summary."""
         return len(self.rows) > _FOLDED
+
+    @property
+    def scrolls(self) -> bool:
+        """Whether the table is wider than a phone, about; headers and the first column wrap."""
+        total = 0
+        for j, name in enumerate(self.header):
+            texts = [part for row in self.rows for part in _parts(row[j], name)]
+            words = [word for text in [name, *(texts if j == 0 else ())] for word in text.split()]
+            total += max(map(len, [*words, *(texts if j else ())]), default=0) + _GAP
+        return total > _PHONE
 
     @property
     def left(self) -> list[bool]:

@@ -332,15 +332,28 @@ def check(config) -> None:
             )
     for place in checkpoints(config) if "checkpoint" in config else ():
         if not os.path.isdir(os.path.expanduser(place)):
+            advice = r"; write a comma in a path as \," if place != config.checkpoint else ""
             raise ConfigError(
                 f"config.checkpoint: the folder {place} does not exist; it must be the workdir of "
-                "a finished stage two (configs/finetune.py)"
+                f"a finished stage two (configs/finetune.py){advice}"
             )
 
 
 def checkpoints(config: Any) -> list[str]:
     """The workdirs of `config.checkpoint`; `predict` takes several, separated by commas."""
-    return config.checkpoint.split(",") if config.task == "predict" else [config.checkpoint]
+    if config.task != "predict":
+        return [config.checkpoint]
+    return [place.strip() for place in split_commas(config.checkpoint)]
+
+
+def split_commas(text: str) -> list[str]:
+    r"""Places separated by commas; a comma that belongs to a path is written `\,`.
+
+    The whole text is one place if it is the path of a file or folder.
+    """
+    if os.path.exists(os.path.expanduser(text)):
+        return [text]
+    return [part.replace("\\,", ",") for part in re.split(r"(?<!\\),", text)]
 
 
 def _check_encoder(name: str) -> None:
@@ -357,7 +370,7 @@ def compared_encoders(text: str) -> dict[str, tuple[str, ...]]:
       ConfigError: a name or a place is missing, or two have the same name.
     """
     found: dict[str, tuple[str, ...]] = {}
-    for part in text.split(","):
+    for part in split_commas(text):
         name, equals, rest = part.strip().partition("=")
         places = tuple(split_places(rest if equals else name))
         if not name or not all(places):

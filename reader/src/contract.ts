@@ -22,6 +22,10 @@ export interface ModelFile {
   conformal?: { coverage: number; threshold: number; method: "lac" } | null;
   outliers?: { file: string; rows: number; cols: number; threshold: number } | null;
   thresholds?: Record<string, number> | null;
+  /** The rule that chose the thresholds, such as youden or sensitivity:0.95. */
+  threshold_rule?: string | null;
+  /** Of the calibration, which belongs to the graph. */
+  temperature?: number | number[] | null;
   metrics?: Record<string, unknown> | null;
   examples?: (string | { file: string; title: string })[];
 }

@@ -74,6 +74,23 @@ export function showConditions(
     group(`${coverage} prediction set`, set);
     group("Outside the set", rows.filter((row) => !row.inSet));
   } else group("", rows);
+  if (rows.some((row) => thresholdOf(model, row.index) !== undefined))
+    list.append(make("p", "tick-legend", make("span", "tick-sample"), thresholdText(model)));
+}
+
+const thresholdOf = (model: ModelFile, index: number) => model.thresholds?.[model.classes[index]!];
+
+/** What the marks on the bars are, with the rule that chose them. */
+function thresholdText(model: ModelFile): string {
+  const rule = model.threshold_rule;
+  const [name, target] = (rule ?? "").split(":");
+  const aim =
+    name === "youden" ? "the largest sum of sensitivity and specificity"
+    : target ? `a ${name} of ${percent(Number(target)).replace(".0", "")}`
+    : "";
+  return rule
+    ? `Threshold by the rule ${rule}: ${aim && `${aim} `}on validation images`
+    : "Threshold, chosen on validation images";
 }
 
 function bar(
@@ -88,12 +105,14 @@ function bar(
   input.checked = row.index === chosen;
   input.disabled = !outputs.saliency;
   const described = row.inSet ? ", in the prediction set" : "";
-  input.setAttribute("aria-label", `${name}, ${percent(row.p)}${described}`);
+  const threshold = thresholdOf(model, row.index);
+  const reached = threshold === undefined ? ""
+    : `, ${row.p >= threshold ? "at or above" : "below"} the threshold of ${percent(threshold)}`;
+  input.setAttribute("aria-label", `${name}, ${percent(row.p)}${described}${reached}`);
   input.addEventListener("change", () => onchoose(row.index));
   const fill = make("span", "fill");
   fill.style.width = `${100 * row.p}%`;
   const track = make("span", "track", fill);
-  const threshold = model.thresholds?.[model.classes[row.index]!];
   if (threshold !== undefined) {
     const tick = make("span", "tick");
     tick.style.left = `${100 * threshold}%`;
@@ -197,6 +216,7 @@ export function showAbout(model: ModelFile): void {
     ["Date", model.date],
     ["Licence", model.license],
     ["Input", `${size} × ${size} pixels, ${resize}`],
+    ["Metrics", model.metrics && model.temperature ? "test images, before calibration" : undefined],
     ...Object.entries(model.metrics ?? {})
       .filter(([name, value]) => name in METRICS && typeof value === "number")
       .map(([name, value]): [string, string] => {

@@ -47,6 +47,26 @@ def test_groups_have_the_metrics_of_their_images():
     assert [row["n_patients"] for row in found["groups"]] == [80, 80]
 
 
+def test_a_class_of_one_patient_counts_as_in_the_headline():
+    """Without a variance of its own it must not make the interval shorter."""
+    predictions = make(120, k=3)
+    rare = np.flatnonzero(predictions.label == 2)
+    groups = np.full(120, "x", object)
+    groups[rare[1:]] = "y"  # One patient of the third class stays.
+    groups[::7] = "y"
+    groups[rare[0]] = "x"
+    rows = groups == "x"
+    assert (predictions.label[rows] == 2).sum() == 1
+    measures = subgroups.measures(predictions)
+    found = subgroups.subgroups(groups, predictions.patient, measures)["groups"][0]
+    expected = headline(predictions.take(rows))
+    for name in ("recall", "roc_auc"):
+        assert found[name].value == pytest.approx(expected[name], abs=1e-9)
+        assert found[name].note.startswith("1 patients")
+        # The share of the class in the variance of the mean.
+        assert np.square(measures[name][0](rows).influence[rare[0]]) >= (0.5 / 3) ** 2
+
+
 def test_thresholds_add_sensitivity_and_specificity():
     predictions = make()
     measures = subgroups.measures(predictions, {"b": 0.4})

@@ -107,6 +107,7 @@ def test_the_folder_of_several_findings(small, tmp_path, monkeypatch):
     assert model["temperature"] == [2.0, 1.0, 0.5]
     assert model["conformal"] is None
     assert model["thresholds"] == {"intussusception": 0.2}
+    assert model["threshold_rule"] == "sensitivity:0.95"
     card = (tmp_path / "export" / "README.md").read_text()
     assert "Logits are divided by a temperature of each finding" in card
     assert "Findings have no prediction sets" in card

@@ -93,6 +93,31 @@ def test_the_most_probable_condition_is_always_in_the_set(tmp_path, open_page, i
     assert page.page.locator(".in-set .bar").count() == 1
 
 
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("youden", "the rule youden: the largest sum of sensitivity and specificity on validation"),
+        (
+            "sensitivity:0.95",
+            "the rule sensitivity:0.95: a sensitivity of 95 % on validation images",
+        ),
+        (None, "Threshold, chosen on validation images"),
+    ],
+)
+def test_thresholds_have_a_legend_and_a_text(tmp_path, open_page, image, rule, words):
+    """A mark without a name means nothing, and a title is for a mouse alone."""
+    page = open_page(write_export(tmp_path / "export", threshold_rule=rule, temperature=1.5))
+    page.read(image)
+    assert words in page.page.inner_text(".tick-legend")
+    labels = page.page.eval_on_selector_all(
+        ".bar input", "all => all.map(one => one.getAttribute('aria-label'))"
+    )
+    told = [label for label in labels if "the threshold of 50.0 %" in label]
+    assert len(told) == 1
+    assert told[0].startswith("normal, ")
+    assert "before calibration" in page.page.text_content("#about-list")
+
+
 def test_several_findings_are_named(tmp_path, open_page, image):
     page = open_page(write_export(tmp_path / "export", multi_label=True, conformal=None))
     answer = page.read(image)
@@ -138,6 +163,7 @@ def test_a_model_may_lack_everything_but_probabilities(tmp_path, open_page, imag
     assert answer["distance"] is None
     assert not page.page.is_visible("#age")
     assert page.page.locator(".in-set").count() == 0
+    assert page.page.locator(".tick-legend").count() == 0
 
 
 def test_an_outlier_is_flagged(tmp_path, opened):

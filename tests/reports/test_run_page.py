@@ -11,13 +11,18 @@ import pytest
 from PIL import Image
 
 from configs import finetune
+from infantxray.evaluation import diagnostics
 from infantxray.evaluation.calibration import calibration
 from infantxray.evaluation.localisation import Example
 from infantxray.evaluation.metrics import HEADLINES
+from infantxray.evaluation.operating_points import OperatingPoint
 from infantxray.evaluation.predictions import Predictions
 from infantxray.evaluation.summary import summarise as summarise_predictions
 from infantxray.evaluation.summary import to_json
-from infantxray.reports import page, plots, run_page, run_sections
+from infantxray.evaluation.temperature import scale
+from infantxray.reports import page, plots, run_page, run_report, run_sections
+from infantxray.reports.tables import Table
+from infantxray.stage_two.trust import Trust
 
 HOSTILE = '<script>alert("x")</script> & Söhne'
 CLASSES = ("normal", "mass", HOSTILE)
@@ -154,6 +159,33 @@ def test_the_page_needs_nothing_else(report):
         assert what in text
 
 
+def test_a_wide_figure_scrolls_on_a_phone_and_says_so(tmp_path):
+    """Figures that are hardly wider than the phone shrink to its width."""
+    hint = "Scroll the figure sideways"
+    summary = summarise(make_predictions())
+    for width, scrolls in (("470.4pt", False), ("526.8pt", True), ("630px", False)):
+        path = tmp_path / "figure.svg"
+        path.write_text(f'<svg height="900pt" viewBox="0 0 1 1" width="{width}"></svg>')
+        text, shown = write(tmp_path, summary, [page.Figure("A", "b", str(path))])
+        assert (hint in shown) == scrolls == ('class="drawing scrolls"' in text)
+    Image.new("L", (900, 8)).save(tmp_path / "panels.png")
+    assert (
+        hint in write(tmp_path, summary, [page.Figure("A", "b", str(tmp_path / "panels.png"))])[1]
+    )
+    assert hint not in write(tmp_path, summary, [run_page.panels(str(tmp_path / "panels.png"))])[1]
+
+
+def test_a_wide_table_says_so_whatever_the_number_of_its_columns():
+    cell = "0.100 [0.030, 0.183]"
+    few = Table("a", "A", "", ["Method", "In the box", "Share"], [["integrated", cell, cell]])
+    assert few.scrolls
+    assert not dataclasses.replace(few, rows=[["integrated gradients", "0.1", "0.2"]]).scrolls
+    many = Table("b", "B", "", list("abcdefghijkl"), [["0.123"] * 12])
+    assert many.scrolls
+    assert not dataclasses.replace(many, rows=[["1"] * 12]).scrolls
+    assert not Table("c", "C", "", ["a"], []).scrolls
+
+
 def test_the_header_counts_what_is_known(tmp_path):
     """Images without a condition or age stand in `n` and are scored by nothing."""
     predictions = make_predictions()
@@ -239,6 +271,62 @@ def test_the_summary_has_question_result_baselines_and_caveats(tmp_path):
         "the age head is not clearly better than the mean age"
         in run_page.summary_sentences(settings(), close)[3]
     )
+
+
+AFTER = {"expected_calibration_error": 0.03, "thresholds": {"youden": {"mass": 0.879}}}
+
+
+def test_the_probabilities_of_the_report_are_told_from_calibrated_ones():
+    """`predict`, the API and exports give others, with thresholds of their own."""
+    predictions = make_predictions()
+    points = [OperatingPoint(n, "youden", 0.629, 0.9, 0.9, 10, 20) for n in ("normal", "mass")]
+    summary = summarise(predictions)
+    summary["operating_points"] = to_json(diagnostics.at_points(predictions, points))
+    (table,) = run_sections.tables(summary)["operating_points"]
+    assert "hold for the probabilities of predictions.csv." in table.caption
+    assert "Calibrated threshold" not in table.header
+    summary["after_scaling"] = AFTER
+    (table,) = run_sections.tables(summary)["operating_points"]
+    assert table.header[2:4] == ["Threshold", "Calibrated threshold"]
+    assert [row[2:4] for row in table.rows] == [["0.629", "–"], ["0.629", "0.879"]]
+    assert "trust.json" in table.caption
+
+
+def test_calibration_says_whether_it_is_before_or_after_scaling():
+    summary = summarise(make_predictions())
+    summary["calibration"]["expected_calibration_error"] = 0.16
+    (caveat,) = [s for s in run_page.summary_sentences(settings(), summary) if "off by" in s]
+    assert "off by 16% on average without temperature scaling" in caveat
+    assert "without temperature scaling" in run_sections.scaling(summary)
+    summary["after_scaling"] = AFTER
+    (caveat,) = [s for s in run_page.summary_sentences(settings(), summary) if "off by" in s]
+    assert "off by 16% on average before temperature scaling and by 3% after it" in caveat
+    found = run_sections.scaling(summary)
+    assert "0.160 before scaling and 0.030 after it" in found
+    (group,) = [
+        g
+        for g in run_sections.groups(
+            {"calibration": [run_page._class_table(summary)]}, {}, scaling=found
+        )
+        if g.title == "Calibration of probabilities"
+    ]
+    assert found in group.text
+    # Scaling that makes them worse is a caveat too.
+    summary["calibration"]["expected_calibration_error"] = 0.04
+    summary["after_scaling"] = AFTER | {"expected_calibration_error": 0.2}
+    assert "by 20% after it" in run_page.summary_sentences(settings(), summary)[3]
+
+
+def test_error_and_thresholds_after_scaling_are_those_of_the_stored_temperature():
+    predictions = make_predictions()
+    points = (OperatingPoint("mass", "youden", 0.879, 0.9, 0.9, 10, 20),)
+    found = run_report._after_scaling(predictions, Trust(temperature=2.0, points=points))
+    scaled = scale(predictions.probabilities, 2.0)
+    expected = calibration(scaled, predictions.label)["expected_calibration_error"]
+    assert found["expected_calibration_error"] == pytest.approx(expected, abs=1e-6)
+    assert found["thresholds"] == {"youden": {"mass": 0.879}}
+    assert run_report._after_scaling(predictions, None) is None
+    assert run_report._after_scaling(predictions, Trust()) is None
 
 
 def test_saliency_scores_are_shown_with_their_intervals(tmp_path):
@@ -330,9 +418,27 @@ def test_a_note_is_told_once_with_the_names_that_it_is_about():
         ("b", noted("", few.format(11))),
         ("c", noted(few.format(9) + "; at 95 %")),
     ]
-    assert run_sections.notes(rows) == "9 to 12 patients: too few (all). At 95 % (all but b)."
+    assert run_sections.notes(rows) == (
+        "9 to 12 patients: too few (all conditions). At 95 % (all conditions but b)."
+    )
     assert run_sections.notes(rows, ("1",)) == "At 95 % (a). 11 patients: too few (b)."
     assert run_sections.notes([("a", noted("why"))]) == "Why (a)."
+
+
+def test_the_note_of_a_mean_over_conditions_is_not_about_the_group():
+    """A group of 156 patients has 12 with its rarest condition."""
+
+    def row(count, known="3 of 11"):
+        few = f"{count} patients{{}}: too short (in {known} classes)"
+        return {"recall": {"note": few.format("")},
+                "roc_auc": {"note": few.format(" of the rarer outcome")}}  # fmt: skip
+
+    assert run_sections.notes([("F", row(12)), ("M", row(10))], of="groups") == (
+        "In some conditions only 10 to 12 patients: too short (all groups)."
+    )
+    assert run_sections.notes([("F", row(1)), ("M", {})], of="groups") == (
+        "In some conditions only 1 patient: too short (F)."
+    )
 
 
 def test_the_result_is_one_line(tmp_path):

@@ -262,6 +262,29 @@ def test_what_is_evaluated_must_be_there(module, tmp_path, monkeypatch):
     check(changed)
 
 
+def test_a_comma_may_belong_to_a_checkpoint(tmp_path):
+    changed = predict.get_config()
+    for name in ("my run, v2", "other"):
+        (tmp_path / name).mkdir()
+    whole, other = str(tmp_path / "my run, v2"), str(tmp_path / "other")
+    escaped = whole.replace(",", "\\,")
+    for text, places in (
+        (whole, [whole]),
+        (escaped, [whole]),
+        (f"{other},{escaped}, {other}", [other, whole, other]),
+    ):
+        changed.checkpoint = text
+        check(changed)
+        assert settings.checkpoints(changed) == places
+    changed.checkpoint = f"{other},{whole}"
+    with pytest.raises(ConfigError, match=r"my run does not exist.*write a comma in a path as"):
+        check(changed)
+    assert settings.compared_encoders(f"random,a={escaped}") == {
+        "random": ("random",),
+        "a": (whole,),
+    }
+
+
 def test_names_agree_with_what_they_name():
     assert set(settings.OBJECTIVES) == OBJECTIVES.keys() | {supervised.NAME}
     assert set(pretrain.weights()) == set(settings.OBJECTIVES)

@@ -295,7 +295,14 @@ def test_the_page_needs_nothing_else(written):
     assert {link[1:] for link in found.links} <= set(found.ids)
     assert len(set(found.ids)) == len(found.ids)
     assert "http" not in re.sub(r'data:image/[^"]*', "", text)
-    for what in ("data fingerprint", "jax", "prefers-color-scheme: dark", "@media print"):
+    for what in (
+        "data fingerprint",
+        "jax",
+        ">Summary</h2>",
+        "<li>Baselines: ridge",
+        "prefers-color-scheme: dark",
+        "@media print",
+    ):
         assert what in text
 
 
