@@ -67,7 +67,7 @@ def _tables(found: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -
         header = ["Run", "Condition", *head]
         tables.append(Table("roc_auc", "ROC AUC by condition", caption, header, rows))
     rows = [
-        [row["run"], row["condition"], f"{row['threshold']:.3g}", row["positive"][0][1],
+        [row["run"], row["condition"], f"{row['threshold']:#.3g}", row["positive"][0][1],
          row["positive"][1][0], row["negative"][0][1], row["negative"][1][0],
          estimate(row["nri_positive"]), estimate(row["nri_negative"])]
         for row in found["reclassification"]

@@ -152,7 +152,7 @@ def _points(
         found = [row["threshold"]]
         if calibrated:
             found.append(calibrated.get(row["rule"], {}).get(row["finding"]))
-        return [NOTHING if value is None else f"{value:.3g}" for value in found]
+        return [NOTHING if value is None else f"{value:#.3g}" for value in found]
 
     cells = [
         [row["finding"], row["rule"], *thresholds(row), *(estimate(row[n]) for n in names)]
