@@ -251,8 +251,11 @@ def finding_targets(batch: Any, class_weights: jax.Array) -> tuple[jax.Array, ja
         taught = ~known.any(-1, keepdims=True)
         target, known = jnp.where(taught, batch["soft_label"], target), known | taught
     target = jnp.where(known, target, 0.0)
-    weight = (1 - target) * class_weights[None, 0] + target * class_weights[None, 1]
-    return target, known * weight
+    present = target * class_weights[None, 1]
+    weight = (1 - target) * class_weights[None, 0] + present
+    # A teacher's presence and absence are weighed apart, as labels are: a weight of the finding
+    # would leave the minimum where the teacher put it. A label stays 0 or 1.
+    return present / jnp.maximum(weight, 1e-12), known * weight
 
 
 def _shown(context: jax.Array, key: jax.Array) -> jax.Array:

@@ -298,6 +298,28 @@ class TestMasks:
         assert grad[0] == pytest.approx((sigmoid - [0.2, 0.3, 0.9]) / 5, rel=1e-4)
         assert grad[1, 1] == 0
 
+    def test_weights_weigh_presence_and_absence_in_what_a_teacher_says(self):
+        """The minimum is where that of findings drawn from the teacher's answer would be."""
+        spec = ModelSpec("small", "float32", Preprocessing(32), ("a", "b", "c"), multi_label=True)
+        weights = jnp.array([[0.5, 1.0, 0.5], [4.0, 1.0, 4.0]])
+        soft = np.array([[0.2, 0.3, 0.0]], np.float32)
+        batch = {"findings": jnp.full((1, 3), jnp.nan), "soft_label": soft}
+        drawn = (np.random.default_rng(0).permutation(10)[:, None] < 10 * soft).astype(np.float32)
+
+        def gradient(logits, batch):
+            def total(logits):
+                weight = loss.finding_targets(batch, weights)[1].sum(-1)
+                outputs = {"logits": jnp.broadcast_to(logits, (len(weight), 3))}
+                value = loss.loss_terms(spec, outputs, batch, weights)["cross_entropy"]
+                return (value * weight).sum() / weight.sum()
+
+            return jax.grad(total)(logits)
+
+        logits = jnp.array([[0.5, -1.0, 2.0]])
+        np.testing.assert_allclose(
+            gradient(logits, batch), gradient(logits, {"findings": jnp.asarray(drawn)}), rtol=1e-4
+        )
+
     def test_weights_of_presence_and_absence(self):
         findings = np.array([[1, 0, np.nan], [0, 0, 1], [0, 1, np.nan]], np.float32)
         weights = loss._finding_weights("balanced", findings)
