@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,9 @@ def answer_function(
 ) -> tuple[Callable[[jax.Array], tuple[jax.Array, ...]], tuple[str, ...]]:
     """The function that is exported, with the weights inside, and the names of its outputs.
 
+    It computes in float32, as the parameters are, also if the model was trained in bfloat16: ONNX
+    Runtime has no convolution of bfloat16 on CPUs.
+
     Saliency is the class activation map (Zhou et al., CVPR 2016): what each cell of the last map
     adds to a logit.
 
@@ -35,7 +39,7 @@ def answer_function(
       `probabilities` `[B, K]`, `age_months` `[B]`, `features` `[B, C]`, `saliency` `[B, K, h, w]`.
       The first and last are left out without conditions, ages without an age head.
     """
-    model = build_model(spec)
+    model = build_model(dataclasses.replace(spec, dtype="float32"))
     variables = jax.tree.map(np.asarray, variables)
 
     def heads(latent: jax.Array, age: jax.Array | None = None) -> dict[str, jax.Array]:

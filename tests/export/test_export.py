@@ -79,6 +79,17 @@ def test_the_exported_function_is_the_calibrated_prediction(small, changes):
         np.testing.assert_allclose(constant - constant[:1], 0, atol=1e-3)
 
 
+def test_a_model_of_bfloat16_is_exported_in_float32(small):
+    """ONNX Runtime has no convolution of bfloat16 on CPUs."""
+    member = make_member(small)
+    trained = dataclasses.replace(member.spec, dtype="bfloat16")
+    function = answer_function(trained, member.variables)[0]
+    assert "bf16" not in str(jax.make_jaxpr(function)(images(1)))
+    expected = jax.jit(answer_function(member.spec, member.variables)[0])(images(2))
+    for a, b in zip(jax.jit(function)(images(2)), expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_each_finding_is_calibrated_by_its_temperature(small):
     member = make_member(small, multi_label=True)
     temperature = (2.0, 1.0, 0.5)
