@@ -285,10 +285,16 @@ class Reader:
             else None,
         )
 
-    def write_bad_files(self, folder: str, part: Part = WHOLE) -> None:
-        """Writes `bad_files.csv`, or `bad_files.<process>.csv`, where there are any."""
+    def write_bad_files(self, folder: str, part: Part = WHOLE, *, extend: bool = False) -> None:
+        """Writes `bad_files.csv`, or `bad_files.<process>.csv`, where there are any.
+
+        Args:
+          folder: the workdir.
+          part: of this process.
+          extend: see `BadFiles.write`.
+        """
         number = f".{part.index}" if part.index else ""
-        self.bad_files.write(Path(folder, f"bad_files{number}.csv"))
+        self.bad_files.write(Path(folder, f"bad_files{number}.csv"), extend=extend)
 
 
 def age_statistics(records: Records) -> tuple[float, float]:

@@ -12,6 +12,8 @@ A batch is a dictionary:
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import dataclasses
 import itertools
 import logging
@@ -101,10 +103,21 @@ class BadFiles:
     def __len__(self) -> int:
         return len(self._reasons)
 
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Writes `bad_files.csv`, if there are any."""
+    def write(self, path: str | os.PathLike[str], *, extend: bool = False) -> None:
+        """Writes `bad_files.csv`, if there are any.
+
+        Args:
+          path: the file.
+          extend: keep what it lists, such as files that a run met before it was stopped.
+        """
         with self._lock:
-            rows = sorted(self._reasons.items())
+            reasons = dict(self._reasons)
+        if extend:
+            # A list that is not there, or damaged, is no reason to lose the new one.
+            with contextlib.suppress(OSError, csv.Error):
+                _, earlier = tables.read_csv(path)
+                reasons = {row[0]: row[1] for row in earlier if len(row) == 2} | reasons
+        rows = sorted(reasons.items())
         if len(self.constant) > 1:
             logging.getLogger(__name__).warning(
                 "%d images are of one grey value, such as %s",

@@ -200,7 +200,7 @@ def run(config, folder: str) -> None:
                 tested, _ = read_predictions(os.path.join(folder, "predictions.csv"))
                 dataclasses.replace(calibrated, test=calibrated.score(tested)).write(folder)
     finally:
-        reader.write_bad_files(folder, processes.part())
+        reader.write_bad_files(folder, processes.part(), extend=True)
 
 
 def _length(

@@ -142,7 +142,7 @@ def run(config, folder: str) -> None:
             advice=settings.advice_on_dtype(config),
         )
     finally:
-        reader.write_bad_files(folder, processes.part())
+        reader.write_bad_files(folder, processes.part(), extend=True)
     best = "none" if progress.best is None else f"{progress.best:.4g} at step {progress.best_step}"
     _log.info(
         "finished: best validation %s %s; continue with python main.py "

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline import tables
 from data_pipeline.dataset import DataSettings, Reader
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError, UnreadableImage, UserError
@@ -180,6 +181,22 @@ def test_bad_files_csv(folder, tmp_path):
     assert rows[0] == ["image_path", "reason"]
     assert [row[0] for row in rows[1:]] == sorted([str(folder / "3.png"), "/x/a, b.png"])
     assert all(len(row) == 2 and row[1] for row in rows)
+
+
+def test_bad_files_of_a_run_that_was_stopped_stay_listed(tmp_path):
+    path = tmp_path / "bad_files.csv"
+    first, second = BadFiles(), BadFiles()
+    first.add("/x/=a.png", "empty")
+    first.write(path, extend=True)
+    second.add("/x/b.png", "too dark")
+    second.write(path, extend=True)
+    _, rows = tables.read_csv(path)
+    assert list(rows) == [["/x/=a.png", "empty"], ["/x/b.png", "too dark"]]
+    path.write_text('image_path,reason\n"torn')
+    second.write(path, extend=True)
+    assert list(tables.read_csv(path)[1]) == [["/x/b.png", "too dark"]]
+    first.write(path)
+    assert list(tables.read_csv(path)[1]) == [["/x/=a.png", "empty"]]
 
 
 @pytest.mark.parametrize(("memory_mb", "decodes"), [(1, 7), (0, 14)])
