@@ -189,7 +189,7 @@ def learns_weights(spec: ModelSpec, settings: LossSettings) -> bool:
 
 
 class TaskWeights:
-    """A hook that logs the learned weights of the terms."""
+    """A hook that logs the learned weights of the terms, in the place of 1 and α."""
 
     def __init__(self, every_steps: int):
         self._every_steps = every_steps
@@ -198,7 +198,8 @@ class TaskWeights:
         if not moment.every(self._every_steps):
             return {}
         log_variance = jax.device_get(moment.state.params["task_weighting"]["log_variance"])
-        return {f"train/weight_{name}": float(np.exp(-s)) for name, s in log_variance.items()}
+        weights = losses.uncertainty_weights(log_variance)
+        return {f"train/weight_{name}": float(weight) for name, weight in weights.items()}
 
 
 def loss_terms(

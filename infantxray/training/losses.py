@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -140,10 +142,15 @@ def weigh_by_uncertainty(
     Returns:
       `{name: [B]}`, to be added up.
     """
+    weight = uncertainty_weights(log_variance)
+    return {name: weight[name] * value + 0.5 * log_variance[name] for name, value in terms.items()}
+
+
+def uncertainty_weights(log_variance: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """What `weigh_by_uncertainty` multiplies the loss of each task by."""
     return {
-        name: jnp.exp(-log_variance[name]) * value * (1.0 if name == "cross_entropy" else 0.5)
-        + 0.5 * log_variance[name]
-        for name, value in terms.items()
+        name: jnp.exp(-s) * (1.0 if name == "cross_entropy" else 0.5)
+        for name, s in log_variance.items()
     }
 
 

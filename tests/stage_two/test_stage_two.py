@@ -25,6 +25,7 @@ from infantxray.stage_two import inference, loss, transfer
 from infantxray.training import augment, batches
 from infantxray.training.augment import Augmentation
 from infantxray.training.checkpoints import Checkpoints
+from infantxray.training.hooks import Moment, Progress
 from infantxray.training.sharding import DataParallel
 from infantxray.training.state import TrainState
 
@@ -436,6 +437,17 @@ class TestLoss:
         other = jax.grad(total)(variables["params"], np.array([0, 2, 2, 0], np.int32))
         jax.tree.map(np.testing.assert_array_equal, found, other)
         assert np.abs(found["encoder"]["conv"]["kernel"]).max() > 0
+
+    def test_logged_weights_are_those_of_the_loss(self):
+        """In the place of 1 and α: of the age, half the inverse variance."""
+        log_variance = {"cross_entropy": jnp.asarray(0.0), "age_mse": jnp.asarray(np.log(2.0))}
+        params = {"task_weighting": {"log_variance": log_variance}}
+        state = TrainState(jnp.zeros((), jnp.int32), params, {}, {}, {})
+        moment = Moment(20, state, Progress(data={}), lambda step, images: None)
+        assert loss.TaskWeights(20)(moment) == pytest.approx(
+            {"train/weight_cross_entropy": 1.0, "train/weight_age_mse": 0.25}
+        )
+        assert loss.TaskWeights(15)(moment) == {}
 
     def test_learned_weighing_of_the_tasks(self):
         task = self.task(age_weighting="uncertainty")

@@ -89,6 +89,19 @@ class TestAgeDistribution:
         assert np.abs(gradient[1]).max() > 0
 
 
+def test_learned_weights_are_the_slopes_of_the_weighted_loss():
+    log_variance = {"cross_entropy": jnp.asarray(0.7), "age_mse": jnp.asarray(-0.4)}
+
+    def total(terms):
+        return sum(x.sum() for x in losses.weigh_by_uncertainty(terms, log_variance).values())
+
+    slopes = jax.grad(total)({name: jnp.ones(1) for name in log_variance})
+    weights = losses.uncertainty_weights(log_variance)
+    for name, weight in weights.items():
+        assert float(slopes[name][0]) == pytest.approx(float(weight))
+    assert float(weights["age_mse"]) == pytest.approx(0.5 * np.exp(0.4))
+
+
 def test_learned_weights_settle_where_the_noise_is():
     """At the minimum a regression's variance is its mean squared error."""
     terms = {"cross_entropy": jnp.array([0.2, 0.4]), "age_mse": jnp.array([4.0, 2.0])}
