@@ -319,8 +319,16 @@ def mixed_batches(
       seed: seed of both orders.
       num_threads: number of decoding threads.
       part: of each batch, to be read.
+
+    Raises:
+      UserError: a batch has no place for both.
     """
     part.size(batch_size)
+    if not 0 < num_labelled < batch_size:
+        raise UserError(
+            f"config.batch_size ({batch_size}) must be at least 2: a batch joins images that have "
+            "a condition and others"
+        )
 
     def draw(rows: np.ndarray, size: int) -> grain.MapDataset:
         return grain.MapDataset.source(rows).seed(seed).shuffle().repeat().batch(size)

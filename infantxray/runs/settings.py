@@ -292,6 +292,14 @@ def check(config) -> None:
         raise ConfigError(
             "config.self_training.teachers counts fine-tuned teachers; a linear probe is one"
         )
+    taught = _lookup(config, "self_training.linear_probe") or _lookup(
+        config, "self_training.teacher_steps"
+    )
+    if taught and config.get("batch_size") == 1:
+        raise ConfigError(
+            "config.batch_size is 1; with config.self_training it must be at least 2: a batch "
+            "joins labelled and other images"
+        )
     committee = _lookup(config, "self_training.committee")
     if committee and not config.self_training.linear_probe:
         raise ConfigError(

@@ -183,6 +183,11 @@ def test_bad_files_csv(folder, tmp_path):
     assert all(len(row) == 2 and row[1] for row in rows)
 
 
+def test_a_mixed_batch_needs_two_images(folder):
+    with pytest.raises(UserError, match=r"batch_size \(1\) must be at least 2"):
+        mixed_batches(source(folder, (0, 2)), 1, num_labelled=0, seed=0, num_threads=1)
+
+
 def test_bad_files_of_a_run_that_was_stopped_stay_listed(tmp_path):
     path = tmp_path / "bad_files.csv"
     first, second = BadFiles(), BadFiles()

@@ -218,6 +218,7 @@ def test_rules_of_other_tasks(module, key, value):
             "a linear probe is one",
         ),
         ({"self_training__rounds": 2}, "needs a first teacher"),
+        ({"self_training__linear_probe": True, "batch_size": 1}, r"batch_size is 1; .*at least 2"),
         ({"mixup": 0.4, "age_film": True}, "mixes images of two ages"),
         ({"mixup": 0.4, "condition_on": "sex"}, "mixes images of two ages"),
         ({"encoder": "resnet51"}, r"config\.encoder is 'resnet51'; .*resnet50"),
