@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 PyTree = Any
@@ -20,7 +21,8 @@ class OptimizerSettings:
       learning_rate: at the end of the warm-up.
       warmup_fraction: of all steps.
       weight_decay: decoupled, on kernels alone; it is multiplied by the learning rate.
-      clip_norm: largest norm of the whole gradient; 0 = no clipping.
+      clip_norm: largest norm of the whole gradient, without that of frozen parameters; 0 = no
+        clipping.
       factor_without_batchnorm: multiplies the learning rate of encoders without BatchNorm.
     """
 
@@ -76,8 +78,23 @@ def create_optimizer(
         names = jax.tree.map(lambda factor: f"{factor:g}", factors)
         optimizer = optax.partition({f"{value:g}": branch(value) for value in values}, names)
     if settings.clip_norm:
-        optimizer = optax.chain(optax.clip_by_global_norm(settings.clip_norm), optimizer)
+        optimizer = optax.chain(_clip(settings.clip_norm, factors), optimizer)
     return optimizer
+
+
+def _clip(largest: float, factors: PyTree | None) -> optax.GradientTransformation:
+    """Clips by the norm of the gradient of all parameters that learn, which `factors` tells."""
+    clip = optax.clip_by_global_norm(largest)
+    if factors is None or all(jax.tree.leaves(factors)):
+        return clip
+
+    def update(gradient: PyTree, params: PyTree) -> PyTree:
+        learning = jax.tree.map(
+            lambda g, factor: g if factor else jnp.zeros_like(g), gradient, factors
+        )
+        return clip.update(learning, clip.init(params))[0]
+
+    return optax.stateless(update)  # Its state is that of `clip`: checkpoints stay readable.
 
 
 def _is_kernel(params: PyTree) -> PyTree:

@@ -5,7 +5,11 @@ import optax
 import pytest
 
 from configs import common
-from infantxray.training.optimizer import create_optimizer, learning_rate_schedule
+from infantxray.training.optimizer import (
+    OptimizerSettings,
+    create_optimizer,
+    learning_rate_schedule,
+)
 
 
 def settings(**values):
@@ -106,6 +110,26 @@ def test_clipping_is_by_the_norm_of_the_whole_gradient():
     config.clip_norm = 0.0
     free = first_update(config, big)
     np.testing.assert_allclose(free["head"]["kernel"], -190.0, rtol=1e-5)
+
+
+def test_the_gradient_of_frozen_parameters_does_not_count_in_clipping():
+    params = {"encoder": jnp.ones(4), "head": jnp.ones(4)}
+    plain = OptimizerSettings(name="sgd", warmup_fraction=0.0, weight_decay=0.0, clip_norm=1.0)
+
+    def updates(encoder, factor):
+        tx = create_optimizer(plain, 10, {"encoder": factor, "head": 1.0})
+        gradient = {"encoder": jnp.full(4, encoder), "head": jnp.full(4, 0.25)}
+        return tx.update(gradient, tx.init(params), params)[0]
+
+    expected = updates(0.0, 1.0)["head"]
+    np.testing.assert_array_equal(updates(100.0, 0.0)["head"], expected)
+    np.testing.assert_array_equal(updates(100.0, 0.0)["encoder"], 0.0)
+    assert jnp.abs(updates(100.0, 0.5)["head"]).max() < 0.1 * jnp.abs(expected).max()
+    states = [
+        create_optimizer(plain, 10, {"encoder": factor, "head": 1.0}).init(params)
+        for factor in (0.0, 1.0)
+    ]
+    assert type(states[0][0]) is type(states[1][0])  # Checkpoints of earlier versions fit.
 
 
 def test_adamw_is_optax_adamw():
