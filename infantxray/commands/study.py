@@ -33,12 +33,13 @@ def run(config: Any, folder: str) -> None:
     Exits with code 1 if runs failed.
 
     Raises:
-      UserError: a selection is not valid, a folder holds a run with other settings, or a signal
-        came.
+      UserError: a selection is not valid, a folder holds a run of another task or with other
+        settings, or a signal came.
     """
     environment = dict(os.environ)
     # This process reads checkpoints and draws; the GPU's memory is for the runs.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    workdir.check_task(folder, config.task)
     data = settings.data_settings(config)
     split = _open_data(data, config.study.dry_run)
     has_ages = split is None or _has_ages(split)

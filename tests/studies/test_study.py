@@ -24,6 +24,7 @@ from data_pipeline.manifest_writing import write_manifest  # noqa: E402
 from infantxray.commands import study  # noqa: E402
 from infantxray.reports import comparisons, plots  # noqa: E402
 from infantxray.reports import study_report as report  # noqa: E402
+from infantxray.runs import workdir  # noqa: E402
 from infantxray.studies import plan, results, runner  # noqa: E402
 
 # In one process, so that fixtures are made once.
@@ -429,6 +430,15 @@ def test_a_study_may_grow_and_its_settings_may_not_change(tmp_path, fake):
     config.finetune.optimizer.learning_rate = 0.5
     with pytest.raises(UserError, match=r"optimizer\.learning_rate .0\.001 -> 0\.5"):
         study.run(config, str(tmp_path))
+
+
+def test_a_folder_of_another_task_is_refused_and_left_as_it_is(tmp_path, fake):
+    workdir.prepare(str(tmp_path), {"task": "finetune", "seed": 3})
+    (tmp_path / "metrics.json").write_text("{}")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="holds a run of another task, finetune"):
+        study.run(one_encoder(), str(tmp_path))
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
 @pytest.mark.usefixtures("drafts")
