@@ -122,22 +122,28 @@ class Comparisons:
         others = [name for name in results.variants if name != results.reference]
         pairs: list[tuple[str, str, float, Sampled]] = []
         missing: list[str] = []
+        absent: list[str] = []
         for fraction in reversed(results.fractions):
             for other in others:
                 found = []
+                paired = []  # The seeds of each encoder.
                 for encoder in results.encoders:
                     ours = results.model(encoder, results.reference, fraction)
                     theirs = results.model(encoder, other, fraction)
-                    if not ours or not theirs:
+                    name = f"{encoder}, {words(other)}, {fraction:.0%} of the labels"
+                    seeds = _common_seeds(ours, theirs) if ours and theirs else []
+                    if not ours or not theirs or not seeds:
+                        absent.append(name)
                         continue
-                    seeds = _common_seeds(ours, theirs)
                     if len(seeds) < max(len(ours.runs), len(theirs.runs)):
-                        missing.append(f"{encoder}, {words(other)}, {fraction:.0%} of the labels")
-                    if seeds:
-                        difference = self._of_seeds(ours, seeds) - self._of_seeds(theirs, seeds)
-                        found.append(difference)
-                        pairs.append((other, encoder, fraction, difference))
-                if len(found) > 1 and len({len(part.observed["accuracy"]) for part in found}) == 1:
+                        missing.append(name)
+                    difference = self._of_seeds(ours, seeds) - self._of_seeds(theirs, seeds)
+                    found.append(difference)
+                    paired.append(seeds)
+                    pairs.append((other, encoder, fraction, difference))
+                # Draw by draw: the seeds must be the same.
+                same = len(found) == len(results.encoders) and paired.count(paired[0]) == len(found)
+                if same and len(found) > 1:
                     pairs.append((other, _MEAN, fraction, average(found)))
         if not pairs:
             return None
@@ -180,6 +186,12 @@ class Comparisons:
                 " Seeds that one side lacks are left out (if one seed remains, the interval covers "
                 f"patients alone): {'; '.join(missing)}."
                 if missing
+                else ""
+            )
+            + (f" Without a seed that both sides have: {'; '.join(absent)}." if absent else "")
+            + (
+                " Means of all encoders are given where all encoders have the same seeds."
+                if (missing or absent) and len(results.encoders) > 1
                 else ""
             ),
             ["Difference", "Encoder", *["Labels"] * several, *(NAMES[name] for name in TESTED)],

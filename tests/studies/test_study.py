@@ -211,6 +211,41 @@ def test_a_seed_that_one_side_lacks_is_left_out_and_said(written, monkeypatch):
     assert row[3].estimate.mean == pytest.approx(kept["full"] - kept["without_apn"])
 
 
+def unfinished(monkeypatch, planned, *lost):
+    """Marks runs of stage two with all labels as not finished: `(encoder, variant, seed)`."""
+    folders = {
+        run.folder
+        for run in planned.runs
+        if run.task == "finetune"
+        and run.label_fraction == 1.0
+        and (run.encoder, run.name, run.seed) in lost
+    }
+    assert len(folders) == len(lost)
+    monkeypatch.setattr(
+        plan.checkpoints, "is_finished", lambda folder: marked(folder) and folder not in folders
+    )
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        # Seed 0 of one encoder and seed 1 of the other are no pair.
+        [("shufflenet", "without_apn", 0), ("mobilenet_v2", "without_apn", 1)],
+        # One encoder is not all encoders.
+        [("shufflenet", "without_apn", 0), ("shufflenet", "without_apn", 1)],
+    ],
+)
+def test_means_are_over_all_encoders_with_the_same_seeds(written, monkeypatch, lost):
+    config, _, planned = written
+    unfinished(monkeypatch, planned, *lost)
+    found = results.read_results(planned, config.data.patient_ids)
+    table = comparisons.Comparisons(found, {}, samples=50, seed=0).differences()
+    means = [row[:3] for row in table.rows if row[1] == "mean of all encoders"]
+    assert ["full − without pretraining", "mean of all encoders", "100%"] in means
+    assert ["full − without APN", "mean of all encoders", "100%"] not in means
+    assert "shufflenet, without APN, 100% of the labels" in table.caption
+
+
 def test_captions_say_whose_labels_are_kept(written, monkeypatch):
     config, folder, planned = written
     monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
