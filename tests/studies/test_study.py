@@ -22,8 +22,10 @@ from data_pipeline.errors import DataError, UserError  # noqa: E402
 from data_pipeline.manifest import Records  # noqa: E402
 from data_pipeline.manifest_writing import write_manifest  # noqa: E402
 from infantxray.commands import study  # noqa: E402
+from infantxray.features.baselines import MAJORITY, RIDGE  # noqa: E402
 from infantxray.reports import comparisons, plots  # noqa: E402
 from infantxray.reports import study_report as report  # noqa: E402
+from infantxray.reports import study_sections as sections  # noqa: E402
 from infantxray.runs import workdir  # noqa: E402
 from infantxray.studies import plan, results, runner  # noqa: E402
 
@@ -258,6 +260,51 @@ def test_captions_say_whose_labels_are_kept(written, monkeypatch):
     config = copy.deepcopy(config)
     config.study.label_draw = "seed"
     assert "drawn anew for each seed" in caption(study.make_plan(config, str(folder)))
+
+
+@pytest.fixture(scope="module")
+def turns(tmp_path_factory):
+    """Six seeds that take turns with three stages one, and what the report compares."""
+    config = one_encoder()
+    config.study.frozen = True
+    config.study.seeds, config.study.pretrain_seeds = (0, 1, 2, 3, 4, 5), (0, 3, 1)
+    folder = tmp_path_factory.mktemp("turns")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan.checkpoints, "is_finished", marked)
+        planned = fake_study.finish_all(config, folder)
+        found = results.read_results(planned, config.data.patient_ids)
+    tables = comparisons.Comparisons(found, {}, samples=200, seed=0)
+    blind = {name: found.models[0].predictions[0] for name in (MAJORITY, RIDGE)}
+    tables._references = {1.0: blind}
+    return tables
+
+
+def test_frozen_encoders_have_the_seeds_of_stage_one(turns):
+    table = turns.frozen()
+    assert all(len(model.runs) == 3 for model in turns.results.frozen)
+    assert "Frozen: 3 seeds of stage one" in table.caption
+    for model in turns.results.frozen:  # Each of them is another stage one.
+        independent = turns.resampling.metrics(model.predictions)
+        assert turns.sampled(model).estimate("roc_auc") == independent.estimate("roc_auc")
+
+
+def test_a_caption_counts_the_seeds_that_are_finished(written, monkeypatch):
+    config, _, planned = written
+    monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
+    found = results.read_results(planned, config.data.patient_ids)
+    assert "over 2 seeds" in comparisons.Comparisons(found, {}, 50, 0).intervals()
+    unfinished(monkeypatch, planned, ("shufflenet", "without_apn", 1))
+    found = results.read_results(planned, config.data.patient_ids)
+    assert "over up to 2 seeds" in comparisons.Comparisons(found, {}, 50, 0).intervals()
+
+
+def test_parts_of_the_test_set_have_the_intervals_of_the_whole(turns):
+    model = turns.results.model("shufflenet", "full")
+    everyone = [("everyone", np.ones(len(turns.results.images), bool))]
+    table = sections._groups(turns, "age_bands", "By age", "Age", everyone, model)
+    whole = [turns.sampled(model).estimate(name) for name in sections.TESTED]
+    assert table.rows[0][3:7] == whole
+    assert "resampled within each" in table.caption
 
 
 def test_fewer_labels_make_a_table_and_a_figure(written):
