@@ -274,7 +274,7 @@ def turns(tmp_path_factory):
         planned = fake_study.finish_all(config, folder)
         found = results.read_results(planned, config.data.patient_ids)
     tables = comparisons.Comparisons(found, {}, samples=200, seed=0)
-    blind = {name: found.models[0].predictions[0] for name in (MAJORITY, RIDGE)}
+    blind = dict.fromkeys((MAJORITY, RIDGE), found.models[0].predictions[0])
     tables._references = {1.0: blind}
     return tables
 
@@ -404,6 +404,30 @@ def test_hparams_are_there_for_every_tuned_cell(written):
     scores = json.loads(Path(run.folder, "metrics.json").read_text())
     (event,) = events.Tensors("test/accuracy")
     assert tensor_util.make_ndarray(event.tensor_proto) == pytest.approx(scores["accuracy"])
+
+
+@pytest.mark.usefixtures("drafts")
+def test_hparams_are_those_of_the_runs_when_a_study_has_grown(tmp_path, monkeypatch):
+    """A larger plan numbers its runs anew."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
+    config = one_encoder()
+    for seeds in ((0,), (0, 1)):
+        config.study.seeds = seeds
+        planned = study.make_plan(config, str(tmp_path))
+        split = fake_study.divide(config)
+        for run in planned.runs:
+            if not run.is_finished():
+                fake_study.finish(run, split, tuple(sorted(set(split.train.label))))
+        fake_study.write_report(config, tmp_path, planned, {})
+    tuned = {f"run{run.index:04d}": run for run in planned.runs if run.task == "finetune"}
+    assert {path.name for path in (tmp_path / "hparams").iterdir()} == set(tuned)
+    for name, run in tuned.items():
+        scores = json.loads(Path(run.folder, "metrics.json").read_text())
+        (event,) = EventAccumulator(str(tmp_path / "hparams" / name)).Reload().Tensors("test/f1")
+        assert tensor_util.make_ndarray(event.tensor_proto) == pytest.approx(scores["f1"])
 
 
 def test_another_set_of_images_is_refused(written, tmp_path, monkeypatch):
