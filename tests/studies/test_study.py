@@ -446,6 +446,31 @@ def test_another_set_of_images_is_refused(written, tmp_path, monkeypatch):
         results.read_results(planned, "shared")
 
 
+@pytest.mark.parametrize("what", ["label", "classes", "age"])
+def test_runs_of_data_that_changed_are_refused(written, tmp_path, monkeypatch, what):
+    """The same images, of which one was labelled anew between two runs."""
+    config, _, _ = written
+    monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
+    config = config.copy_and_resolve_references()
+    config.study.frozen = False
+    planned = study.make_plan(config, str(tmp_path))
+    split = fake_study.divide(config)
+    classes = tuple(sorted(set(split.train.label)))
+    tuned = [run for run in planned.runs if run.task == "finetune"]
+    fake_study.finish(tuned[0], split, classes)
+    label, ages = split.test.label.copy(), split.test.age_months.copy()
+    if what == "label":
+        label[0] = next(name for name in classes if name != label[0])
+    elif what == "age":
+        ages[0] += 1
+    else:
+        classes = (*classes, "z")
+    test = split.test.replace(label=label, age_months=ages)
+    fake_study.finish(tuned[1], splits.Split(split.train, split.validation, test), classes)
+    with pytest.raises(UserError, match="data has changed since"):
+        results.read_results(planned, "shared")
+
+
 def test_nothing_finished_is_nothing_to_report(tmp_path, fake):
     planned = study.make_plan(one_encoder(), str(tmp_path))
     with pytest.raises(UserError, match="nothing to report"):
