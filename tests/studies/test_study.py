@@ -22,8 +22,9 @@ from data_pipeline.errors import DataError, UserError  # noqa: E402
 from data_pipeline.manifest import Records  # noqa: E402
 from data_pipeline.manifest_writing import write_manifest  # noqa: E402
 from infantxray.commands import study  # noqa: E402
+from infantxray.evaluation.predictions import Predictions  # noqa: E402
 from infantxray.features.baselines import MAJORITY, RIDGE  # noqa: E402
-from infantxray.reports import comparisons, plots  # noqa: E402
+from infantxray.reports import comparisons, plots, study_plots  # noqa: E402
 from infantxray.reports import study_report as report  # noqa: E402
 from infantxray.reports import study_sections as sections  # noqa: E402
 from infantxray.runs import workdir  # noqa: E402
@@ -656,6 +657,21 @@ def test_details_are_of_the_encoder_that_validation_prefers(monkeypatch, metric,
         model=lambda encoder, variant: models[encoder],
     )  # fmt: skip
     assert report._focus(found, metric).name == expected
+
+
+def test_the_line_of_chance_is_the_mean_prevalence():
+    """Of a blind guess, the precision of a finding is its prevalence."""
+    rng = np.random.default_rng(0)
+    findings = (rng.random((200, 3)) < [0.05, 0.1, 0.3]).astype(np.float32)
+    findings[:20, 0] = np.nan
+    nothing = np.full(200, np.nan)
+    run = Predictions(
+        ("a", "b", "c"), rng.random((200, 3)), np.full(200, -1), nothing, nothing,
+        np.arange(200), findings,
+    )  # fmt: skip
+    axes = study_plots.curves({"model": [run]}).axes[1]
+    (line,) = (line for line in axes.lines if line.get_color() == "#999999")
+    assert line.get_ydata()[0] == pytest.approx(np.nanmean(findings, axis=0).mean())
 
 
 @pytest.mark.usefixtures("drafts")
