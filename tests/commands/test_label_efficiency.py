@@ -278,6 +278,28 @@ def test_vectors_of_another_program_are_ranked_beside_ours(config, tmp_path):
         settings.check(config)
 
 
+@pytest.mark.parametrize("encoders", ["pixels,theirs=features:{}", "theirs=features:{},pixels"])
+def test_all_encoders_are_scored_on_the_same_images(config, tmp_path, encoders):
+    """Vectors of another program are there for an image that cannot be read."""
+    rows = [(60 + 2 * i, ("ill", "well")[i % 2]) for i in range(40)]
+    config.data.train = write_images(tmp_path, ["label"], rows)
+    config.data.on_error = "skip"
+    config.label_fractions = (1.0,)
+    split = divide_sources(settings.build(DataSettings, config.data))
+    images = np.array([*split.train.image_path, *split.test.image_path])
+    truth = np.array([*split.train.label, *split.test.label]) == "ill"
+    values = np.where(truth, 1.0, -1.0)
+    values[list(images).index(split.test.image_path[0])] *= -1  # Wrong on this one alone.
+    np.savez(tmp_path / "vectors.npz", image_path=images, values=values[:, None])
+    (tmp_path / split.test.image_path[0]).write_bytes(b"no image")
+    config.encoders = encoders.format(tmp_path / "vectors.npz")
+    label_efficiency.run(config, str(tmp_path / "compared"))
+    (theirs,) = [row for row in read_draws(tmp_path / "compared") if row["encoder"] == "theirs"]
+    assert theirs["accuracy"] == "1.000000"
+    page = (tmp_path / "compared" / "report.html").read_text()
+    assert f"Scored on {len(split.test) - 1} images" in page
+
+
 def test_paths_of_vectors_may_be_relative_to_their_file(tmp_path):
     records = Records.create([str(tmp_path / "a.png"), str(tmp_path / "b.png")], source="s")
     source = ImageSource(records, (), Preprocessing(32))
