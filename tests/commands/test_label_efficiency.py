@@ -179,6 +179,8 @@ def test_stages_one_take_turns(config, tmp_path, stages_one):
         both = rows["both", fraction, draw]
         assert both["place"] == stages_one[turn]
         assert both["roc_auc"] == rows[("first", "second")[turn], fraction, draw]["roc_auc"]
+    caption = (folder / "tables" / "label_efficiency.md").read_text(encoding="utf-8")
+    assert "With all labels the standard deviation and the interval are over these" in caption
 
 
 def test_a_stage_one_that_saw_who_is_scored_is_refused(config, tmp_path, stages_one):
