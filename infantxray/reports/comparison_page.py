@@ -34,7 +34,9 @@ _log = logging.getLogger(__name__)
 
 
 def _p(value: float | None) -> str:
-    return NOTHING if value is None or not np.isfinite(value) else f"{value:.3f}"
+    if value is None or not np.isfinite(value):
+        return NOTHING
+    return "< .001" if value < 0.001 else f"{value:.3f}"
 
 
 def _difference(row: Mapping[str, Any]) -> Difference:
