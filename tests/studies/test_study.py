@@ -5,6 +5,7 @@ import html.parser
 import json
 import logging
 import re
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -562,6 +563,40 @@ def test_a_study_may_grow_and_its_settings_may_not_change(tmp_path, fake):
     config.finetune.optimizer.learning_rate = 0.5
     with pytest.raises(UserError, match=r"optimizer\.learning_rate .0\.001 -> 0\.5"):
         study.run(config, str(tmp_path))
+
+
+def test_who_deletes_a_stage_one_is_told_what_starts_from_it(tmp_path, fake, caplog):
+    config = one_encoder()
+    study.run(config, str(tmp_path))
+    assert "which it starts from" not in caplog.text
+    stages_one = list((tmp_path / "pretrain" / "shufflenet" / "l1").iterdir())
+    for folder in stages_one:
+        (folder / "checkpoints" / "100").mkdir(parents=True)
+    config.pretrain.optimizer.learning_rate = 0.5
+    with pytest.raises(UserError, match="was run with other settings") as error:
+        study.run(config, str(tmp_path))
+    for name in ("without_apn", "full"):
+        assert str(tmp_path / "finetune" / "shufflenet" / name) in str(error.value)
+    assert "without_pretraining" not in str(error.value)
+    for folder in stages_one:
+        shutil.rmtree(folder)
+    study.run(config, str(tmp_path))
+    assert "run 4 is finished and run 0, which it starts from, is not" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("changes", "full.pretrain.objective=denoise"), ("pretrain_seeds", (1,))],
+)
+def test_a_variant_from_another_stage_one_is_refused(tmp_path, fake, setting, value):
+    """Its finished stage two began with the former one."""
+    config = one_encoder()
+    study.run(config, str(tmp_path / "study"))
+    (tmp_path / "study").rename(tmp_path / "moved")
+    study.run(config, str(tmp_path / "moved"))  # Moved, and otherwise as it was.
+    config.study[setting] = value
+    with pytest.raises(UserError, match=r"(full|without_apn).*run with other settings: pretrained"):
+        study.run(config, str(tmp_path / "moved"))
 
 
 def test_a_folder_of_another_task_is_refused_and_left_as_it_is(tmp_path, fake):
