@@ -38,7 +38,9 @@ def write_image(
     age_months: float,
     sex: str,
 ) -> None:
-    """Writes one image `[size, size]` in one of `FORMATS`; a file that is there already stays.
+    """Writes one image `[size, size]` in one of `FORMATS`.
+
+    A file that is there already stays, if it is of this size and format.
 
     The 8-bit picture of the PNG, of the 16-bit PNG after division by 257, and of the DICOM behind
     its window are the same bytes as `render` gives.
@@ -51,7 +53,7 @@ def write_image(
       patient_id, age_months, sex: for the DICOM header; NaN and empty are left out.
     """
     path = folder / file_name(address, form)
-    if path.exists():
+    if path.exists() and _is_of(path, size, form):
         return
     # Under another name first: a run that is stopped leaves no half image behind.
     unfinished = path.with_name(path.name + ".unfinished")
@@ -65,6 +67,23 @@ def write_image(
             dataset = _dataset(address, size, patient_id, age_months, sex)
             dataset.save_as(file, enforce_file_format=True)
     os.replace(unfinished, path)
+
+
+def _is_of(path: Path, size: int, form: str) -> bool:
+    """Whether a file that is there has an image of this size and format."""
+    if form == "dicom":
+        import pydicom
+
+        try:
+            return int(pydicom.dcmread(path, specific_tags=["Rows"]).Rows) == size
+        except (pydicom.errors.InvalidDicomError, AttributeError, OSError):
+            return False
+    try:
+        with Image.open(path) as image:
+            # Both PNG formats have the same file names.
+            return image.size == (size, size) and (image.mode == "L") == (form == "png")
+    except OSError:
+        return False
 
 
 def _age_string(age_months: float) -> str:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from data_pipeline.errors import DataError, UserError
 from data_pipeline.manifest_writing import write_manifest
-from data_pipeline.phantom import truth
+from data_pipeline.phantom import Box, truth
 from data_pipeline.phantom.export import FORMATS, file_name, write_image
 from data_pipeline.sources import open_sources
 
@@ -40,7 +40,7 @@ def run(config: Any, workdir: str) -> None:
     folder = Path(workdir) / "images"
     folder.mkdir(parents=True, exist_ok=True)
 
-    def export(i: int) -> tuple[Any, ...]:
+    def export(i: int) -> tuple[Box, ...]:
         write_image(
             folder,
             addresses[i],
@@ -50,16 +50,18 @@ def run(config: Any, workdir: str) -> None:
             age_months=float(records.age_months[i]),
             sex=records.sex[i],
         )
-        boxes = truth(addresses[i], size).boxes
-        return (boxes[0].x0, boxes[0].y0, boxes[0].x1, boxes[0].y1) if boxes else ("",) * 4
+        return truth(addresses[i], size).boxes
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         images = range(len(addresses))
         boxes = list(tqdm(pool.map(export, images), total=len(images), unit="image", desc="export"))
     names = [str((folder / file_name(address, form)).absolute()) for address in addresses]
     manifest = Path(workdir) / "manifest.csv"
-    columns = zip(*boxes, strict=True)
-    extra = dict(zip(("box_x0", "box_y0", "box_x1", "box_y1"), columns, strict=True))
+    fields = ["x0", "y0", "x1", "y1"] + ["label"] * any(len(found) > 1 for found in boxes)
+    extra = {
+        f"box_{field}": ["|".join(str(getattr(box, field)) for box in found) for found in boxes]
+        for field in fields
+    }
     write_manifest(
         manifest,
         records.replace(image_path=np.asarray(names, dtype=object)),

@@ -6,6 +6,7 @@ encoder. A linear probe is fitted in a second, so it can be repeated over many d
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 
@@ -68,13 +69,19 @@ def run(config, folder: str) -> None:
     # One source for all encoders: images that fit into memory are decoded once.
     reader = Reader(data, classes, names=finding_names(data, split, classes))
     sources = [reader(split.train.take(needed)), reader(split.test)]
-    answers = {}
+    answers, tested = {}, {}
     try:
         for name, places in encoders.items():
             with waiting(f"probes of {name}"):
-                answers[name] = _probe(config, sources, needed, classes, places, draws)
+                answers[name], tested[name] = _probe(
+                    config, sources, needed, classes, places, draws
+                )
     finally:
         reader.write_bad_files(folder)
+    # Vectors of another program may be there for images that cannot be read.
+    common = functools.reduce(np.intersect1d, tested.values())
+    for name, rows in tested.items():
+        answers[name] = [answer.take(np.isin(rows, common)) for answer in answers[name]]
     with waiting("tables and figures"):
         label_efficiency_page.write(
             folder,
@@ -121,13 +128,14 @@ def _extractor(config, place: str, seed: int, classes: tuple[str, ...]):
     return Extractor(function, **options), inner
 
 
-def _probe(config, sources, needed, classes, places, draws) -> list[Predictions]:
-    """Predictions for the test images with one encoder, a probe a draw.
+def _probe(config, sources, needed, classes, places, draws) -> tuple[list[Predictions], np.ndarray]:
+    """Predictions for the test images with one encoder, a probe a draw, and their rows.
 
     Places of several seeds take turns by the number of the draw. `needed` are the training images
     of the first source; the second has the test images.
     """
     answers: dict[int, Predictions] = {}
+    tested = np.arange(len(sources[1]))
     for turn, place in enumerate(places):
         if place.startswith(FEATURES):
             path = os.path.expanduser(place.removeprefix(FEATURES))
@@ -135,8 +143,13 @@ def _probe(config, sources, needed, classes, places, draws) -> list[Predictions]
         else:
             extract, variables = _extractor(config, place, config.seed + turn, classes)
             fitted, scored = (extract(source, variables) for source in sources)
+        # Some places may lack an image that others have.
+        both = np.intersect1d(tested, scored.rows)
+        for i, answer in answers.items():
+            answers[i] = answer.take(np.isin(tested, both))
+        tested, scored = both, scored.take(np.isin(scored.rows, both))
         for i, draw in enumerate(draws):
             if draw.number % len(places) == turn:
                 rows = np.isin(needed[fitted.rows], draw.rows)
                 answers[i] = probe(fitted.take(rows), scored, classes)
-    return [answers[i] for i in range(len(draws))]
+    return [answers[i] for i in range(len(draws))], tested

@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -33,21 +33,32 @@ def run(config: Any, folder: str) -> None:
     Exits with code 1 if runs failed.
 
     Raises:
-      UserError: a selection is not valid, a folder holds a run with other settings, or a signal
-        came.
+      UserError: a selection is not valid, a folder holds a run of another task or with other
+        settings, or a signal came.
     """
     environment = dict(os.environ)
     # This process reads checkpoints and draws; the GPU's memory is for the runs.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    workdir.check_task(folder, config.task)
     data = settings.data_settings(config)
     split = _open_data(data, config.study.dry_run)
     has_ages = split is None or _has_ages(split)
     planned = make_plan(config, folder, has_ages=has_ages)
-    _check_unchanged(planned.runs)
+    _check_unchanged(planned.runs, folder)
     selected = plan.select(planned.runs, config.study.cells)
     finished = {run.index for run in planned.runs if run.is_finished()}
     todo = [run for run in selected if run.index not in finished]
     print(plan.describe(planned, finished), flush=True)
+    for index in sorted(finished):
+        for need in planned.runs[index].needs:
+            if need not in finished:
+                _log.warning(
+                    "run %d is finished and run %d, which it starts from, is not: if that was "
+                    "deleted because its settings or data changed, delete %s too",
+                    index,
+                    need,
+                    planned.runs[index].folder,
+                )
     _log.info("%d runs, %d finished, %d to do now", len(planned.runs), len(finished), len(todo))
     if config.study.dry_run:
         return
@@ -185,19 +196,37 @@ def _check_settings(runs: Iterable[plan.Run]) -> None:
             raise UserError(f"a {run.task} run of this study: {error}") from None
 
 
-def _check_unchanged(runs: Iterable[plan.Run]) -> None:
+def _check_unchanged(runs: Sequence[plan.Run], folder: str) -> None:
     """Raises `UserError` if a folder holds a run with other settings."""
     for run in runs:
         changed = [
             change
             for change in workdir.changed_settings(run.folder, run.settings)
-            if not change.startswith("pretrained ")  # A study may be moved to another place.
+            if not (change.startswith("pretrained ") and _was_moved(run, folder))
         ]
         if changed:
             raise UserError(
                 f"{run.folder} was run with other settings: {', '.join(changed[:3])}; choose "
                 "another --workdir for this study, or delete that folder to run it again"
+                + _that_start_from(run, runs)
             )
+
+
+def _that_start_from(run: plan.Run, runs: Iterable[plan.Run]) -> str:
+    """The folders that are to be deleted together with that of a run, in words."""
+    found = [r.folder for r in runs if run.index in r.needs and os.path.exists(r.folder)]
+    if not found:
+        return ""
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f", with those of the runs that start from it: {', '.join(found[:3])}{more}"
+
+
+def _was_moved(run: plan.Run, folder: str) -> bool:
+    """Whether a run started from the stage one of its plan, in a study at another place."""
+    before = str(workdir.read_config(run.folder).get("pretrained", ""))
+    now = run.settings["pretrained"]
+    within = os.path.relpath(now, folder) if now else ""
+    return bool(within) and os.path.normpath(before).endswith(os.sep + within)
 
 
 def _check_data(data: DataSettings, split: Split, runs: Iterable[Mapping[str, Any]]) -> None:

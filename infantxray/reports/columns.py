@@ -143,6 +143,8 @@ def _grouped(values: np.ndarray) -> np.ndarray:
         kept = {name for name, _ in counts.most_common(_MOST_GROUPS)}
         result[known] = [v if v in kept else OTHERS for v in values[known]]
         return result
+    finite = np.isfinite(numbers)
+    known[known], numbers = finite, numbers[finite]
     ends = np.unique(np.quantile(numbers, _QUARTERS))
     groups = np.searchsorted(ends, numbers, side="right")
     names = {g: f"{numbers[groups == g].min():g} to {numbers[groups == g].max():g}"

@@ -34,7 +34,9 @@ _log = logging.getLogger(__name__)
 
 
 def _p(value: float | None) -> str:
-    return NOTHING if value is None or not np.isfinite(value) else f"{value:.3f}"
+    if value is None or not np.isfinite(value):
+        return NOTHING
+    return "< .001" if value < 0.001 else f"{value:.3f}"
 
 
 def _difference(row: Mapping[str, Any]) -> Difference:
@@ -50,7 +52,8 @@ def _tables(found: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -
     ]  # fmt: skip
     head = ["Reference", "Run's value", "Difference", "Permutation p"]
     caption = (
-        "Paired over patients, with 95 % intervals; p after Holm's correction over this table. "
+        "Paired over patients, with 95 % intervals; p after Holm's correction over this table "
+        "(bold: p < .05). "
         "Recall and ROC AUC are macro means. Intervals do not cover other training runs."
     )
     tables.append(Table("paired", "Paired differences", caption, ["Run", "Metric", *head], rows))
@@ -62,7 +65,7 @@ def _tables(found: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -
     if rows:
         caption = (
             "One condition against the rest; DeLong's test over patients, p after Holm's "
-            "correction over this table."
+            "correction over this table (bold: p < .05)."
         )
         header = ["Run", "Condition", *head]
         tables.append(Table("roc_auc", "ROC AUC by condition", caption, header, rows))

@@ -50,8 +50,14 @@ class Comparisons:
             self._done[id(model)] = self._metrics(model.predictions, model.runs)
         return self._done[id(model)]
 
+    def part(self, model: Model, rows: np.ndarray) -> Sampled:
+        """A model on some of the test images, by index."""
+        return self._metrics([one.take(rows) for one in model.predictions], model.runs)
+
     def _metrics(self, predictions: Sequence[Predictions], runs: Sequence[Run]) -> Sampled:
-        groups = [self._groups[run.seed] for run in runs if run.seed in self._groups]
+        # Each probe of a frozen encoder has a stage one of its own.
+        tuned = [run for run in runs if run.task == "finetune"]
+        groups = [self._groups[run.seed] for run in tuned if run.seed in self._groups]
         return self.resampling.metrics(predictions, groups if len(groups) == len(runs) else ())
 
     def reference_estimate(self, name: str, metric: str) -> Estimate:
@@ -122,22 +128,28 @@ class Comparisons:
         others = [name for name in results.variants if name != results.reference]
         pairs: list[tuple[str, str, float, Sampled]] = []
         missing: list[str] = []
+        absent: list[str] = []
         for fraction in reversed(results.fractions):
             for other in others:
                 found = []
+                paired = []  # The seeds of each encoder.
                 for encoder in results.encoders:
                     ours = results.model(encoder, results.reference, fraction)
                     theirs = results.model(encoder, other, fraction)
-                    if not ours or not theirs:
+                    name = f"{encoder}, {words(other)}, {fraction:.0%} of the labels"
+                    seeds = _common_seeds(ours, theirs) if ours and theirs else []
+                    if not ours or not theirs or not seeds:
+                        absent.append(name)
                         continue
-                    seeds = _common_seeds(ours, theirs)
                     if len(seeds) < max(len(ours.runs), len(theirs.runs)):
-                        missing.append(f"{encoder}, {words(other)}, {fraction:.0%} of the labels")
-                    if seeds:
-                        difference = self._of_seeds(ours, seeds) - self._of_seeds(theirs, seeds)
-                        found.append(difference)
-                        pairs.append((other, encoder, fraction, difference))
-                if len(found) > 1 and len({len(part.observed["accuracy"]) for part in found}) == 1:
+                        missing.append(name)
+                    difference = self._of_seeds(ours, seeds) - self._of_seeds(theirs, seeds)
+                    found.append(difference)
+                    paired.append(seeds)
+                    pairs.append((other, encoder, fraction, difference))
+                # Draw by draw: the seeds must be the same.
+                same = len(found) == len(results.encoders) and paired.count(paired[0]) == len(found)
+                if same and len(found) > 1:
                     pairs.append((other, _MEAN, fraction, average(found)))
         if not pairs:
             return None
@@ -181,6 +193,12 @@ class Comparisons:
                 f"patients alone): {'; '.join(missing)}."
                 if missing
                 else ""
+            )
+            + (f" Without a seed that both sides have: {'; '.join(absent)}." if absent else "")
+            + (
+                " Means of all encoders are given where all encoders have the same seeds."
+                if (missing or absent) and len(results.encoders) > 1
+                else ""
             ),
             ["Difference", "Encoder", *["Labels"] * several, *(NAMES[name] for name in TESTED)],
             rows,
@@ -212,7 +230,7 @@ class Comparisons:
             "frozen_features",
             "Frozen features, before fine-tuning",
             "Frozen: a linear classifier and ridge regression, or the 20 nearest neighbours, on "
-            f"the encoder's pooled last map. {self._explain()}",
+            f"the encoder's pooled last map. {self._explain()}{self._frozen_seeds()}",
             ["Encoder", "Method", *(NAMES[name] for name in HEADLINES)],
             rows,
         )
@@ -250,19 +268,37 @@ class Comparisons:
     def _explain(self) -> str:
         results = self.results
         patients = len(set(results.models[0].predictions[0].patient))
-        spread = (
-            f"Mean ± standard deviation over {results.seeds} seeds (n − 1)"
-            if results.seeds > 1
-            else "One seed"
-        )
-        over = "patients and seeds" if results.seeds > 1 else "patients alone"
+        alone = " (baselines: patients alone)" * (results.seeds > 1)
         return (
-            f"{spread}; in brackets the 95 % interval over {over} (bootstrap), on "
-            f"{len(results.images):,} images of {patients:,} test patients."
+            f"{self._spread()}{alone}, on {len(results.images):,} images of {patients:,} test "
+            "patients."
             + " Recall, precision, F1 and ROC AUC are means over conditions."
             * bool(results.classes)
             + self._given()
         )
+
+    def intervals(self) -> str:
+        """What the numbers of a model are, in sentences."""
+        return f"{self._spread()}.{self._given()}"
+
+    def _spread(self) -> str:
+        seeds = self.results.seeds
+        if seeds == 1:
+            return "One seed; in brackets the 95 % interval over patients alone (bootstrap)"
+        fewer = min(len(model.predictions) for model in self.results.models) < seeds
+        return (
+            f"Mean ± standard deviation over {'up to ' * fewer}{seeds} seeds (n − 1); in brackets "
+            "the 95 % interval over patients and seeds (bootstrap)"
+        )
+
+    def _frozen_seeds(self) -> str:
+        """The number of seeds of frozen encoders, in words, where it is another one."""
+        seeds = max(len(model.predictions) for model in self.results.frozen)
+        if seeds == self.results.seeds:
+            return ""
+        if seeds == 1:
+            return " Frozen: one seed of stage one, and intervals over patients alone."
+        return f" Frozen: {seeds} seeds of stage one, each with another encoder."
 
     def _identical(self) -> str:
         """The variants that were not run because they are identical on this data."""

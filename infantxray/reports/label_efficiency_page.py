@@ -168,12 +168,14 @@ def _scores(
     caption = (
         f"Frozen encoders: {' and '.join(methods)} on the pooled last map, fitted on the images "
         f"that keep their labels or ages. Mean ± standard deviation over {draws} draws of the "
-        "patients who keep them (one draw where all do), the same for all encoders; in brackets "
+        f"patients who keep them ({'one probe a stage one' if turns > 1 else 'one draw'} where all "
+        "do), the same for all encoders; in brackets "
         f"the 95 % interval over {patients:,} test patients and draws.{means}"
     )
     if turns > 1:
         caption += (
-            f" Draws take turns with up to {turns} stage-one runs of an encoder, taken as given."
+            f" Draws take turns with up to {turns} stage-one runs of an encoder, taken as given. "
+            "With all labels the standard deviation and the interval are over these runs."
         )
     header = ["Encoder", "Labels", *(NAMES[name] for name in shown)]
     return Table("label_efficiency", "Linear probes", caption, header, rows)

@@ -96,8 +96,11 @@ def curves(models: Mapping[str, Sequence[Predictions]]) -> Figure:
             seeds = [np.mean(f, axis=0) if f else np.full(_GRID.shape, np.nan) for f in found]
             _band(axes, _GRID, seeds, i, label, band=len(models) <= _MOST_BANDS)
     left.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
-    prevalence = 1 / len(next(iter(models.values()))[0].classes)
-    right.axhline(prevalence, color="#999999", linewidth=0.8)
+    shares = [
+        positive.mean() for _, positive, _ in plots.each_class(next(iter(models.values()))[0])
+    ]
+    if shares:
+        right.axhline(float(np.mean(shares)), color="#999999", linewidth=0.8)
     plots.square(left, xlabel="false positive rate", ylabel="true positive rate", title="ROC")
     plots.square(right, xlabel="recall", ylabel="precision", title="Precision and recall")
     right.legend(loc="upper right", fontsize=8)

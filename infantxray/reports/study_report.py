@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -306,11 +307,11 @@ def _mistakes(results: Results, focus: Model, preprocessing: Preprocessing) -> I
 
 def _write_hparams(folder: str, results: Results) -> None:
     """One TensorBoard run for each run, with settings and final metrics, for the HPARAMS tab."""
+    # Those of an earlier report may be of other runs: a study that grows numbers its runs anew.
+    shutil.rmtree(os.path.join(folder, "hparams"), ignore_errors=True)
     for model in results.models:
         for run in model.runs:
             where = os.path.join(folder, "hparams", f"run{run.index:04d}")
-            if os.path.isdir(where):
-                continue
             summary = read_metrics(run)
             writer = EventFileWriter(where)  # Needs no TensorFlow, whose import takes seconds.
             writer.write_hparams(

@@ -49,8 +49,9 @@ def classes(comparisons: Comparisons, model: Model) -> Table | None:
     return Table(
         "conditions",
         "By condition",
-        f"{model.encoder}, {words(model.name)}. “Few”: fewer than {_FEW_PATIENTS} test "
-        "patients; too few for a conclusion. The last column is ridge on pixels.",
+        f"{model.encoder}, {words(model.name)}. {comparisons.intervals()} “Few”: fewer than "
+        f"{_FEW_PATIENTS} test patients; too few for a conclusion. The last column is ridge on "
+        "pixels.",
         [
             "Condition",
             "Images",
@@ -122,9 +123,8 @@ def _groups(
         here = np.flatnonzero(mask)
         if not len(here):
             continue
-        parts = [part.take(here) for part in model.predictions]
-        sampled = comparisons.resampling.metrics(parts)
-        patients = len(set(parts[0].patient))
+        sampled = comparisons.part(model, here)
+        patients = len(set(model.predictions[0].patient[here]))
         few = " (few)" if patients < _FEW_PATIENTS else ""
         rows.append([group, len(here), f"{patients}{few}"])
         rows[-1] += [sampled.estimate(metric) for metric in TESTED]
@@ -138,7 +138,8 @@ def _groups(
         title,
         f"{model.encoder}, {words(model.name)}; beside it the accuracy of the most frequent "
         "class and of ridge on pixels, and their errors of age. Macro metrics are over the "
-        f"conditions that occur in a row. “Few”: fewer than {_FEW_PATIENTS} test patients.",
+        f"conditions that occur in a row. {comparisons.intervals()} “Few”: fewer than "
+        f"{_FEW_PATIENTS} test patients.",
         [
             column, "Images", "Patients", *(NAMES[metric] for metric in TESTED),
             "Accuracy, majority", "Accuracy, ridge", "Age MAE, mean age (months)",

@@ -131,14 +131,26 @@ class Table:
         return [head, *rows]
 
     def markdown(self) -> str:
-        rows = [self.plain(row) for row in self.rows]
+        rows = [
+            [
+                f"**{text}**" if _is_bold(cell) else text
+                for cell, text in zip(row, self.plain(row), strict=True)
+            ]
+            for row in self.rows
+        ]
         lines = [self.header, ["---"] * len(self.header), *rows]
         body = "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in r) + " |" for r in lines)
         return f"**{self.title}.** {self.caption}\n\n{body}\n"
 
     def latex(self) -> str:
-        rows = [self.plain(row) for row in self.rows]
-        body = " \\\\\n".join(" & ".join(_latex(cell) for cell in row) for row in rows)
+        rows = [
+            [
+                f"\\textbf{{{_latex(text)}}}" if _is_bold(cell) else _latex(text)
+                for cell, text in zip(row, self.plain(row), strict=True)
+            ]
+            for row in self.rows
+        ]
+        body = " \\\\\n".join(map(" & ".join, rows))
         head = " & ".join(f"\\textbf{{{_latex(name)}}}" for name in self.header)
         columns = "l" + "r" * (len(self.header) - 1)
         return (
@@ -162,13 +174,12 @@ class Table:
             for j, (cell, name) in enumerate(self._named(row)):
                 first, *rest = (part for part in _parts(cell, name) if part)
                 classes = ["left"] * left[j] + ["alarm"] * ((i, j) in self.alarms)
-                bold = isinstance(cell, Difference) and cell.p_holm < SIGNIFICANT
                 again = j == 0 and row[0] == above and sum(left) > 1
                 cells.append(
                     {
                         "first": "" if again else first,
                         "rest": rest,
-                        "bold": bold,
+                        "bold": _is_bold(cell),
                         "classes": " ".join(classes),
                     }
                 )
@@ -178,6 +189,10 @@ class Table:
 
     def _named(self, row: Sequence[Cell]):
         return zip(row, self.header, strict=True)
+
+
+def _is_bold(cell: Cell) -> bool:
+    return isinstance(cell, Difference) and cell.p_holm < SIGNIFICANT
 
 
 def _is_known(cell: Cell) -> bool:

@@ -99,15 +99,10 @@ def _prepare(workdir: str, config: Mapping[str, Any]) -> None:
     _make_folder(workdir)
     _lock(workdir)
     _sweep(workdir)
-    if os.path.exists(os.path.join(workdir, "config.json")):
-        # First: nobody shall be told to delete a model because its folder was named by mistake.
-        task = read_config(workdir)["task"]
-        if task != config["task"]:
-            raise UserError(
-                f"{workdir} holds a run of another task, {task}; choose another --workdir"
-            )
-        if not _has_results(workdir):
-            _remove_left(workdir)
+    # First: nobody shall be told to delete a model because its folder was named by mistake.
+    check_task(workdir, config["task"])
+    if os.path.exists(os.path.join(workdir, "config.json")) and not _has_results(workdir):
+        _remove_left(workdir)
     changed = changed_settings(workdir, config)
     if changed:
         raise UserError(
@@ -116,6 +111,16 @@ def _prepare(workdir: str, config: Mapping[str, Any]) -> None:
             + "; choose another --workdir, or delete that folder to start again"
         )
     write_config(workdir, config)
+
+
+def check_task(workdir: str, task: str) -> None:
+    """Raises `UserError` if the folder holds a run of another task."""
+    if os.path.exists(os.path.join(workdir, "config.json")):
+        found = read_config(workdir)["task"]
+        if found != task:
+            raise UserError(
+                f"{workdir} holds a run of another task, {found}; choose another --workdir"
+            )
 
 
 def _remove_left(workdir: str) -> None:

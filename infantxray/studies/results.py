@@ -18,6 +18,7 @@ from infantxray.features.classifiers import METHODS
 from infantxray.studies.plan import REFERENCE, Plan, Run
 
 PREDICTIONS = "predictions.csv"
+_ADVICE = "; delete the folders whose data has changed since, and run the study again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,8 @@ def read_results(plan: Plan, patient_ids: str) -> Results:
       patient_ids: as `config.data.patient_ids`.
 
     Raises:
-      UserError: no stage two is finished, or two runs were tested on different images.
+      UserError: no stage two is finished, or two runs were tested on different images, or on images
+        whose labels or ages have changed.
     """
     finished = [run for run in plan.runs if run.is_finished()]
     tuned = [run for run in finished if run.task == "finetune"]
@@ -162,18 +164,26 @@ class _Reader:
     def __init__(self, test: Records):
         self._test = test
         self._paths: list[str] | None = None
+        self._first: Predictions | None = None
         self.images = test
 
     def __call__(self, path: str) -> Predictions:
         predictions, paths = read_predictions(path)
-        if self._paths is None:
-            self._paths = paths
+        if self._first is None or self._paths is None:
             row_of = {path: i for i, path in enumerate(self._test.image_path)}
+            if not row_of.keys() >= set(paths):
+                raise UserError(f"{path} has predictions for other images than split.csv{_ADVICE}")
+            self._first, self._paths = predictions, paths
             self.images = self._test.take(np.array([row_of[path] for path in paths], int))
         elif paths != self._paths:
             raise UserError(
-                f"{path} has predictions for other images than the other runs of this study; "
-                "delete the folders whose data has changed since, and run the study again"
+                f"{path} has predictions for other images than the other runs of this "
+                f"study{_ADVICE}"
+            )
+        elif not _same_truth(predictions, self._first):
+            raise UserError(
+                f"{path} has other conditions, labels or ages of the test images than the other "
+                f"runs of this study{_ADVICE}"
             )
         classes = () if predictions.multi_label else predictions.classes
         return dataclasses.replace(  # The file rounds ages, and patients may be those of a source.
@@ -182,3 +192,16 @@ class _Reader:
             age_months=self.images.age_months,
             patient=self.images.patient,
         )
+
+
+def _same_truth(one: Predictions, other: Predictions) -> bool:
+    if one.classes != other.classes or one.multi_label != other.multi_label:
+        return False
+    if one.findings is not None and other.findings is not None:
+        # With few labels, fewer findings count as known.
+        known = np.isfinite(one.findings) & np.isfinite(other.findings)
+        if (one.findings != other.findings)[known].any():
+            return False
+    return np.array_equal(one.label, other.label) and np.array_equal(
+        one.age_months, other.age_months, equal_nan=True
+    )

@@ -305,7 +305,7 @@ def _outcome(run: Run, future: Future[tuple[int, float]]) -> str | None:
     try:
         status, seconds = future.result()
     except Exception as error:  # Of Ray: a worker died.
-        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
     finished = status == 0 and run.is_finished()
     record = run.read_record()
     run.write_record(

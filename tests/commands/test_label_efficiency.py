@@ -179,6 +179,8 @@ def test_stages_one_take_turns(config, tmp_path, stages_one):
         both = rows["both", fraction, draw]
         assert both["place"] == stages_one[turn]
         assert both["roc_auc"] == rows[("first", "second")[turn], fraction, draw]["roc_auc"]
+    caption = (folder / "tables" / "label_efficiency.md").read_text(encoding="utf-8")
+    assert "With all labels the standard deviation and the interval are over these" in caption
 
 
 def test_a_stage_one_that_saw_who_is_scored_is_refused(config, tmp_path, stages_one):
@@ -276,6 +278,28 @@ def test_vectors_of_another_program_are_ranked_beside_ours(config, tmp_path):
     config.encoders = "features:/nowhere.npz"
     with pytest.raises(ConfigError, match=r"features:/nowhere\.npz does not exist"):
         settings.check(config)
+
+
+@pytest.mark.parametrize("encoders", ["pixels,theirs=features:{}", "theirs=features:{},pixels"])
+def test_all_encoders_are_scored_on_the_same_images(config, tmp_path, encoders):
+    """Vectors of another program are there for an image that cannot be read."""
+    rows = [(60 + 2 * i, ("ill", "well")[i % 2]) for i in range(40)]
+    config.data.train = write_images(tmp_path, ["label"], rows)
+    config.data.on_error = "skip"
+    config.label_fractions = (1.0,)
+    split = divide_sources(settings.build(DataSettings, config.data))
+    images = np.array([*split.train.image_path, *split.test.image_path])
+    truth = np.array([*split.train.label, *split.test.label]) == "ill"
+    values = np.where(truth, 1.0, -1.0)
+    values[list(images).index(split.test.image_path[0])] *= -1  # Wrong on this one alone.
+    np.savez(tmp_path / "vectors.npz", image_path=images, values=values[:, None])
+    (tmp_path / split.test.image_path[0]).write_bytes(b"no image")
+    config.encoders = encoders.format(tmp_path / "vectors.npz")
+    label_efficiency.run(config, str(tmp_path / "compared"))
+    (theirs,) = [row for row in read_draws(tmp_path / "compared") if row["encoder"] == "theirs"]
+    assert theirs["accuracy"] == "1.000000"
+    page = (tmp_path / "compared" / "report.html").read_text()
+    assert f"Scored on {len(split.test) - 1} images" in page
 
 
 def test_paths_of_vectors_may_be_relative_to_their_file(tmp_path):

@@ -92,3 +92,10 @@ def test_an_unknown_column_is_named_with_those_there_are(records):
         columns.parse("ward_nr", other)
     both = Records.concatenate([records, other])
     assert columns.read(both, columns.parse("ward_nr", both))["ward_nr"][-1] == ""
+
+
+def test_what_is_no_number_among_numbers_is_unknown():
+    weights = [str(weight) for weight in range(40)]
+    found = columns._grouped(np.array([*weights, "NaN", "inf", ""], dtype=object))
+    assert found[-3:].tolist() == ["", "", ""]
+    assert list(dict.fromkeys(found[:40])) == ["0 to 9", "10 to 19", "20 to 29", "30 to 39"]

@@ -119,3 +119,9 @@ def test_findings_are_counted_one_by_one(tmp_path):
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
     (shown,) = comparison_page._pictures(tested, images, Preprocessing(32))
     assert shown.images[0][1] == ["true: mass", "one: mass", "two: mass|normal"]
+
+
+def test_a_permutation_p_is_never_zero():
+    assert comparison_page._p(1 / 10_000) == "< .001"
+    assert comparison_page._p(0.0312) == "0.031"
+    assert comparison_page._p(float("nan")) == "–"

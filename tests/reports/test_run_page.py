@@ -13,6 +13,7 @@ from PIL import Image
 from configs import finetune
 from infantxray.evaluation import diagnostics
 from infantxray.evaluation.calibration import calibration
+from infantxray.evaluation.intervals import Estimate
 from infantxray.evaluation.localisation import Example
 from infantxray.evaluation.metrics import HEADLINES
 from infantxray.evaluation.operating_points import OperatingPoint
@@ -21,7 +22,7 @@ from infantxray.evaluation.summary import summarise as summarise_predictions
 from infantxray.evaluation.summary import to_json
 from infantxray.evaluation.temperature import scale
 from infantxray.reports import page, plots, run_page, run_report, run_sections
-from infantxray.reports.tables import Table
+from infantxray.reports.tables import Difference, Table
 from infantxray.stage_two.trust import Trust
 
 HOSTILE = '<script>alert("x")</script> & Söhne'
@@ -451,3 +452,18 @@ def test_the_result_is_one_line(tmp_path):
     assert "\n" not in line
     nothing = dict.fromkeys(HEADLINES)
     assert run_page.result_line(nothing) == "nothing to score"
+
+
+def test_marks_of_a_table_are_the_same_in_every_form(tmp_path):
+    def cell(p):
+        return Difference(Estimate(0.1, 0.02, 0.05, 0.15, p), p)
+
+    rows = [["a − b", cell(0.049)], ["a − c", cell(0.051)], ["a − d", cell(float("nan"))]]
+    table = Table("t", "T", "Bold: p < .05.", ["Difference", "Accuracy"], rows)
+    assert [cells["cells"][1]["bold"] for cells in table.markup()] == [True, False, False]
+    assert re.findall(r"\*\*(.*?)\*\*", table.markdown())[1:] == [table.plain(rows[0])[1]]
+    assert re.findall(r"& (.*) \\\\", table.latex())[1:] == [
+        "\\textbf{+0.100 [+0.050, +0.150] p = 0.049}",
+        "+0.100 [+0.050, +0.150] p = 0.051",
+        "+0.100 [+0.050, +0.150] –".replace("–", "--"),
+    ]

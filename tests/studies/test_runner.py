@@ -109,6 +109,20 @@ def test_a_failed_run_is_tried_once_more_and_the_others_go_on(tmp_path, runner):
     assert (tmp_path / "order").read_text().split() == ["never", "never"]
 
 
+def test_an_error_without_a_message_fails_its_run_alone(tmp_path, runner, monkeypatch):
+    execute = runners.run_command
+
+    def run_command(command, folder, *rest):
+        if folder.endswith("0"):
+            raise MemoryError
+        return execute(command, folder, *rest)
+
+    monkeypatch.setattr(runners, "run_command", run_command)
+    plan, finished = [stub(tmp_path, 0), stub(tmp_path, 1)], set()
+    assert runners.run_all(plan, plan, finished, runner) == {0: "MemoryError"}
+    assert finished == {1}
+
+
 def test_runs_run_side_by_side_with_shares_of_the_memory(tmp_path):
     wait = "; ".join(
         [

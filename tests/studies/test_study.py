@@ -5,6 +5,7 @@ import html.parser
 import json
 import logging
 import re
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -22,8 +23,12 @@ from data_pipeline.errors import DataError, UserError  # noqa: E402
 from data_pipeline.manifest import Records  # noqa: E402
 from data_pipeline.manifest_writing import write_manifest  # noqa: E402
 from infantxray.commands import study  # noqa: E402
-from infantxray.reports import comparisons, plots  # noqa: E402
+from infantxray.evaluation.predictions import Predictions  # noqa: E402
+from infantxray.features.baselines import MAJORITY, RIDGE  # noqa: E402
+from infantxray.reports import comparisons, plots, study_plots  # noqa: E402
 from infantxray.reports import study_report as report  # noqa: E402
+from infantxray.reports import study_sections as sections  # noqa: E402
+from infantxray.runs import workdir  # noqa: E402
 from infantxray.studies import plan, results, runner  # noqa: E402
 
 # In one process, so that fixtures are made once.
@@ -210,6 +215,41 @@ def test_a_seed_that_one_side_lacks_is_left_out_and_said(written, monkeypatch):
     assert row[3].estimate.mean == pytest.approx(kept["full"] - kept["without_apn"])
 
 
+def unfinished(monkeypatch, planned, *lost):
+    """Marks runs of stage two with all labels as not finished: `(encoder, variant, seed)`."""
+    folders = {
+        run.folder
+        for run in planned.runs
+        if run.task == "finetune"
+        and run.label_fraction == 1.0
+        and (run.encoder, run.name, run.seed) in lost
+    }
+    assert len(folders) == len(lost)
+    monkeypatch.setattr(
+        plan.checkpoints, "is_finished", lambda folder: marked(folder) and folder not in folders
+    )
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        # Seed 0 of one encoder and seed 1 of the other are no pair.
+        [("shufflenet", "without_apn", 0), ("mobilenet_v2", "without_apn", 1)],
+        # One encoder is not all encoders.
+        [("shufflenet", "without_apn", 0), ("shufflenet", "without_apn", 1)],
+    ],
+)
+def test_means_are_over_all_encoders_with_the_same_seeds(written, monkeypatch, lost):
+    config, _, planned = written
+    unfinished(monkeypatch, planned, *lost)
+    found = results.read_results(planned, config.data.patient_ids)
+    table = comparisons.Comparisons(found, {}, samples=50, seed=0).differences()
+    means = [row[:3] for row in table.rows if row[1] == "mean of all encoders"]
+    assert ["full − without pretraining", "mean of all encoders", "100%"] in means
+    assert ["full − without APN", "mean of all encoders", "100%"] not in means
+    assert "shufflenet, without APN, 100% of the labels" in table.caption
+
+
 def test_captions_say_whose_labels_are_kept(written, monkeypatch):
     config, folder, planned = written
     monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
@@ -222,6 +262,51 @@ def test_captions_say_whose_labels_are_kept(written, monkeypatch):
     config = copy.deepcopy(config)
     config.study.label_draw = "seed"
     assert "drawn anew for each seed" in caption(study.make_plan(config, str(folder)))
+
+
+@pytest.fixture(scope="module")
+def turns(tmp_path_factory):
+    """Six seeds that take turns with three stages one, and what the report compares."""
+    config = one_encoder()
+    config.study.frozen = True
+    config.study.seeds, config.study.pretrain_seeds = (0, 1, 2, 3, 4, 5), (0, 3, 1)
+    folder = tmp_path_factory.mktemp("turns")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan.checkpoints, "is_finished", marked)
+        planned = fake_study.finish_all(config, folder)
+        found = results.read_results(planned, config.data.patient_ids)
+    tables = comparisons.Comparisons(found, {}, samples=200, seed=0)
+    blind = dict.fromkeys((MAJORITY, RIDGE), found.models[0].predictions[0])
+    tables._references = {1.0: blind}
+    return tables
+
+
+def test_frozen_encoders_have_the_seeds_of_stage_one(turns):
+    table = turns.frozen()
+    assert all(len(model.runs) == 3 for model in turns.results.frozen)
+    assert "Frozen: 3 seeds of stage one" in table.caption
+    for model in turns.results.frozen:  # Each of them is another stage one.
+        independent = turns.resampling.metrics(model.predictions)
+        assert turns.sampled(model).estimate("roc_auc") == independent.estimate("roc_auc")
+
+
+def test_a_caption_counts_the_seeds_that_are_finished(written, monkeypatch):
+    config, _, planned = written
+    monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
+    found = results.read_results(planned, config.data.patient_ids)
+    assert "over 2 seeds" in comparisons.Comparisons(found, {}, 50, 0).intervals()
+    unfinished(monkeypatch, planned, ("shufflenet", "without_apn", 1))
+    found = results.read_results(planned, config.data.patient_ids)
+    assert "over up to 2 seeds" in comparisons.Comparisons(found, {}, 50, 0).intervals()
+
+
+def test_parts_of_the_test_set_have_the_intervals_of_the_whole(turns):
+    model = turns.results.model("shufflenet", "full")
+    everyone = [("everyone", np.ones(len(turns.results.images), bool))]
+    table = sections._groups(turns, "age_bands", "By age", "Age", everyone, model)
+    whole = [turns.sampled(model).estimate(name) for name in sections.TESTED]
+    assert table.rows[0][3:7] == whole
+    assert "resampled within each" in table.caption
 
 
 def test_fewer_labels_make_a_table_and_a_figure(written):
@@ -323,6 +408,30 @@ def test_hparams_are_there_for_every_tuned_cell(written):
     assert tensor_util.make_ndarray(event.tensor_proto) == pytest.approx(scores["accuracy"])
 
 
+@pytest.mark.usefixtures("drafts")
+def test_hparams_are_those_of_the_runs_when_a_study_has_grown(tmp_path, monkeypatch):
+    """A larger plan numbers its runs anew."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
+    config = one_encoder()
+    for seeds in ((0,), (0, 1)):
+        config.study.seeds = seeds
+        planned = study.make_plan(config, str(tmp_path))
+        split = fake_study.divide(config)
+        for run in planned.runs:
+            if not run.is_finished():
+                fake_study.finish(run, split, tuple(sorted(set(split.train.label))))
+        fake_study.write_report(config, tmp_path, planned, {})
+    tuned = {f"run{run.index:04d}": run for run in planned.runs if run.task == "finetune"}
+    assert {path.name for path in (tmp_path / "hparams").iterdir()} == set(tuned)
+    for name, run in tuned.items():
+        scores = json.loads(Path(run.folder, "metrics.json").read_text())
+        (event,) = EventAccumulator(str(tmp_path / "hparams" / name)).Reload().Tensors("test/f1")
+        assert tensor_util.make_ndarray(event.tensor_proto) == pytest.approx(scores["f1"])
+
+
 def test_another_set_of_images_is_refused(written, tmp_path, monkeypatch):
     config, _, _ = written
     monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
@@ -336,6 +445,31 @@ def test_another_set_of_images_is_refused(written, tmp_path, monkeypatch):
     shorter = splits.Split(split.train, split.validation, split.test.take(np.arange(5)))
     fake_study.finish(tuned[1], shorter, classes)
     with pytest.raises(UserError, match="predictions for other images"):
+        results.read_results(planned, "shared")
+
+
+@pytest.mark.parametrize("what", ["label", "classes", "age"])
+def test_runs_of_data_that_changed_are_refused(written, tmp_path, monkeypatch, what):
+    """The same images, of which one was labelled anew between two runs."""
+    config, _, _ = written
+    monkeypatch.setattr(plan.checkpoints, "is_finished", marked)
+    config = config.copy_and_resolve_references()
+    config.study.frozen = False
+    planned = study.make_plan(config, str(tmp_path))
+    split = fake_study.divide(config)
+    classes = tuple(sorted(set(split.train.label)))
+    tuned = [run for run in planned.runs if run.task == "finetune"]
+    fake_study.finish(tuned[0], split, classes)
+    label, ages = split.test.label.copy(), split.test.age_months.copy()
+    if what == "label":
+        label[0] = next(name for name in classes if name != label[0])
+    elif what == "age":
+        ages[0] += 1
+    else:
+        classes = (*classes, "z")
+    test = split.test.replace(label=label, age_months=ages)
+    fake_study.finish(tuned[1], splits.Split(split.train, split.validation, test), classes)
+    with pytest.raises(UserError, match="data has changed since"):
         results.read_results(planned, "shared")
 
 
@@ -431,6 +565,49 @@ def test_a_study_may_grow_and_its_settings_may_not_change(tmp_path, fake):
         study.run(config, str(tmp_path))
 
 
+def test_who_deletes_a_stage_one_is_told_what_starts_from_it(tmp_path, fake, caplog):
+    config = one_encoder()
+    study.run(config, str(tmp_path))
+    assert "which it starts from" not in caplog.text
+    stages_one = list((tmp_path / "pretrain" / "shufflenet" / "l1").iterdir())
+    for folder in stages_one:
+        (folder / "checkpoints" / "100").mkdir(parents=True)
+    config.pretrain.optimizer.learning_rate = 0.5
+    with pytest.raises(UserError, match="was run with other settings") as error:
+        study.run(config, str(tmp_path))
+    for name in ("without_apn", "full"):
+        assert str(tmp_path / "finetune" / "shufflenet" / name) in str(error.value)
+    assert "without_pretraining" not in str(error.value)
+    for folder in stages_one:
+        shutil.rmtree(folder)
+    study.run(config, str(tmp_path))
+    assert "run 4 is finished and run 0, which it starts from, is not" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("changes", "full.pretrain.objective=denoise"), ("pretrain_seeds", (1,))],
+)
+def test_a_variant_from_another_stage_one_is_refused(tmp_path, fake, setting, value):
+    """Its finished stage two began with the former one."""
+    config = one_encoder()
+    study.run(config, str(tmp_path / "study"))
+    (tmp_path / "study").rename(tmp_path / "moved")
+    study.run(config, str(tmp_path / "moved"))  # Moved, and otherwise as it was.
+    config.study[setting] = value
+    with pytest.raises(UserError, match=r"(full|without_apn).*run with other settings: pretrained"):
+        study.run(config, str(tmp_path / "moved"))
+
+
+def test_a_folder_of_another_task_is_refused_and_left_as_it_is(tmp_path, fake):
+    workdir.prepare(str(tmp_path), {"task": "finetune", "seed": 3})
+    (tmp_path / "metrics.json").write_text("{}")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="holds a run of another task, finetune"):
+        study.run(one_encoder(), str(tmp_path))
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
 @pytest.mark.usefixtures("drafts")
 def test_without_ages_the_report_names_the_variant_that_was_not_run(tmp_path, monkeypatch, capsys):
     """A manifest without ages: the age head has nothing to learn."""
@@ -515,6 +692,21 @@ def test_details_are_of_the_encoder_that_validation_prefers(monkeypatch, metric,
         model=lambda encoder, variant: models[encoder],
     )  # fmt: skip
     assert report._focus(found, metric).name == expected
+
+
+def test_the_line_of_chance_is_the_mean_prevalence():
+    """Of a blind guess, the precision of a finding is its prevalence."""
+    rng = np.random.default_rng(0)
+    findings = (rng.random((200, 3)) < [0.05, 0.1, 0.3]).astype(np.float32)
+    findings[:20, 0] = np.nan
+    nothing = np.full(200, np.nan)
+    run = Predictions(
+        ("a", "b", "c"), rng.random((200, 3)), np.full(200, -1), nothing, nothing,
+        np.arange(200), findings,
+    )  # fmt: skip
+    axes = study_plots.curves({"model": [run]}).axes[1]
+    (line,) = (line for line in axes.lines if line.get_color() == "#999999")
+    assert line.get_ydata()[0] == pytest.approx(np.nanmean(findings, axis=0).mean())
 
 
 @pytest.mark.usefixtures("drafts")

@@ -3,6 +3,7 @@
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 
 from configs import export_phantom as config_file
 from data_pipeline.decode import Preprocessing, load_image
@@ -15,11 +16,11 @@ from infantxray.commands import export_phantom
 PLACE = "infant:films=12:age_missing=0.2:site=both"
 
 
-def export(folder, form, place="phantom:" + PLACE):
+def export(folder, form, place="phantom:" + PLACE, size=96):
     config = config_file.get_config()
     config.format = form
     config.data.train = place
-    config.data.image_size = 96
+    config.data.image_size = size
     export_phantom.run(config, str(folder))
     return folder
 
@@ -104,3 +105,31 @@ def test_an_unknown_format_and_other_data_are_refused(tmp_path):
     export(tmp_path / "images", "png")
     with pytest.raises(DataError, match="only phantom images"):
         export(tmp_path / "again", "png", f"folder:{tmp_path / 'images' / 'images'}")
+
+
+def test_another_size_or_format_is_written_anew(tmp_path):
+    for form, size in (("png", 64), ("png", 96), ("png16", 96), ("png", 96)):
+        export(tmp_path, form, size=size)
+        for path in read_manifest(tmp_path / "manifest.csv").image_path:
+            with Image.open(path) as image:
+                assert image.size == (size, size)
+                assert image.mode == ("L" if form == "png" else "I;16")
+
+
+def test_a_dicom_file_of_another_size_is_written_anew(tmp_path):
+    for size in (64, 96):
+        export(tmp_path, "dicom", size=size)
+        paths = read_manifest(tmp_path / "manifest.csv").image_path
+        assert all(pydicom.dcmread(path).pixel_array.shape == (size, size) for path in paths)
+
+
+def test_every_finding_has_its_box(tmp_path):
+    place = "infant:films=12:findings=2"
+    export(tmp_path, "png", "phantom:" + place)
+    records = read_manifest(tmp_path / "manifest.csv")
+    several = 0
+    for boxes, address in zip(records.boxes, open_phantom(place).image_path, strict=True):
+        expected = truth(address, 96).boxes
+        assert boxes == tuple((b.x0, b.y0, b.x1, b.y1, b.label) for b in expected)
+        several += len(expected) > 1
+    assert several
