@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -121,18 +124,24 @@ def read_features(path: str, source: ImageSource) -> Features:
       source: the images. Each needs a vector; those of other images are not used.
 
     Raises:
-      DataError: the file cannot be read, or lacks a finite vector for an image.
+      DataError: the file cannot be read, names an image twice, or lacks a finite vector for one.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it holds a single array")
+        with file:
             names, values = file["image_path"].astype(str), file["values"].astype(np.float32)
         if values.ndim != 2 or len(values) != len(names):
             raise ValueError(f"{len(names)} paths and values of shape {values.shape}")
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"{path} cannot be read ({error}); it must be an npz file with the arrays image_path "
             "(text, one an image) and values (numbers, a row an image)"
         ) from None
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names.tolist()).items() if count > 1)
+        raise DataError(f"{path} has several vectors of {twice}; keep one")
     folder = os.path.dirname(os.path.abspath(path))
     row_of = {os.path.normpath(os.path.join(folder, name)): i for i, name in enumerate(names)}
     row_of |= {name: i for i, name in enumerate(names)}

@@ -308,3 +308,18 @@ def test_paths_of_vectors_may_be_relative_to_their_file(tmp_path):
     file = str(tmp_path / "v.npz")
     np.savez(file, image_path=["b.png", "a.png"], values=np.array([[1.0], [2.0]]))
     assert read_features(file, source).values.tolist() == [[2.0], [1.0]]
+
+
+def test_files_of_vectors_that_cannot_be_read(tmp_path):
+    records = Records.create([str(tmp_path / "a.png")], source="s")
+    source = ImageSource(records, (), Preprocessing(32))
+    file = tmp_path / "v.npz"
+    np.savez(file, image_path=["a.png", "a.png"], values=np.zeros((2, 1)))
+    with pytest.raises(DataError, match=r"has several vectors of a\.png; keep one"):
+        read_features(str(file), source)
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_features(str(file), source)
+    np.save(tmp_path / "v.npy", np.zeros((2, 1)))
+    with pytest.raises(DataError, match="it holds a single array"):
+        read_features(str(tmp_path / "v.npy"), source)
