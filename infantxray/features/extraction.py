@@ -127,10 +127,10 @@ def read_features(path: str, source: ImageSource) -> Features:
       DataError: the file cannot be read, names an image twice, or lacks a finite vector for one.
     """
     try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise ValueError("it holds a single array")
-        with file:
+        with open(path, "rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise ValueError("it holds a single array")
             names, values = file["image_path"].astype(str), file["values"].astype(np.float32)
         if values.ndim != 2 or len(values) != len(names):
             raise ValueError(f"{len(names)} paths and values of shape {values.shape}")
