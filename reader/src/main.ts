@@ -283,7 +283,9 @@ async function main(): Promise<void> {
   element("model-name").textContent = model.name;
   document.title = `${model.name} – infantxray reader`;
   const date = model.date ? `, ${model.date}` : "";
-  element("model-line").textContent = `${model.encoder}, ${model.classes.length} conditions${date}`;
+  const noun = model.multi_label ? "findings" : "conditions";
+  const answers = model.classes.length ? `${model.classes.length} ${noun}` : "ages alone";
+  element("model-line").textContent = `${model.encoder}, ${answers}${date}`;
   showAbout(model);
   listExamples();
   startWorker();
