@@ -182,6 +182,17 @@ class Fake(Answerer):
         }
 
 
+def test_a_model_of_ages_alone_has_nothing_to_explain(small):
+    model = infantxray.Model(dataclasses.replace(make_member(small), trust=Trust()))
+    assert "3 conditions" in repr(model)
+    member = make_member(small, multi_label=True)
+    assert "3 findings" in repr(infantxray.Model(member))
+    spec = dataclasses.replace(member.spec, classes=(), multi_label=False)
+    model = infantxray.Model(dataclasses.replace(member, spec=spec))
+    with pytest.raises(UserError, match="this one predicts ages alone"):
+        model.explain(np.zeros((SIZE, SIZE), np.uint8))
+
+
 def test_memory_does_not_grow_with_the_number_of_images(small, tmp_path, monkeypatch):
     monkeypatch.setattr(ImageSource, "_decode", lambda self, row: np.zeros((32, 32), np.uint8))
     peaks = []
