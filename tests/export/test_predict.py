@@ -25,6 +25,7 @@ from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
 from infantxray.commands import predict
 from infantxray.evaluation.outliers import fit_detector
+from infantxray.export import dicom_out
 from infantxray.runs import settings
 from infantxray.stage_two.answers import Answerer
 from infantxray.stage_two.trust import Trust
@@ -224,6 +225,20 @@ def test_dicom_output_opens(finetuned, tmp_path):
     picture = pydicom.dcmread(tmp_path / "out" / "dicom" / saliency)
     assert picture.pixel_array.shape == (SIZE, SIZE, 3)
     assert picture.StudyInstanceUID == report.StudyInstanceUID
+
+
+@pytest.mark.parametrize("predicted", ["no finding", "mass|normal"])
+def test_the_saliency_of_several_findings_names_the_one_it_shows(tmp_path, predicted):
+    pytest.importorskip("highdicom")
+    pydicom = pytest.importorskip("pydicom")
+    answer = {
+        "predicted": predicted, "probabilities": {"normal": 0.2, "mass": 0.4}, "note": "",
+        "age_predicted_months": None, "unlike_training": None, "conditions": [],
+    }  # fmt: skip
+    image, heat = np.zeros((32, 32), np.uint8), np.ones((32, 32), np.float32)
+    dicom_out.write(str(tmp_path), "a", "a.png", answer, image, heat, model="a model")
+    capture = pydicom.dcmread(tmp_path / "a_saliency.dcm")
+    assert capture.SeriesDescription.startswith("Saliency: mass,")
 
 
 def test_dicom_output_is_valid(finetuned, tmp_path):
