@@ -55,7 +55,8 @@ class Model:
         self._encoder = create_encoder(self.spec.encoder, dtype=jnp.dtype(self.spec.dtype))
 
     def __repr__(self) -> str:
-        kind = f"{len(self.classes)} conditions" if self.classes else "no conditions"
+        noun = "findings" if self.spec.multi_label else "conditions"
+        kind = f"{len(self.classes)} {noun}" if self.classes else "no conditions"
         ages = "ages" if self.spec.has_age else "no ages"
         names = ", ".join(f"{m.spec.encoder} (step {m.step})" for m in self.members)
         return f"Model({names}, {kind}, {ages})"
@@ -195,11 +196,13 @@ class Model:
           float32 `[S, S]` in [0, 1], over the image as `read` gives it.
 
         Raises:
-          UserError: the model has no such condition.
+          UserError: the model has no such condition, or predicts ages alone.
           ValueError: the method or the level is unknown, or there is more than one image; see also
             `read`.
         """
         self._need_heads("explain")
+        if not self.classes:
+            raise UserError("explain needs a model of conditions; this one predicts ages alone")
         if condition is not None and condition not in self.classes:
             raise UserError(
                 f"the model has no condition {condition!r}; it has "

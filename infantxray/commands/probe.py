@@ -71,6 +71,7 @@ def run(config, folder: str) -> None:
         summary[method] = summarise(
             predictions, bootstrap_samples=config.bootstrap_samples, seed=config.seed
         )
-        shown = {k: round(v, 3) for k, v in metrics.headline(predictions).items()}
+        found = metrics.headline(predictions)
+        shown = {k: round(v, 3) for k, v in found.items() if np.isfinite(v)}
         _log.info("%s on frozen features: %s", method, shown)
     write_json(done, to_json(summary))

@@ -60,14 +60,16 @@ def write(
       path: path of the image.
       answer: the JSON of the image, as `predict` writes it.
       image: uint8 `[S, S]`, as the model saw it.
-      heat: saliency of the predicted condition in [0, 1], `[S, S]`.
+      heat: saliency of the most probable condition in [0, 1], `[S, S]`.
       model: identity of the model.
     """
     source = _source(path)
     report = structured_report(source, answer, model)
     report.save_as(os.path.join(folder, f"{name}_report.dcm"), enforce_file_format=True)
     if heat is not None:
-        capture = secondary_capture(source, image, heat, answer["predicted"], model)
+        # Of several findings the map is that of the most probable one, predicted or not.
+        shown = max(answer["probabilities"], key=answer["probabilities"].get)
+        capture = secondary_capture(source, image, heat, shown, model)
         capture.save_as(os.path.join(folder, f"{name}_saliency.dcm"), enforce_file_format=True)
 
 

@@ -104,6 +104,7 @@ def write_export(
         training=_training(member.folder),
         licence=licence,
         version=__version__,
+        context=member.spec.context,
     )
     _write_bytes(place / "README.md", card.encode())
     template = Path(__file__).parent / "templates" / "use.py"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def model_card(
     training: tuple[int, int] | None,
     licence: str,
     version: str,
+    context: Sequence[str] = (),
 ) -> str:
     """The card, Markdown with YAML front matter.
 
@@ -40,6 +42,7 @@ def model_card(
       training: numbers of training images and patients; None = unknown.
       licence: identifier as Hugging Face lists them, such as apache-2.0; empty = not stated.
       version: version of this program.
+      context: further inputs of the model, such as `sex=F`.
     """
     intervals = metrics.get("ci95") or {}
     headline = [
@@ -93,6 +96,7 @@ def model_card(
             r for r in trust.test.get("abstention", ()) if r["accuracy"]["low"] is not None
         ],
         multi_label=model["multi_label"],
+        context=" and ".join(dict.fromkeys(name.partition("=")[0] for name in context)),
         half_width=trust.age_half_width_months,
         outliers=trust.detector is not None,
         skipped=trust.skipped,

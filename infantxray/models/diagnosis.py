@@ -182,7 +182,7 @@ class DiagnosisModel(nn.Module):
             pooled = self.latent_norm(pooled, use_running_average=not train)
         if self.num_context:
             if context is None:
-                context = jnp.zeros((len(pooled), self.num_context), jnp.float32)
+                context = jnp.zeros((pooled.shape[0], self.num_context), jnp.float32)
             pooled = self.context_modulation(pooled, context)
         outputs = self.age_prediction_net(pooled) if self.age_head else {}
         if self.num_classes:

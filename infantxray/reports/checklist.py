@@ -194,7 +194,21 @@ def facts(
     anchors = {figure.anchor for figure in figures}
     size, flow = data["image_size"], summary.get("partitions", {})
     heads = [f"a condition head ({plural(len(classes), 'output')})"] * bool(classes)
-    heads += ["an age head"] * (summary.get("age_mae_months") is not None)
+    # The model's heads, also where the test images have no ages.
+    lacking = (summary.get("not_computed") or {}).get("age_mae_months")
+    has_age = summary.get("age_mae_months") is not None or lacking == "no image has a known age"
+    heads += ["an age head"] * has_age
+    several = settings.get("labels") == "multi"
+    noun = "finding" if several else "condition"
+    losses = [
+        "binary cross-entropy over the known findings" if several else "cross-entropy"
+    ] * bool(classes)
+    losses += [
+        f"{settings['age_weight']:g} times the age loss" if classes else "the age loss"
+    ] * has_age
+    named = [name.strip() for name in settings.get("condition_on", "").split(",") if name.strip()]
+    inputs = listed(named) if named else ""
+    by_class = "by_condition" if classes else "summary"
     length = (
         f"{settings['train_steps']:,} steps"
         if settings.get("train_steps")
@@ -229,33 +243,51 @@ def facts(
             "flow",
         ),
         "missing": Fact(
-            "An unknown condition or age is left out of its loss and of its metrics, never "
-            f"imputed: {summary['n'] - summary['n_with_condition']:,} test images without a "
-            f"condition, {summary['n'] - summary['n_with_age']:,} without an age, "
+            f"An unknown {noun} or age is left out of its loss and of its metrics, never imputed: "
+            f"{summary['n'] - summary['n_with_condition']:,} test images without a {noun}, "
+            f"{summary['n'] - summary['n_with_age']:,} without an age, "
+            f"{summary['n_unreadable']:,} unreadable."
+            if classes
+            else "An unknown age is left out of the loss and of the metrics, never imputed: "
+            f"{summary['n'] - summary['n_with_age']:,} test images without an age, "
             f"{summary['n_unreadable']:,} unreadable.",
             "flow",
         ),
         "partitions": Fact(
-            f"At random by patient, stratified by condition (seed {data['split_seed']}; "
+            "At random by patient"
+            + f", stratified by {'the rarest finding' if several else 'condition'}" * bool(classes)
+            + f" (seed {data['split_seed']}; "
             f"{data['validation_fraction']:.0%} validation, {data['test_fraction']:.0%} test); a "
             f"given split is {given}. The assignment of each image is in split.csv.",
             "flow",
         ),
         "partition_level": Fact("Patient: no patient is in two partitions.", "demographics"),
         "architecture": Fact(
-            f"{settings['encoder']} on one grey image of {size} x {size} pixels, with "
-            f"{listed(heads) if heads else 'no head'}; {num_parameters:,} parameters.",
+            f"{settings['encoder']} on one grey image of {size} x {size} pixels"
+            + f" and {inputs}" * bool(inputs)
+            + f", with {listed(heads) if heads else 'no head'}; {num_parameters:,} parameters.",
             "made",
         ),
-        "classes": Fact(f"Conditions: {', '.join(classes)}.", "by_condition"),
+        "classes": Fact(
+            f"{noun.capitalize()}s: {', '.join(classes)}."
+            if classes
+            else "No conditions: the model predicts ages alone.",
+            by_class,
+        ),
         "predictors": Fact(
-            "The pixels of one image; no other variable enters the model.", "made"
+            f"The pixels of one image, and {inputs} where known; no other variable enters "
+            "the model."
+            if inputs
+            else "The pixels of one image; no other variable enters the model.",
+            "made",
         ),
         "output": Fact(
-            "A probability for each condition "
-            f"({'sigmoid' if settings.get('labels') == 'multi' else 'softmax'}), and an age in "
-            "months where there is an age head.",
-            "operating_points",
+            f"A probability for each {noun} ({'sigmoid' if several else 'softmax'})"
+            + ", and an age in months" * has_age
+            + "."
+            if classes
+            else "An age in months.",
+            "operating_points" if classes else "summary",
         ),
         "software": Fact(software(), "made"),
         "initialisation": Fact(
@@ -267,8 +299,8 @@ def facts(
         "training": Fact(
             f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g} with warm-up and "
             f"cosine decay, batches of {settings['batch_size']}, {length}, seed "
-            f"{settings['seed']}; cross-entropy plus {settings['age_weight']:g} times the age "
-            f"loss; augmentation: {', '.join(changes) or 'none'}.",
+            f"{settings['seed']}; loss: {' plus '.join(losses)}; augmentation: "
+            f"{', '.join(changes) or 'none'}.",
             "learning_curves" if "learning_curves" in anchors else "made",
         ),
         "selection": Fact(
@@ -279,26 +311,34 @@ def facts(
         ),
         "ensembles": Fact("None: predictions are those of one network.", "made"),
         "metrics": Fact(
-            "Accuracy, macro recall, precision, F1 and ROC AUC, mean absolute age error; by "
-            "condition also partial AUC, average precision, calibration, Brier score, net benefit "
-            "and accuracy at fixed thresholds.",
-            "discrimination",
+            "Accuracy, macro recall, precision, F1 and ROC AUC"
+            + ", mean absolute age error" * has_age
+            + f"; by {noun} also partial AUC, average precision, calibration, Brier score, net "
+            "benefit and accuracy at fixed thresholds."
+            if classes
+            else "Mean absolute age error.",
+            "discrimination" if classes else "summary",
         ),
         "statistics": Fact(
-            "95 % intervals over patients: bootstrap for headline metrics, DeLong for ROC AUC, "
-            "Wilson for shares, linearisation for the rest; Holm's correction for gaps between "
-            "subgroups.",
-            "discrimination",
+            "95 % intervals over patients: bootstrap for headline metrics, "
+            + "DeLong for ROC AUC, Wilson for shares, linearisation for the rest" * bool(classes)
+            + "linearisation for subgroups" * (not classes)
+            + "; Holm's correction for gaps between subgroups.",
+            "discrimination" if classes else "summary",
         ),
         "updating": Fact("The model was not updated after training.", "made"),
         "imbalance": Fact(
-            f"Loss weights by class: {settings['class_weights']}; macro metrics give each "
-            "condition the same weight.",
-            "by_condition",
+            f"Loss weights by class: {settings['class_weights']}; macro metrics give each {noun} "
+            "the same weight."
+            if classes
+            else "Not applicable: the model predicts ages alone.",
+            by_class,
         ),
         "index_blinding": Fact(
-            "The model saw the image alone; thresholds were fixed on validation patients.",
-            "operating_points",
+            f"The model saw the image{f', {inputs}' if inputs else ''} alone"
+            + "; thresholds were fixed on validation patients" * bool(classes)
+            + ".",
+            "operating_points" if classes else "summary",
         ),
         "indeterminate": Fact(
             "None: the model answers for every readable image; unreadable ones are counted.",
@@ -308,7 +348,7 @@ def facts(
         "counts": Fact(
             f"{summary['n_patients']:,} test patients, {summary['n']:,} images"
             + (f": {', '.join(counts)}." if counts else "."),
-            "by_condition",
+            by_class,
         ),
         "sources": Fact(f"Test images: {', '.join(summary['sources'])}.", "demographics"),
         "audit": Fact(
@@ -341,7 +381,15 @@ def facts(
             "validation patients, with intervals.",
             "operating_points" if summary.get("operating_points") else "discrimination",
         )
-        found["confusion"] = Fact("See the confusion matrix.", "confusion_matrix")
+        found["confusion"] = (
+            Fact(
+                "By finding, sensitivity and specificity; findings that may occur together have no "
+                "joint confusion matrix.",
+                "operating_points" if summary.get("operating_points") else "by_condition",
+            )
+            if several
+            else Fact("See the confusion matrix.", "confusion_matrix")
+        )
     if summary.get("operating_points"):
         rules = dict.fromkeys(row["rule"] for row in summary["operating_points"])
         found["thresholds"] = Fact(
@@ -355,7 +403,10 @@ def facts(
         found["subgroups"] = Fact(f"Metrics and gaps by {names}.", "subgroups")
     if "where_the_answer_comes_from" in anchors:
         found["explanations"] = Fact(
-            "Grad-CAM of the predicted and of the true condition.", "where_the_answer_comes_from"
+            "Grad-CAM of a finding that is present."
+            if several
+            else "Grad-CAM of the predicted and of the true condition.",
+            "where_the_answer_comes_from",
         )
     if "worst_mistakes" in anchors:
         found["failures"] = Fact("The surest wrong answers, with their saliency.", "worst_mistakes")

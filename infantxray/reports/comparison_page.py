@@ -27,7 +27,7 @@ from infantxray.reports.page import (
     setting_lines,
     write_page,
 )
-from infantxray.reports.run_sections import estimate
+from infantxray.reports.run_sections import each, estimate
 from infantxray.reports.tables import Cell, Difference, Table, p_text
 
 _log = logging.getLogger(__name__)
@@ -43,8 +43,11 @@ def _difference(row: Mapping[str, Any]) -> Difference:
     return Difference(estimate(row["difference"]), row["p_holm"])
 
 
-def _tables(found: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+def _tables(
+    found: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]], noun: str
+) -> list[Table]:
     tables = []
+    several = noun == "finding"
     rows: list[list[Cell]] = [
         [row["run"], NAMES.get(row["metric"], row["metric"]), estimate(row["reference"]),
          estimate(row["value"]), _difference(row), _p(row["p_permutation"])]
@@ -54,7 +57,9 @@ def _tables(found: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -
     caption = (
         "Paired over patients, with 95 % intervals; p after Holm's correction over this table "
         "(bold: p < .05). "
-        "Recall and ROC AUC are macro means. Intervals do not cover other training runs."
+        + "Recall and ROC AUC are macro means. "
+        * any(row["metric"] != "age_mae_months" for row in found["paired"])
+        + "Intervals do not cover other training runs."
     )
     tables.append(Table("paired", "Paired differences", caption, ["Run", "Metric", *head], rows))
     rows = [
@@ -64,11 +69,11 @@ def _tables(found: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -
     ]  # fmt: skip
     if rows:
         caption = (
-            "One condition against the rest; DeLong's test over patients, p after Holm's "
-            "correction over this table (bold: p < .05)."
+            f"{each(noun)}; DeLong's test over patients, p after Holm's correction over this table "
+            "(bold: p < .05)."
         )
-        header = ["Run", "Condition", *head]
-        tables.append(Table("roc_auc", "ROC AUC by condition", caption, header, rows))
+        header = ["Run", noun.capitalize(), *head]
+        tables.append(Table("roc_auc", f"ROC AUC by {noun}", caption, header, rows))
     rows = [
         [row["run"], row["condition"], f"{row['threshold']:#.3g}", row["positive"][0][1],
          row["positive"][1][0], row["negative"][0][1], row["negative"][1][0],
@@ -80,13 +85,14 @@ def _tables(found: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -
             "At the reference's first operating point. Up: positive by the run alone. The net "
             "improvement can be positive for a badly calibrated model: read it beside net benefit."
         )
-        header = ["Run", "Condition", "Threshold", "With it: up", "Down", "Without: up",
+        header = ["Run", noun.capitalize(), "Threshold", "With it: up", "Down", "Without: up",
                   "Without: down", "Net improvement, with", "Net improvement, without"]  # fmt: skip
         tables.append(Table("reclassification", "Reclassification", caption, header, rows))
     rows = [list(row.values()) for row in found["agreement"]]
     if rows:
         header = ["Run", "Both right", "Reference alone", "Run alone", "Both wrong"]
-        caption = "Answers (one an image, or one a finding) by who is right."
+        caption = "Answers about single findings" if several else "Answers, one an image,"
+        caption += " by who is right."
         tables.append(Table("agreement", "Where they disagree", caption, header, rows))
     rows = []
     for name, summary in others.items():
@@ -123,7 +129,13 @@ def _pictures(tested: Tested, rows: Sequence[int], preprocessing: Preprocessing)
 
 def _truth(run: Predictions, row: int) -> str:
     if run.findings is not None:
-        return joined_findings(run.classes, np.nan_to_num(run.findings[row]))
+        unknown = [
+            name
+            for name, value in zip(run.classes, run.findings[row], strict=True)
+            if not np.isfinite(value)
+        ]
+        named = joined_findings(run.classes, np.nan_to_num(run.findings[row]))
+        return named + f" (unknown: {', '.join(unknown)})" * bool(unknown)
     return run.classes[run.label[row]]
 
 
@@ -189,7 +201,8 @@ def write(
         "agreement": agreement,
     }
     write_json(os.path.join(folder, "metrics.json"), to_json(found))
-    tables = _tables(found, others)
+    several = tested.runs[tested.reference].multi_label
+    tables = _tables(found, others, "finding" if several else "condition")
     for table in tables:
         table.write(os.path.join(folder, "tables"))
     shown = [table.filled() for table in tables]

@@ -93,7 +93,7 @@ def write(
     patients = len(set(like.patient))
     reference = list(encoders)[-1]
     compared = _compare(sampled, shown, reference)
-    scores = _scores(sampled, shown, patients, turns, num_draws)
+    scores = _scores(sampled, shown, patients, turns, num_draws, several=like.multi_label)
     differences = _differences(compared, shown, reference)
     tables = [table for table in (scores, differences) if table]
     for table in tables:
@@ -155,16 +155,26 @@ def _figures(folder: str, sampled: _Sampled, shown: Sequence[str]) -> list[Figur
 
 
 def _scores(
-    sampled: _Sampled, shown: Sequence[str], patients: int, turns: int, draws: int
+    sampled: _Sampled,
+    shown: Sequence[str],
+    patients: int,
+    turns: int,
+    draws: int,
+    *,
+    several: bool,
 ) -> Table:
     rows = [
         [name, f"{fraction:.0%}", *(values.estimate(metric) for metric in shown)]
         for name, found in sampled.items()
         for fraction, values in found.items()
     ]
-    methods = ["multinomial logistic regression for conditions"] * ("roc_auc" in shown)
+    noun = "findings" if several else "conditions"
+    method = "logistic regression for each finding"
+    if not several:
+        method = "multinomial logistic regression for conditions"
+    methods = [method] * ("roc_auc" in shown)
     methods += ["ridge regression, its penalty cross-validated, for ages"] * (_AGE in shown)
-    means = " F1 and ROC AUC are means over conditions." if "roc_auc" in shown else ""
+    means = f" F1 and ROC AUC are means over {noun}." if "roc_auc" in shown else ""
     caption = (
         f"Frozen encoders: {' and '.join(methods)} on the pooled last map, fitted on the images "
         f"that keep their labels or ages. Mean ± standard deviation over {draws} draws of the "

@@ -280,22 +280,27 @@ def age_figure(predictions: Predictions) -> Figure:
     return figure
 
 
-def saliency_figure(examples: Sequence[Example]) -> Figure:
-    """Images; below each the saliency of the predicted, then of the true condition."""
+def saliency_figure(examples: Sequence[Example], *, both: bool = True) -> Figure:
+    """Images; below each the saliency of the predicted, then of the true condition.
+
+    Without `both` that of one finding, which is the same.
+    """
     columns = min(6, len(examples))
     rows = -(-len(examples) // columns)
-    figure = Figure(figsize=(1.75 * columns + 0.3, 5.6 * rows), layout="constrained")
-    grid = figure.subplots(3 * rows, columns, squeeze=False)
+    labels = ("image", "predicted", "true") if both else ("image", "saliency")
+    height = len(labels)
+    size = (1.75 * columns + 0.3, (5.6 if both else 3.9) * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(height * rows, columns, squeeze=False)
     for axes in grid.ravel():
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
     for i, example in enumerate(examples):
-        top, column = 3 * (i // columns), i % columns
+        top, column = height * (i // columns), i % columns
         right = example.truth == example.predicted
-        maps = (None, example.predicted_map, example.true_map)
-        labels = ("image", "predicted", "true")
-        for axes, found, label in zip(grid[top : top + 3, column], maps, labels, strict=True):
+        maps = (None, example.predicted_map, example.true_map)[:height]
+        for axes, found, label in zip(grid[top : top + height, column], maps, labels, strict=True):
             axes.imshow(_overlaid(example.image, found))
             for x0, y0, x1, y1 in example.boxes:
                 corner = (x0 - 0.5, y0 - 0.5)

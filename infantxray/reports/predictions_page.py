@@ -45,6 +45,13 @@ class Card:
         return ranked[:_SHOWN] + [item for item in ranked[_SHOWN:] if item[0] in named]
 
     @property
+    def marked(self) -> set[str]:
+        """The prediction set, or the findings that are predicted."""
+        if "unknown" in self.answer:
+            return set(self.answer["predicted"].split("|"))
+        return set(self.answer.get("conditions", ()))
+
+    @property
     def more(self) -> int:
         """How many conditions are not shown."""
         return len(self.answer["probabilities"]) - len(self.top)
@@ -66,6 +73,13 @@ def write_predictions_page(
       coverage: coverage of prediction sets and limits of age, if there are any.
     """
     legend = []
+    if any(card.heat is not None for card in cards):
+        several = any("unknown" in card.answer for card in cards)  # Findings of an image.
+        noun = "finding" if several else "condition"
+        legend.append(f"Red marks what speaks for the most probable {noun}.")
+        if several:
+            legend.append("● marks the findings with a probability of at least 0.5.")
+    legend.append("predictions.csv has every number.")
     share = f"in {100 * coverage:g} % of images like those of training."
     if any(card.answer.get("conditions") for card in cards):
         legend.append(f"● marks the prediction set, which contains the true condition {share}")

@@ -25,7 +25,7 @@ from infantxray.reports.page import (
     setting_lines,
     write_page,
 )
-from infantxray.reports.run_sections import Group, scaling
+from infantxray.reports.run_sections import Group, noun_of, scaling
 from infantxray.reports.tables import Table
 
 _MACRO = ("recall", "precision", "f1", "roc_auc")
@@ -69,11 +69,12 @@ def draw(
         found.append(Figure(title, caption, *paths, legend=legend if uses_names else ()))
 
     def add_saliency(name: str, title: str, caption: str, shown: Sequence[Example]) -> None:
-        caption += (
-            " Rows: the image; Grad-CAM of the predicted condition; Grad-CAM of the true one. "
-            "Frames: the finding, where its place is known."
-        )
-        add(name, title, caption, plots.saliency_figure, plots.renamed(shown, names))
+        rows = "Grad-CAM of the predicted condition; Grad-CAM of the true one"
+        if predictions.multi_label:
+            rows = "Grad-CAM of the finding above it"
+        caption += f" Rows: the image; {rows}. Frames: the finding, where its place is known."
+        both = not predictions.multi_label
+        add(name, title, caption, plots.saliency_figure, plots.renamed(shown, names), both=both)
 
     if history:
         caption = "Training loss, and metrics on validation patients."
@@ -167,7 +168,7 @@ def write(
         facts=_facts(settings, summary),
         sentences=summary_sentences(settings, summary),
         metrics=[_card(name, summary) for name in _asked(summary)],
-        pixels=_pixels(summary),
+        how_to_read=_how_to_read(summary),
         parts=[*(table.filled() for table in tables), *figures],
         groups=[
             dataclasses.replace(
@@ -189,7 +190,7 @@ def _facts(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]
             f"{patients} whom stage two was not trained on (the folder of stage one is gone, so "
             "whether it was trained on them cannot be checked)"
         ]
-    for name, what in (("n_with_condition", "condition"), ("n_with_age", "age")):
+    for name, what in (("n_with_condition", noun_of(summary)), ("n_with_age", "age")):
         if 0 < summary[name] < n:
             facts.append(f"{plural(summary[name], 'image')} with a known {what}")
     if summary["n_without_patient_id"]:
@@ -216,6 +217,28 @@ def _facts(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]
 
 def _pixels(summary: Mapping[str, Any]) -> Mapping[str, float | None]:
     return summary["baseline"].get(PIXELS) or {}
+
+
+def _how_to_read(summary: Mapping[str, Any]) -> str:
+    """What the metrics, their intervals and the baselines mean."""
+    sentences, guess = [], "the mean age"
+    if summary.get("per_class"):
+        noun = noun_of(summary)
+        sentences = [f"Macro metrics give every {noun} the same weight, however rare."]
+        guess = "the most frequent condition, or the mean age,"
+        if noun == "finding":
+            guess = "the more frequent answer for each finding, or the mean age,"
+    sentences += [
+        "Intervals are 95 % percentile intervals of a bootstrap over patients; they do not cover "
+        "the variation between training runs.",
+        f"The blind guess is always {guess} of the training images.",
+    ]
+    if _pixels(summary):
+        sentences.append(
+            "Ridge on pixels is a linear model of 32 x 32 pixels, fitted on the same training "
+            "images."
+        )
+    return " ".join(sentences)
 
 
 def _blind(name: str, summary: Mapping[str, Any]) -> float | None:
@@ -342,8 +365,9 @@ def _class_table(summary: Mapping[str, Any]) -> Table:
         [name, row["n"], *(number(row[metric]) for metric in CLASS_METRICS)]
         for name, row in summary["per_class"].items()
     ]
-    header = ["Condition", "Images", *(NAMES[metric] for metric in CLASS_METRICS)]
-    return Table("by_condition", "By condition", "", header, rows)
+    noun = noun_of(summary)
+    header = [noun.capitalize(), "Images", *(NAMES[metric] for metric in CLASS_METRICS)]
+    return Table("by_condition", f"By {noun}", "", header, rows)
 
 
 def _age_table(summary: Mapping[str, Any]) -> Table:
@@ -371,7 +395,7 @@ def _saliency_table(summary: Mapping[str, Any]) -> list[Table]:
     level = found["level"]
     random = found["randomisation"]
     caption = (
-        f"Saliency of the true condition on {plural(found['n'], 'test image')} of "
+        f"Saliency of the true {noun_of(summary)} on {plural(found['n'], 'test image')} of "
         f"{plural(found['n_patients'], 'patient')} whose finding has a known box: how often the "
         "maximum lies in it, and the share of the saliency within, with 95 % intervals over "
         f"patients. Grad-CAM is computed at pyramid level {level} (stride {STRIDES[level]}). "

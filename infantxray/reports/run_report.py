@@ -244,7 +244,12 @@ def _write_page(
         figures=figures,
         sections=sections,
         groups=run_sections.groups(
-            sections, drawn, patients, filled, scaling=run_sections.scaling(summary)
+            sections,
+            drawn,
+            patients,
+            filled,
+            scaling=run_sections.scaling(summary),
+            noun=run_sections.noun_of(summary),
         ),
     )
 
@@ -341,9 +346,11 @@ def _patients(
     """Table 1 and the flow of images, as a table and as a chart."""
     scored = {
         "images": summary["n"],
-        "with a known condition": summary["n_with_condition"],
+        f"with a known {run_sections.noun_of(summary)}": summary["n_with_condition"],
         "with a known age": summary["n_with_age"],
     }
+    if not summary.get("per_class"):  # A model of ages alone.
+        del scored["with a known condition"]
     left_out = {"unreadable": summary["n_unreadable"]}
     flow = demographics.flow_table(parts, left_out, scored, external=summary["external"])
     paths = plots.save(folder, "flow", functools.partial(demographics.flow_chart, flow))

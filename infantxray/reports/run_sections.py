@@ -65,6 +65,7 @@ def notes(
     keys: Container[str] | None = None,
     *,
     of: str = "conditions",
+    classes: str = "conditions",
 ) -> str:
     """The notes of metrics: each note once, with the names that it applies to.
 
@@ -72,6 +73,7 @@ def notes(
       named: pairs of a name and its metrics.
       keys: the metrics with notes to list; None = all.
       of: what the names are, in the plural.
+      classes: what the metrics are means over, in the plural.
     """
     found: dict[tuple[str, str], dict[str, set[str]]] = {}
     everyone: dict[str, None] = {}
@@ -79,7 +81,7 @@ def notes(
         everyone[name] = None
         for key, metric in metrics.items():
             if isinstance(metric, Mapping) and metric.get("note") and (not keys or key in keys):
-                for part in _plain(metric["note"]).split("; "):
+                for part in _plain(metric["note"], classes).split("; "):
                     # Notes that differ in their first number alone are one.
                     before, number, after = re.fullmatch(r"(\D*)(\d*)(.*)", part, re.S).groups()  # type: ignore[union-attr]
                     after = re.sub(r"^ patient\b", " patients", after)
@@ -97,15 +99,15 @@ def notes(
     return " ".join(told)
 
 
-def _plain(note: str) -> str:
-    """A note of `evaluation`; that of a mean over conditions says that it is about some of them.
+def _plain(note: str, classes: str) -> str:
+    """A note of `evaluation`; that of a mean over classes says that it is about some of them.
 
     The same patients are few for recall and for ROC AUC: one note for both.
     """
     text = re.sub(r" \(in \d+ of \d+ classes\)$", "", note)
     if text == note:
         return note
-    return f"in some conditions only {text.replace(' of the rarer outcome', '')}"
+    return f"in some {classes} only {text.replace(' of the rarer outcome', '')}"
 
 
 def scaling(summary: Mapping[str, Any]) -> str:
@@ -123,25 +125,44 @@ def scaling(summary: Mapping[str, Any]) -> str:
 
 def tables(summary: Mapping[str, Any]) -> dict[str, list[Table]]:
     """All tables of these sections, `{group: tables}`; a group without content is left out."""
+    noun = noun_of(summary)
     found: dict[str, list[Table]] = {}
     if summary.get("operating_points"):
         found["operating_points"] = [
             _points(
-                summary["operating_points"], (summary.get("after_scaling") or {}).get("thresholds")
+                summary["operating_points"],
+                (summary.get("after_scaling") or {}).get("thresholds"),
+                noun,
             )
         ]
     if summary.get("findings"):
-        found["discrimination"] = [_discrimination(summary["findings"])]
-        found["calibration"] = [_calibration(summary["findings"])]
+        found["discrimination"] = [_discrimination(summary["findings"], noun)]
+        found["calibration"] = [_calibration(summary["findings"], noun)]
     if summary.get("subgroups"):
         found["subgroups"] = [
-            table for column, rows in summary["subgroups"].items() for table in _by(column, rows)
+            table
+            for column, rows in summary["subgroups"].items()
+            for table in _by(column, rows, noun)
         ]
     return found
 
 
+def noun_of(summary: Mapping[str, Any]) -> str:
+    """What the classes of a run are called: "finding" where an image may have several."""
+    return "finding" if summary.get("multi_label") else "condition"
+
+
+def each(noun: str) -> str:
+    """What the metrics of one class are about."""
+    if noun == "finding":
+        return "Each finding, over the images in which it is known"
+    return "One condition against the rest"
+
+
 def _points(
-    rows: Sequence[Mapping[str, Any]], calibrated: Mapping[str, Mapping[str, float]] | None
+    rows: Sequence[Mapping[str, Any]],
+    calibrated: Mapping[str, Mapping[str, float]] | None,
+    noun: str,
 ) -> Table:
     """Accuracy at thresholds; `calibrated` has those of calibrated probabilities by rule."""
     names = _POINT | {
@@ -166,15 +187,16 @@ def _points(
             "probabilities; the column Calibrated threshold has theirs, from the model's "
             "trust.json."
         )
-    doubts = notes((row["finding"], {**row, "": {"note": row["note"]}}) for row in rows)
+    named = ((row["finding"], {**row, "": {"note": row["note"]}}) for row in rows)
+    doubts = notes(named, of=f"{noun}s")
     return Table(
         "operating_points",
         "Operating points",
         "Thresholds were fixed on validation patients and applied to the test patients: an image "
-        f"of at least this probability is called positive. {where} One condition against the rest, "
+        f"of at least this probability is called positive. {where} {each(noun)}, "
         f"with 95 % intervals over patients. {doubts}".strip(),
         [
-            "Condition",
+            noun.capitalize(),
             "Rule",
             "Threshold",
             *["Calibrated threshold"] * bool(calibrated),
@@ -184,7 +206,7 @@ def _points(
     )
 
 
-def _discrimination(findings: Mapping[str, Mapping[str, Any]]) -> Table:
+def _discrimination(findings: Mapping[str, Mapping[str, Any]], noun: str) -> Table:
     names = ("roc_auc", "partial_auc", "average_precision", "prevalence")
     over = any("roc_auc_over_pixels" in found for found in findings.values())
     rows: list[list[Cell]] = []
@@ -194,22 +216,22 @@ def _discrimination(findings: Mapping[str, Mapping[str, Any]]) -> Table:
             gain = estimate(found.get("roc_auc_over_pixels"))
             cells.append(Difference(gain, gain.p))
         rows.append([name, found["n_positive"], *cells])
-    header = ["Condition", "Images", "ROC AUC", f"Partial AUC, FPR to {MAX_FPR:g}",
+    header = [noun.capitalize(), "Images", "ROC AUC", f"Partial AUC, FPR to {MAX_FPR:g}",
               "Average precision", "Its baseline: prevalence"]  # fmt: skip
     header += ["ROC AUC over ridge on pixels"] * over
     return Table(
         "discrimination",
-        "Discrimination by condition",
-        "One condition against the rest. ROC AUC with DeLong's interval over patients; the "
+        f"Discrimination by {noun}",
+        f"{each(noun)}. ROC AUC with DeLong's interval over patients; the "
         "partial area is scaled so that chance is 0.5. A difference has DeLong's test, without "
-        f"correction for the number of conditions. "
-        f"{notes(findings.items(), (*names, 'roc_auc_over_pixels'))}".strip(),
+        f"correction for the number of {noun}s. "
+        f"{notes(findings.items(), (*names, 'roc_auc_over_pixels'), of=f'{noun}s')}".strip(),
         header,
         rows,
     )
 
 
-def _calibration(findings: Mapping[str, Mapping[str, Any]]) -> Table:
+def _calibration(findings: Mapping[str, Mapping[str, Any]], noun: str) -> Table:
     rows: list[list[Cell]] = []
     for name, found in findings.items():
         parts = found["brier_parts"]
@@ -227,13 +249,17 @@ def _calibration(findings: Mapping[str, Mapping[str, Any]]) -> Table:
         )
     return Table(
         "calibration_by_condition",
-        "Calibration by condition",
+        f"Calibration by {noun}",
         "Slope 1 and intercept 0 are ideal; a slope below 1: probabilities are too extreme. ICI: "
         "mean distance of the smoothed curve from the line. Brier score = reliability − "
         "resolution + uncertainty + a remainder within ten bins; skill: 1 − Brier / uncertainty. "
-        + notes(findings.items(), ("calibration_slope", "calibration_intercept", "brier")),
+        + notes(
+            findings.items(),
+            ("calibration_slope", "calibration_intercept", "brier"),
+            of=f"{noun}s",
+        ),
         [
-            "Condition",
+            noun.capitalize(),
             "Slope",
             "Intercept",
             "ICI",
@@ -252,7 +278,7 @@ def _name(metric: str) -> str:
     return f"{what.capitalize()}, {finding}" if finding else NAMES.get(metric, metric)
 
 
-def _by(column: str, found: Mapping[str, Any]) -> list[Table]:
+def _by(column: str, found: Mapping[str, Any], noun: str) -> list[Table]:
     first = found["groups"][0]
     names = [key for key in first if key not in ("group", "n", "n_patients")]
     rows = [
@@ -264,7 +290,7 @@ def _by(column: str, found: Mapping[str, Any]) -> list[Table]:
         f"by_{column}",
         f"By {column}",
         f"95 % intervals over patients.{unknown} "
-        + notes(((row["group"], row) for row in found["groups"]), of="groups"),
+        + notes(((row["group"], row) for row in found["groups"]), of="groups", classes=f"{noun}s"),
         [column.capitalize(), "Images", "Patients", *map(_name, names)],
         rows,
     )
@@ -298,6 +324,7 @@ def figures(
     labels, legend = plots.class_labels(predictions.classes)
     names = dict(zip(predictions.classes, labels, strict=True))
     shown = {names[name]: found for name, found in curves.items()}
+    noun = "finding" if predictions.multi_label else "condition"
     named = dataclasses.replace(predictions, classes=labels)
     plans: dict[str, tuple[str, Any]] = {
         "precision_recall": (
@@ -306,7 +333,7 @@ def figures(
         ),
         "calibration_curves": (
             "Smoothed calibration curves (restricted cubic splines) with a pointwise 95 % band of "
-            "a bootstrap over patients. " + _curve_notes(curves),
+            "a bootstrap over patients. " + _curve_notes(curves, noun),
             functools.partial(
                 diagnostic_plots.calibration,
                 {name: f for name, f in shown.items() if f["calibration"]["predicted"]},
@@ -318,7 +345,7 @@ def figures(
             functools.partial(diagnostic_plots.net_benefit, shown),
         ),
         "probabilities": (
-            "Predicted probabilities of images with the condition (up) and without (down).",
+            f"Predicted probabilities of images with the {noun} (up) and without (down).",
             functools.partial(diagnostic_plots.probabilities, shown),
         ),
     }
@@ -331,8 +358,9 @@ def figures(
     return found
 
 
-def _curve_notes(curves: Mapping[str, Mapping[str, Any]]) -> str:
-    return notes((name, {"": found["calibration"]}) for name, found in curves.items())
+def _curve_notes(curves: Mapping[str, Mapping[str, Any]], noun: str) -> str:
+    named = ((name, {"": found["calibration"]}) for name, found in curves.items())
+    return notes(named, of=f"{noun}s")
 
 
 def groups(
@@ -342,8 +370,17 @@ def groups(
     checklists: Sequence[Checklist] = (),
     *,
     scaling: str = "",
+    noun: str = "condition",
 ) -> list[Group]:
-    """The folded groups of the page, in order; `scaling` is the sentence of that function."""
+    """The folded groups of the page, in order.
+
+    `scaling` is the sentence of that function, `noun` of `noun_of`.
+    """
+    apart = (
+        "How well images with a finding are told from those without it."
+        if noun == "finding"
+        else "How well each condition is told from the rest."
+    )
 
     def figure(name: str) -> list[Figure]:
         return [drawn[name]] if name in drawn else []
@@ -355,7 +392,7 @@ def groups(
         Group("Patients", "Table 1 and the flow of images.", patients),
         Group(
             "Discrimination",
-            "How well each condition is told from the rest.",
+            apart,
             [*found.get("discrimination", ()), *figure("precision_recall")],
         ),
         Group(

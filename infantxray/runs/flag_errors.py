@@ -22,7 +22,10 @@ def explain(error: BaseException, argv: list[str]) -> str:
     unknown = re.search(r"^[\\'\"]*(\w+)\\?'\\?n?", text.split("\n")[0])
     if isinstance(error, (AttributeError, KeyError)) and unknown:
         key = unknown.group(1)
-        given = next((a for a in argv if re.search(rf"[.]{key}\b", a.split("=")[0])), key)
+        named = [a for a in argv if re.search(rf"[.]{key}\b", a.split("=")[0])]
+        # `data` of `supervised.data` is unknown; it is no fault of `data.train`.
+        known = [f"--config.{name}" for name in _settings(argv)]
+        given = next((a for a in named if a.split("=")[0] not in known), (*named, key)[0])
         meant = _similar_setting(given, argv)
         return f"unknown setting {given}; " + (
             f"did you mean --config.{meant}?" if meant else "see the file in configs/"

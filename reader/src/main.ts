@@ -136,7 +136,7 @@ function showOutputs(outputs: Outputs, ms: number): void {
   showAge(model, outputs.age_months);
   element("saliency-field").hidden = !outputs.saliency;
   const rows = ranked(model, outputs.probabilities);
-  choose(rows[0]!.index);
+  if (rows[0]) choose(rows[0].index);
   const { file, display } = facts!;
   const { width, height } = display.stored;
   element("facts").textContent =
@@ -148,9 +148,10 @@ function showOutputs(outputs: Outputs, ms: number): void {
   element<HTMLDetailsElement>("about").open = false;
   const likely = model.multi_label ? rows.filter((row) => row.p >= 0.5) : rows.slice(0, 1);
   const named = likely.map((row) => `${title(model.classes[row.index]!)}, ${percent(row.p)}`);
-  const first = named.length ? `Most likely: ${named.join("; ")}` : "No finding is likely";
-  const age = outputs.age_months === null ? "" : `. Age ${ageText(outputs.age_months)}`;
-  status(`${unlike ? "Unlike the training data. " : ""}${first}${age}`, false);
+  const none = rows.length ? ["No finding is likely"] : [];
+  const first = named.length ? [`Most likely: ${named.join("; ")}`] : none;
+  const age = outputs.age_months === null ? [] : [`Age ${ageText(outputs.age_months)}`];
+  status(`${unlike ? "Unlike the training data. " : ""}${[...first, ...age].join(". ")}`, false);
   document.dispatchEvent(
     new CustomEvent("reading", {
       detail: {
@@ -283,7 +284,9 @@ async function main(): Promise<void> {
   element("model-name").textContent = model.name;
   document.title = `${model.name} – infantxray reader`;
   const date = model.date ? `, ${model.date}` : "";
-  element("model-line").textContent = `${model.encoder}, ${model.classes.length} conditions${date}`;
+  const noun = model.multi_label ? "findings" : "conditions";
+  const answers = model.classes.length ? `${model.classes.length} ${noun}` : "ages alone";
+  element("model-line").textContent = `${model.encoder}, ${answers}${date}`;
   showAbout(model);
   listExamples();
   startWorker();

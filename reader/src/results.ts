@@ -58,6 +58,7 @@ export function showConditions(
 ): void {
   const rows = ranked(model, outputs.probabilities);
   const list = element("bars");
+  element("conditions").hidden = !rows.length; // A model of ages alone.
   if (model.multi_label)
     element("conditions").querySelector("legend")!.textContent = "Findings; several may be present";
   list.replaceChildren();

@@ -118,10 +118,11 @@ function run(network: ort.InferenceSession, squares: Uint8Array): Promise<ort.In
 async function answer(network: ort.InferenceSession, square: Uint8Array): Promise<Outputs> {
   const results = await run(network, square);
   const values = (name: string) => (results[name]?.data as Float32Array | undefined) ?? null;
-  const probabilities = values("probabilities");
-  if (probabilities?.length !== model.classes.length)
+  // A model of ages alone has none.
+  const probabilities = values("probabilities") ?? new Float32Array(0);
+  if (probabilities.length !== model.classes.length)
     throw new BadExport(
-      `model.onnx gives ${probabilities?.length ?? 0} probabilities for ${model.classes.length} classes`,
+      `model.onnx gives ${probabilities.length} probabilities for ${model.classes.length} classes`,
     );
   const features = values("features");
   return {

@@ -150,6 +150,17 @@ def test_onnx_and_stablehlo_agree_with_the_checkpoint(small):
         export_folder.check(other, names, SIZE, model, program)
 
 
+def test_programs_take_any_number_of_images_where_sex_and_view_are_inputs(small):
+    member = make_member(small, context=("sex", "view=AP"))
+    assert "context_modulation" in member.variables["params"]
+    function, _ = answer_function(member.spec, member.variables)
+    program = jax.export.deserialize(bytearray(to_stablehlo(function, SIZE)))
+    for n in (1, 3):  # Both are unknown.
+        expected = jax.jit(function)(images(n))
+        for a, b in zip(program.call(images(n)), expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_a_missing_converter_is_one_line(small, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(UserError, match="pip install jax2onnx=="):

@@ -15,12 +15,12 @@ from infantxray.stage_two.trust import Trust
 METRICS = {"n": 60, "roc_auc": 0.7, "accuracy": 0.4, "ci95": {"roc_auc": [0.6, 0.8]}}
 
 
-def card(*, trust=None, multi_label=False, **preprocessing):
+def card(*, trust=None, multi_label=False, classes=("normal", "mass"), context=(), **preprocessing):
     model = {
         "date": "2026-01-01",
         "encoder": "shufflenet",
         "preprocessing": Preprocessing(64, **preprocessing).to_dict(),
-        "classes": ["normal", "mass"],
+        "classes": list(classes),
         "multi_label": multi_label,
         "age": None,
     }
@@ -34,7 +34,19 @@ def card(*, trust=None, multi_label=False, **preprocessing):
         training=None,
         licence="",
         version="1",
+        context=context,
     )
+
+
+def test_the_card_speaks_of_what_the_model_predicts_and_reads():
+    assert "with 2 findings" in card(multi_label=True)
+    assert "with 2 conditions" in card()
+    assert "also reads" not in card()
+    ages = card(classes=(), context=("sex=F", "sex=M", "view=AP"))
+    assert "The model also reads sex and view." in ages
+    for absent in ("Probabilities are", "One condition an image", "Saliency shows"):
+        assert absent in card()
+        assert absent not in ages
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

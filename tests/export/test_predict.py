@@ -25,6 +25,7 @@ from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
 from infantxray.commands import predict
 from infantxray.evaluation.outliers import fit_detector
+from infantxray.export import dicom_out
 from infantxray.runs import settings
 from infantxray.stage_two.answers import Answerer
 from infantxray.stage_two.trust import Trust
@@ -182,6 +183,17 @@ class Fake(Answerer):
         }
 
 
+def test_a_model_of_ages_alone_has_nothing_to_explain(small):
+    model = infantxray.Model(dataclasses.replace(make_member(small), trust=Trust()))
+    assert "3 conditions" in repr(model)
+    member = make_member(small, multi_label=True)
+    assert "3 findings" in repr(infantxray.Model(member))
+    spec = dataclasses.replace(member.spec, classes=(), multi_label=False)
+    model = infantxray.Model(dataclasses.replace(member, spec=spec))
+    with pytest.raises(UserError, match="this one predicts ages alone"):
+        model.explain(np.zeros((SIZE, SIZE), np.uint8))
+
+
 def test_memory_does_not_grow_with_the_number_of_images(small, tmp_path, monkeypatch):
     monkeypatch.setattr(ImageSource, "_decode", lambda self, row: np.zeros((32, 32), np.uint8))
     peaks = []
@@ -213,6 +225,20 @@ def test_dicom_output_opens(finetuned, tmp_path):
     picture = pydicom.dcmread(tmp_path / "out" / "dicom" / saliency)
     assert picture.pixel_array.shape == (SIZE, SIZE, 3)
     assert picture.StudyInstanceUID == report.StudyInstanceUID
+
+
+@pytest.mark.parametrize("predicted", ["no finding", "mass|normal"])
+def test_the_saliency_of_several_findings_names_the_one_it_shows(tmp_path, predicted):
+    pytest.importorskip("highdicom")
+    pydicom = pytest.importorskip("pydicom")
+    answer = {
+        "predicted": predicted, "probabilities": {"normal": 0.2, "mass": 0.4}, "note": "",
+        "age_predicted_months": None, "unlike_training": None, "conditions": [],
+    }  # fmt: skip
+    image, heat = np.zeros((32, 32), np.uint8), np.ones((32, 32), np.float32)
+    dicom_out.write(str(tmp_path), "a", "a.png", answer, image, heat, model="a model")
+    capture = pydicom.dcmread(tmp_path / "a_saliency.dcm")
+    assert capture.SeriesDescription.startswith("Saliency: mass,")
 
 
 def test_dicom_output_is_valid(finetuned, tmp_path):

@@ -17,8 +17,11 @@ PREPROCESSING = {"image_size": 64, "resize": "pad", "trim_borders": False}
 
 
 @functools.cache
-def network(size):
-    """An ONNX model with all outputs; its features are the pixels themselves, 0 to 1."""
+def network(size, conditions=True):
+    """An ONNX model with all outputs; its features are the pixels themselves, 0 to 1.
+
+    Without `conditions` it gives ages and features alone.
+    """
     classes = CLASSES
     onnx = pytest.importorskip("onnx")
     rng = np.random.default_rng(3)
@@ -56,6 +59,11 @@ def network(size):
         "reader_test",
         [value("image", onnx.TensorProto.UINT8, ["B", size, size, 1])],
         [
+            value("age_months", kind, ["B"]),
+            value("features", kind, ["B", size * size]),
+        ]
+        if not conditions
+        else [
             value("probabilities", kind, ["B", len(classes)]),
             value("age_months", kind, ["B"]),
             value("features", kind, ["B", size * size]),

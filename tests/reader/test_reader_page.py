@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from export_folder import CLASSES, PREPROCESSING, write_export
+from export_folder import CLASSES, PREPROCESSING, network, write_export
 from test_reader_decode import ADDRESS, dicom, picture, pixels
 
 from data_pipeline.phantom.rendering import render_raw
@@ -126,6 +126,19 @@ def test_several_findings_are_named(tmp_path, open_page, image):
     assert status.startswith("Most likely: " + likely[0] if likely else "No finding is likely")
     assert page.page.inner_text("#conditions legend").startswith("Findings")
     assert answer["prediction_set"] == []
+
+
+def test_a_model_may_predict_ages_alone(tmp_path, open_page, image):
+    folder = write_export(tmp_path / "export", classes=[], conformal=None, thresholds=None)
+    (folder / "model.onnx").write_bytes(network(PREPROCESSING["image_size"], conditions=False))
+    page = open_page(folder)
+    answer = page.read(image)
+    assert answer["probabilities"] == []
+    assert answer["age_months"] > 0
+    assert page.page.inner_text("#status").startswith("Age ")
+    assert "ages alone" in page.page.inner_text("#model-line")
+    assert page.page.locator("#conditions").is_hidden()
+    assert page.errors == []
 
 
 def test_age_has_its_interval_on_the_growth_scale(opened):

@@ -92,6 +92,29 @@ def test_a_form_that_cannot_be_meant_is_refused(tmp_path, text, message):
         checklist.read_form([str(tmp_path)])
 
 
+def test_the_inputs_and_the_task_are_those_of_the_run():
+    known = facts()
+    assert known["predictors"].text.startswith("The pixels of one image; no other")
+    assert "stratified by condition" in known["partitions"].text
+    assert "loss: cross-entropy plus 0.8 times the age loss" in known["training"].text
+    settings = json.loads(finetune.get_config().to_json_best_effort())
+    ages = SUMMARY | {"per_class": {}, "n_with_condition": 0, "findings": {}}
+    settings["condition_on"] = "sex, view"
+    known = checklist.facts(settings, ages, SHORT, [], num_parameters=1)
+    assert known["predictors"].text.startswith("The pixels of one image, and sex and view")
+    assert "image, sex and view alone" in known["index_blinding"].text
+    assert "loss: the age loss;" in known["training"].text
+    assert known["metrics"].text == "Mean absolute age error."
+    told = " ".join(fact.text for fact in known.values())
+    for absent in ("macro", "ROC AUC", "stratified", "Conditions: .", "cross-entropy"):
+        assert absent not in told
+    settings["labels"] = "multi"
+    known = checklist.facts(settings, SUMMARY, SHORT, [], num_parameters=1)
+    assert "stratified by the rarest finding" in known["partitions"].text
+    assert "binary cross-entropy" in known["training"].text
+    assert "See the confusion matrix" not in known["confusion"].text
+
+
 def test_external_tests_are_not_called_internal():
     items = {item.number: item for item in filled(external=True)["CLAIM 2024"].items}
     assert items["32"].source == ""

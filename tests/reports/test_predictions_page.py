@@ -49,6 +49,19 @@ def test_all_findings_of_an_image_are_shown(tmp_path):
     assert "●" not in shown
 
 
+def test_the_legend_speaks_of_what_is_there(tmp_path):
+    findings = answer((), predicted="a|b", unknown=list(NAMES), age_low_months=None)
+    heat = np.zeros((8, 8), np.float32)
+    cards = [Card(np.zeros((8, 8), np.uint8), heat, findings)]
+    write_predictions_page(tmp_path / "page.html", cards, total=1)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Red marks what speaks for the most probable finding." in page
+    assert "● marks the findings with a probability of at least 0.5." in page
+    assert page.count("●") == 3
+    assert "condition" not in page.split("<h1>")[1]
+    assert "Red marks" not in text(tmp_path, answer((), predicted="", probabilities={}))
+
+
 def test_the_legend_has_the_coverage_above_the_images(tmp_path):
     shown = text(tmp_path, answer("ab"))
     legend = (

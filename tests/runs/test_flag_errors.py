@@ -27,6 +27,16 @@ from infantxray.runs.flag_errors import explain
             "unknown setting --config.weight_deca=1; did you mean --config.optimizer.weight_decay?",
         ),
         (
+            KeyError("data"),
+            [
+                "main.py",
+                "--config=configs/pretrain.py",
+                "--config.data.train=folder:/a",
+                "--config.zzz.data=folder:/a",
+            ],
+            "unknown setting --config.zzz.data=folder:/a; see the file in configs/",
+        ),
+        (
             KeyError("image_size"),
             ["main.py", "--config=configs/nowhere.py", "--config.image_size=32"],
             "unknown setting --config.image_size=32; see the file in configs/",

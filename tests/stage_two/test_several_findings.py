@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import html
 import json
+import re
 import shutil
 
 import jax
@@ -118,6 +120,16 @@ def test_report_and_predictions_name_findings(finetuned):
     page = (finetuned / "report.html").read_text()
     assert "mass → lump" in page
     assert "findings" in page
+    words = html.unescape(re.sub(r"<[^>]+>", " ", page.split("All settings")[0]))
+    for of_one_condition in ("By condition", "One condition against", "See the confusion matrix",
+                             "the most frequent condition", "some conditions",
+                             "every condition", "true condition", "; cross-entropy"):  # fmt: skip
+        assert of_one_condition not in words
+    for said in ("By finding", "the more frequent answer for each finding",
+                 "Each finding, over the images in which it is known",
+                 "The pixels of one image, and sex and view where known",
+                 "loss: binary cross-entropy over the known findings"):  # fmt: skip
+        assert said in words
     with open(finetuned / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
@@ -240,7 +252,8 @@ def test_runs_are_compared_finding_by_finding(finetuned, tmp_path):
     assert {row["condition"] for row in found["by_condition"]} == set(predictions.classes)
     assert all(row["difference"]["value"] == 0 for row in found["paired"])
     page = (tmp_path / "report.html").read_text()
-    assert "finding" in page
+    assert "ROC AUC by finding" in page
+    assert "condition" not in page.split("All settings")[0].split("</style>")[1]
 
 
 def test_probes_follow(tmp_path):
