@@ -29,6 +29,7 @@ from infantxray.stage_two.result import Result
 
 PyTree = Any
 _BATCH = 32
+_SEXES = frozenset({"F", "M", ""})
 
 
 class Model:
@@ -114,8 +115,8 @@ class Model:
 
         Raises:
           UserError: the model is of stage one and has no heads.
-          ValueError: the number of sexes or views differs from the number of images, or
-            `augmentations` is not a whole number from 0; see also `read`.
+          ValueError: the number of sexes or views differs from the number of images, a sex is not
+            one of these, or `augmentations` is not a whole number from 0; see also `read`.
         """
         self._need_heads("predict")
         if not isinstance(augmentations, int | np.integer) or augmentations < 0:
@@ -127,6 +128,9 @@ class Model:
         for name, values in columns.items():
             if len(values) != n:
                 raise ValueError(f"{len(values)} values of {name} for {n} images")
+        strange = sorted({str(v) for v in columns["sex"] if str(v).strip().upper() not in _SEXES})
+        if strange:
+            raise ValueError(f"sex is {strange[0]!r}; expected 'F', 'M', or '' for unknown")
         if self.spec.context:
             context = context_matrix(self.spec.context, **columns)
         answerer = self._answerer(int(augmentations))

@@ -17,6 +17,7 @@ from data_pipeline.dataset import DataSettings, Reader
 from data_pipeline.decode import load_image
 from data_pipeline.errors import DataError, UnreadableImage, UserError
 from data_pipeline.files import write_checksums, write_json
+from data_pipeline.labels import FindingNames
 from data_pipeline.loader import ImageSource
 from data_pipeline.manifest import Records
 from data_pipeline.remote import is_remote
@@ -136,6 +137,7 @@ def row_values(answers: Answers, records: Records, answerer: Answerer) -> list[d
     classes, trusts = predictions.classes, [m.trust for m in answerer.members if m.trust]
     ranges = [t.age_range_months for t in trusts if t.age_range_months]
     names, rows = predictions.names(), []
+    truth = FindingNames(classes).matrix(records)  # Without labels, all unknown.
     for i in range(len(predictions)):
         p = predictions.probabilities[i]
         row: dict[str, Any] = {
@@ -148,7 +150,7 @@ def row_values(answers: Answers, records: Records, answerer: Answerer) -> list[d
         row["age_months"] = _known(records.age_months[i])
         row["age_predicted_months"] = _known(predictions.age_predicted_months[i])
         if predictions.multi_label:
-            row[UNKNOWN] = list(classes)  # Nobody has said which findings are present.
+            row[UNKNOWN] = [classes[k] for k in np.flatnonzero(np.isnan(truth[i]))]
         for rule, reached in answers.positive.items():
             row[f"positive_{rule}"] = [classes[k] for k in np.flatnonzero(reached[i])]
         if trusts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -200,7 +201,7 @@ def subgroups(
     if len(groups) != len(patient):
         raise ValueError(f"{len(groups)} group labels for {len(patient)} images")
     index = patient_index(patient)
-    names = sorted({g for g in groups if g != ""})
+    names = sorted({g for g in groups if g != ""}, key=_in_order)
     rows = {name: groups == name for name in names}
     sizes = {name: count_patients(index[rows[name]]) for name in names}
     found = {(g, m): f(rows[g]) for g in names for m, (f, _) in measure.items()}
@@ -231,6 +232,14 @@ def subgroups(
         error = row["gap"].standard_error
         row |= {"p_holm": float(p), "detectable": quantile * error if error > 0 else _NAN}
     return {"groups": table, "unknown": int((groups == "").sum()), "gaps": gaps}
+
+
+def _in_order(group: str) -> tuple[int, list[tuple[bool, float, str]]]:
+    """Age bands from young to old; then other groups, by the numbers in their names."""
+    bands = [name for name, _, _ in AGE_BANDS]
+    parts = re.split(r"(\d+(?:\.\d+)?)", str(group))
+    key = [(i % 2 == 0, float(part) if i % 2 else 0.0, part) for i, part in enumerate(parts)]
+    return bands.index(group) if group in bands else len(bands), key
 
 
 def _interval(

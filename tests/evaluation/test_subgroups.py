@@ -218,3 +218,13 @@ def test_the_test_of_a_gap_agrees_with_its_interval():
         patient = np.arange(3 * n)
         (row,) = subgroups.subgroups(groups, patient, mean_of(right, patient))["gaps"]
         assert (row["gap"].p < 0.05) == (not row["gap"].low < 0 < row["gap"].high)
+
+
+def test_groups_come_in_the_order_of_their_numbers():
+    names = ["1-12 months", "2-5 years", "12-18 years", "0-28 days", "100 to 150", "39 to 60", "F"]
+    groups = np.repeat(np.array(names, object), 4)
+    measure = {"size": (lambda rows: "not computed", None)}
+    found = subgroups.subgroups(groups, np.arange(len(groups)), measure)
+    assert [row["group"] for row in found["groups"]] == [
+        *("0-28 days", "1-12 months", "2-5 years", "12-18 years", "39 to 60", "100 to 150", "F")
+    ]

@@ -26,6 +26,7 @@ from data_pipeline.conditions import finding_names
 from data_pipeline.dataset import Reader
 from data_pipeline.decode import Preprocessing
 from data_pipeline.errors import DataError
+from data_pipeline.labels import FindingNames
 from data_pipeline.manifest import Records
 from data_pipeline.manifest_writing import write_manifest
 from data_pipeline.phantom import open_phantom
@@ -169,6 +170,10 @@ def test_predict_uses_sex_and_view_where_they_are_known(finetuned, tmp_path):
     known, _ = read_predictions(tmp_path / "known" / "predictions.csv")
     without, _ = read_predictions(tmp_path / "unknown" / "predictions.csv")
     assert np.isfinite(without.probabilities).all()
+    # What the manifest says of its images is known in the file, too.
+    truth = FindingNames(known.classes).matrix(records)
+    np.testing.assert_array_equal(known.findings, truth)
+    assert np.isfinite(truth).any()
     model = infantxray.load(finetuned)
     paths = list(records.image_path)
     told = model.predict(paths, sex=list(records.sex), view=list(records.view))
@@ -177,6 +182,8 @@ def test_predict_uses_sex_and_view_where_they_are_known(finetuned, tmp_path):
     assert told.predicted == known.names()
     with pytest.raises(ValueError, match="1 values of sex for 4 images"):
         model.predict(paths, sex=["F"])
+    with pytest.raises(ValueError, match="sex is 'girl'; expected 'F', 'M', or '' for unknown"):
+        model.predict(paths, sex="girl")
     assert not np.array_equal(known.probabilities, without.probabilities)
 
 
