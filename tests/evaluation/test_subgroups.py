@@ -48,7 +48,7 @@ def test_groups_have_the_metrics_of_their_images():
 
 
 def test_a_class_of_one_patient_counts_as_in_the_headline():
-    """Without a variance of its own it must not make the interval shorter."""
+    """Such a class has no variance of its own, and must not make the interval shorter."""
     predictions = make(120, k=3)
     rare = np.flatnonzero(predictions.label == 2)
     groups = np.full(120, "x", object)

@@ -1,4 +1,4 @@
-"""Radiographs are read from bytes."""
+"""Reads images from bytes, for all tests of decoding."""
 
 import pytest
 

@@ -17,17 +17,6 @@ from data_pipeline.decode.preprocessing import trim_borders
 from data_pipeline.decode.radiograph import DECODER_VERSION
 from data_pipeline.errors import UnreadableImage, UserError
 
-
-@pytest.fixture
-def read(tmp_path):
-    def read(data, **options):
-        path = tmp_path / "image"
-        path.write_bytes(data)
-        return read_radiograph(path, **options)
-
-    return read
-
-
 SMALL = (ramp() >> 4).astype(np.uint8)
 WIDE = ramp() << 4
 DEEP = np.stack([WIDE] * 3, axis=-1)
